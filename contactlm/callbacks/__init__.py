@@ -1,0 +1,1 @@
+"""Token budget, FLOPs, evaluation and writers as Lightning callbacks."""

@@ -1,0 +1,1 @@
+"""Chains to training batches: cache, split, crops."""

@@ -1,0 +1,1 @@
+"""ESM2, LoRA and the contact logits."""

@@ -1,0 +1,1 @@
+"""Structure files to chains, virtual C-beta atoms and contact labels."""

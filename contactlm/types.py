@@ -1,0 +1,73 @@
+"""What every other part of the package speaks of: chains and errors.
+
+Axis letters used throughout: B batch, L residues, T tokens (L + 2), C attention maps (layers x heads), H heads,
+D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ContactLMError(Exception):
+    """Something the user can mend: one message with what was given and what to do. The CLI shows no traceback."""
+
+
+class StructureError(ContactLMError, ValueError):
+    """A structure file that cannot be read as protein chains.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it, in one sentence.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[StructureError], tuple[str, str]]:
+        return type(self), (self.path, self.reason)
+
+
+class DataError(ContactLMError, ValueError):
+    """Data that cannot be used as asked: a missing folder, nothing left to train on, a damaged store."""
+
+
+class ModelError(ContactLMError, ValueError):
+    """A backbone, checkpoint or model option that cannot be used as asked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """One protein chain.
+
+    Attributes:
+        id: Entry and author chain identifier, such as ``1abc_A``.
+        sequence: L one-letter codes of the ESM alphabet, unresolved residues included.
+        ca: C-alpha coordinates, float32 (L, 3), in Å; NaN where unresolved.
+        cb: Virtual C-beta coordinates, float32 (L, 3), in Å; NaN where unresolved.
+        resolved: bool (L,), whether the residue has coordinates.
+    """
+
+    id: str
+    sequence: str
+    ca: NDArray[np.float32]
+    cb: NDArray[np.float32]
+    resolved: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        L = len(self.sequence)
+        shapes = (self.ca.shape, self.cb.shape, self.resolved.shape)
+        if shapes != ((L, 3), (L, 3), (L,)):
+            raise ValueError(
+                f"chain {self.id}: ca, cb and resolved have shapes {shapes}, "
+                f"but the sequence has {L} residues: expected ({L}, 3), ({L}, 3) and ({L},)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.sequence)
