@@ -1,0 +1,266 @@
+"""What was read from structure files, kept so that the second start reads none.
+
+Three kinds of file below the cache folder, each written atomically, none needed: whatever is missing or damaged is
+made again.
+
+* ``entries/ab/abcd….chains``: the chains of one structure file, or the reason why it has none. The name is a hash of
+  the file's content and of everything else that decides what is read (name stem, suffix, reader settings, version).
+* ``packs/….chains``: the entries of one list of files laid end to end; memory-mapped by every process.
+* ``index/….json``: size and modification time of files whose hash is known, so that a start hashes only what changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from contactlm.data.store import ChainStore, atomic_file
+from contactlm.structure.parse import read_chains
+from contactlm.types import DataError, StructureError
+
+READER_VERSION = 1  # raise it whenever reading rules change: every entry is then read again
+FILES_PER_TASK = 4  # enough to make the exchange between processes cheap, few enough for a lively progress bar
+
+log = logging.getLogger(__name__)
+
+
+def default_cache_dir() -> Path:
+    """``$CONTACTLM_CACHE``, or ``~/.cache/contactlm`` (following ``$XDG_CACHE_HOME``)."""
+    if "CONTACTLM_CACHE" in os.environ:
+        return Path(os.environ["CONTACTLM_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "contactlm"
+
+
+@dataclass
+class ReadReport:
+    """What happened to a list of files.
+
+    Attributes:
+        files: Files asked for.
+        parsed: Files that had to be parsed now (the rest came from the cache).
+        problems: Skipped files with the reason.
+    """
+
+    files: int = 0
+    parsed: int = 0
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+class StructureCache:
+    """Reads structure files through a cache.
+
+    Args:
+        directory: Where the cache lies; made when missing. When it cannot be written the chains are kept in memory
+            and a warning says so.
+        sequence: ``"seqres"`` or ``"observed"``, as for :func:`contactlm.read_chains`.
+        workers: Processes that parse; 0 parses in this process, None takes one for each available processor.
+        progress: Whether to show a progress bar while files are parsed.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path | None = None,
+        sequence: str = "seqres",
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.directory = Path(directory).expanduser() if directory else default_cache_dir()
+        self.sequence = sequence
+        self.workers = len(os.sched_getaffinity(0)) if workers is None and hasattr(os, "sched_getaffinity") else workers
+        self.progress = progress
+        self._warned = False
+
+    def load(self, paths: Sequence[Path]) -> tuple[ChainStore, ReadReport]:
+        """Read all chains of some files, from the cache where it has them.
+
+        Args:
+            paths: Structure files; the chains come in this order.
+
+        Returns:
+            The chains (memory-mapped when the cache can be written), and what happened.
+
+        Raises:
+            DataError: A reader process died.
+        """
+        keys, problems = self._keys(paths)
+        readable = [path for path in paths if path in keys]
+        pack_path = self.directory / "packs" / f"{_digest(*(keys[path] for path in readable))}.chains"
+        pack = _open_or_none(pack_path)
+        parsed = 0
+        if pack is None:
+            pack, parsed = self._make_pack([(path, keys[path]) for path in readable])
+            if self._try_write(pack, pack_path):
+                pack = _open_or_none(pack_path) or pack
+        report = ReadReport(len(paths), parsed, dict(problems))
+        for path, reason in zip(readable, pack.meta["problems"], strict=True):
+            if reason is not None:
+                report.problems[str(path)] = reason
+        return pack, report
+
+    def _keys(self, paths: Sequence[Path]) -> tuple[dict[Path, str], dict[str, str]]:
+        """Hash the files' contents; take the hash from the index where size and modification time are the same."""
+        index_path = self.directory / "index" / f"{_digest(*sorted({str(p.parent.absolute()) for p in paths}))}.json"
+        known = _read_index(index_path)
+        seen: dict[str, list[object]] = {}
+        keys: dict[Path, str] = {}
+        problems: dict[str, str] = {}
+        for path in paths:
+            name = str(path.absolute())
+            try:
+                stat = path.stat()
+                mark = [stat.st_size, stat.st_mtime_ns]
+                entry = known.get(name)
+                content = entry[2] if entry and list(entry[:2]) == mark else _hash_file(path)
+            except OSError as error:
+                problems[str(path)] = f"cannot be read ({error.strerror or error})"
+                continue
+            seen[name] = [*mark, content]
+            keys[path] = _digest(str(content), path.name, self.sequence, str(READER_VERSION))
+        if seen != known:
+            self._try_write_bytes(json.dumps(seen).encode(), index_path)
+        return keys, problems
+
+    def _make_pack(self, items: Sequence[tuple[Path, str]]) -> tuple[ChainStore, int]:
+        """Collect the entries of all files, parsing those that have none."""
+        # read, not mapped: ten thousand maps would be ten thousand open files
+        entries = [_open_or_none(self._entry_path(key), memory_map=False) for _, key in items]
+        missing = [i for i, entry in enumerate(entries) if entry is None]
+        for i, entry in self._parse([(i, items[i][0]) for i in missing]):
+            self._try_write(entry, self._entry_path(items[i][1]))
+            entries[i] = entry
+        complete = [entry for entry in entries if entry is not None]
+        problems = [entry.meta["problem"] for entry in complete]
+        files = [i for i, entry in enumerate(complete) for _ in range(len(entry))]
+        return ChainStore.concatenate(complete, {"problems": problems, "file_of_chain": files}), len(missing)
+
+    def _parse(self, items: Sequence[tuple[int, Path]]) -> Iterator[tuple[int, ChainStore]]:
+        """Parse files, in parallel where that pays, with a progress bar that shows files, rate and failures."""
+        if not items:
+            return
+        tasks = [items[i : i + FILES_PER_TASK] for i in range(0, len(items), FILES_PER_TASK)]
+        parallel = self.workers is None or self.workers > 1
+        with tqdm(
+            total=len(items),
+            desc="Reading structures",
+            unit="file",
+            disable=not self.progress,
+            leave=False,
+            file=sys.stderr,
+        ) as bar:
+            failed = 0
+            results = (
+                _in_processes(tasks, self.sequence, self.workers)
+                if parallel and len(tasks) > 1
+                else (_parse_task(task, self.sequence) for task in tasks)
+            )
+            for done in results:
+                failed += sum(entry.meta["problem"] is not None for _, entry in done)
+                bar.set_postfix(failed=failed, refresh=False)
+                bar.update(len(done))
+                yield from done
+
+    def _entry_path(self, key: str) -> Path:
+        return self.directory / "entries" / key[:2] / f"{key}.chains"
+
+    def _try_write(self, store: ChainStore, path: Path) -> bool:
+        with self._tolerate_unwritable():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            store.write(path)
+            return True
+        return False
+
+    def _try_write_bytes(self, data: bytes, path: Path) -> None:
+        with self._tolerate_unwritable():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as handle:
+                handle.write(data)
+
+    @contextmanager
+    def _tolerate_unwritable(self) -> Iterator[None]:
+        """A cache that cannot be written costs time, not the run; say so once."""
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                log.warning(
+                    "The cache folder %s cannot be written (%s): chains are kept in memory, and the next start reads "
+                    "the structure files again. Set cache_dir or CONTACTLM_CACHE to a writable folder.",
+                    self.directory,
+                    error.strerror or error,
+                )
+
+
+def _in_processes(
+    tasks: Sequence[Sequence[tuple[int, Path]]], sequence: str, workers: int | None
+) -> Iterator[list[tuple[int, ChainStore]]]:
+    """Run tasks in worker processes; results come as they are ready."""
+    # fork starts at once; the children only run numpy and Biopython, so threads of the parent do not matter
+    method = "fork" if sys.platform == "linux" else "spawn"
+    executor: Executor
+    with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as executor:
+        futures = [executor.submit(_parse_task, task, sequence) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process that reads structure files died (killed, or out of memory); what it had read is in the "
+                "cache: start again, with fewer reader processes if memory is short (read_workers)"
+            ) from error
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _parse_task(task: Sequence[tuple[int, Path]], sequence: str) -> list[tuple[int, ChainStore]]:
+    """Read some files; a file that cannot be read becomes an empty entry with the reason."""
+    done = []
+    for i, path in task:
+        try:
+            done.append((i, ChainStore.from_chains(read_chains(path, sequence=sequence), {"problem": None})))
+        except StructureError as error:
+            done.append((i, ChainStore.from_chains([], {"problem": error.reason})))
+    return done
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:40]
+
+
+def _open_or_none(path: Path, memory_map: bool = True) -> ChainStore | None:
+    if not path.exists():
+        return None
+    try:
+        return ChainStore.open(path, memory_map)
+    except DataError as error:
+        log.warning("%s; it is made again.", error)
+        return None
+
+
+def _read_index(path: Path) -> dict[str, list[object]]:
+    """An index that is missing or damaged is an empty one: files are then hashed again."""
+    try:
+        index = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return index if isinstance(index, dict) and all(isinstance(v, list) and len(v) == 3 for v in index.values()) else {}

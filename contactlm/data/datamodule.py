@@ -1,0 +1,272 @@
+"""ContactDataModule: folders of structure files in, batches of crops and whole chains out."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from contactlm.data.cache import ReadReport, StructureCache
+from contactlm.data.crop import CropScheme
+from contactlm.data.dataset import CropDataset, ShareSampler, StreamSampler, collate
+from contactlm.data.files import find_structures
+from contactlm.data.split import group_identical, split_groups
+from contactlm.data.store import ChainStore
+from contactlm.data.synthetic import SyntheticOptions, write_synthetic
+from contactlm.types import DataError
+
+log = logging.getLogger(__name__)
+NAMED_PROBLEMS = 20  # so many skipped files are named one by one; beyond, the rest is counted
+
+
+@dataclass
+class Selection:
+    """Chains of one source that can be used, and how many could not."""
+
+    store: ChainStore
+    report: ReadReport
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+class ContactDataModule(L.LightningDataModule):
+    """Training crops and whole dev and test chains from structure files.
+
+    Args:
+        train_dir: Folder with structure files (``.pdb .ent .cif .mmcif``, each also ``.gz``; searched recursively), or
+            a text file that lists their paths. A part of it is held out as the dev set.
+        test_dir: The same for the test set; None: no test set.
+        crop_length: Residues of a training sample, L'.
+        crop: ``"random"``: L' consecutive residues, fresh each epoch, uniform over all starts; ``"cut"``: the first L';
+            ``"whole"``: whole chains.
+        batch_size: Training samples a batch and device.
+        eval_batch_size: Whole chains a dev, test or predict batch; only a matter of speed.
+        dev_fraction: Fraction of the distinct training sequences held out as the dev set. Identical sequences are
+            never on both sides.
+        min_length: Shorter chains are left out (and counted), in training and evaluation.
+        sequence: ``"seqres"``: full sequences, unresolved residues included; ``"observed"``: resolved residues only.
+        seed: Decides the order of chains and the crops.
+        split_seed: Decides which chains are held out as the dev set.
+        num_workers: Processes that prepare batches. Preparing one takes about a millisecond: 0 is fine.
+        read_workers: Processes that read structure files when the cache lacks them; None: one a processor.
+        cache_dir: Where chains are cached; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
+        on_bad_file: ``"skip"``: a file that cannot be read is named, counted and left out; ``"raise"``: it ends the run.
+        synthetic: Write a set of synthetic proteins first and use it in place of ``train_dir`` and ``test_dir``.
+    """
+
+    def __init__(
+        self,
+        train_dir: str | None = None,
+        test_dir: str | None = None,
+        crop_length: int = 200,
+        crop: CropScheme = "random",
+        batch_size: int = 16,
+        eval_batch_size: int = 8,
+        dev_fraction: float = 0.1,
+        min_length: int = 30,
+        sequence: Literal["seqres", "observed"] = "seqres",
+        seed: int = 0,
+        split_seed: int = 0,
+        num_workers: int = 0,
+        read_workers: int | None = None,
+        cache_dir: str | None = None,
+        on_bad_file: Literal["skip", "raise"] = "skip",
+        synthetic: SyntheticOptions | None = None,
+    ) -> None:
+        super().__init__()
+        _check_positive(
+            crop_length=crop_length, batch_size=batch_size, eval_batch_size=eval_batch_size, min_length=min_length
+        )
+        self.train_dir, self.test_dir, self.synthetic = train_dir, test_dir, synthetic
+        self.crop_length, self.crop, self.batch_size = crop_length, crop, batch_size
+        self.eval_batch_size, self.dev_fraction, self.min_length = eval_batch_size, dev_fraction, min_length
+        self.seed, self.split_seed = seed, split_seed
+        self.num_workers, self.on_bad_file = num_workers, on_bad_file
+        self._cache = partial(StructureCache, cache_dir, sequence, read_workers)
+        self._chains: dict[str, ChainStore] = {}
+        self._resume = (-1, 0)
+
+    @property
+    def chains(self) -> dict[str, ChainStore]:
+        """The chains in use after :meth:`setup`, by role: ``train``, ``dev``, ``test``."""
+        return self._chains
+
+    def prepare_data(self) -> None:
+        """Fill the cache, once a node, so that :meth:`setup` finds everything read in every process."""
+        if self.synthetic is not None:
+            write_synthetic(self.synthetic)
+        for option, source in self._sources():
+            self._cache().load(find_structures(source, option))
+
+    def setup(self, stage: str) -> None:
+        """Open the chains a stage needs: ``fit``, ``validate`` or ``test``."""
+        sources = dict(self._sources())
+        if stage in ("fit", "validate") and "train" not in self._chains:
+            if "train_dir" not in sources:
+                raise DataError(f"train_dir is not given, and {stage} needs it (the dev set is a part of it)")
+            self._split(self._select("train_dir", sources["train_dir"]).store)
+        if stage in ("fit", "test") and "test" not in self._chains and "test_dir" in sources:
+            self._chains["test"] = self._select("test_dir", sources["test_dir"]).store
+        if stage == "test" and "test" not in self._chains:
+            raise DataError("test_dir is not given, and test needs it")
+
+    def _sources(self) -> list[tuple[str, str]]:
+        """Options that name structure files, with their values."""
+        if self.synthetic is not None:
+            if self.train_dir or self.test_dir:
+                raise DataError("synthetic takes the place of train_dir and test_dir: give one or the other")
+            folder = Path(self.synthetic.folder).expanduser()
+            return [("train_dir", str(folder / "train")), ("test_dir", str(folder / "test"))]
+        given = (("train_dir", self.train_dir), ("test_dir", self.test_dir))
+        return [(option, source) for option, source in given if source]
+
+    def _select(self, option: str, source: str) -> Selection:
+        """Read a source and keep the chains that can be used."""
+        store, report = self._cache(progress=False).load(find_structures(source, option))
+        if report.problems and self.on_bad_file == "raise":
+            path, reason = next(iter(report.problems.items()))
+            raise DataError(f"{option}: {path}: {reason} (one of {len(report.problems)} files that cannot be read)")
+        selection = select_chains(store, report, self.min_length)
+        if self._is_main_process:
+            _tell(option, source, selection)
+        if not len(selection.store):
+            raise DataError(
+                f"{option}: {source}: nothing left to use of {report.files} files: {_summary(selection)}; "
+                f"min_length is {self.min_length}{_first_problem(report)}"
+            )
+        return selection
+
+    def _split(self, store: ChainStore) -> None:
+        groups = group_identical([store.tokens_of(i).tobytes() for i in range(len(store))])
+        is_dev = split_groups(groups, self.dev_fraction, self.split_seed)
+        self._chains["train"] = store.select(np.flatnonzero(~is_dev))
+        self._chains["dev"] = store.select(np.flatnonzero(is_dev))
+        if self._is_main_process:
+            log.info("%d chains to train on, %d held out as dev set", (~is_dev).sum(), is_dev.sum())
+
+    @property
+    def _is_main_process(self) -> bool:
+        return self.trainer is None or self.trainer.is_global_zero
+
+    def _rank(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Crops, batch after batch: ``Batch`` dictionaries (see :mod:`contactlm.data.dataset`)."""
+        dataset = CropDataset(self._chains["train"], self.crop_length, self.crop, self.seed)
+        sampler = StreamSampler(len(dataset), self.batch_size, *self._rank())
+        sampler.resume(*self._resume)
+        return self._loader(dataset, sampler, self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Whole dev chains; an empty list when none are held out."""
+        return self._whole("dev") if len(self._chains["dev"]) else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Whole test chains."""
+        return self._whole("test")
+
+    def _whole(self, role: str) -> DataLoader[Any]:
+        # by length, so that a batch holds chains of like cost
+        store = self._chains[role]
+        ordered = store.select(np.argsort(store.lengths, kind="stable"))
+        dataset = CropDataset(ordered, 0, "whole", shuffle=False)
+        return self._loader(dataset, ShareSampler(len(ordered), *self._rank()), self.eval_batch_size)
+
+    def _loader(self, dataset: CropDataset, sampler: Any, batch_size: int) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the stream of samples the run stands: the epoch and its batches that were trained on."""
+        if self.trainer is None:
+            return {}
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return {"epoch": self.trainer.current_epoch, "batch": done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the saved run stood."""
+        if state_dict:
+            self._resume = (state_dict["epoch"], state_dict["batch"])
+
+
+def select_chains(store: ChainStore, report: ReadReport, min_length: int) -> Selection:
+    """Leave out what cannot be learned from or scored, and count it.
+
+    Chains of identical sequence in one file are taken once: the one with most resolved residues, of equals the first.
+
+    Args:
+        store: All chains read, with ``file_of_chain`` in its meta data.
+        report: What happened to the files.
+        min_length: Shorter chains are left out.
+    """
+    lengths, resolved = store.lengths, store.resolved_counts()
+    dropped: Counter[str] = Counter()
+    best: dict[tuple[int, bytes], int] = {}
+    for i, file in enumerate(store.meta["file_of_chain"]):
+        if lengths[i] < min_length:
+            dropped[f"shorter than {min_length} residues"] += 1
+        elif resolved[i] < 2:
+            dropped["without two resolved residues"] += 1
+        else:
+            key = (file, store.tokens_of(i).tobytes())
+            dropped["copies of a chain in the same file"] += key in best
+            if key not in best or resolved[i] > resolved[best[key]]:
+                best[key] = i
+    return Selection(store.select(sorted(best.values())), report, +dropped)
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise DataError(f"{name} is {value}; it must be at least 1")
+
+
+def _summary(selection: Selection) -> str:
+    parts = [f"{count} chains {why}" for why, count in selection.dropped.items()]
+    if selection.report.problems:
+        parts.append(f"{len(selection.report.problems)} files that cannot be read")
+    return ", ".join(parts) or "no chains"
+
+
+def _first_problem(report: ReadReport) -> str:
+    for path, reason in report.problems.items():
+        return f"; the first unreadable file: {path}: {reason}"
+    return ""
+
+
+def _tell(option: str, source: str, selection: Selection) -> None:
+    """Say what was read, and name what was skipped."""
+    problems = selection.report.problems
+    left_out = f" (left out: {_summary(selection)})" if selection.dropped or problems else ""
+    log.info(
+        "%s: %d chains from %d files in %s%s",
+        option,
+        len(selection.store),
+        selection.report.files,
+        source,
+        left_out,
+    )
+    _name_problems(list(problems.items()))
+
+
+def _name_problems(problems: Sequence[tuple[str, str]]) -> None:
+    for path, reason in problems[:NAMED_PROBLEMS]:
+        log.warning("skipped %s: %s", path, reason)
+    if len(problems) > NAMED_PROBLEMS:
+        log.warning("… and %d more files that cannot be read", len(problems) - NAMED_PROBLEMS)

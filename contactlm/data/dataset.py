@@ -1,0 +1,166 @@
+"""Chains as model input: samples, batches, and the order in which they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from contactlm.alphabet import CLS, EOS, PAD
+from contactlm.data.crop import CropScheme, Stream, crop_start, epoch_order, generator
+from contactlm.data.store import ChainStore
+
+
+class Sample(TypedDict):
+    """L' residues of a chain."""
+
+    id: str
+    tokens: NDArray[np.uint8]  # (L',)
+    cb: NDArray[np.float32]  # (L', 3), Å
+    start: int  # first residue of the crop in the chain
+
+
+class Batch(TypedDict):
+    """What the model gets: B samples padded to the longest, T = L + 2 tokens."""
+
+    ids: list[str]
+    tokens: Tensor  # int64 (B, T): <cls>, residues, <eos>, <pad> …
+    attention_mask: Tensor  # bool (B, T): False on <pad>
+    cb: Tensor  # float32 (B, L, 3), Å; NaN where unresolved or padded
+    lengths: Tensor  # int64 (B,): residues
+    starts: Tensor  # int64 (B,): first residue of each crop in its chain
+
+
+class CropDataset(Dataset[Sample]):
+    """An endless stream of crops; its n-th sample is a pure function of (seed, n).
+
+    Args:
+        store: The chains.
+        crop_length: Residues of a crop, L'.
+        scheme: ``"random"``, ``"cut"`` (the first L' residues) or ``"whole"`` (whole chains).
+        seed: Seed of order and crops.
+        shuffle: False takes the chains in the order of the store, every epoch.
+    """
+
+    def __init__(
+        self,
+        store: ChainStore,
+        crop_length: int,
+        scheme: CropScheme = "random",
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        self.store = store
+        self.crop_length = crop_length
+        self.scheme = scheme
+        self.seed = seed
+        self.shuffle = shuffle
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
+
+    def __len__(self) -> int:
+        """Chains of one epoch (sample numbers go on beyond it)."""
+        return len(self.store)
+
+    def __getitem__(self, n: int) -> Sample:
+        """Make the n-th sample of the run."""
+        epoch, place = divmod(n, len(self.store))
+        index = self._chain_at(epoch, place)
+        tokens, cb = self.store.tokens_of(index), self.store.cb_of(index)
+        length = len(tokens) if self.scheme == "whole" else self.crop_length
+        start = crop_start(len(tokens), length, self.scheme, generator(self.seed, Stream.CROP, epoch, index))
+        crop = slice(start, start + length)
+        return Sample(id=self.store.ids[index], tokens=tokens[crop], cb=cb[crop], start=start)
+
+    def _chain_at(self, epoch: int, place: int) -> int:
+        if not self.shuffle:
+            return place
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(self.seed, epoch, len(self.store)))
+        return int(self._order[1][place])
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Pad samples to the longest and add ``<cls>`` and ``<eos>``."""
+    lengths = [len(sample["tokens"]) for sample in samples]
+    B, L = len(samples), max(lengths)
+    tokens = np.full((B, L + 2), PAD, dtype=np.int64)
+    cb = np.full((B, L, 3), np.nan, dtype=np.float32)
+    tokens[:, 0] = CLS
+    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+        tokens[row, 1 : length + 1] = sample["tokens"]
+        tokens[row, length + 1] = EOS
+        cb[row, :length] = sample["cb"]
+    return Batch(
+        ids=[sample["id"] for sample in samples],
+        tokens=torch.from_numpy(tokens),
+        attention_mask=torch.from_numpy(tokens != PAD),
+        cb=torch.from_numpy(cb),
+        lengths=torch.tensor(lengths),
+        starts=torch.tensor([sample["start"] for sample in samples]),
+    )
+
+
+class StreamSampler(DistributedSampler):  # a DistributedSampler, so that Lightning does not put its own in its place
+    """Numbers of the samples this process takes, batch after batch.
+
+    Batch b of epoch e, over all processes, holds the next ``world_size * batch_size`` numbers of the stream, so that
+    two processes with batches of 8 see what one process with batches of 16 sees. Every batch is full: an epoch ends
+    with the batch that completes the pass over the chains, and the next goes on from there.
+
+    Args:
+        size: Chains of one pass.
+        batch_size: Samples a batch and process.
+        rank: This process.
+        world_size: All processes.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.batch_size = batch_size
+        self.rank, self.num_replicas = rank, world_size
+        self.batches = -(-size // (batch_size * world_size))
+        self.epoch = 0
+        self._resume = (-1, 0)
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        first = self._resume[1] if self._resume[0] == self.epoch else 0
+        for batch in range(first, self.batches):
+            start = ((self.epoch * self.batches + batch) * self.num_replicas + self.rank) * self.batch_size
+            yield from range(start, start + self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next (Lightning does)."""
+        self.epoch = epoch
+
+    def resume(self, epoch: int, batch: int) -> None:
+        """Begin epoch ``epoch`` at its batch ``batch``, because those before it were trained on already."""
+        self._resume = (epoch, batch)
+
+
+class ShareSampler(DistributedSampler):
+    """Deals chains to processes for evaluation: each exactly once, none twice to even out the shares.
+
+    Args:
+        size: Chains.
+        rank: This process.
+        world_size: All processes.
+    """
+
+    def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.numbers = range(rank, size, world_size)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.numbers)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Evaluation is the same in every epoch."""

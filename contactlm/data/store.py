@@ -1,0 +1,208 @@
+"""The chain store: many chains in one memory-mapped file, 13 bytes a residue.
+
+A store holds sequences and virtual C-beta coordinates, never L x L labels: those follow from the coordinates, on
+the device, for the crop at hand. Layout of the file (little endian)::
+
+    magic (8 bytes) | CRC-32 of all that follows the first 24 bytes (uint64) | header length (uint64)
+    header (JSON) | spaces up to a multiple of 64 bytes | payload
+    payload = lengths int64 (n,) | cb float32 (N, 3) | tokens uint8 (N,)        N residues in n chains
+
+The checksum is compared whenever a store is opened: a damaged file is an error, never a wrong chain.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contactlm.alphabet import decode, encode
+from contactlm.types import Chain, DataError
+
+MAGIC = b"CLMSTOR1"
+ALIGNMENT = 64
+PREAMBLE = 24
+
+
+@dataclass(frozen=True, eq=False)
+class ChainStore:
+    """Chains that share two long arrays. Selecting chains copies no residue.
+
+    Attributes:
+        ids: n chain ids.
+        starts: int64 (n,), first residue of each chain in ``cb`` and ``tokens``.
+        lengths: int64 (n,), residues of each chain.
+        cb: Virtual C-beta coordinates, float32 (N, 3), in Å; NaN where unresolved.
+        tokens: Residues as numbers of the ESM alphabet, uint8 (N,).
+        meta: Whatever the writer noted; plain JSON values.
+    """
+
+    ids: list[str]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    cb: NDArray[np.float32]
+    tokens: NDArray[np.uint8]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def tokens_of(self, index: int) -> NDArray[np.uint8]:
+        """Tokens of one chain, uint8 (L,), without ``<cls>`` and ``<eos>``."""
+        start = self.starts[index]
+        return self.tokens[start : start + self.lengths[index]]
+
+    def cb_of(self, index: int) -> NDArray[np.float32]:
+        """Virtual C-beta coordinates of one chain, float32 (L, 3), in Å."""
+        start = self.starts[index]
+        return self.cb[start : start + self.lengths[index]]
+
+    def sequence_of(self, index: int) -> str:
+        """Sequence of one chain, L letters."""
+        return decode(self.tokens_of(index))
+
+    def resolved_counts(self) -> NDArray[np.int64]:
+        """Resolved residues of each chain, int64 (n,)."""
+        known = np.concatenate([[0], np.cumsum(np.isfinite(self.cb[:, 0]), dtype=np.int64)])
+        return known[self.starts + self.lengths] - known[self.starts]
+
+    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> ChainStore:
+        """Take some chains, in the order given; coordinates and tokens stay where they are."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return ChainStore(
+            [self.ids[i] for i in chosen],
+            self.starts[chosen],
+            self.lengths[chosen],
+            self.cb,
+            self.tokens,
+            self.meta,
+        )
+
+    @classmethod
+    def from_chains(cls, chains: Sequence[Chain], meta: dict[str, Any] | None = None) -> ChainStore:
+        """Lay chains end to end in memory."""
+        return cls._lay(
+            [chain.id for chain in chains],
+            [chain.cb for chain in chains],
+            [encode(chain.sequence) for chain in chains],
+            meta,
+        )
+
+    @classmethod
+    def concatenate(cls, stores: Sequence[ChainStore], meta: dict[str, Any] | None = None) -> ChainStore:
+        """Lay the chains of several stores end to end in memory."""
+        places = [(store, i) for store in stores for i in range(len(store))]
+        return cls._lay(
+            [store.ids[i] for store, i in places],
+            [store.cb_of(i) for store, i in places],
+            [store.tokens_of(i) for store, i in places],
+            meta,
+        )
+
+    @classmethod
+    def _lay(
+        cls,
+        ids: list[str],
+        cb: Sequence[NDArray[np.float32]],
+        tokens: Sequence[NDArray[np.uint8]],
+        meta: dict[str, Any] | None,
+    ) -> ChainStore:
+        lengths = np.array([len(part) for part in tokens], dtype=np.int64)
+        return cls(
+            ids,
+            np.cumsum(lengths) - lengths,
+            lengths,
+            np.concatenate([np.zeros((0, 3), np.float32), *cb]),
+            np.concatenate([np.zeros(0, np.uint8), *tokens]),
+            meta or {},
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the store to a file, whole or not at all (temporary file, then rename).
+
+        Raises:
+            OSError: The file cannot be written; nothing is left behind.
+        """
+        compact = ChainStore.concatenate([self], self.meta)
+        header = json.dumps(
+            {"n": len(self), "residues": len(compact.tokens), "ids": self.ids, "meta": self.meta}
+        ).encode()
+        header += b" " * (-(PREAMBLE + len(header)) % ALIGNMENT)
+        parts = [header]
+        for array, kind in ((compact.lengths, "<i8"), (compact.cb, "<f4"), (compact.tokens, "u1")):
+            parts.append(np.ascontiguousarray(array, kind).tobytes())
+        checksum = 0
+        for part in parts:
+            checksum = zlib.crc32(part, checksum)
+        with atomic_file(path) as handle:
+            handle.write(MAGIC + checksum.to_bytes(8, "little") + len(header).to_bytes(8, "little"))
+            handle.writelines(parts)
+
+    @classmethod
+    def open(cls, path: Path, memory_map: bool = True) -> ChainStore:
+        """Open a store and check it.
+
+        Args:
+            path: The file.
+            memory_map: Map the file, which stays open; False reads it into memory and closes it.
+
+        Raises:
+            DataError: The file is missing, cut short or damaged.
+        """
+        try:
+            raw = np.memmap(path, np.uint8, "r") if memory_map else np.fromfile(path, np.uint8)
+        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+            raise DataError(f"{path}: cannot be opened as a chain store ({error})") from error
+        if len(raw) < PREAMBLE or raw[:8].tobytes() != MAGIC:
+            raise DataError(f"{path}: not a chain store of this version; delete it to have it made again")
+        checksum, header_length = (int(value) for value in raw[8:PREAMBLE].view("<u8"))
+        if zlib.crc32(raw[PREAMBLE:].data) != checksum:
+            raise DataError(f"{path}: damaged chain store (its checksum does not fit); delete it to have it made again")
+        header = json.loads(raw[PREAMBLE : PREAMBLE + header_length].tobytes())
+        n, residues = header["n"], header["residues"]
+        ends = np.cumsum([PREAMBLE + header_length, 8 * n, 12 * residues])
+        lengths = raw[ends[0] : ends[1]].view("<i8")
+        return cls(
+            ids=header["ids"],
+            starts=np.cumsum(lengths) - lengths,
+            lengths=lengths,
+            cb=raw[ends[1] : ends[2]].view("<f4").reshape(residues, 3),
+            tokens=raw[ends[2] :],
+            meta=header["meta"],
+        )
+
+
+class atomic_file:  # noqa: N801 - used like a function: `with atomic_file(path) as handle`
+    """Open a temporary file beside ``path`` for writing bytes; rename it to ``path`` only when all went well."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def __enter__(self) -> Any:
+        self.handle = tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=".tmp-", delete=False)
+        return self.handle
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        temporary = Path(self.handle.name)
+        try:
+            self.handle.close()  # flushes: a full disk may show only here
+            if kind is None:
+                temporary.chmod(0o666 & ~_umask())
+                temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's file mode mask (a temporary file is private; what replaces it should be as any other file)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
