@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from contactlm.data.cache import ReadReport, StructureCache
 from contactlm.data.crop import CropScheme
-from contactlm.data.dataset import CropDataset, ShareSampler, StreamSampler, collate
+from contactlm.data.dataset import CropDataset, ShareSampler, StreamLoader, StreamSampler, collate
 from contactlm.data.files import find_structures
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
@@ -58,7 +58,7 @@ class ContactDataModule(L.LightningDataModule):
         num_workers: Processes that prepare batches. Preparing one takes about a millisecond: 0 is fine.
         read_workers: Processes that read structure files when the cache lacks them; None: one a processor.
         cache_dir: Where chains are cached; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
-        on_bad_file: ``"skip"``: a file that cannot be read is named, counted and left out; ``"raise"``: it ends the run.
+        on_bad_file: ``"skip"``: a file that cannot be read is named, counted and left out; ``"raise"``: ends the run.
         synthetic: Write a set of synthetic proteins first and use it in place of ``train_dir`` and ``test_dir``.
     """
 
@@ -92,7 +92,6 @@ class ContactDataModule(L.LightningDataModule):
         self.num_workers, self.on_bad_file = num_workers, on_bad_file
         self._cache = partial(StructureCache, cache_dir, sequence, read_workers)
         self._chains: dict[str, ChainStore] = {}
-        self._resume = (-1, 0)
 
     @property
     def chains(self) -> dict[str, ChainStore]:
@@ -159,12 +158,11 @@ class ContactDataModule(L.LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> StreamLoader:
         """Crops, batch after batch: ``Batch`` dictionaries (see :mod:`contactlm.data.dataset`)."""
         dataset = CropDataset(self._chains["train"], self.crop_length, self.crop, self.seed)
         sampler = StreamSampler(len(dataset), self.batch_size, *self._rank())
-        sampler.resume(*self._resume)
-        return self._loader(dataset, sampler, self.batch_size)
+        return StreamLoader(dataset, sampler, self._place, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Whole dev chains; an empty list when none are held out."""
@@ -178,31 +176,28 @@ class ContactDataModule(L.LightningDataModule):
         # by length, so that a batch holds chains of like cost
         store = self._chains[role]
         ordered = store.select(np.argsort(store.lengths, kind="stable"))
-        dataset = CropDataset(ordered, 0, "whole", shuffle=False)
-        return self._loader(dataset, ShareSampler(len(ordered), *self._rank()), self.eval_batch_size)
-
-    def _loader(self, dataset: CropDataset, sampler: Any, batch_size: int) -> DataLoader[Any]:
         return DataLoader(
-            dataset,
-            batch_size,
-            sampler=sampler,
+            CropDataset(ordered, 0, "whole", shuffle=False),
+            self.eval_batch_size,
+            sampler=ShareSampler(len(ordered), *self._rank()),
             collate_fn=collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            **self._loader_options(),
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where in the stream of samples the run stands: the epoch and its batches that were trained on."""
-        if self.trainer is None:
-            return {}
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return {"epoch": self.trainer.current_epoch, "batch": done}
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the saved run stood."""
-        if state_dict:
-            self._resume = (state_dict["epoch"], state_dict["batch"])
+    def _place(self) -> tuple[int, int]:
+        """The epoch and how many of its batches were trained on; an epoch that is over is the next one's start."""
+        if self.trainer is None:
+            return 0, 0
+        loop = self.trainer.fit_loop
+        epoch, batch = max(0, loop.epoch_progress.current.started - 1), loop.epoch_loop.batch_progress.current.ready
+        return (epoch + 1, 0) if batch >= self.trainer.num_training_batches else (epoch, batch)
 
 
 def select_chains(store: ChainStore, report: ReadReport, min_length: int) -> Selection:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from contactlm.alphabet import CLS, EOS, PAD
 from contactlm.data.crop import CropScheme, Stream, crop_start, epoch_order, generator
@@ -124,13 +124,13 @@ class StreamSampler(DistributedSampler):  # a DistributedSampler, so that Lightn
         self.rank, self.num_replicas = rank, world_size
         self.batches = -(-size // (batch_size * world_size))
         self.epoch = 0
-        self._resume = (-1, 0)
+        self._skip = (0, 0)  # (epoch, its batches that were trained on already)
 
     def __len__(self) -> int:
         return self.batches * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        first = self._resume[1] if self._resume[0] == self.epoch else 0
+        first = self._skip[1] if self._skip[0] == self.epoch else 0
         for batch in range(first, self.batches):
             start = ((self.epoch * self.batches + batch) * self.num_replicas + self.rank) * self.batch_size
             yield from range(start, start + self.batch_size)
@@ -140,8 +140,42 @@ class StreamSampler(DistributedSampler):  # a DistributedSampler, so that Lightn
         self.epoch = epoch
 
     def resume(self, epoch: int, batch: int) -> None:
-        """Begin epoch ``epoch`` at its batch ``batch``, because those before it were trained on already."""
-        self._resume = (epoch, batch)
+        """Begin with batch ``batch`` of epoch ``epoch``, because all before it were trained on already."""
+        self.epoch = epoch  # worker processes fetch ahead, before Lightning says which epoch it is
+        self._skip = (epoch, batch)
+
+
+class StreamLoader(DataLoader[Any]):
+    """A loader of training batches whose place in the stream is saved with the checkpoint.
+
+    Lightning saves and restores it through ``state_dict`` and ``load_state_dict``. The place is taken from the trainer's
+    progress, not from the sampler: worker processes fetch ahead of what was trained on.
+
+    Args:
+        dataset: The stream of samples.
+        sampler: Which samples come when.
+        place: Tells the epoch and how many of its batches were trained on.
+        options: Further arguments of the data loader.
+    """
+
+    def __init__(
+        self,
+        dataset: CropDataset,
+        sampler: StreamSampler,
+        place: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        **options: Any,
+    ) -> None:
+        super().__init__(dataset, sampler=sampler, batch_size=sampler.batch_size, collate_fn=collate, **options)
+        self.place = place
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in the stream the run stands."""
+        epoch, batch = self.place()
+        return {"epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on where the saved run stood."""
+        self.sampler.resume(state_dict["epoch"], state_dict["batch"])  # type: ignore[attr-defined]  # a StreamSampler
 
 
 class ShareSampler(DistributedSampler):
