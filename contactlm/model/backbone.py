@@ -1,0 +1,126 @@
+"""ESM2 as a contact predictor: tokens in, contact logits out, no attention map kept."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import EsmModel
+
+from contactlm.alphabet import PAD
+from contactlm.model.blocks import TokenLayout
+from contactlm.model.contact_attention import Shares, contact_attention, contact_attention_plain, contact_logits
+from contactlm.model.loading import backbone_checksum, load_esm
+from contactlm.model.lora import contact_regression
+from contactlm.model.trunk import Attention, layer_shares, rotary_angles
+from contactlm.types import ModelError
+
+__all__ = ["ContactBackbone", "backbone_checksum", "load_esm"]
+
+_ATTENTION: dict[str, Attention] = {"streamed": contact_attention, "plain": contact_attention_plain}
+
+
+class ContactBackbone(nn.Module):
+    """ESM2 with its contact head, giving logits.
+
+    The last layer's value, output and feed-forward parts, the final layer norm and a pooler feed nothing but hidden
+    states that the contact head does not read: they are not run, and their parameters are set to
+    ``requires_grad=False``. Put LoRA adapters in (:func:`~contactlm.model.lora.add_lora`) before building this.
+
+    Args:
+        esm: The backbone. Used as it is and not copied; its training mode is kept.
+        attention: ``"streamed"`` computes the attention maps block by block, again in the backward pass;
+            ``"plain"`` stores them, one layer at a time, and leaves the gradient to autograd.
+
+    Raises:
+        ModelError: Another ``attention``, or a backbone with dropout on its attention maps.
+    """
+
+    def __init__(self, esm: EsmModel, attention: Literal["streamed", "plain"] = "streamed") -> None:
+        super().__init__()
+        if attention not in _ATTENTION:
+            raise ModelError(f"attention: {attention!r} given; choose from {sorted(_ATTENTION)}")
+        if esm.config.attention_probs_dropout_prob:
+            raise ModelError(
+                f"attention_probs_dropout_prob is {esm.config.attention_probs_dropout_prob}: dropout on attention maps "
+                "would be dropout on the contact head's input; set it to 0 in the model's config.json"
+            )
+        self.esm = esm
+        self.attention = attention
+        for index, layer in enumerate(esm.encoder.layer):
+            layer.attention.self.layer_idx = index
+        self._freeze_unread()
+
+    def _freeze_unread(self) -> None:
+        last = self.esm.encoder.layer[-1]
+        unread = [
+            last.attention.self.value,
+            last.attention.output,
+            last.LayerNorm,
+            last.intermediate,
+            last.output,
+            self.esm.encoder.emb_layer_norm_after,
+            self.esm.pooler,
+        ]
+        for module in unread:
+            if module is not None:
+                module.requires_grad_(False)
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Predict contact logits.
+
+        Args:
+            tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, then ``<pad>``.
+            attention_mask: (B, T), zero or False at padding; None: wherever a token is ``<pad>``.
+            positions: int64 (B, T), the tokens' positions in the protein; None: 0, 1, 2, …
+
+        Returns:
+            float32 (B, T − 2, T − 2), symmetric (float64 of a float64 model). Entries of padding and of ``<eos>``
+            are 0.
+
+        Raises:
+            ModelError: Tokens that are not (B, T) with T at least 3, or a mask or positions of another shape.
+        """
+        mask = self._check(tokens, attention_mask, positions)
+        layout = TokenLayout.of(tokens, mask)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+        hidden = self.esm.embeddings(input_ids=tokens, attention_mask=mask.long())
+        weighted, margins = self._shares(hidden, rotary_angles(self.esm, positions), layout)
+        regression = contact_regression(self.esm)
+        residues = slice(1, -1)
+        logits = contact_logits(
+            weighted[:, residues, residues], margins[:, :, residues], regression.weight[0], regression.bias
+        )
+        inside = layout.residue[:, residues]
+        return logits.masked_fill(~(inside[:, :, None] & inside[:, None, :]), 0)
+
+    def _shares(self, hidden: Tensor, angles: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+        layers = self.esm.encoder.layer
+        weights = contact_regression(self.esm).weight.view(len(layers), -1)
+        total, margins, states = hidden.new_zeros(()), [], cast(Any, hidden)
+        for layer, weight in zip(layers, weights, strict=True):
+            states, share, margin = self._run(layer, states, angles, weight, layout, layer is layers[-1])
+            total = total + share
+            margins.append(margin)
+        return total, torch.cat(margins, dim=1)
+
+    def _run(self, layer: Any, hidden: Any, angles: Tensor, weight: Tensor, layout: TokenLayout, last: bool) -> Shares:
+        attention = _ATTENTION[self.attention]
+        if layer.gradient_checkpointing and self.training:
+            # The shares are outputs of the checkpointed function, so that its second run adds nothing twice.
+            run = partial(layer_shares, layer, attention=attention, last=last, layout=layout)
+            return layer._gradient_checkpointing_func(run, hidden, angles, weight)
+        return layer_shares(layer, hidden, angles, weight, layout, attention, last)
+
+    def _check(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
+        if tokens.ndim != 2 or tokens.shape[1] < 3:
+            raise ModelError(
+                f"tokens: shape {tuple(tokens.shape)}; (B, T) is needed with T at least 3: <cls>, a residue, <eos>"
+            )
+        for name, given in (("attention_mask", attention_mask), ("positions", positions)):
+            if given is not None and given.shape != tokens.shape:
+                raise ModelError(f"{name}: shape {tuple(given.shape)}, but tokens have {tuple(tokens.shape)}")
+        return tokens != PAD if attention_mask is None else attention_mask.bool()

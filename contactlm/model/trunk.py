@@ -1,0 +1,72 @@
+"""One layer of ESM2, run for its contact shares: the arithmetic of the stock layer in fewer passes over memory.
+
+Axis letters: B batch, T tokens, H heads, D head width, E hidden width (H x D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contactlm.model.blocks import TokenLayout
+from contactlm.model.contact_attention import Shares
+
+Attention = Callable[[Tensor, Tensor, Tensor | None, Tensor, TokenLayout], Shares]
+
+
+def rotary_angles(esm: Any, positions: Tensor) -> Tensor:
+    """Return the angle of every position and frequency: float32 (B or 1, T, D / 2)."""
+    return positions.unsqueeze(-1).float() * esm.rotary_embeddings.inv_freq.float()
+
+
+def layer_shares(
+    layer: Any,
+    hidden: Tensor,
+    angles: Tensor,
+    head_weight: Tensor,
+    layout: TokenLayout,
+    attention: Attention,
+    last: bool,
+) -> Shares:
+    """Run one layer.
+
+    Args:
+        layer: An ``EsmLayer``, with or without adapters.
+        hidden: (B, T, E).
+        angles: See :func:`rotary_angles`.
+        head_weight: (H,), the contact head's weights of this layer's maps.
+        layout: Which tokens are what.
+        attention: The streamed or the plain operation.
+        last: Whether nobody reads the layer's own output: then only queries and keys are computed.
+
+    Returns:
+        The layer's output (B, T, E), or None for the last layer; ``weighted`` and ``margins`` as of
+        :func:`~contactlm.model.contact_attention.contact_attention`.
+    """
+    block = layer.attention
+    heads = block.self
+    normed = block.LayerNorm(hidden)
+    split = (*hidden.shape[:2], heads.num_attention_heads, heads.attention_head_size)
+    query = _rotate(heads.query(normed).view(split), angles, heads.attention_head_size**-0.5)
+    key = _rotate(heads.key(normed).view(split), angles, 1.0)
+    value = None if last else heads.value(normed).view(split).transpose(1, 2)
+    context, weighted, margins = attention(query, key, value, head_weight, layout)
+    if context is None:
+        return None, weighted, margins
+    hidden = block.output(context.transpose(1, 2).flatten(2), hidden)
+    # The erf form in one pass; transformers spells it out in five.
+    inner = F.gelu(layer.intermediate.dense(layer.LayerNorm(hidden)))
+    return layer.output(inner, hidden), weighted, margins
+
+
+def _rotate(x: Tensor, angles: Tensor, scale: float) -> Tensor:
+    """Rotate (B, T, H, D) by its positions' angles (Su et al. 2021) and return it as (B, H, T, D)."""
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    cos = (angles.cos() * scale).to(dtype).unsqueeze(2)
+    sin = (angles.sin() * scale).to(dtype).unsqueeze(2)
+    left, right = x.to(dtype).chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).transpose(1, 2)
