@@ -1,0 +1,68 @@
+"""What the metric classes share: taking batches apart, and one row per protein in states that merge over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+Maps = Tensor | Sequence[Tensor]
+
+
+def each_protein(probability: Maps, labels: Maps) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one protein's (L, L) maps at a time.
+
+    Args:
+        probability: One map (L, L), a batch (B, L, L) padded where the labels are -1, or a sequence of maps.
+        labels: The same shape.
+
+    Raises:
+        ValueError: The two do not hold the same number of proteins.
+    """
+    if isinstance(probability, Tensor) and probability.ndim == 2:
+        probability = probability[None]
+    if isinstance(labels, Tensor) and labels.ndim == 2:
+        labels = labels[None]
+    if len(probability) != len(labels):
+        raise ValueError(f"got {len(probability)} probability maps and {len(labels)} label maps")
+    yield from zip(probability, labels, strict=True)
+
+
+class ProteinStates(Metric):
+    """Keeps one row per protein in list states, and lets a rank take part that has seen no protein.
+
+    Args:
+        row_shapes: Each state's name, with the shape and dtype of one protein's row.
+        **kwargs: For ``torchmetrics.Metric``.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+
+    def __init__(self, row_shapes: dict[str, tuple[tuple[int, ...], torch.dtype]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._row_shapes = row_shapes
+        for name in row_shapes:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def append(self, name: str, rows: Tensor) -> None:
+        """Add rows (n, ...) to a state, on the metric's device."""
+        getattr(self, name).append(rows.to(self.device, self._row_shapes[name][1]))
+
+    def gathered(self, name: str) -> Tensor:
+        """All rows of a state, on the CPU; merged states are one tensor already."""
+        shape, dtype = self._row_shapes[name]
+        state = getattr(self, name)
+        parts = [state] if isinstance(state, Tensor) else state
+        return torch.cat([torch.zeros((0, *shape), dtype=dtype), *(part.cpu() for part in parts)])
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the states of all ranks; one without a protein offers rows of the right shape, but none of them."""
+        for name, (shape, dtype) in self._row_shapes.items():
+            if isinstance(getattr(self, name), list) and not getattr(self, name):
+                setattr(self, name, [torch.zeros((0, *shape), dtype=dtype, device=self.device)])
+        super().sync(*args, **kwargs)

@@ -1,0 +1,316 @@
+"""Scores of one protein's contact map, as pure functions.
+
+Every score is taken over the upper triangle (i < j) and over pairs whose label is known (0 or 1). The ranges are
+those of CASP: short 6-11, medium 12-23 and long >= 24 residues apart. A pair counts as predicted when its probability
+is strictly above the threshold. Probabilities are compared in float32.
+
+Counts stay integers, and every formula is evaluated in float64 on the CPU, so no product of counts overflows and
+the result does not depend on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Disjoint bands of |i - j|: 1-5, 6-11, 12-23, >= 24. Every range below is a run of them.
+BAND_STARTS = (6, 12, 24)
+BANDS = len(BAND_STARTS) + 1
+RANGES: dict[str, slice] = {
+    "": slice(0, 4),
+    "sep6": slice(1, 4),
+    "short": slice(1, 2),
+    "medium": slice(2, 3),
+    "long": slice(3, 4),
+}
+TOP_FRACTIONS = (1, 2, 5)  # P@L, P@L/2, P@L/5
+CONTACT_REACH = 2  # the trivial predictor's contacts: |i - j| <= 2
+
+
+class Pairs(NamedTuple):
+    """The N scored pairs of one protein, in row-major order of (i, j).
+
+    Attributes:
+        probability: float32 (N,).
+        contact: bool (N,), the truth.
+        separation: int32 (N,), j - i >= 1.
+        residues: Number of resolved residues: the L of P@L.
+    """
+
+    probability: Tensor
+    contact: Tensor
+    separation: Tensor
+    residues: int
+
+    def within(self, min_separation: int, max_separation: int | None = None) -> Pairs:
+        """Keep the pairs with ``min_separation <= j - i <= max_separation`` (None: no upper limit)."""
+        keep = self.separation >= min_separation
+        if max_separation is not None:
+            keep &= self.separation <= max_separation
+        return Pairs(self.probability[keep], self.contact[keep], self.separation[keep], self.residues)
+
+
+def check_probability(probability: Tensor) -> None:
+    """Refuse logits.
+
+    Raises:
+        ValueError: A value is outside [0, 1] or NaN, or the tensor holds no floating-point numbers.
+    """
+    if not probability.is_floating_point():
+        raise ValueError(f"expected floating-point probabilities, got a tensor of {probability.dtype}")
+    if probability.numel() == 0:
+        return
+    low, high = (float(v) for v in torch.aminmax(probability.detach()))
+    if not (low >= 0.0 and high <= 1.0):
+        raise ValueError(
+            f"expected probabilities in [0, 1], got values from {low:.4g} to {high:.4g}: "
+            "these look like logits (or NaN); apply torch.sigmoid first"
+        )
+
+
+def check_threshold(threshold: float) -> float:
+    """Return the threshold, or raise ValueError when it is outside [0, 1]."""
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold is {threshold}: it is compared with probabilities and must lie in [0, 1]")
+    return float(threshold)
+
+
+def select_pairs(probability: Tensor, labels: Tensor) -> Pairs:
+    """Take the scored pairs out of a map.
+
+    A residue counts as resolved when the label of any pair it belongs to is known.
+
+    Args:
+        probability: Floating point (L, L) in [0, 1]; only its upper triangle is scored.
+        labels: (L, L), 1 contact, 0 none, negative unknown; on the same device.
+
+    Raises:
+        ValueError: Shapes differ or are not square, or ``probability`` is not made of probabilities.
+    """
+    if probability.ndim != 2 or probability.shape[0] != probability.shape[1] or probability.shape != labels.shape:
+        raise ValueError(
+            f"probability {tuple(probability.shape)} and labels {tuple(labels.shape)} "
+            "must both be one protein's (L, L) map"
+        )
+    check_probability(probability)
+    probability, labels = probability.detach(), labels.detach()
+    known = labels >= 0
+    residues = int((known.any(0) | known.any(1)).sum())
+    index = known.triu_(1).flatten().nonzero().squeeze(1)
+    L = labels.shape[0]
+    separation = (index % max(L, 1) - index // max(L, 1)).int()
+    contact = labels.flatten()[index] == 1
+    return Pairs(probability.flatten()[index].float(), contact, separation, residues)
+
+
+def trivial_probability(L: int, device: torch.device | str | None = None) -> Tensor:
+    """The predictor that knows nothing: contact if and only if |i - j| <= 2.
+
+    Returns:
+        float32 (L, L) of 0 and 1.
+    """
+    position = torch.arange(L, device=device)
+    return ((position[:, None] - position[None, :]).abs() <= CONTACT_REACH).float()
+
+
+def trivial_pairs(pairs: Pairs) -> Pairs:
+    """The same pairs as the trivial predictor sees them (see :func:`trivial_probability`)."""
+    return pairs._replace(probability=(pairs.separation <= CONTACT_REACH).float())
+
+
+def confusion(pairs: Pairs, threshold: float = 0.5) -> Tensor:
+    """Count the pairs by truth and prediction: int64 (2, 2) on the CPU, ``[[tn, fp], [fn, tp]]``."""
+    code = pairs.contact.to(torch.uint8) * 2 + (pairs.probability > threshold)
+    return torch.bincount(code, minlength=4).view(2, 2).cpu()
+
+
+def band_confusion(pairs: Pairs, threshold: float = 0.5) -> Tensor:
+    """Like :func:`confusion`, for |i - j| in 1-5, 6-11, 12-23 and >= 24: int64 (4, 2, 2) on the CPU.
+
+    Sums over bands give the counts of the ranges in :data:`RANGES`; sums over proteins give pooled counts.
+    """
+    code = pairs.contact.to(torch.uint8) * 2 + (pairs.probability > threshold)
+    for start in BAND_STARTS:
+        code += (pairs.separation >= start).to(torch.uint8) * 4
+    return torch.bincount(code, minlength=4 * BANDS).view(BANDS, 2, 2).cpu()
+
+
+def mcc(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Matthews correlation coefficient (Matthews 1975) of confusion counts.
+
+    (tp·tn − fp·fn) / sqrt((tp+fp)(tp+fn)(tn+fp)(tn+fn)); 0 where the denominator is 0, that is where truth or
+    prediction knows one class only.
+
+    Args:
+        counts: Integers (..., 2, 2), ``[[tn, fp], [fn, tp]]``.
+
+    Returns:
+        The coefficient, float64 (...), and whether it is undefined, bool (...), both on the CPU.
+    """
+    c = counts.cpu().double()
+    tn, fp, fn, tp = c[..., 0, 0], c[..., 0, 1], c[..., 1, 0], c[..., 1, 1]
+    # Paired so that a perfect prediction gives exactly 1: both roots are then of squares.
+    denominator = ((tp + fp) * (tp + fn)).sqrt() * ((tn + fp) * (tn + fn)).sqrt()
+    undefined = denominator == 0
+    value = (tp * tn - fp * fn) / denominator.masked_fill(undefined, 1.0)
+    return value.masked_fill(undefined, 0.0).clamp(-1.0, 1.0), undefined
+
+
+def average_precision(probability: Tensor, contact: Tensor) -> float:
+    """Area under the precision-recall curve as scikit-learn's ``average_precision_score`` takes it.
+
+    Σ_n (R_n − R_{n−1}) P_n over the distinct probabilities, so ties need no order.
+
+    Args:
+        probability: (N,), in any order.
+        contact: bool (N,).
+
+    Returns:
+        The area, or NaN without a single contact (recall is undefined then).
+    """
+    order = torch.sort(probability, descending=True)
+    return _sorted_average_precision(order.values, contact[order.indices])
+
+
+def _sorted_average_precision(probability: Tensor, contact: Tensor) -> float:
+    if not bool(contact.any()):
+        return math.nan
+    last_of_tie = torch.ones_like(contact)
+    last_of_tie[:-1] = probability[1:] != probability[:-1]
+    rank = last_of_tie.nonzero().squeeze(1)
+    found = torch.cumsum(contact, 0, dtype=torch.int64)[rank]
+    gained = torch.diff(found, prepend=found.new_zeros(1))
+    precise = gained > 0  # the other steps add nothing; few are left to convert
+    found, rank, gained = (v[precise].cpu().double() for v in (found, rank, gained))
+    return float((gained * found / (rank + 1)).sum() / found[-1])
+
+
+def precision_at(probability: Tensor, contact: Tensor, count: int) -> float:
+    """Precision of the ``count`` most probable pairs.
+
+    Where the cut falls among pairs of equal probability, the value is the expectation over all their orders; so it
+    does not depend on the order of the pairs, on the device, or on chance. Where fewer than ``count`` pairs exist,
+    it is the precision of all of them.
+
+    Args:
+        probability: (N,), sorted from high to low.
+        contact: bool (N,), in the same order.
+        count: How many pairs to take.
+
+    Returns:
+        The precision, or NaN when nothing can be taken (N or ``count`` is 0).
+    """
+    count = min(count, len(probability))
+    if count < 1:
+        return math.nan
+    cut = probability[count - 1]
+    above, tied = int((probability > cut).sum()), int((probability == cut).sum())
+    found_above, found_tied = int(contact[:above].sum()), int(contact[above : above + tied].sum())
+    return (found_above + found_tied * (count - above) / tied) / count
+
+
+def precision_at_l(pairs: Pairs, k: int = 1) -> float:
+    """P@L/k: precision of the ⌊L/k⌋ most probable pairs, L being the number of resolved residues.
+
+    See :func:`precision_at` for ties, for too few pairs, and for NaN (no pairs, or L < k).
+    """
+    order = torch.sort(pairs.probability, descending=True)
+    return precision_at(order.values, pairs.contact[order.indices], pairs.residues // k)
+
+
+def precision_name(fraction: int, name: str) -> str:
+    """The logged name of P@L/fraction in a range, such as ``p_at_L5_long``."""
+    return f"p_at_L{'' if fraction == 1 else fraction}_{name}"
+
+
+RANKED_RANGES: tuple[str, ...] = ("short", "medium", "long")
+MCC_NAMES: tuple[str, ...] = tuple(f"mcc_{name}".rstrip("_") for name in RANGES)
+RANKING_NAMES: tuple[str, ...] = (
+    *(precision_name(fraction, name) for name in RANKED_RANGES for fraction in TOP_FRACTIONS),
+    *(f"auprc_{name}" for name in ("sep6", *RANKED_RANGES)),
+)
+
+
+def range_counts(bands: Tensor) -> Tensor:
+    """Add up bands (..., 4, 2, 2) to the ranges in the order of :data:`MCC_NAMES`: (..., 5, 2, 2)."""
+    return torch.stack([bands[..., bands_of, :, :].sum(-3) for bands_of in RANGES.values()], dim=-3)
+
+
+def ranking_scores(pairs: Pairs) -> dict[str, float]:
+    """The scores that need no threshold, under :data:`RANKING_NAMES`; NaN where undefined for this protein."""
+    far = pairs.within(BAND_STARTS[0])
+    order = torch.sort(far.probability, descending=True)
+    far = Pairs(order.values, far.contact[order.indices], far.separation[order.indices], far.residues)
+    scores = {"auprc_sep6": _sorted_average_precision(far.probability, far.contact)}
+    ends = [start - 1 for start in BAND_STARTS[1:]] + [None]
+    for name, start, end in zip(RANKED_RANGES, BAND_STARTS, ends, strict=True):
+        chosen = far.within(start, end)  # still sorted
+        for fraction in TOP_FRACTIONS:
+            taken = chosen.residues // fraction
+            scores[precision_name(fraction, name)] = precision_at(chosen.probability, chosen.contact, taken)
+        scores[f"auprc_{name}"] = _sorted_average_precision(chosen.probability, chosen.contact)
+    return {name: scores[name] for name in RANKING_NAMES}
+
+
+def mcc_scores(bands: Tensor) -> dict[str, float]:
+    """MCC by range under :data:`MCC_NAMES`, each with ``<name>_undefined`` (1 where its denominator is 0, else 0).
+
+    Args:
+        bands: int64 (4, 2, 2) of :func:`band_confusion`, of one protein or pooled.
+    """
+    values, undefined = mcc(range_counts(bands))
+    scores = dict(zip(MCC_NAMES, values.tolist(), strict=True))
+    flags = {f"{name}_undefined": float(flag) for name, flag in zip(MCC_NAMES, undefined.tolist(), strict=True)}
+    return scores | flags
+
+
+def score_protein(probability: Tensor, labels: Tensor, threshold: float = 0.5) -> dict[str, float]:
+    """Score one protein's contact map.
+
+    Args:
+        probability: Floating point (L, L) in [0, 1]; only its upper triangle is scored.
+        labels: (L, L), 1 contact, 0 none, negative unknown; on the same device.
+        threshold: A pair is predicted to be a contact when its probability is above it.
+
+    Returns:
+        ``residues`` (resolved ones); ``mcc`` (|i−j| >= 1), ``mcc_sep6``, ``mcc_short``, ``mcc_medium``, ``mcc_long``,
+        each with ``…_undefined`` (1 where MCC's denominator is 0, and MCC then 0); ``p_at_L_short``,
+        ``p_at_L2_short``, ``p_at_L5_short`` and the same for medium and long; ``auprc_sep6``, ``auprc_short``,
+        ``auprc_medium``, ``auprc_long``. A precision is NaN where the range has no pairs or ⌊L/k⌋ is 0, an AUPRC
+        where the range has no contacts.
+
+    Raises:
+        ValueError: Shapes do not fit, or values outside [0, 1] (logits).
+    """
+    pairs = select_pairs(probability, labels)
+    by_threshold = mcc_scores(band_confusion(pairs, check_threshold(threshold)))
+    return {"residues": float(pairs.residues)} | by_threshold | ranking_scores(pairs)
+
+
+def nan_mean(values: Sequence[float]) -> float:
+    """Mean of the values that are not NaN; NaN where there is none."""
+    defined = [value for value in values if not math.isnan(value)]
+    return math.fsum(defined) / len(defined) if defined else math.nan
+
+
+def mean_scores(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Protein-wise means of :func:`score_protein` results.
+
+    Returns:
+        For every score its mean over the proteins where it is not NaN (NaN where there is none), and as
+        ``<name>_undefined`` the number of proteins where it is undefined; ``proteins``, and ``residues`` in all.
+    """
+    rows = list(rows)
+    result = {
+        "proteins": float(len(rows)),
+        "residues": math.fsum(row["residues"] for row in rows),
+    }
+    for name in (*MCC_NAMES, *RANKING_NAMES):
+        result[name] = nan_mean([row[name] for row in rows])
+        flags = [row.get(f"{name}_undefined", float(math.isnan(row[name]))) for row in rows]
+        result[f"{name}_undefined"] = math.fsum(flags)
+    return result
