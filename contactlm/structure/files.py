@@ -1,0 +1,72 @@
+"""Structure files on disk: their names, and their text whether compressed or not."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+from contactlm.types import StructureError
+
+MAX_BYTES = 1 << 30
+"""Text longer than this, after decompression, is refused (1 GiB; the largest real entries have a few 100 MB)."""
+
+FORMATS = {".pdb": "pdb", ".ent": "pdb", ".cif": "mmcif", ".mmcif": "mmcif"}
+_CHUNK = 1 << 20
+_NAME = re.compile(r"(?P<stem>.*?)(?P<suffix>\.pdb|\.ent|\.cif|\.mmcif)(?P<gz>\.gz)?", re.IGNORECASE | re.DOTALL)
+
+
+def split_name(path: str | Path) -> tuple[str, str, bool]:
+    """Take a structure file's name apart.
+
+    Returns:
+        The stem (``1abc`` of ``1abc.pdb.gz``), the format (``pdb`` or ``mmcif``) and whether it is compressed.
+
+    Raises:
+        StructureError: The name ends in no known suffix.
+    """
+    match = _NAME.fullmatch(Path(path).name)
+    if match is None:
+        known = " ".join(FORMATS)
+        raise StructureError(path, f"no structure file by its name; known are {known}, each also with .gz")
+    return match["stem"], FORMATS[match["suffix"].lower()], match["gz"] is not None
+
+
+def read_text(path: str | Path) -> str:
+    """Read a structure file, decompressing it when its name ends in ``.gz``.
+
+    Any byte is accepted (latin-1): remarks in old files are not always UTF-8.
+
+    Raises:
+        StructureError: The file cannot be read or decompressed, or is longer than :data:`MAX_BYTES`.
+    """
+    compressed = split_name(path)[2]
+    try:
+        with Path(path).open("rb") as handle:
+            is_gzip = handle.read(2) == b"\x1f\x8b"
+            handle.seek(0)
+            if is_gzip and not compressed:
+                raise StructureError(path, "gzip data, but the name does not say so: add .gz to the name")
+            if compressed and not is_gzip:
+                raise StructureError(path, "not gzip data, though the name ends in .gz: remove .gz from the name")
+            if compressed:
+                with gzip.GzipFile(fileobj=handle) as stream:
+                    return _read_bounded(stream, path).decode("latin-1")
+            return _read_bounded(handle, path).decode("latin-1")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise StructureError(path, f"damaged gzip data ({error}): fetch the file again") from error
+    except OSError as error:
+        raise StructureError(path, f"cannot be opened: {error.strerror or error}") from error
+
+
+def _read_bounded(stream: BinaryIO | gzip.GzipFile, path: str | Path) -> bytes:
+    chunks = []
+    length = 0
+    while chunk := stream.read(_CHUNK):
+        length += len(chunk)
+        if length > MAX_BYTES:
+            raise StructureError(path, f"holds more than {MAX_BYTES:,} bytes of text: too long for a structure file")
+        chunks.append(chunk)
+    return b"".join(chunks)

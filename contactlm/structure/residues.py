@@ -1,0 +1,126 @@
+"""Residue names, and what a structure file says of the residues of a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from Bio.Data.PDBData import protein_letters_3to1, protein_letters_3to1_extended
+
+from contactlm.alphabet import UNKNOWN_LETTER
+
+BACKBONE = ("N", "CA", "C")
+
+STANDARD_NAMES = frozenset(protein_letters_3to1)
+
+# Names that the extended table of Biopython lacks.
+_MORE_NAMES = {
+    **{"SEC": "U", "PYL": "O", "ASX": "B", "GLX": "Z", "UNK": UNKNOWN_LETTER},
+    # D-amino acids
+    **{"DAL": "A", "DAR": "R", "DSG": "N", "DAS": "D", "DCY": "C", "DGN": "Q", "DGL": "E", "DHI": "H", "DIL": "I"},
+    **{"DLE": "L", "DLY": "K", "MED": "M", "DPN": "F", "DPR": "P", "DSN": "S", "DTH": "T", "DTR": "W", "DTY": "Y"},
+    **{"DVA": "V"},
+    # protonation states as molecular dynamics programs write them
+    **{"HID": "H", "HIE": "H", "HIP": "H", "HSD": "H", "HSE": "H", "HSP": "H"},
+    **{"CYX": "C", "CYM": "C", "ASH": "D", "GLH": "E", "LYN": "K"},
+}
+LETTER_OF_NAME: Mapping[str, str] = {
+    **{name.strip(): letter for name, letter in protein_letters_3to1_extended.items()},
+    **_MORE_NAMES,
+}
+
+# Groups that close the ends of a chain: SEQRES lists them, but they are no residues.
+CAPS = frozenset("ACE NH2 NME NMA FOR BOC PHQ MYR TFA IVA".split())
+
+
+def letter(name: str, parent: str = "") -> str:
+    """Return the one-letter code of a residue: of its parent, else of its name, else X.
+
+    Args:
+        name: Residue name, such as ``MSE``.
+        parent: Name of the parent that the file gives a modified residue; empty when it gives none.
+    """
+    return LETTER_OF_NAME.get(parent) or LETTER_OF_NAME.get(name, UNKNOWN_LETTER)
+
+
+class AtomSite(NamedTuple):
+    """One atom at one alternate location; the position is in Å."""
+
+    position: tuple[float, float, float]
+    occupancy: float
+    altloc: str
+
+
+@dataclass(slots=True, eq=False)
+class Residue:
+    """One residue as the file gives it.
+
+    Attributes:
+        name: Residue name, such as ``MSE``.
+        number: Author residue number.
+        icode: Insertion code; a blank when there is none.
+        hetero: Whether the file calls it a hetero group (HETATM).
+        trailing: Whether it follows the last TER record of its chain.
+        parent: Name of its parent, where the file says that it is modified; else empty.
+        index: 0-based position in the chain's full sequence, where the file gives it; else None.
+        atoms: Its N, CA and C, as far as the file has them.
+    """
+
+    name: str
+    number: int
+    icode: str
+    hetero: bool
+    trailing: bool = False
+    parent: str = ""
+    index: int | None = None
+    atoms: dict[str, AtomSite] = field(default_factory=dict)
+
+    def add(self, atom: str, site: AtomSite) -> None:
+        """Take an atom; of alternate locations the one of the highest occupancy stays, of equals the first."""
+        held = self.atoms.get(atom)
+        if held is None or (site.altloc != held.altloc and site.occupancy > held.occupancy):
+            self.atoms[atom] = site
+
+    @property
+    def known(self) -> bool:
+        """Whether the name, or the file, tells that this is an amino acid."""
+        return self.name in LETTER_OF_NAME or self.parent in LETTER_OF_NAME
+
+    @property
+    def letter(self) -> str:
+        """One-letter code, X when unknown."""
+        return letter(self.name, self.parent)
+
+
+Place = tuple[int, str]
+
+
+@dataclass(slots=True, eq=False)
+class RawChain:
+    """All that a file says of one author chain, before judging what of it is the protein.
+
+    Attributes:
+        places: In file order, by number and insertion code, the residue types seen there (mostly one).
+        full: Residue names of the full sequence (SEQRES or ``_entity_poly_seq``); empty when the file has none.
+    """
+
+    places: dict[Place, list[Residue]] = field(default_factory=dict)
+    full: list[str] = field(default_factory=list)
+
+    def residue(self, name: str, place: Place) -> Residue | None:
+        """Return the residue of this name at this place, if it was seen before."""
+        return next((r for r in self.places.get(place, ()) if r.name == name), None)
+
+
+@dataclass(slots=True, eq=False)
+class RawStructure:
+    """The first model of a file.
+
+    Attributes:
+        chains: By author chain id, in file order.
+        parents: Parent name of every modified residue name that the file declares.
+    """
+
+    chains: dict[str, RawChain] = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)
