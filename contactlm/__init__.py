@@ -1,3 +1,53 @@
-"""contactlm: fine-tune ESM2 for residue-residue contact prediction."""
+"""contactlm: fine-tune ESM2 for residue-residue contact prediction.
+
+Public names are loaded when they are first used, so that ``import contactlm`` and the processes that only read
+structure files do not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from contactlm.data.datamodule import ContactDataModule
+    from contactlm.module import ContactModule
+    from contactlm.outputs import ContactMap
+    from contactlm.predict import predict_contacts
+    from contactlm.structure.contacts import contact_map
+    from contactlm.structure.parse import read_chains
+    from contactlm.types import Chain
+
+_HOMES = {
+    "Chain": "contactlm.types",
+    "ContactDataModule": "contactlm.data.datamodule",
+    "ContactMap": "contactlm.outputs",
+    "ContactModule": "contactlm.module",
+    "contact_map": "contactlm.structure.contacts",
+    "predict_contacts": "contactlm.predict",
+    "read_chains": "contactlm.structure.parse",
+}
+
+__all__ = [
+    "Chain",
+    "ContactDataModule",
+    "ContactMap",
+    "ContactModule",
+    "contact_map",
+    "predict_contacts",
+    "read_chains",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'contactlm' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -196,7 +196,8 @@ class ContactDataModule(L.LightningDataModule):
         if self.trainer is None:
             return 0, 0
         loop = self.trainer.fit_loop
-        epoch, batch = max(0, loop.epoch_progress.current.started - 1), loop.epoch_loop.batch_progress.current.ready
+        started = loop.epoch_progress.state_dict()["current"]["started"]
+        epoch, batch = max(0, started - 1), loop.epoch_loop.batch_progress.current.ready
         return (epoch + 1, 0) if batch >= self.trainer.num_training_batches else (epoch, batch)
 
 

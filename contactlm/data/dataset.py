@@ -23,6 +23,7 @@ class Sample(TypedDict):
     tokens: NDArray[np.uint8]  # (L',)
     cb: NDArray[np.float32]  # (L', 3), Å
     start: int  # first residue of the crop in the chain
+    index: int  # the chain's number in its store
 
 
 class Batch(TypedDict):
@@ -34,6 +35,7 @@ class Batch(TypedDict):
     cb: Tensor  # float32 (B, L, 3), Å; NaN where unresolved or padded
     lengths: Tensor  # int64 (B,): residues
     starts: Tensor  # int64 (B,): first residue of each crop in its chain
+    indices: Tensor  # int64 (B,): each chain's number in its store
 
 
 class CropDataset(Dataset[Sample]):
@@ -74,7 +76,7 @@ class CropDataset(Dataset[Sample]):
         length = len(tokens) if self.scheme == "whole" else self.crop_length
         start = crop_start(len(tokens), length, self.scheme, generator(self.seed, Stream.CROP, epoch, index))
         crop = slice(start, start + length)
-        return Sample(id=self.store.ids[index], tokens=tokens[crop], cb=cb[crop], start=start)
+        return Sample(id=self.store.ids[index], tokens=tokens[crop], cb=cb[crop], start=start, index=index)
 
     def _chain_at(self, epoch: int, place: int) -> int:
         if not self.shuffle:
@@ -102,6 +104,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         cb=torch.from_numpy(cb),
         lengths=torch.tensor(lengths),
         starts=torch.tensor([sample["start"] for sample in samples]),
+        indices=torch.tensor([sample["index"] for sample in samples]),
     )
 
 
@@ -148,8 +151,8 @@ class StreamSampler(DistributedSampler):  # a DistributedSampler, so that Lightn
 class StreamLoader(DataLoader[Any]):
     """A loader of training batches whose place in the stream is saved with the checkpoint.
 
-    Lightning saves and restores it through ``state_dict`` and ``load_state_dict``. The place is taken from the trainer's
-    progress, not from the sampler: worker processes fetch ahead of what was trained on.
+    Lightning saves and restores it through ``state_dict`` and ``load_state_dict``. The place is taken from the
+    trainer's progress, not from the sampler: worker processes fetch ahead of what was trained on.
 
     Args:
         dataset: The stream of samples.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,9 @@ from contactlm.data.crop import Stream, generator
 from contactlm.types import DataError
 
 
-def group_identical(sequences: Sequence[str]) -> NDArray[np.int64]:
+def group_identical(sequences: Sequence[Hashable]) -> NDArray[np.int64]:
     """Number the distinct sequences in order of appearance, int64 (n,): equal sequences share a number."""
-    numbers: dict[str, int] = {}
+    numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(sequence, len(numbers)) for sequence in sequences], dtype=np.int64)
 
 

@@ -3,7 +3,7 @@
 A store holds sequences and virtual C-beta coordinates, never L x L labels: those follow from the coordinates, on
 the device, for the crop at hand. Layout of the file (little endian)::
 
-    magic (8 bytes) | CRC-32 of all that follows the first 24 bytes (uint64) | header length (uint64)
+    magic (8 bytes) | CRC-32 of all that follows (uint64) | header length (uint64)
     header (JSON) | spaces up to a multiple of 64 bytes | payload
     payload = lengths int64 (n,) | cb float32 (N, 3) | tokens uint8 (N,)        N residues in n chains
 
@@ -136,14 +136,14 @@ class ChainStore:
             {"n": len(self), "residues": len(compact.tokens), "ids": self.ids, "meta": self.meta}
         ).encode()
         header += b" " * (-(PREAMBLE + len(header)) % ALIGNMENT)
-        parts = [header]
+        parts = [len(header).to_bytes(8, "little"), header]
         for array, kind in ((compact.lengths, "<i8"), (compact.cb, "<f4"), (compact.tokens, "u1")):
             parts.append(np.ascontiguousarray(array, kind).tobytes())
         checksum = 0
         for part in parts:
             checksum = zlib.crc32(part, checksum)
         with atomic_file(path) as handle:
-            handle.write(MAGIC + checksum.to_bytes(8, "little") + len(header).to_bytes(8, "little"))
+            handle.write(MAGIC + checksum.to_bytes(8, "little"))
             handle.writelines(parts)
 
     @classmethod
@@ -164,7 +164,7 @@ class ChainStore:
         if len(raw) < PREAMBLE or raw[:8].tobytes() != MAGIC:
             raise DataError(f"{path}: not a chain store of this version; delete it to have it made again")
         checksum, header_length = (int(value) for value in raw[8:PREAMBLE].view("<u8"))
-        if zlib.crc32(raw[PREAMBLE:].data) != checksum:
+        if zlib.crc32(raw[16:].data) != checksum:
             raise DataError(f"{path}: damaged chain store (its checksum does not fit); delete it to have it made again")
         header = json.loads(raw[PREAMBLE : PREAMBLE + header_length].tobytes())
         n, residues = header["n"], header["residues"]

@@ -1,0 +1,106 @@
+"""ContactEvaluation: protein-wise scores of full-length maps on dev and test."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from contactlm.metrics import ContactScores
+
+
+class ContactEvaluation(L.Callback):
+    """Scores whole proteins and logs the scores as ``dev/…`` and ``test/…``.
+
+    The module's validation and test steps return a dictionary with ``ids``, ``probability`` (one (L, L) map in [0, 1]
+    a protein), ``labels`` (int8 (L, L), 1 / 0 / −1) and, to tell proteins of one name apart, ``indices``. Any
+    LightningModule that does so can use this callback; :class:`contactlm.ContactModule` does.
+
+    Every score is the mean over proteins; see :mod:`contactlm.scores` for names and meaning. The trivial predictor
+    "contact iff |i − j| ≤ 2" is logged beside them as ``trivial_…``. The threshold with the best dev ``mcc_sep6`` is
+    logged as ``dev/tuned_threshold`` and used for ``test/mcc_sep6_tuned`` and its like. It is put into the module's
+    attribute ``tuned_threshold``, if it has one, which :class:`contactlm.ContactModule` saves in its checkpoints.
+
+    Args:
+        threshold: A pair is called a contact when its probability is above it.
+        write_rows: Write each protein's scores to ``test_scores.csv`` in the log directory.
+    """
+
+    def __init__(self, threshold: float = 0.5, write_rows: bool = True) -> None:
+        self.threshold = threshold
+        self.write_rows = write_rows
+        self._scores = ContactScores(threshold)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Every protein's scores of the last evaluation."""
+        return self._scores.rows
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the proteins of the evaluation before."""
+        self._scores = ContactScores(self.threshold)
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the proteins of the evaluation before."""
+        self._scores = ContactScores(self.threshold, getattr(pl_module, "tuned_threshold", None))
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the batch's proteins."""
+        self._add(outputs)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the batch's proteins."""
+        self._add(outputs)
+
+    def _add(self, outputs: Any) -> None:
+        self._scores.update(outputs["probability"], outputs["labels"], outputs["ids"], outputs.get("indices"))
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the dev scores and tune the threshold."""
+        scores = self._scores.compute()
+        if not trainer.sanity_checking:
+            scores["tuned_threshold"], scores["mcc_sep6_tuned"] = self._scores.tune_threshold()
+            if hasattr(pl_module, "tuned_threshold"):
+                pl_module.tuned_threshold = scores["tuned_threshold"]  # type: ignore[assignment]
+        self._log(pl_module, "dev", scores)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the test scores; write each protein's."""
+        scores = self._scores.compute()
+        if self._scores.tuned_threshold is not None:
+            scores["tuned_threshold"] = self._scores.tuned_threshold
+        self._log(pl_module, "test", scores)
+        if self.write_rows and trainer.is_global_zero and trainer.log_dir is not None:
+            write_rows(Path(trainer.log_dir) / "test_scores.csv", self._scores.rows)
+
+    def _log(self, pl_module: L.LightningModule, prefix: str, scores: dict[str, float]) -> None:
+        # the scores are of all processes already: every process logs the same, so that checkpoints can watch them
+        for name, value in scores.items():
+            pl_module.log(f"{prefix}/{name}", value, prog_bar=name == "mcc_sep6", rank_zero_only=False, sync_dist=False)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one line a protein."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(rows[0]) if rows else ["id"])
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,70 @@
+"""FlopsMeter: floating point operations of training, measured once for every batch shape."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class FlopsMeter(L.Callback):
+    """Counts the forward and backward FLOPs of training, summed over all processes.
+
+    The first batch of every shape is counted by ``torch.utils.flop_counter`` while it is trained on (matrix products
+    and attention; recomputation included); later batches of that shape cost the same. Saved in checkpoints. Logs
+    ``flops/total``.
+
+    Note that PyTorch's counter sees nothing in fused attention on the CPU; the streamed contact attention of this
+    package is made of matrix products and counted in full.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.by_shape: dict[str, int] = {}
+        self._counting: tuple[ExitStack, FlopCounterMode] | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start to count when no batch of this shape was seen before."""
+        if shape_key(batch) not in self.by_shape:
+            stack = ExitStack()
+            self._counting = stack, stack.enter_context(FlopCounterMode(display=False))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the batch's FLOPs, of all processes."""
+        key = shape_key(batch)
+        if self._counting is not None:
+            self.by_shape[key] = self._counting[1].get_total_flops()
+            self._stop()
+        flops = torch.tensor(self.by_shape[key], device=pl_module.device)
+        self.total += int(trainer.strategy.reduce(flops, reduce_op="sum"))
+        pl_module.log("flops/total", float(self.total))
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Stop counting when a batch does not come to its end."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._counting is not None:
+            self._counting[0].close()
+            self._counting = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sum so far and what each shape costs."""
+        return {"total": self.total, "by_shape": dict(self.by_shape)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved sum."""
+        self.total, self.by_shape = state_dict["total"], dict(state_dict["by_shape"])
+
+
+def shape_key(batch: Any) -> str:
+    """Name the shapes of all tensors in a batch."""
+    return " ".join(str(tuple(leaf.shape)) for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor))

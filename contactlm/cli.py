@@ -1,0 +1,184 @@
+"""The command line: ``contactlm fit | validate | test | predict``."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from contactlm.callbacks.budget import TokenBudget
+from contactlm.callbacks.evaluation import ContactEvaluation
+from contactlm.callbacks.flops import FlopsMeter
+from contactlm.configs import BASE, config_folder, resolve_arguments
+from contactlm.data.datamodule import ContactDataModule
+from contactlm.module import ContactModule
+from contactlm.structure.labels import contact_labels
+from contactlm.types import ContactLMError, ModelError
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+SHOWN_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
+
+
+class ContactCLI(LightningCLI):
+    """LightningCLI with the budget, the scores and the shipped base config in place."""
+
+    model: ContactModule
+    datamodule: ContactDataModule
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.arguments = list(args)
+        base = [str(config_folder() / BASE)]
+        super().__init__(
+            ContactModule,
+            ContactDataModule,
+            args=self.arguments,
+            auto_configure_optimizers=False,
+            parser_kwargs={name: {"default_config_files": base} for name in SUBCOMMANDS},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Give the callbacks that must be there keys of their own: a list in ``trainer.callbacks`` can be replaced."""
+        parser.add_lightning_class_args(TokenBudget, "budget")
+        parser.add_lightning_class_args(FlopsMeter, "flops")
+        parser.add_lightning_class_args(ContactEvaluation, "evaluation")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="After fit, score the test set, if any.")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_plain_seed)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take model options from a checkpoint, and say clearly when it is none."""
+        subcommand = self.config["subcommand"]
+        path = self.config[subcommand].get("ckpt_path")
+        if path and path not in ("best", "last", "hpc", "registry"):
+            _check_checkpoint(path)
+        given = self.config[subcommand]["model"]["pretrained"]
+        super()._parse_ckpt_path()
+        if any(argument.startswith("--model.pretrained") for argument in self.arguments):
+            # the weights may lie elsewhere than when they were trained on; a checksum tells whether they are the same
+            self.config[subcommand]["model"]["pretrained"] = given
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Let all loggers of a run share one directory."""
+        trainer = super().instantiate_trainer(**kwargs)
+        for logger in trainer.loggers[1:]:
+            if hasattr(logger, "_version") and logger._version is None:
+                logger._version = trainer.loggers[0].version
+        return trainer
+
+    def before_fit(self) -> None:
+        """Without a dev set there is no score to watch: keep the latest checkpoint then."""
+        checkpoint = self.trainer.checkpoint_callback
+        if self.datamodule.dev_fraction == 0 and isinstance(checkpoint, ModelCheckpoint):
+            checkpoint.monitor, checkpoint.save_top_k = None, 1
+
+    def after_fit(self) -> None:
+        """Score the test set with the best checkpoint, and say where everything lies."""
+        lines = [_score_line("dev", self.trainer.callback_metrics)]
+        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
+        if self._get(self.config, "test_after_fit") and "test" in self.datamodule.chains:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
+            lines.append(_score_line("test", self.trainer.callback_metrics))
+            lines.append(f"map         {self._draw_example()}")
+        if checkpoint:
+            lines.append(f"checkpoint  {checkpoint}")
+        lines.append(f"logs        {self.trainer.log_dir}")
+        if self.datamodule.synthetic is not None:
+            lines.append("The proteins are synthetic: the scores show that the package works, nothing about biology.")
+        self.say("\n".join(lines))
+
+    def after_test(self) -> None:
+        """Show the test scores."""
+        self.say(_score_line("test", self.trainer.callback_metrics))
+
+    def after_validate(self) -> None:
+        """Show the dev scores."""
+        self.say(_score_line("dev", self.trainer.callback_metrics))
+
+    def _draw_example(self) -> str:
+        """Draw the predicted map of a test protein of middle length over its true one."""
+        store = self.datamodule.chains["test"]
+        index = int(store.lengths.argsort()[len(store) // 2])
+        predicted = self.model.predict_map(
+            store.sequence_of(index), self.model.windows.window, self.model.windows.overlap, id=store.ids[index]
+        )
+        predicted.labels = contact_labels(torch.tensor(store.cb_of(index))[None])[0].numpy()
+        path = Path(self.trainer.log_dir or ".") / f"{store.ids[index]}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        predicted.save(path)
+        return str(path)
+
+    def say(self, text: str) -> None:
+        """Print, from one process only."""
+        if self.trainer.is_global_zero:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+
+
+def _plain_seed(seed: bool | int) -> int:
+    """The seed of the data: that of the run; 0 where the run has none or a random one."""
+    return 0 if isinstance(seed, bool) else seed
+
+
+def _check_checkpoint(path: str) -> None:
+    if not Path(path).is_file():
+        raise ModelError(f"ckpt_path: {path} does not exist")
+    try:
+        torch.load(path, weights_only=True, map_location="meta", mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(f"ckpt_path: {path} is not a readable checkpoint ({str(error).splitlines()[0]})") from error
+
+
+def _score_line(prefix: str, metrics: Mapping[str, Any]) -> str:
+    """One line of scores, the trivial predictor's behind those that it can be mistaken for."""
+    parts = []
+    for name in SHOWN_SCORES:
+        if (value := metrics.get(f"{prefix}/{name}")) is not None:
+            trivial = metrics.get(f"{prefix}/trivial_{name}")
+            parts.append(
+                f"{name} {float(value):.3f}" + (f" (trivial {float(trivial):.3f})" if trivial is not None else "")
+            )
+    return f"{prefix:<10}  " + (", ".join(parts) or "not scored")
+
+
+def _quiet() -> None:
+    """Show our own log; keep third parties' remarks that users cannot act on away."""
+    logger = logging.getLogger("contactlm")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    for text in (
+        ".*does not have many workers.*",
+        "LightningCLI's args parameter is intended.*",
+        ".*treespec, LeafSpec.*",
+        ".*in eval mode at the start of training.*",
+        ".*isinstance\\(treespec.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        The exit status: 0 when all went well, 1 for what the user can mend (with one message).
+    """
+    _quiet()
+    try:
+        ContactCLI(resolve_arguments(sys.argv[1:] if arguments is None else arguments))
+    except (ContactLMError, MisconfigurationException) as error:
+        sys.stderr.write(f"contactlm: error: {error}\n")
+        return 1
+    return 0

@@ -1,0 +1,280 @@
+"""ContactModule: ESM2 with LoRA and the contact head as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any, Literal, TypedDict
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from contactlm.alphabet import encode
+from contactlm.inference import FullMap, WindowOptions, full_map, full_maps
+from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
+from contactlm.model.lora import LoraOptions, add_lora, contact_regression
+from contactlm.model.losses import contact_loss
+from contactlm.outputs import ContactMap
+from contactlm.structure.labels import contact_labels
+from contactlm.types import ModelError
+
+CHECKPOINT_KEY = "contactlm"
+CHECKPOINT_FORMAT = 1
+
+
+def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """Adam with a learning rate of 1e-4, the default of the reference experiments."""
+    return torch.optim.Adam(parameters, lr=1e-4)
+
+
+class Evaluated(TypedDict):
+    """What validation and test steps return, one entry a protein."""
+
+    ids: list[str]
+    indices: list[int]
+    probability: list[Tensor]  # float32 (L, L) in [0, 1], on the CPU
+    labels: list[Tensor]  # int8 (L, L): 1 contact, 0 none, −1 unknown; on the CPU
+
+
+class ContactModule(L.LightningModule):
+    """Predicts contacts from sequence; usable right after construction, with or without a Trainer.
+
+    Args:
+        pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format. None: a randomly
+            initialised backbone from ``architecture``.
+        architecture: Values of ``transformers.EsmConfig`` for a randomly initialised backbone; needs ``pretrained``
+            to be None.
+        lora: Low-rank adapters on the frozen backbone. None leaves LoRA out: then the whole backbone is trained,
+            unless ``freeze_backbone``.
+        freeze_backbone: Train no backbone weight (with ``lora=None``: the contact head alone learns).
+        train_head: Whether the contact head learns.
+        optimizer: Makes the optimizer from the trainable parameters.
+        scheduler: Makes a learning rate scheduler, stepped after every optimizer step.
+        attention: ``"streamed"``: contacts without storing attention maps; ``"plain"``: maps stored, one layer at a
+            time (slow; to check against).
+        init_seed: Seed of a randomly initialised backbone.
+        loss_min_separation: Pairs closer in sequence, |i − j|, are left out of the loss.
+        window: Residues in one pass when whole chains are scored; None: one pass at any length.
+        overlap: Residues that neighbouring windows share; None: half a window.
+
+    Raises:
+        ModelError: Options that do not fit together, or a backbone that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = "facebook/esm2_t6_8M_UR50D",
+        architecture: dict[str, Any] | None = None,
+        lora: LoraOptions | None = LoraOptions(),  # noqa: B008 - read only; shown by --help
+        freeze_backbone: bool = False,
+        train_head: bool = True,
+        optimizer: OptimizerCallable = adam,
+        scheduler: LRSchedulerCallable | None = None,
+        attention: Literal["streamed", "plain"] = "streamed",
+        init_seed: int = 0,
+        loss_min_separation: int = 1,
+        window: int | None = 1022,
+        overlap: int | None = None,
+    ) -> None:
+        super().__init__()
+        lora = LoraOptions(**lora) if isinstance(lora, Mapping) else lora  # a checkpoint holds plain values
+        # Inference options are no hyperparameters: they are free to differ from what a checkpoint was trained with.
+        self.save_hyperparameters(
+            {
+                "pretrained": pretrained,
+                "architecture": architecture,
+                "lora": None if lora is None else asdict(lora),
+                "freeze_backbone": freeze_backbone,
+                "train_head": train_head,
+                "init_seed": init_seed,
+                "loss_min_separation": loss_min_separation,
+            }
+        )
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.loss_min_separation = loss_min_separation
+        self.windows = WindowOptions(window, overlap)
+        self.tuned_threshold: float | None = None  # found on dev by ContactEvaluation; travels with the checkpoint
+        self.strict_loading = False  # a checkpoint holds what was trained; on_load_checkpoint is strict about that
+        esm = load_esm(pretrained, architecture, init_seed)
+        self.backbone_checksum = backbone_checksum(esm) if pretrained is not None else None
+        if lora is not None:
+            add_lora(esm, lora)
+        elif freeze_backbone:
+            esm.requires_grad_(False)
+        self.backbone = ContactBackbone(esm, attention)
+        for parameter in self.head_parameters():
+            parameter.requires_grad_(train_head)
+        self.train()  # Hugging Face loads in eval mode, and Lightning leaves that as it is
+
+    def head_parameters(self) -> list[torch.nn.Parameter]:
+        """Weight (1, C) and bias (1,) of the contact head."""
+        return list(contact_regression(self.backbone.esm).parameters())
+
+    def contact_logits(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Compute contact logits.
+
+        Args:
+            tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
+            attention_mask: (B, T), true on tokens, false on padding; None: wherever ``tokens`` is not ``<pad>``.
+            positions: int64 (B, T), what the rotary embedding takes as each token's place; None: 0 … T − 1.
+
+        Returns:
+            float32 (B, T − 2, T − 2), symmetric; meaningless where a residue is padding.
+        """
+        return self.backbone(tokens, attention_mask, positions)
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """The same as :meth:`contact_logits`."""
+        return self.contact_logits(tokens, attention_mask, positions)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Masked binary cross-entropy, averaged per protein; override it to train another objective.
+
+        Args:
+            logits: float32 (B, L, L).
+            labels: int8 (B, L, L): 1 contact, 0 none, −1 unknown.
+        """
+        return contact_loss(logits, labels, self.loss_min_separation)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of a batch of crops; labels are made from the coordinates, on the device."""
+        logits = self.contact_logits(batch["tokens"], batch["attention_mask"], batch.get("positions"))
+        loss = self.loss(logits, contact_labels(batch["cb"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
+        """Full-length maps of a batch of whole chains, with their labels."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
+        """Full-length maps of a batch of whole chains, with their labels."""
+        return self._evaluate(batch)
+
+    def _evaluate(self, batch: dict[str, Any]) -> Evaluated:
+        lengths = batch["lengths"].tolist()
+        chains = [tokens[1 : length + 1] for tokens, length in zip(batch["tokens"], lengths, strict=True)]
+        maps = list(full_maps(self.contact_logits, chains, self.windows, self.device))
+        labels = [contact_labels(cb[:length]).cpu() for cb, length in zip(batch["cb"], lengths, strict=True)]
+        return Evaluated(
+            ids=batch["ids"],
+            indices=batch["indices"].tolist(),
+            probability=[full.probability for full in maps],
+            labels=labels,
+        )
+
+    def predict_map(
+        self, sequence: str, window: int | None = 1022, overlap: int | None = None, id: str = "query"
+    ) -> ContactMap:
+        """Predict the contact map of one sequence of any length.
+
+        Args:
+            sequence: L letters of the ESM alphabet.
+            window: Residues in one pass; None: one pass at any length.
+            overlap: Residues that neighbouring windows share; None: half a window.
+            id: A name for the map.
+
+        Raises:
+            ValueError: A letter that is not of the alphabet.
+            ContactLMError: An empty sequence, or window and overlap that do not fit.
+        """
+        tokens = torch.from_numpy(encode(sequence))
+        return self.as_contact_map(id, sequence, self._in_eval_mode(tokens, WindowOptions(window, overlap)))
+
+    def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
+        """Put a full-length map together with its sequence, its truth and a note of how it was made."""
+        how = {**full.how, "model": self.hparams["pretrained"] or "randomly initialised"}
+        truth = None if labels is None else labels.cpu().numpy()
+        return ContactMap(id=id, sequence=sequence, probability=full.probability.numpy(), labels=truth, how=how)
+
+    def _in_eval_mode(self, tokens: Tensor, options: WindowOptions) -> FullMap:
+        training = self.training
+        self.eval()
+        try:
+            return full_map(self.contact_logits, tokens, options, self.device)
+        finally:
+            self.train(training)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the optimizer over what is trainable."""
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not trainable:
+            raise ModelError(
+                "nothing to train: lora is null, freeze_backbone is true and train_head is false; score the model with "
+                "`contactlm test`, or let something learn"
+            )
+        optimizer = self.optimizer(trainable)
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer)
+        entry: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        if hasattr(scheduler, "monitor"):
+            entry["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": entry}  # type: ignore[return-value]
+
+    def on_fit_start(self) -> None:
+        """Refuse crops that whole chains could not be scored with."""
+        crop_length = getattr(self.trainer.datamodule, "crop_length", None)  # type: ignore[attr-defined]
+        window = self.windows.window
+        if crop_length is not None and window is not None and crop_length > window:
+            raise ModelError(
+                f"crop_length is {crop_length}, longer than the window of {window} residues that whole chains are "
+                "scored with; lower data.crop_length, or raise model.window (null: one pass at any length)"
+            )
+
+    def saved_names(self) -> set[str]:
+        """Names of the weights a checkpoint holds: the trainable ones; all where there is no backbone to return to."""
+        if self.hparams["pretrained"] is None:
+            return set(self.state_dict())
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained, the name of the backbone and a checksum of its weights."""
+        names = self.saved_names()
+        checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in names}
+        checkpoint[CHECKPOINT_KEY] = {
+            "format": CHECKPOINT_FORMAT,
+            "backbone": self.hparams["pretrained"],
+            "backbone_checksum": self.backbone_checksum,
+            "tuned_threshold": self.tuned_threshold,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not belong on this model.
+
+        Raises:
+            ModelError: Another backbone, or weights that do not fit.
+        """
+        about = checkpoint.get(CHECKPOINT_KEY)
+        if about is None:
+            raise ModelError("the checkpoint was not written by contactlm; to load weights alone, use load_state_dict")
+        if about["backbone_checksum"] != self.backbone_checksum:
+            raise ModelError(
+                f"the checkpoint was trained on the backbone {about['backbone'] or 'of its own'} (checksum "
+                f"{about['backbone_checksum']}), but this model has {self.hparams['pretrained'] or 'one of its own'} "
+                f"(checksum {self.backbone_checksum}); set model.pretrained to the backbone it was trained on"
+            )
+        _check_weights(
+            checkpoint["state_dict"], {n: w for n, w in self.state_dict().items() if n in self.saved_names()}
+        )
+
+
+def _check_weights(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Be strict about names and shapes of a checkpoint's weights."""
+    problems: list[str] = [f"{name} is missing" for name in wanted if name not in given]
+    problems += [f"{name} is unknown here" for name in given if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(given[name].shape)}, this model's has {tuple(weight.shape)}"
+        for name, weight in wanted.items()
+        if name in given and given[name].shape != weight.shape
+    ]
+    if problems:
+        raise ModelError(
+            f"the checkpoint's weights do not fit this model ({len(problems)} problems, first: "
+            f"{'; '.join(problems[:3])}); use the model options it was trained with (lora, freeze_backbone, train_head)"
+        )

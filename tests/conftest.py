@@ -1,0 +1,101 @@
+"""Fixtures shared by the tests: tiny structure files, tiny models, and the real files where they are at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from Bio.Data import IUPACData
+
+from contactlm.alphabet import LETTERS
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+THREE_LETTERS = {
+    one: three.upper() for one, three in IUPACData.protein_letters_1to3.items() if one in "ARNDCQEGHILKMFPSTWYV"
+}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real files; tests that need it are skipped where it is not."""
+    if not SHARED.is_dir():
+        pytest.skip("real structure files are not at hand")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTACTLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def random_sequence(seed: int, length: int) -> str:
+    letters = [letter for letter in LETTERS if letter in THREE_LETTERS]
+    return "".join(np.random.default_rng(seed).choice(letters, length))
+
+
+def write_pdb(path: Path, sequences: dict[str, str], seed: int = 0) -> Path:
+    """Write chains with plausible backbone spacing (a compact random walk of C-alpha atoms)."""
+    rng = np.random.default_rng(seed)
+    lines, serial = [], 1
+    for chain, sequence in sequences.items():
+        position = np.zeros(3)
+        for number, letter in enumerate(sequence, start=1):
+            step = rng.normal(size=3) - 0.05 * position
+            position = position + 3.8 * step / np.linalg.norm(step)
+            for atom, shift in ((" N  ", (-1.2, 0.7, 0.1)), (" CA ", (0, 0, 0)), (" C  ", (1.1, 0.9, -0.3))):
+                x, y, z = position + shift
+                lines.append(
+                    f"ATOM  {serial:5d} {atom} {THREE_LETTERS[letter]} {chain}{number:4d}    "
+                    f"{x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00           {atom.strip()[0]}"
+                )
+                serial += 1
+        lines.append("TER")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([*lines, "END", ""]))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_esm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint directory of a tiny ESM2 with seeded random weights, as ``save_pretrained`` writes it."""
+    return make_tiny_esm(tmp_path_factory.mktemp("esm") / "tiny", seed=0)
+
+
+def make_tiny_esm(path: Path, seed: int) -> Path:
+    from transformers import EsmConfig, EsmForMaskedLM
+
+    config = EsmConfig(
+        vocab_size=33,
+        mask_token_id=32,
+        pad_token_id=1,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        position_embedding_type="rotary",
+        token_dropout=True,
+        emb_layer_norm_before=False,
+        max_position_embeddings=1026,
+        layer_norm_eps=1e-5,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        EsmForMaskedLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pdb_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(train, test): folders of small PDB files, one of them unreadable."""
+    root = tmp_path_factory.mktemp("pdb")
+    for i in range(12):
+        write_pdb(root / "train" / f"t{i:02d}.pdb", {"A": random_sequence(i, 35 + 3 * i)}, seed=i)
+    for i in range(3):
+        write_pdb(root / "test" / f"s{i}.pdb", {"A": random_sequence(100 + i, 40 + 9 * i)}, seed=100 + i)
+    (root / "train" / "broken.pdb").write_text("<html>not found</html>\n")
+    return root / "train", root / "test"

@@ -1,0 +1,179 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contactlm.data import cache as cache_module
+from contactlm.data.cache import StructureCache
+from contactlm.data.files import find_structures
+from contactlm.structure.parse import read_chains
+from contactlm.types import DataError, StructureError
+from tests.conftest import random_sequence, write_pdb
+
+
+def folder_of(path: Path, count: int) -> list[Path]:
+    return [write_pdb(path / f"f{i}.pdb", {"A": random_sequence(i, 20 + i)}, seed=i) for i in range(count)]
+
+
+def cache_of(path: Path, **options: object) -> StructureCache:
+    return StructureCache(path / "cache", workers=0, progress=False, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def no_parsing(monkeypatch: pytest.MonkeyPatch):
+    def forbid() -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise AssertionError("a structure file was read")
+
+        monkeypatch.setattr(cache_module, "read_chains", fail)
+
+    return forbid
+
+
+def test_the_second_start_reads_no_structure_file(tmp_path: Path, no_parsing, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = folder_of(tmp_path / "in", 5)
+    (tmp_path / "in" / "bad.pdb").write_text("nothing\n")
+    paths.append(tmp_path / "in" / "bad.pdb")
+    first, report = cache_of(tmp_path).load(paths)
+    assert report.parsed == 6 and list(report.problems) == [str(paths[-1])]
+    no_parsing()
+    monkeypatch.setattr(cache_module, "_hash_file", lambda path: pytest.fail("a file was hashed"))
+    second, report = cache_of(tmp_path).load(paths)
+    assert report.parsed == 0 and list(report.problems) == [str(paths[-1])]
+    assert second.ids == first.ids
+    np.testing.assert_array_equal(second.cb, first.cb)
+    assert isinstance(second.cb.base, np.memmap) or isinstance(second.cb, np.memmap)
+
+
+def test_the_cache_gives_what_the_reader_gives(tmp_path: Path) -> None:
+    paths = folder_of(tmp_path / "in", 4)
+    store, _ = cache_of(tmp_path).load(paths)
+    chains = [chain for path in paths for chain in read_chains(path)]
+    assert store.ids == [chain.id for chain in chains]
+    for i, chain in enumerate(chains):
+        assert store.sequence_of(i) == chain.sequence
+        np.testing.assert_array_equal(store.cb_of(i), chain.cb)
+
+
+def test_one_changed_file_is_the_only_one_read_again(tmp_path: Path) -> None:
+    paths = folder_of(tmp_path / "in", 5)
+    cache_of(tmp_path).load(paths)
+    write_pdb(paths[2], {"A": random_sequence(77, 33)}, seed=77)
+    store, report = cache_of(tmp_path).load(paths)
+    assert report.parsed == 1
+    assert store.sequence_of(2) == random_sequence(77, 33)
+    for path in paths:
+        path.touch()  # same content, new time: hashed again, not parsed
+    assert cache_of(tmp_path).load(paths)[1].parsed == 0
+
+
+def test_settings_and_names_decide_what_an_entry_is(tmp_path: Path) -> None:
+    paths = folder_of(tmp_path / "in", 1)
+    cache_of(tmp_path).load(paths)
+    assert cache_of(tmp_path, sequence="observed").load(paths)[1].parsed == 1
+    renamed = paths[0].with_name("other.pdb")
+    paths[0].rename(renamed)
+    store, report = cache_of(tmp_path).load([renamed])
+    assert report.parsed == 1 and store.ids == ["other_A"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "delete"])
+def test_damage_on_disk_never_gives_a_wrong_chain(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = folder_of(tmp_path / "in", 3)
+    good, _ = cache_of(tmp_path).load(paths)
+    expected = np.array(good.cb)
+    del good
+    for file in [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]:
+        data = file.read_bytes()
+        if damage == "delete":
+            file.unlink()
+        else:
+            changed = {"truncate": data[:-9], "flip": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "empty": b""}
+            file.write_bytes(changed[damage])
+    with caplog.at_level(logging.WARNING, logger="contactlm"):
+        store, report = cache_of(tmp_path).load(paths)
+    assert report.parsed == 3
+    np.testing.assert_array_equal(store.cb, expected)
+    assert ("made again" in caplog.text) == (damage != "delete")
+
+
+def test_a_cache_that_cannot_be_written_costs_time_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = folder_of(tmp_path / "in", 3)
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with caplog.at_level(logging.WARNING, logger="contactlm"):
+        store, report = cache_of(tmp_path).load(paths)
+    assert len(store) == 3 and report.parsed == 3
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_parallel_reading_gives_the_same(tmp_path: Path) -> None:
+    paths = folder_of(tmp_path / "in", 12)
+    serial, _ = StructureCache(tmp_path / "a", workers=0, progress=False).load(paths)
+    parallel, _ = StructureCache(tmp_path / "b", workers=2, progress=False).load(paths)
+    assert parallel.ids == serial.ids
+    np.testing.assert_array_equal(parallel.cb, serial.cb)
+
+
+FILL = """
+import sys
+from pathlib import Path
+from contactlm.data.cache import StructureCache
+from contactlm.data.files import find_structures
+store, report = StructureCache(sys.argv[2], workers=2, progress=False).load(find_structures(sys.argv[1]))
+sys.stdout.write(f"{len(store)} {len(report.problems)}")
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_concurrent_fills_leave_a_readable_cache(tmp_path: Path) -> None:
+    paths = folder_of(tmp_path / "in", 60)
+    command = [sys.executable, "-c", FILL, str(tmp_path / "in"), str(tmp_path / "cache")]
+    for delay in (0.3, 0.5, 0.7, 0.9, 1.1):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0] for process in both] == ["60 0", "60 0"]
+    store, report = cache_of(tmp_path).load(paths)
+    assert report.parsed == 0
+    fresh, _ = StructureCache(tmp_path / "fresh", workers=0, progress=False).load(paths)
+    np.testing.assert_array_equal(store.cb, fresh.cb)
+
+
+def test_files_are_found_in_folders_and_lists(tmp_path: Path) -> None:
+    for name in ("b/x.pdb", "a.cif.gz", "c.ENT", "d.mmcif", "notes.txt", ".hidden.pdb"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    found = find_structures(tmp_path / "in")
+    assert [path.name for path in found] == ["a.cif.gz", "x.pdb", "c.ENT", "d.mmcif"]
+    listing = tmp_path / "list.txt"
+    listing.write_text("# a comment\n\nin/d.mmcif\nin/b/x.pdb\n")
+    assert [path.name for path in find_structures(listing)] == ["d.mmcif", "x.pdb"]
+
+
+def test_missing_and_empty_folders_are_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train_dir: .*nowhere does not exist"):
+        find_structures(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no structure file"):
+        find_structures(tmp_path / "empty")
+
+
+def test_a_structure_error_survives_the_way_between_processes() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(StructureError("a.pdb", "is empty")))
+    assert (str(error), error.path, error.reason) == ("a.pdb: is empty", "a.pdb", "is empty")

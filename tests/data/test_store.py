@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contactlm.data.store import ChainStore
+from contactlm.types import Chain, DataError
+from tests.conftest import random_sequence
+
+
+def make_chain(name: str, length: int, seed: int) -> Chain:
+    coordinates = np.random.default_rng(seed).normal(size=(length, 3)).astype(np.float32)
+    resolved = np.random.default_rng(seed).random(length) > 0.3
+    coordinates[~resolved] = np.nan
+    return Chain(name, random_sequence(seed, length), coordinates, coordinates, resolved)
+
+
+def make_store() -> tuple[list[Chain], ChainStore]:
+    chains = [make_chain(f"c{i}", length, i) for i, length in enumerate((5, 1, 40))]
+    return chains, ChainStore.from_chains(chains, {"note": "ä"})
+
+
+@pytest.mark.parametrize("memory_map", [True, False])
+def test_what_is_written_is_read_back(tmp_path: Path, memory_map: bool) -> None:
+    chains, store = make_store()
+    store.write(tmp_path / "s.chains")
+    again = ChainStore.open(tmp_path / "s.chains", memory_map)
+    assert again.ids == ["c0", "c1", "c2"] and again.meta == {"note": "ä"}
+    for i, chain in enumerate(chains):
+        assert again.sequence_of(i) == chain.sequence
+        np.testing.assert_array_equal(again.cb_of(i), chain.cb)
+        assert again.resolved_counts()[i] == chain.resolved.sum()
+
+
+def test_selection_keeps_order_and_is_written_compactly(tmp_path: Path) -> None:
+    chains, store = make_store()
+    picked = store.select([2, 0])
+    assert picked.cb is store.cb
+    picked.write(tmp_path / "s.chains")
+    again = ChainStore.open(tmp_path / "s.chains")
+    assert again.ids == ["c2", "c0"] and len(again.tokens) == 45
+    np.testing.assert_array_equal(again.cb_of(1), chains[0].cb)
+
+
+def test_thirteen_bytes_a_residue(tmp_path: Path) -> None:
+    chain = make_chain("c", 10_000, 0)
+    ChainStore.from_chains([chain]).write(tmp_path / "s.chains")
+    assert 13 * 10_000 <= (tmp_path / "s.chains").stat().st_size < 13 * 10_000 + 512
+
+
+def test_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "s.chains"
+    make_store()[1].write(path)
+    good = path.read_bytes()
+    for place in range(0, len(good), 7):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 0x10]) + good[place + 1 :])
+        with pytest.raises(DataError, match=r"s\.chains"):
+            ChainStore.open(path)
+    for length in (0, 5, 24, len(good) - 1):
+        path.write_bytes(good[:length])
+        with pytest.raises(DataError, match=r"s\.chains"):
+            ChainStore.open(path)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, store = make_store()
+    store.write(tmp_path / "s.chains")
+    before = (tmp_path / "s.chains").read_bytes()
+
+    def full_disk(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        store.select([0]).write(tmp_path / "s.chains")
+    assert (tmp_path / "s.chains").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["s.chains"]
