@@ -2,63 +2,112 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from contactlm.structure.align import place
+from contactlm.structure.align import Observed, agreement, merge, place
 from contactlm.structure.bonds import bonded
 from contactlm.structure.contacts import virtual_cbeta
 from contactlm.structure.files import read_text, split_name
+from contactlm.structure.mmcif import read_mmcif
 from contactlm.structure.pdb import read_pdb
 from contactlm.structure.polymer import polymer
-from contactlm.structure.residues import CAPS, RawChain, letter
+from contactlm.structure.residues import CAPS, RawChain, Residue, letter
 from contactlm.types import Chain, StructureError
 
 SEQUENCES = ("seqres", "observed")
+MIN_AGREEMENT = 0.5
+"""A full sequence that gives fewer of the observed residues the same letter is of another protein: it is ignored."""
+
+_READERS = {"pdb": read_pdb, "mmcif": read_mmcif}
+_log = logging.getLogger(__name__)
 
 
 def read_chains(path: str | Path, sequence: str = "seqres") -> list[Chain]:
-    """Read the protein chains of a structure file."""
-    if sequence not in SEQUENCES:
-        raise ValueError(f"sequence={sequence!r} is not one of {', '.join(SEQUENCES)}")
-    stem, kind, _ = split_name(path)
-    text = read_text(path)
-    if kind == "pdb":
-        raw = read_pdb(path, text)
-    else:
-        from contactlm.structure.mmcif import read_mmcif
+    """Read the protein chains of a structure file.
 
-        raw = read_mmcif(path, text)
+    Of the first model, each author chain with at least one resolved amino acid, in file order; chains of equal
+    sequence are all kept. The id is the file's name without suffixes, ``_`` and the author chain id, so ``1abc_A``;
+    ``1abc_`` when the chain id is blank. An mmCIF file gives the chains that the PDB file of the same entry gives.
+
+    A residue is resolved when it has a CA with finite coordinates. Its C-beta is built from N, CA and C (see
+    :func:`~contactlm.structure.contacts.virtual_cbeta`), or is the CA when N or C is missing. Of alternate locations
+    the one of the highest occupancy counts, of equals the first. Modified residues get the letter of their parent
+    (MODRES or ``_pdbx_struct_mod_residue`` first, then Biopython's table), unknown ones X. Waters, ligands, free
+    amino acids and nucleic acids are left out.
+
+    With ``sequence="seqres"`` a chain has the full sequence of SEQRES or ``_entity_poly_seq``, without terminal caps.
+    Where the observed residues differ from it they win; where it lacks them they are inserted. If the file has no
+    full sequence, or one of another protein, the chain has the residues in the coordinates: residues missing there
+    leave no trace, since nothing tells what they are, and the residues at both sides of the gap become neighbours.
+
+    Args:
+        path: A file ending in ``.pdb``, ``.ent``, ``.cif`` or ``.mmcif``, each also with ``.gz``, in any case.
+        sequence: ``seqres`` for full sequences, ``observed`` for the resolved residues only.
+
+    Returns:
+        At least one chain.
+
+    Raises:
+        StructureError: The file cannot be read, or holds no protein chain; the message says which and why.
+        ValueError: ``sequence`` is neither of the two.
+    """
+    if sequence not in SEQUENCES:
+        raise ValueError(f"sequence={sequence!r}; it can be {' or '.join(map(repr, SEQUENCES))}")
+    stem, kind, _ = split_name(path)
+    raw = _READERS[kind](path, read_text(path))
     chains = []
     for chain_id, raw_chain in raw.chains.items():
-        chain = _chain(f"{stem}_{chain_id}", raw_chain, raw.parents, sequence == "seqres")
+        try:
+            chain = _chain(f"{stem}_{chain_id}", raw_chain, raw.parents, sequence)
+        except ValueError as error:
+            raise StructureError(path, f"chain {chain_id!r}: {error}") from error
         if chain is not None:
             chains.append(chain)
     if not chains:
-        raise StructureError(path, "no protein chain")
+        raise StructureError(path, "no protein chain: its first model has no amino acid with a C-alpha")
     return chains
 
 
-def _chain(name: str, raw: RawChain, parents: dict[str, str], use_full: bool) -> Chain | None:
+def _chain(name: str, raw: RawChain, parents: dict[str, str], sequence: str) -> Chain | None:
     residues, xyz = polymer(raw)
     resolved = ~np.isnan(xyz[:, 1]).any(axis=1)
     if not resolved.any():
         return None
-    observed = "".join(r.letter for r in residues)
-    cb = virtual_cbeta(xyz[:, 0], xyz[:, 1], xyz[:, 2])
-    ca = xyz[:, 1].astype(np.float32)
-    if not use_full:
-        seq = "".join(a for a, ok in zip(observed, resolved) if ok)
-        return Chain(name, seq, ca[resolved], cb[resolved], resolved[resolved])
-    full = "".join(letter(n, parents.get(n, "")) for n in raw.full if n not in CAPS)
-    if full:
-        numbers = np.array([r.number for r in residues])
-        at = place(observed, numbers, bonded(xyz), full)
-        if at is not None:
-            L = len(full)
-            ca_, cb_ = np.full((L, 3), np.nan, "f"), np.full((L, 3), np.nan, "f")
-            ok = np.zeros(L, bool)
-            ca_[at], cb_[at], ok[at] = ca, cb, resolved
-            return Chain(name, full, ca_, cb_, ok)
-    return Chain(name, observed, ca, cb, resolved)
+    if sequence == "observed":
+        letters = "".join(residues[i].letter for i in np.flatnonzero(resolved))
+        xyz, resolved = xyz[resolved], resolved[resolved]
+        positions = np.arange(len(letters))
+    else:
+        letters, positions = _full(name, residues, xyz, raw, parents)
+    coordinates = np.full((len(letters), *xyz.shape[1:]), np.nan)
+    coordinates[positions] = xyz
+    n, ca, c = coordinates.swapaxes(0, 1)
+    present = np.zeros(len(letters), dtype=np.bool_)
+    present[positions] = resolved
+    return Chain(name, letters, ca.astype(np.float32), virtual_cbeta(n, ca, c), present)
+
+
+def _full(
+    name: str, residues: list[Residue], xyz: NDArray[np.float64], raw: RawChain, parents: dict[str, str]
+) -> tuple[str, NDArray[np.intp]]:
+    """Return the sequence with unresolved residues, and the positions of the observed ones in it."""
+    observed = "".join(residue.letter for residue in residues)
+    indices = [residue.index for residue in residues if residue.index is not None]
+    kept = [i for i, n in enumerate(raw.full) if n not in CAPS or i in set(indices)]
+    full = "".join(letter(raw.full[i], parents.get(raw.full[i], "")) for i in kept)
+    if not full:
+        return observed, np.arange(len(observed))
+    if len(indices) == len(residues):
+        positions = np.searchsorted(kept, indices)
+    else:
+        numbers = np.array([residue.number for residue in residues])
+        positions = place(Observed(observed, numbers, bonded(xyz)), full)
+    agreeing = agreement(observed, full, positions)
+    if agreeing < MIN_AGREEMENT:
+        _log.warning("%s: the full sequence in the file agrees in %.0f %%: it is ignored", name, 100 * agreeing)
+        return observed, np.arange(len(observed))
+    return merge(observed, full, positions)

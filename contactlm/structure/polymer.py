@@ -31,7 +31,7 @@ def polymer(chain: RawChain) -> tuple[list[Residue], NDArray[np.float64]]:
     """
     residues = [r for variants in chain.places.values() if (r := _occupied(variants)) is not None]
     xyz = backbone(residues)
-    if not any(r.hetero and r.index is None for r in residues):
+    if not any(r.hetero and not r.declared for r in residues):
         return residues, xyz
     bonds = BondFinder(xyz)
     inside = _inside(residues, chain, bonds)
@@ -58,7 +58,7 @@ def _inside(residues: list[Residue], chain: RawChain, bonds: BondFinder) -> list
 
 
 def _declared(residue: Residue, listed: frozenset[str]) -> bool:
-    if not residue.hetero or residue.index is not None or residue.parent:
+    if not residue.hetero or residue.declared or residue.parent:
         return True
     expected = residue.name in listed if listed else residue.name not in STANDARD_NAMES
     return residue.known and expected and not residue.trailing

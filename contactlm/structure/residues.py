@@ -31,7 +31,7 @@ LETTER_OF_NAME: Mapping[str, str] = {
 }
 
 # Groups that close the ends of a chain: SEQRES lists them, but they are no residues.
-CAPS = frozenset("ACE NH2 NME NMA FOR BOC PHQ MYR TFA IVA".split())
+CAPS = frozenset(["ACE", "NH2", "NME", "NMA", "FOR", "BOC", "PHQ", "MYR", "TFA", "IVA"])
 
 
 def letter(name: str, parent: str = "") -> str:
@@ -63,6 +63,7 @@ class Residue:
         hetero: Whether the file calls it a hetero group (HETATM).
         trailing: Whether it follows the last TER record of its chain.
         parent: Name of its parent, where the file says that it is modified; else empty.
+        declared: Whether the file says that it is a part of the polymer.
         index: 0-based position in the chain's full sequence, where the file gives it; else None.
         atoms: Its N, CA and C, as far as the file has them.
     """
@@ -73,6 +74,7 @@ class Residue:
     hetero: bool
     trailing: bool = False
     parent: str = ""
+    declared: bool = False
     index: int | None = None
     atoms: dict[str, AtomSite] = field(default_factory=dict)
 

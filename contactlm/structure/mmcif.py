@@ -1,0 +1,204 @@
+"""mmCIF format: Biopython's dictionary of the file, made from the few rows that concern the backbone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from pathlib import Path
+from typing import NamedTuple
+
+from Bio.PDB.MMCIF2Dict import MMCIF2Dict
+
+from contactlm.structure.mmcif_lines import ATOMS, FULL_SEQUENCES, MODIFIED_RESIDUES, BackboneLines
+from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, AtomSite, RawChain, RawStructure, Residue
+from contactlm.types import StructureError
+
+_UNSET = frozenset("?.")
+
+
+def read_mmcif(path: str | Path, text: str) -> RawStructure:
+    """Read the first model of the first data block of a file in mmCIF format.
+
+    Chains and residues go by their author ids, as in the PDB format; ``label_seq_id`` gives their place in the full
+    sequence.
+
+    Args:
+        path: Named in errors.
+        text: The content.
+
+    Raises:
+        StructureError: The file is no mmCIF, has no atoms, or its tables cannot be read.
+    """
+    try:
+        table = BackboneDict(io.StringIO(text, newline=None))
+        rows = _atom_rows(table)
+        has_polymers = any(row.label_number not in _UNSET for row in rows)
+        assembly = _Assembly(table)
+        for row in rows:
+            if row.label_number not in _UNSET or not has_polymers:
+                assembly.add(row)
+        return assembly.structure()
+    except (ValueError, LookupError, ArithmeticError) as error:
+        raise StructureError(path, f"cannot be read as mmCIF: {error}") from error
+
+
+class BackboneDict(MMCIF2Dict):
+    """Biopython's mmCIF dictionary, made from :class:`~contactlm.structure.mmcif_lines.BackboneLines` only.
+
+    Args:
+        lines: The lines of the file, such as an open text file.
+    """
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        super().__init__(iter(BackboneLines(lines)))
+
+    def column(self, category: str, *names: str) -> list[str] | None:
+        """Return the first of these columns that the file has."""
+        return next((self[key] for name in names if (key := f"{category}.{name}") in self), None)
+
+    def rows(self, category: str, *names: str) -> list[tuple[str, ...]]:
+        """Return the rows of a table, limited to these columns; none if the file has not all of them.
+
+        Raises:
+            ValueError: The table ends within a row.
+        """
+        columns = [column for name in names if (column := self.column(category, name)) is not None]
+        return list(zip(*columns, strict=True)) if len(columns) == len(names) else []
+
+    def _splitline(self, line: str) -> Iterator[str]:
+        # Biopython goes letter by letter, which only quotes and comments need.
+        if "'" in line or '"' in line or "#" in line:
+            return super()._splitline(line)
+        return iter(line.split())
+
+
+class _Row(NamedTuple):
+    """One atom, each value as the file has it."""
+
+    model: str
+    group: str
+    atom: str
+    altloc: str
+    name: str
+    label_chain: str
+    label_number: str
+    entity: str
+    chain: str
+    number: str
+    icode: str
+    x: str
+    y: str
+    z: str
+    occupancy: str
+
+
+# For every value of a row the columns it may come from, of which the first one present counts.
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "model": ("pdbx_PDB_model_num",),
+    "group": ("group_PDB",),
+    "atom": ("label_atom_id", "auth_atom_id"),
+    "altloc": ("label_alt_id",),
+    "name": ("label_comp_id", "auth_comp_id"),
+    "label_chain": ("label_asym_id",),
+    "label_number": ("label_seq_id",),
+    "entity": ("label_entity_id",),
+    "chain": ("auth_asym_id", "label_asym_id"),
+    "number": ("auth_seq_id", "label_seq_id"),
+    "icode": ("pdbx_PDB_ins_code",),
+    "x": ("Cartn_x",),
+    "y": ("Cartn_y",),
+    "z": ("Cartn_z",),
+    "occupancy": ("occupancy",),
+}
+_NEEDED = ("atom", "name", "chain", "x", "y", "z")
+
+
+def _atom_rows(table: BackboneDict) -> list[_Row]:
+    """Return the atoms of the first model; a value that the table lacks is unset."""
+    columns = {field: table.column(ATOMS, *_COLUMNS[field]) for field in _Row._fields}
+    present = [column for column in columns.values() if column is not None]
+    if not present:
+        raise ValueError(f"it has no {ATOMS} table")
+    if missing := [_COLUMNS[field][0] for field in _NEEDED if columns[field] is None]:
+        raise ValueError(f"its {ATOMS} table lacks {', '.join(missing)}")
+    if len({len(column) for column in present}) > 1:
+        raise ValueError(f"its {ATOMS} table ends within a row; the file may be cut")
+    values = [column or repeat("?", len(present[0])) for column in columns.values()]
+    rows = [_Row(*row) for row in zip(*values, strict=True)]
+    return [row for row in rows if row.model == rows[0].model]
+
+
+class _Assembly:
+    """Turns the tables into chains."""
+
+    def __init__(self, table: BackboneDict) -> None:
+        self._raw = RawStructure()
+        self._parents = _parents(table)
+        for (*_, name), parent in self._parents.items():
+            self._raw.parents[name] = parent
+        self._entities = _entities(table)
+        self._starts: dict[str, int] = {}  # by label_asym_id: where its entity begins in the chain's full sequence
+        self._residue: Residue | None = None
+        self._held: tuple[str, ...] = ()  # what tells the residue at hand from the next
+
+    def add(self, row: _Row) -> None:
+        held = row.label_chain, row.label_number, row.chain, row.number, row.icode, row.name
+        if held != self._held or self._residue is None:
+            self._held, self._residue = held, self._open(row)
+        if row.atom in BACKBONE:
+            occupancy = 1.0 if row.occupancy in _UNSET else float(row.occupancy)
+            position = float(row.x), float(row.y), float(row.z)
+            self._residue.add(row.atom, AtomSite(position, occupancy, row.altloc))
+
+    def _open(self, row: _Row) -> Residue:
+        """Open a residue, or return to it."""
+        chain = self._raw.chains.setdefault(row.chain, RawChain())
+        number = int(row.label_number if row.number in _UNSET else row.number)
+        icode = " " if row.icode in _UNSET else row.icode
+        in_polymer = row.label_number not in _UNSET
+        place = (int(row.label_number), row.label_chain) if in_polymer else (number, icode)
+        residue = chain.residue(row.name, place)
+        if residue is None:
+            residue = Residue(
+                name=row.name,
+                number=number,
+                icode=icode,
+                hetero=row.group == "HETATM",
+                declared=in_polymer,
+                parent=self._parents.get((row.chain, number, icode, row.name), ""),
+                index=self._index(row, chain) if in_polymer else None,
+            )
+            chain.places.setdefault(place, []).append(residue)
+        return residue
+
+    def _index(self, row: _Row, chain: RawChain) -> int | None:
+        positions = self._entities.get(row.entity, {})
+        if row.label_chain not in self._starts:
+            self._starts[row.label_chain] = len(chain.full)
+            chain.full.extend(name for _, name in positions.values())
+        if int(row.label_number) not in positions:
+            return None
+        return self._starts[row.label_chain] + positions[int(row.label_number)][0]
+
+    def structure(self) -> RawStructure:
+        return self._raw
+
+
+def _entities(table: BackboneDict) -> dict[str, dict[int, tuple[int, str]]]:
+    """Return for every entity its residues by ``num``: the 0-based position and the (first) name."""
+    entities: dict[str, dict[int, tuple[int, str]]] = {}
+    for entity, number, name in table.rows(FULL_SEQUENCES, "entity_id", "num", "mon_id"):
+        residues = entities.setdefault(entity, {})
+        residues.setdefault(int(number), (len(residues), name))
+    return entities
+
+
+def _parents(table: BackboneDict) -> dict[tuple[str, int, str, str], str]:
+    """Return the parent of every modified residue, by author chain, number, insertion code and name."""
+    parents = {}
+    columns = ("auth_asym_id", "auth_seq_id", "PDB_ins_code", "label_comp_id", "parent_comp_id")
+    for chain, number, icode, name, parent in table.rows(MODIFIED_RESIDUES, *columns):
+        if parent in LETTER_OF_NAME:
+            parents[chain, int(number), " " if icode in _UNSET else icode, name] = parent
+    return parents
