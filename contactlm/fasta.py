@@ -99,7 +99,7 @@ def iter_fasta(path: str | Path, max_residues: int = MAX_RESIDUES) -> Iterator[F
     Raises:
         DataError: The file cannot be read, is empty, or is no FASTA file; the message names it.
     """
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     number = 0
     for number, raw in enumerate(_raw_records(Path(path).expanduser(), max_residues), start=1):
         words = raw.header.split(None, 1)
@@ -114,14 +114,19 @@ def iter_fasta(path: str | Path, max_residues: int = MAX_RESIDUES) -> Iterator[F
         raise DataError(f"{path}: the file is empty; expected FASTA records, '>name' and then the sequence")
 
 
-def _distinct(word: str, number: int, taken: set[str]) -> tuple[str, list[str]]:
-    """A name that no earlier record has, and notes on why it is not the header's first word."""
+def _distinct(word: str, number: int, taken: dict[str, int]) -> tuple[str, list[str]]:
+    """A name that no earlier record has, and notes on why it is not the header's first word.
+
+    ``taken`` holds every name given so far, and the highest number appended to it: a name that a million records
+    share must not be searched from ``_2`` on a million times.
+    """
     wanted = word or f"record_{number}"
-    name, copy = wanted, 1
+    name, copy = wanted, taken.get(wanted, 1)
     while name in taken:
         copy += 1
         name = f"{wanted}_{copy}"
-    taken.add(name)
+    taken[wanted] = copy
+    taken.setdefault(name, 1)
     if not word:
         return name, [f"the header holds no name: called {name}"]
     return name, [] if name == word else [f"the name {word} was taken by an earlier record: called {name}"]

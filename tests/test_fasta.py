@@ -118,6 +118,11 @@ def test_names_are_made_distinct_and_said_so(tmp_path: Path) -> None:
     assert [r.description for r in records[:2] if isinstance(r, FastaRecord)] == ["a x", "a y"]
 
 
+def test_a_name_shared_by_many_records_costs_no_search(tmp_path: Path) -> None:
+    records = read_fasta(write(tmp_path / "a.fasta", ">a\nMKV\n" * 100_000))
+    assert [r.id for r in records] == ["a", *(f"a_{n}" for n in range(2, 100_001))]
+
+
 def test_headers_in_utf8_latin1_and_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert one(tmp_path, ">protéine\nMKV").id == "protéine"
     assert one(tmp_path, ">protéine\nMKV".encode("latin-1")).id == "protéine"
