@@ -5,9 +5,8 @@ Axis letters: B batch, T tokens, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from contactlm.alphabet import EOS
 
 # What one block of attention maps may take: on a processor about its second-level cache, so that the next step of the
 # work finds it there; on an accelerator enough to keep it busy, and little beside its memory.
-BLOCK_BYTES = {"cpu": 2 << 20}
+BLOCK_BYTES = {"cpu": 4 << 20}
 ACCELERATOR_BLOCK_BYTES = 256 << 20
 
 
@@ -73,14 +72,9 @@ class Block:
     biased: bool
 
     @property
-    def at_rows(self) -> tuple[Any, ...]:
-        """Index of the block's queries in a (B, H, T, D) tensor; its first three parts index (B, H, T)."""
-        return self.samples, slice(None), self.rows, slice(None)
-
-    @property
-    def at_keys(self) -> tuple[Any, ...]:
-        """Index of the block's keys in a (B, H, T, D) tensor."""
-        return self.samples, slice(None), slice(0, self.keys), slice(None)
+    def entries(self) -> int:
+        """Entries of one head's maps in the block."""
+        return (self.samples.stop - self.samples.start) * (self.rows.stop - self.rows.start) * self.keys
 
 
 def block_bytes(device: torch.device) -> int:
@@ -88,10 +82,10 @@ def block_bytes(device: torch.device) -> int:
     return BLOCK_BYTES.get(device.type, ACCELERATOR_BLOCK_BYTES)
 
 
-def plan_blocks(lengths: Sequence[int], heads: int, device: torch.device, item_size: int) -> Iterator[Block]:
+def plan_blocks(lengths: Sequence[int], heads: int, device: torch.device, item_size: int) -> list[Block]:
     """Cut a batch's attention maps into blocks: several short samples at a time, or some rows of a long one."""
     entries = block_bytes(device) // (item_size * heads)
-    start = 0
+    blocks, start = [], 0
     while start < len(lengths):
         stop, longest = start + 1, lengths[start]
         while stop < len(lengths) and (stop + 1 - start) * max(longest, lengths[stop]) ** 2 <= entries:
@@ -100,5 +94,6 @@ def plan_blocks(lengths: Sequence[int], heads: int, device: torch.device, item_s
         biased = min(lengths[start:stop]) < longest
         step = max(8, min(longest, entries // longest)) if stop == start + 1 else longest
         for row in range(0, longest, step):
-            yield Block(slice(start, stop), slice(row, min(longest, row + step)), longest, biased)
+            blocks.append(Block(slice(start, stop), slice(row, min(longest, row + step)), longest, biased))
         start = stop
+    return blocks
