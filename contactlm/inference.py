@@ -6,8 +6,9 @@ gives each residue its true distance from every other, which leaves a jump in th
 
 How blocks are blended:
 
-* *Probabilities, not logits.* A mixture of calibrated probabilities stays calibrated, and a pass that cannot see why
-  two residues touch is often certain that they do not: averaging logits would let its −8 outvote another's +2.
+* *Probabilities, not logits.* A pass that cannot see why two residues touch is often certain that they do not. Were
+  logits averaged, its −8 would outvote another pass's +2 (5 % instead of 44 %), and how far a logit lies beyond
+  certainty says nothing. The mean of probabilities lies between what the passes said.
 * *Weights fall linearly towards a cut.* A residue next to a cut has lost the context on that side and looks like a
   chain end, which it is not. Its weight is the number of residues to the nearest cut, up to half a window; a pair has
   the product of both. Ends of the chain itself are no cuts. Since weights reach almost zero at a cut, the map has no
@@ -42,7 +43,8 @@ class FullMap:
     """Contact probabilities of a whole chain.
 
     Attributes:
-        probability: float32 (L, L) on the CPU, symmetric, each within [0, 1].
+        probability: float32 (L, L) on the CPU, each within [0, 1], symmetric: a blended map to the last bit, a map of
+            one pass as the model's logits are.
         how: How it was made, in plain values: ``length``, ``window``, ``overlap`` (residues that neighbouring windows
             share at least), ``passes`` (number by kind: ``whole`` chain, contiguous ``window``, ``two_segments``),
             ``blend`` and the package's ``version``.

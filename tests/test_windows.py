@@ -36,7 +36,7 @@ def test_every_pair_is_covered_near_multiples_of_the_stride_of_real_windows() ->
     for window, overlap in [(1022, None), (1021, None), (512, None), (1022, 0), (1022, 700), (255, 100)]:
         options = WindowOptions(window=window, overlap=overlap)
         stride = window - options.least_overlap
-        for length in [k * stride + off for k in (2, 3, 4) for off in (-1, 0, 1)]:
+        for length in [window + k * stride + off for k in (0, 1, 2) for off in (-1, 0, 1)]:
             covered = coverage(plan_passes(length, options), length) > 0
             assert covered[np.triu_indices(length)].all(), (window, overlap, length)
 
@@ -70,7 +70,7 @@ def test_a_chain_of_3000_residues_takes_fifteen_passes() -> None:
 
 def test_neighbouring_windows_share_the_overlap_and_start_evenly() -> None:
     draw = random.Random(1)
-    for _ in range(300):
+    for _ in range(60):
         window = draw.randint(2, 60)
         overlap = draw.choice([None, draw.randrange(window)])
         length = draw.randint(window + 1, 400)
