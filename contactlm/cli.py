@@ -19,12 +19,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
+from contactlm.callbacks.writer import Format, PredictionWriter
 from contactlm.configs import BASE, config_folder, resolve_arguments
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.module import ContactModule
 from contactlm.structure.labels import contact_labels
 from contactlm.types import ContactLMError, ModelError
 
+SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 SHOWN_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
 
@@ -37,6 +39,7 @@ class ContactCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.arguments = list(args)
+        self.status = 0
         base = [str(config_folder() / BASE)]
         super().__init__(
             ContactModule,
@@ -55,6 +58,16 @@ class ContactCLI(LightningCLI):
         parser.add_argument("--test_after_fit", type=bool, default=True, help="After fit, score the test set, if any.")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_plain_seed)
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Add what only one subcommand has."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.set_defaults({"return_predictions": False})  # maps are written as they come, not kept
+            parser.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
+            parser.add_argument("--formats", type=list[Format], default=["npz", "rr", "png"], help="Files of a map.")
+            parser.add_argument("--overwrite", type=bool, default=False, help="Predict again what exists in --out.")
+        return parser
+
     def _parse_ckpt_path(self) -> None:
         """Take model options from a checkpoint, and say clearly when it is none."""
         subcommand = self.config["subcommand"]
@@ -68,7 +81,10 @@ class ContactCLI(LightningCLI):
             self.config[subcommand]["model"]["pretrained"] = given
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Let all loggers of a run share one directory."""
+        """Let all loggers of a run share one directory; predictions need neither loggers nor a saved config."""
+        if self.subcommand == "predict":
+            self.save_config_callback = None
+            kwargs["logger"] = False
         trainer = super().instantiate_trainer(**kwargs)
         for logger in trainer.loggers[1:]:
             if hasattr(logger, "_version") and logger._version is None:
@@ -83,8 +99,10 @@ class ContactCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Score the test set with the best checkpoint, and say where everything lies."""
-        lines = [_score_line("dev", self.trainer.callback_metrics)]
+        lines = [_score_line("dev", self.trainer.callback_metrics)]  # test forgets the metrics of fit
         checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
+        if self._get(self.config, "trainer")["fast_dev_run"]:
+            return
         if self._get(self.config, "test_after_fit") and "test" in self.datamodule.chains:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
             lines.append(_score_line("test", self.trainer.callback_metrics))
@@ -103,6 +121,20 @@ class ContactCLI(LightningCLI):
     def after_validate(self) -> None:
         """Show the dev scores."""
         self.say(_score_line("dev", self.trainer.callback_metrics))
+
+    def before_predict(self) -> None:
+        """Write maps as they come."""
+        options = (self._get(self.config, name) for name in ("out", "formats", "overwrite"))
+        self.writer = PredictionWriter(*options)
+        self.trainer.callbacks.append(self.writer)  # type: ignore[attr-defined]  # a connector sets it
+
+    def after_predict(self) -> None:
+        """Say what was written, and let the exit status tell of inputs that could not be used."""
+        problems = len(self.datamodule.problems)
+        kept = f", {self.writer.kept} were there already" if self.writer.kept else ""
+        skipped = f", {problems} inputs skipped (named above)" if problems else ""
+        self.say(f"{self.writer.written} maps written to {self.writer.out}{kept}{skipped}")
+        self.status = SOME_SKIPPED if problems else 0
 
     def _draw_example(self) -> str:
         """Draw the predicted map of a test protein of middle length over its true one."""
@@ -173,12 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0 when all went well, 1 for what the user can mend (with one message).
+        The exit status: 0 when all went well, 1 for what the user can mend (with one message), 3 when some inputs of
+        ``predict`` had to be skipped. Arguments that cannot be parsed end the process with 2.
     """
     _quiet()
     try:
-        ContactCLI(resolve_arguments(sys.argv[1:] if arguments is None else arguments))
+        return ContactCLI(resolve_arguments(sys.argv[1:] if arguments is None else arguments)).status
     except (ContactLMError, MisconfigurationException) as error:
         sys.stderr.write(f"contactlm: error: {error}\n")
         return 1
-    return 0

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
+from tqdm.auto import tqdm
 
 from contactlm import __version__
 from contactlm.alphabet import CLS, EOS, PAD

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from contactlm.alphabet import encode
+from contactlm.alphabet import decode, encode
 from contactlm.inference import FullMap, WindowOptions, full_map, full_maps
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
 from contactlm.model.lora import LoraOptions, add_lora, contact_regression
@@ -59,6 +59,8 @@ class ContactModule(L.LightningModule):
         loss_min_separation: Pairs closer in sequence, |i − j|, are left out of the loss.
         window: Residues in one pass when whole chains are scored; None: one pass at any length.
         overlap: Residues that neighbouring windows share; None: half a window.
+        threshold: Probability above which predicted pairs are called contacts; None: the threshold tuned on dev that
+            travels with a checkpoint, 0.5 where there is none.
 
     Raises:
         ModelError: Options that do not fit together, or a backbone that cannot be loaded.
@@ -78,6 +80,7 @@ class ContactModule(L.LightningModule):
         loss_min_separation: int = 1,
         window: int | None = 1022,
         overlap: int | None = None,
+        threshold: float | None = None,
     ) -> None:
         super().__init__()
         lora = LoraOptions(**lora) if isinstance(lora, Mapping) else lora  # a checkpoint holds plain values
@@ -96,6 +99,8 @@ class ContactModule(L.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.loss_min_separation = loss_min_separation
         self.windows = WindowOptions(window, overlap)
+        self.threshold = threshold
+        self._random_state: dict[str, Tensor] | None = None
         self.tuned_threshold: float | None = None  # found on dev by ContactEvaluation; travels with the checkpoint
         self.strict_loading = False  # a checkpoint holds what was trained; on_load_checkpoint is strict about that
         esm = load_esm(pretrained, architecture, init_seed)
@@ -157,16 +162,31 @@ class ContactModule(L.LightningModule):
         return self._evaluate(batch)
 
     def _evaluate(self, batch: dict[str, Any]) -> Evaluated:
-        lengths = batch["lengths"].tolist()
-        chains = [tokens[1 : length + 1] for tokens, length in zip(batch["tokens"], lengths, strict=True)]
-        maps = list(full_maps(self.contact_logits, chains, self.windows, self.device))
-        labels = [contact_labels(cb[:length]).cpu() for cb, length in zip(batch["cb"], lengths, strict=True)]
+        maps = self._full_maps(batch)
+        labels = [contact_labels(cb[:length]).cpu() for cb, length in zip(batch["cb"], batch["lengths"], strict=True)]
         return Evaluated(
             ids=batch["ids"],
             indices=batch["indices"].tolist(),
             probability=[full.probability for full in maps],
             labels=labels,
         )
+
+    def _full_maps(self, batch: dict[str, Any]) -> list[FullMap]:
+        lengths = batch["lengths"].tolist()
+        chains = [tokens[1 : length + 1] for tokens, length in zip(batch["tokens"], lengths, strict=True)]
+        return list(full_maps(self.contact_logits, chains, self.windows, self.device))
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[ContactMap]:
+        """Contact maps of a batch of whole chains, with labels where coordinates are known."""
+        maps = self._full_maps(batch)
+        predicted = []
+        for row, full in enumerate(maps):
+            length = len(full.probability)
+            cb = batch["cb"][row, :length]
+            sequence = decode(batch["tokens"][row, 1 : length + 1].cpu().numpy())
+            labels = contact_labels(cb) if torch.isfinite(cb).any() else None
+            predicted.append(self.as_contact_map(batch["ids"][row], sequence, full, labels))
+        return predicted
 
     def predict_map(
         self, sequence: str, window: int | None = 1022, overlap: int | None = None, id: str = "query"
@@ -190,7 +210,14 @@ class ContactModule(L.LightningModule):
         """Put a full-length map together with its sequence, its truth and a note of how it was made."""
         how = {**full.how, "model": self.hparams["pretrained"] or "randomly initialised"}
         truth = None if labels is None else labels.cpu().numpy()
-        return ContactMap(id=id, sequence=sequence, probability=full.probability.numpy(), labels=truth, how=how)
+        return ContactMap(id, sequence, full.probability.numpy(), truth, self.call_threshold, how)
+
+    @property
+    def call_threshold(self) -> float:
+        """Probability above which predicted pairs are called contacts."""
+        if self.threshold is not None:
+            return self.threshold
+        return 0.5 if self.tuned_threshold is None else self.tuned_threshold
 
     def _in_eval_mode(self, tokens: Tensor, options: WindowOptions) -> FullMap:
         training = self.training
@@ -227,11 +254,26 @@ class ContactModule(L.LightningModule):
                 "scored with; lower data.crop_length, or raise model.window (null: one pass at any length)"
             )
 
+    def on_train_start(self) -> None:
+        """Go on with the dropout masks of the run that is resumed."""
+        if self._random_state is not None:
+            restore_random_state(self._random_state, self.device)
+            self._random_state = None
+
     def saved_names(self) -> set[str]:
         """Names of the weights a checkpoint holds: the trainable ones; all where there is no backbone to return to."""
         if self.hparams["pretrained"] is None:
             return set(self.state_dict())
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights; those a checkpoint never holds (a frozen backbone's) do not count as missing."""
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        saved = self.saved_names()
+        missing = [name for name in result.missing_keys if name in saved]
+        if strict and (missing or result.unexpected_keys):
+            raise ModelError(f"the weights do not fit: missing {missing}, unknown {list(result.unexpected_keys)}")
+        return type(result)(missing, result.unexpected_keys)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, the name of the backbone and a checksum of its weights."""
@@ -242,6 +284,7 @@ class ContactModule(L.LightningModule):
             "backbone": self.hparams["pretrained"],
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
+            "random_state": random_state(self.device),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -259,9 +302,26 @@ class ContactModule(L.LightningModule):
                 f"{about['backbone_checksum']}), but this model has {self.hparams['pretrained'] or 'one of its own'} "
                 f"(checksum {self.backbone_checksum}); set model.pretrained to the backbone it was trained on"
             )
+        self.tuned_threshold = about["tuned_threshold"]
+        self._random_state = about["random_state"]
         _check_weights(
             checkpoint["state_dict"], {n: w for n, w in self.state_dict().items() if n in self.saved_names()}
         )
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the generators that dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put the generators where :func:`random_state` found them."""
+    torch.set_rng_state(states["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
 
 
 def _check_weights(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -3,5 +3,6 @@
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
+from contactlm.callbacks.writer import PredictionWriter
 
-__all__ = ["ContactEvaluation", "FlopsMeter", "TokenBudget"]
+__all__ = ["ContactEvaluation", "FlopsMeter", "PredictionWriter", "TokenBudget"]

@@ -40,11 +40,12 @@ class ContactEvaluation(L.Callback):
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the proteins of the evaluation before."""
-        self._scores = ContactScores(self.threshold)
+        self._scores = ContactScores(self.threshold).to(pl_module.device)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the proteins of the evaluation before."""
-        self._scores = ContactScores(self.threshold, getattr(pl_module, "tuned_threshold", None))
+        tuned = getattr(pl_module, "tuned_threshold", None)
+        self._scores = ContactScores(self.threshold, tuned).to(pl_module.device)  # NCCL gathers nothing on the CPU
 
     def on_validation_batch_end(
         self,

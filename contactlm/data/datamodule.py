@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from contactlm.data.cache import ReadReport, StructureCache
 from contactlm.data.crop import CropScheme
 from contactlm.data.dataset import CropDataset, ShareSampler, StreamLoader, StreamSampler, collate
 from contactlm.data.files import find_structures
+from contactlm.data.queries import read_queries
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
@@ -44,6 +45,7 @@ class ContactDataModule(L.LightningDataModule):
         train_dir: Folder with structure files (``.pdb .ent .cif .mmcif``, each also ``.gz``; searched recursively), or
             a text file that lists their paths. A part of it is held out as the dev set.
         test_dir: The same for the test set; None: no test set.
+        predict_paths: FASTA and structure files, and folders of them, whose contacts ``predict`` predicts.
         crop_length: Residues of a training sample, L'.
         crop: ``"random"``: L' consecutive residues, fresh each epoch, uniform over all starts; ``"cut"``: the first L';
             ``"whole"``: whole chains.
@@ -66,6 +68,7 @@ class ContactDataModule(L.LightningDataModule):
         self,
         train_dir: str | None = None,
         test_dir: str | None = None,
+        predict_paths: list[str] | None = None,
         crop_length: int = 200,
         crop: CropScheme = "random",
         batch_size: int = 16,
@@ -91,11 +94,13 @@ class ContactDataModule(L.LightningDataModule):
         self.seed, self.split_seed = seed, split_seed
         self.num_workers, self.on_bad_file = num_workers, on_bad_file
         self._cache = partial(StructureCache, cache_dir, sequence, read_workers)
+        self.predict_paths = predict_paths
         self._chains: dict[str, ChainStore] = {}
+        self.problems: dict[str, str] = {}
 
     @property
     def chains(self) -> dict[str, ChainStore]:
-        """The chains in use after :meth:`setup`, by role: ``train``, ``dev``, ``test``."""
+        """The chains in use after :meth:`setup`, by role: ``train``, ``dev``, ``test``, ``predict``."""
         return self._chains
 
     def prepare_data(self) -> None:
@@ -106,7 +111,7 @@ class ContactDataModule(L.LightningDataModule):
             self._cache().load(find_structures(source, option))
 
     def setup(self, stage: str) -> None:
-        """Open the chains a stage needs: ``fit``, ``validate`` or ``test``."""
+        """Open the chains a stage needs: ``fit``, ``validate``, ``test`` or ``predict``."""
         sources = dict(self._sources())
         if stage in ("fit", "validate") and "train" not in self._chains:
             if "train_dir" not in sources:
@@ -116,6 +121,25 @@ class ContactDataModule(L.LightningDataModule):
             self._chains["test"] = self._select("test_dir", sources["test_dir"]).store
         if stage == "test" and "test" not in self._chains:
             raise DataError("test_dir is not given, and test needs it")
+        if stage == "predict" and "predict" not in self._chains:
+            self._setup_predict()
+
+    def _setup_predict(self) -> None:
+        if not self.predict_paths:
+            raise DataError("predict_paths is not given: name FASTA or structure files, or folders of them")
+        queries = read_queries(self.predict_paths, self._cache(progress=False))
+        self._chains["predict"], self.problems = queries.store, queries.problems
+        if self._is_main_process:
+            for note in queries.notes:
+                log.info("%s", note)
+            _name_problems(list(queries.problems.items()))
+        if not len(queries.store):
+            raise DataError(f"predict_paths: nothing to predict: {len(queries.problems)} problems, all named above")
+
+    def leave_out(self, ids: Collection[str]) -> None:
+        """Do not predict these chains (their results exist already)."""
+        store = self._chains["predict"]
+        self._chains["predict"] = store.select([i for i, name in enumerate(store.ids) if name not in ids])
 
     def _sources(self) -> list[tuple[str, str]]:
         """Options that name structure files, with their values."""
@@ -172,6 +196,10 @@ class ContactDataModule(L.LightningDataModule):
         """Whole test chains."""
         return self._whole("test")
 
+    def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Whole chains to predict; an empty list when no one is left."""
+        return self._whole("predict") if len(self._chains["predict"]) else []
+
     def _whole(self, role: str) -> DataLoader[Any]:
         # by length, so that a batch holds chains of like cost
         store = self._chains[role]
@@ -189,6 +217,7 @@ class ContactDataModule(L.LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            "generator": torch.Generator(),  # or each pass would draw from the generator that dropout draws from
         }
 
     def _place(self) -> tuple[int, int]:

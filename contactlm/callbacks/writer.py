@@ -1,0 +1,150 @@
+"""PredictionWriter: predicted contact maps to files, as they come."""
+
+from __future__ import annotations
+
+import csv
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+
+from contactlm.outputs import ContactMap
+from contactlm.types import ContactLMError
+
+Format = Literal["npz", "rr", "png"]
+SUMMARY = "summary.csv"
+SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
+COLUMNS = ("id", "length", "threshold", "contacts_sep6", "seconds", *SCORES)
+
+
+class PredictionWriter(L.Callback):
+    """Writes every predicted map and a summary with a line a protein.
+
+    Works with any LightningModule whose ``predict_step`` returns a list of :class:`contactlm.ContactMap`. With
+    ``ContactDataModule``, proteins whose files exist already are not predicted again.
+
+    Args:
+        out: Folder of the files ``<id>.npz``, ``<id>.rr``, ``<id>.png`` and ``summary.csv``.
+        formats: What to write of each protein.
+        overwrite: Predict and write again what exists.
+
+    Raises:
+        ContactLMError: An unknown format, or none.
+    """
+
+    def __init__(
+        self, out: str | Path, formats: Sequence[Format] = ("npz", "rr", "png"), overwrite: bool = False
+    ) -> None:
+        unknown = [name for name in formats if name not in ("npz", "rr", "png")]
+        if unknown or not formats:
+            raise ContactLMError(f"formats: {list(formats)} given; choose from npz, rr, png")
+        self.out = Path(out).expanduser()
+        self.formats = tuple(formats)
+        self.overwrite = overwrite
+        self.kept = 0
+        self.written = 0
+        self._began = 0.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave out what an earlier, perhaps interrupted, run has written."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if stage != "predict" or not hasattr(data, "leave_out"):
+            return
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            lines = {} if self.overwrite else read_summary(self.out / SUMMARY)
+            finished = {name for name in data.chains["predict"].ids if name in lines and self._is_written(name)}
+            if trainer.is_global_zero:
+                _write_summary(self.out / SUMMARY, lines)
+        except OSError as error:
+            raise ContactLMError(
+                f"out: {self.out} cannot be written ({error.strerror}); give another folder"
+            ) from error
+        self.kept = len(finished)
+        data.leave_out(finished)
+
+    def _is_written(self, name: str) -> bool:
+        return all(self._path(name, kind).is_file() for kind in self.formats)
+
+    def _path(self, name: str, kind: str) -> Path:
+        return self.out / f"{file_name(name)}.{kind}"
+
+    def on_predict_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the batch's maps; a protein's seconds are its share, by L², of the batch's."""
+        seconds = time.perf_counter() - self._began
+        total = sum(len(predicted) ** 2 for predicted in outputs)
+        for predicted in outputs:
+            self.write(predicted, seconds * len(predicted) ** 2 / total)
+
+    def write(self, predicted: ContactMap, seconds: float) -> None:
+        """Write the files of one protein, then its line in the summary."""
+        for kind in self.formats:
+            predicted.save(self._path(predicted.id, kind))
+        path = self.out / SUMMARY
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as handle:
+            writer = csv.DictWriter(handle, COLUMNS, restval="")
+            if is_new:
+                writer.writeheader()
+            writer.writerow(summary_line(predicted, seconds))
+        self.written += 1
+
+
+def file_name(name: str) -> str:
+    """A file name for a protein's id: whatever is not a letter, digit, ``.``, ``-`` or ``_`` becomes ``_``."""
+    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII).lstrip(".") or "_"
+
+
+def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
+    """One protein's line: length, pairs at |i − j| ≥ 6 above the threshold, seconds, scores when truth is known."""
+    L = len(predicted)
+    called = predicted.probability > predicted.threshold
+    line: dict[str, Any] = {
+        "id": predicted.id,
+        "length": L,
+        "threshold": f"{predicted.threshold:.3f}",
+        "contacts_sep6": sum(int(called.diagonal(offset).sum()) for offset in range(6, L)),
+        "seconds": f"{seconds:.3f}",
+    }
+    if predicted.labels is not None:
+        scores = predicted.scores()
+        line |= {name: f"{scores[name]:.4f}" for name in SCORES}
+    return line
+
+
+def read_summary(path: Path) -> dict[str, dict[str, str]]:
+    """Read the complete lines of a summary, by id; a line torn by a killed run is left out."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as handle:
+        text = handle.read()
+    complete = text[: text.rfind("\n") + 1].splitlines()
+    rows = csv.DictReader(complete)
+    return {row["id"]: row for row in rows if row.get("id") and None not in row.values()}
+
+
+def _write_summary(path: Path, lines: dict[str, dict[str, str]]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, COLUMNS, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines.values())
+    temporary.replace(path)

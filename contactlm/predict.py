@@ -1,0 +1,57 @@
+"""predict_contacts: from sequences to contact maps in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import overload
+
+from contactlm.module import ContactModule
+from contactlm.outputs import ContactMap
+
+Model = ContactModule | str | Path
+
+
+@overload
+def predict_contacts(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+    sequences: str, model: Model = ..., window: int | None = ..., overlap: int | None = ...
+) -> ContactMap: ...
+@overload
+def predict_contacts(
+    sequences: Sequence[str], model: Model = ..., window: int | None = ..., overlap: int | None = ...
+) -> list[ContactMap]: ...
+def predict_contacts(
+    sequences: str | Sequence[str],
+    model: Model = "facebook/esm2_t6_8M_UR50D",
+    window: int | None = 1022,
+    overlap: int | None = None,
+) -> ContactMap | list[ContactMap]:
+    """Predict the contact maps of one or several sequences of any length.
+
+    Args:
+        sequences: L letters of the ESM alphabet, or several such sequences.
+        model: A :class:`contactlm.ContactModule`; the path of a checkpoint (``.ckpt``); or a published ESM2, by its
+            name on the Hugging Face hub or a local directory, whose own contact head is used as it is.
+        window: Residues in one pass; None: one pass at any length.
+        overlap: Residues that neighbouring windows share; None: half a window.
+
+    Returns:
+        One map, or a list of maps when a list was given.
+
+    Raises:
+        ValueError: A letter that is not of the alphabet.
+        ContactLMError: A model that cannot be loaded, an empty sequence, or window and overlap that do not fit.
+    """
+    module = load_model(model)
+    if isinstance(sequences, str):
+        return module.predict_map(sequences, window, overlap)
+    return [module.predict_map(s, window, overlap, id=f"query_{n}") for n, s in enumerate(sequences, start=1)]
+
+
+def load_model(model: Model) -> ContactModule:
+    """Make a module from a checkpoint or a published ESM2; a module is given back as it is."""
+    if isinstance(model, ContactModule):
+        return model
+    if str(model).endswith(".ckpt"):
+        return ContactModule.load_from_checkpoint(model, map_location="cpu")
+    return ContactModule(str(model), lora=None, freeze_backbone=True, train_head=False)
