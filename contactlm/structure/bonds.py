@@ -30,8 +30,7 @@ def backbone(residues: list[Residue]) -> NDArray[np.float64]:
     Raises:
         ValueError: A coordinate is beyond :data:`MAX_COORDINATE`.
     """
-    sites = [r.atoms.get(atom) for r in residues for atom in BACKBONE]
-    flat = np.array([_MISSING if site is None else site.position for site in sites], dtype=np.float64)
+    flat = np.array([r.atoms.get(atom, _MISSING) for r in residues for atom in BACKBONE], dtype=np.float64)
     xyz = flat.reshape(len(residues), len(BACKBONE), 3)
     xyz[~np.isfinite(xyz).all(axis=2)] = np.nan
     xyz[(xyz == xyz[:, :1]).all(axis=(1, 2))] = np.nan

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 from contactlm.types import StructureError
 
@@ -14,7 +12,6 @@ MAX_BYTES = 1 << 30
 """Text longer than this, after decompression, is refused (1 GiB; the largest real entries have a few 100 MB)."""
 
 FORMATS = {".pdb": "pdb", ".ent": "pdb", ".cif": "mmcif", ".mmcif": "mmcif"}
-_CHUNK = 1 << 20
 _NAME = re.compile(r"(?P<stem>.*?)(?P<suffix>\.pdb|\.ent|\.cif|\.mmcif)(?P<gz>\.gz)?", re.IGNORECASE | re.DOTALL)
 
 
@@ -45,28 +42,33 @@ def read_text(path: str | Path) -> str:
     compressed = split_name(path)[2]
     try:
         with Path(path).open("rb") as handle:
-            is_gzip = handle.read(2) == b"\x1f\x8b"
-            handle.seek(0)
-            if is_gzip and not compressed:
-                raise StructureError(path, "gzip data, but the name does not say so: add .gz to the name")
-            if compressed and not is_gzip:
-                raise StructureError(path, "not gzip data, though the name ends in .gz: remove .gz from the name")
-            if compressed:
-                with gzip.GzipFile(fileobj=handle) as stream:
-                    return _read_bounded(stream, path).decode("latin-1")
-            return _read_bounded(handle, path).decode("latin-1")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise StructureError(path, f"damaged gzip data ({error}): fetch the file again") from error
+            data = handle.read(MAX_BYTES + 1)
     except OSError as error:
         raise StructureError(path, f"cannot be opened: {error.strerror or error}") from error
+    is_gzip = data.startswith(b"\x1f\x8b")
+    if is_gzip and not compressed:
+        raise StructureError(path, "gzip data, but the name does not say so: add .gz to the name")
+    if compressed and not is_gzip:
+        raise StructureError(path, "not gzip data, though the name ends in .gz: remove .gz from the name")
+    if compressed:
+        try:
+            data = _decompressed(data)
+        except (EOFError, zlib.error) as error:
+            raise StructureError(path, f"damaged gzip data ({error}): fetch the file again") from error
+    if len(data) > MAX_BYTES:
+        raise StructureError(path, f"holds more than {MAX_BYTES:,} bytes of text: too long for a structure file")
+    return data.decode("latin-1")
 
 
-def _read_bounded(stream: BinaryIO | gzip.GzipFile, path: str | Path) -> bytes:
-    chunks = []
-    length = 0
-    while chunk := stream.read(_CHUNK):
-        length += len(chunk)
-        if length > MAX_BYTES:
-            raise StructureError(path, f"holds more than {MAX_BYTES:,} bytes of text: too long for a structure file")
-        chunks.append(chunk)
-    return b"".join(chunks)
+def _decompressed(data: bytes) -> bytes:
+    """Decompress one or more gzip members, stopping one byte beyond :data:`MAX_BYTES`."""
+    parts = []
+    room = MAX_BYTES + 1
+    while data and room:
+        member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        parts.append(member.decompress(data, room))
+        room -= len(parts[-1])
+        if room and not member.eof:
+            raise EOFError("it ends early")
+        data = member.unused_data.lstrip(b"\0")  # padding after the last member is allowed
+    return b"".join(parts)

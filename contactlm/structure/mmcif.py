@@ -11,7 +11,7 @@ from typing import NamedTuple
 from Bio.PDB.MMCIF2Dict import MMCIF2Dict
 
 from contactlm.structure.mmcif_lines import ATOMS, FULL_SEQUENCES, MODIFIED_RESIDUES, BackboneLines
-from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, AtomSite, RawChain, RawStructure, Residue
+from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, RawChain, RawStructure, Residue
 from contactlm.types import StructureError
 
 _UNSET = frozenset("?.")
@@ -148,8 +148,9 @@ class _Assembly:
             self._held, self._residue = held, self._open(row)
         if row.atom in BACKBONE:
             occupancy = 1.0 if row.occupancy in _UNSET else float(row.occupancy)
+            altloc = " " if row.altloc in _UNSET else row.altloc
             position = float(row.x), float(row.y), float(row.z)
-            self._residue.add(row.atom, AtomSite(position, occupancy, row.altloc))
+            self._residue.add(row.atom, position, altloc, occupancy)
 
     def _open(self, row: _Row) -> Residue:
         """Open a residue, or return to it."""
@@ -158,7 +159,7 @@ class _Assembly:
         icode = " " if row.icode in _UNSET else row.icode
         in_polymer = row.label_number not in _UNSET
         place = (int(row.label_number), row.label_chain) if in_polymer else (number, icode)
-        residue = chain.residue(row.name, place)
+        residue = chain.residue(place, row.name)
         if residue is None:
             residue = Residue(
                 name=row.name,

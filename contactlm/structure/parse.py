@@ -74,7 +74,7 @@ def read_chains(path: str | Path, sequence: str = "seqres") -> list[Chain]:
 
 def _chain(name: str, raw: RawChain, parents: dict[str, str], sequence: str) -> Chain | None:
     residues, xyz = polymer(raw)
-    resolved = ~np.isnan(xyz[:, 1]).any(axis=1)
+    resolved = np.isfinite(xyz[:, 1, 0])  # a missing atom is NaN in all coordinates
     if not resolved.any():
         return None
     if sequence == "observed":
@@ -97,7 +97,8 @@ def _full(
     """Return the sequence with unresolved residues, and the positions of the observed ones in it."""
     observed = "".join(residue.letter for residue in residues)
     indices = [residue.index for residue in residues if residue.index is not None]
-    kept = [i for i, n in enumerate(raw.full) if n not in CAPS or i in set(indices)]
+    seen = frozenset(indices)
+    kept = [i for i, n in enumerate(raw.full) if n not in CAPS or i in seen]
     full = "".join(letter(raw.full[i], parents.get(raw.full[i], "")) for i in kept)
     if not full:
         return observed, np.arange(len(observed))

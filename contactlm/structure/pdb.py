@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from Bio.PDB.StructureBuilder import StructureBuilder
 from numpy.typing import NDArray
 
 from contactlm.structure.numbering import decode_number, from_columns, to_columns
-from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, AtomSite, RawChain, RawStructure, Residue
+from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, RawChain, RawStructure, Residue
 from contactlm.types import StructureError
 
-# " CA " is the proper column; some programs write "CA  ". Calcium is told apart by its residue, not by its column.
-_BACKBONE_COLUMNS = frozenset(f"{' ' * shift}{atom}".ljust(4) for atom in BACKBONE for shift in range(5 - len(atom)))
-_OVERFLOW = "*" * 8  # what Fortran prints for a number too long for its field
 _LINE_LENGTH = 54  # up to the end of the coordinates
+_OVERFLOW = "*" * 8  # what Fortran prints for a number too long for its field
+
+# Lines whose atom name is N, CA or C, in whichever of its four columns it begins; a few other names pass as well.
+# CB is wanted for residues that have nothing else: they are in the sequence, though unresolved.
+_NAME = r"......[ NC][ NCAB]{3}"
+_RECORDS = re.compile(rf"\n(?:ATOM  {_NAME}|HETATM{_NAME}|SEQRES|MODRES|TER|MODEL|ENDMDL)[^\n]*")
 
 
 def read_pdb(path: str | Path, text: str) -> RawStructure:
@@ -31,103 +35,109 @@ def read_pdb(path: str | Path, text: str) -> RawStructure:
     Raises:
         StructureError: A line that concerns the backbone cannot be read.
     """
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = "\n" + text
+    # Most of the time of a plain parse goes to lines that are not needed: here Biopython does not see them.
+    needed = "".join(_RECORDS.findall(text))
+    if not needed:
+        raise StructureError(path, "no PDB format: it has no ATOM records")
     try:
-        return BackboneParser().get_structure("", io.StringIO(text, newline=None))
-    except ValueError as error:
-        raise StructureError(path, str(error)) from error
+        _refuse_cut(text[text.rstrip().rfind("\n") + 1 :])  # also when it is none of the lines needed
+        return BackboneParser().get_structure("", io.StringIO(needed[1:]))
+    except _LineError as error:
+        line_number = text.count("\n", 0, text.index(error.line))
+        raise StructureError(path, f"line {line_number}: {error}") from error
+
+
+class _LineError(ValueError):
+    """A line that cannot be read."""
+
+    def __init__(self, line: str, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
 
 
 class BackboneParser(PDBParser):
-    """Biopython's PDB parser, shown only the first model's backbone and extended with MODRES and SEQRES.
+    """Biopython's PDB parser, extended with MODRES and SEQRES, of the first model's backbone.
 
-    Most of the time of a plain parse goes to side chains, waters and headers; here none of those lines reach
-    Biopython. ``get_structure`` returns a :class:`~contactlm.structure.residues.RawStructure`.
+    ``get_structure`` returns a :class:`~contactlm.structure.residues.RawStructure`.
     """
 
     structure_builder: BackboneBuilder
 
     def __init__(self) -> None:
         super().__init__(PERMISSIVE=True, QUIET=True, structure_builder=BackboneBuilder())
-        self._lines = _BackboneLines()
+        self._original: list[str] = []  # the atom lines as they stand in the file
 
     def get_structure(self, id: str, file: Any) -> RawStructure:
         """Parse an open text file.
 
         Raises:
-            ValueError: The file is empty or a line cannot be read; the message names the line.
+            ValueError: A line cannot be read.
         """
         try:
             return super().get_structure(id, file)
         except PDBConstructionException as error:
-            position = self.structure_builder.line_counter - 1
-            field = self._lines.kept[position][30:54]
-            raise ValueError(f"line {self._lines.numbers[position]}: no coordinates in {field!r}") from error
+            line = self._original[self.structure_builder.line_counter - 1]
+            raise _LineError(line, f"no coordinates in {line[30:54]!r}") from error
 
     def _get_header(self, lines: list[str]) -> tuple[dict[str, Any], list[str]]:
-        self._lines = selected = _BackboneLines()
-        selected.select(lines)
+        """Read MODRES, SEQRES and TER; return the atom lines of the first model."""
         builder = self.structure_builder
-        builder.last_ter = selected.last_ter
-        for line in selected.header:
-            if line.startswith("MODRES"):
-                builder.add_modres(line)
-            else:
-                builder.seqres.setdefault(line[11:12].strip(), []).extend(line[19:70].split())
-        return {}, selected.kept
-
-
-class _BackboneLines:
-    """The few lines of a file that are worth parsing."""
-
-    def __init__(self) -> None:
-        self.header: list[str] = []  # SEQRES and MODRES
-        self.kept: list[str] = []  # atoms
-        self.numbers: list[int] = []  # where they stand in the file
-        self.last_ter: dict[str, int] = {}  # by chain: how many atom lines precede its last TER
-
-    def select(self, lines: list[str]) -> None:
-        """Sort out the first model's N, CA and C.
-
-        A residue of a known name that begins with another atom keeps that line too: it is in the sequence even if it
-        has no backbone.
-        """
-        place, models, plain = "", 0, True
-        for number, line in enumerate(lines, 1):
+        atoms: list[str] = []
+        self._original = []
+        place, models, decimal = "", 0, True
+        for line in lines:
             record = line[:6]
             if record == "ATOM  " or record == "HETATM":
-                opens = line[17:27] != place
-                if opens:
+                if line[17:27] != place:
                     place = line[17:27]
-                    plain = _is_decimal(line[22:26], number)
-                if line[12:16] in _BACKBONE_COLUMNS or (opens and line[17:20].strip() in LETTER_OF_NAME):
-                    self.kept.append(_checked(line, number, plain))
-                    self.numbers.append(number)
-            elif record == "SEQRES" or record == "MODRES":
-                self.header.append(line)
+                    decimal = _is_decimal(line)
+                elif line[13:15] == "CB":
+                    continue
+                self._original.append(line)
+                atoms.append(_adapted(line, decimal))
+            elif record == "SEQRES":
+                builder.seqres.setdefault(line[11:12].strip(), []).extend(line[19:70].split())
+            elif record == "MODRES":
+                builder.add_modres(line)
             elif record[:3] == "TER":
-                self.last_ter[place[4:5].strip()] = len(self.kept)
-            elif record[:5] == "MODEL":
-                models += 1
-                if models > 1:
-                    break
-            elif record == "ENDMDL":
+                chain_id = line[21:22] if len(line.rstrip()) > 21 else place[4:5]
+                builder.last_ter[chain_id.strip()] = len(atoms)
+            elif record[:5] == "MODEL" and models == 0:
+                models = 1
+            else:  # the end of the first model
                 break
+        return {}, atoms
 
 
-def _is_decimal(columns: str, number: int) -> bool:
+def _is_decimal(line: str) -> bool:
+    """Tell a decimal residue number from a hybrid-36 one."""
+    columns = line[22:26]
     try:
-        return -1000 < decode_number(columns) < 10000
+        int(columns)
     except ValueError:
-        raise ValueError(f"line {number}: {columns!r} is no residue number") from None
+        try:
+            decode_number(columns)
+        except ValueError:
+            raise _LineError(line, f"{columns!r} is no residue number") from None
+        return False
+    return True
 
 
-def _checked(line: str, number: int, plain: bool) -> str:
-    """Return the line as Biopython takes it, or raise when it is cut."""
-    if len(line.rstrip()) < _LINE_LENGTH:
-        raise ValueError(f"line {number} ends within the coordinates: {line.rstrip()!r}; the file may be cut")
-    if not plain:
+def _adapted(line: str, decimal: bool) -> str:
+    """Return an atom line as Biopython takes it."""
+    if len(line) <= _LINE_LENGTH:
+        _refuse_cut(line)
+    if not decimal:
         line = line[:22] + to_columns(decode_number(line[22:26]), line[26]) + line[27:]
-    return line.replace(_OVERFLOW, "     nan") if _OVERFLOW in line else line
+    return line.replace(_OVERFLOW, "     nan") if "*" in line else line
+
+
+def _refuse_cut(line: str) -> None:
+    if line.startswith(("ATOM  ", "HETATM")) and len(line.rstrip("\n")) < _LINE_LENGTH:
+        raise _LineError(line, f"it ends before its coordinates do, {line.rstrip()!r}: the file may be cut")
 
 
 class BackboneBuilder(StructureBuilder):
@@ -178,7 +188,7 @@ class BackboneBuilder(StructureBuilder):
         """Open a residue, or return to it."""
         chain = self.raw.chains[self._chain_id]
         number, icode = place = from_columns(resseq, icode)
-        self._residue = chain.residue(resname, place)
+        self._residue = chain.residue(place, resname)
         if self._residue is None:
             last_ter = self.last_ter.get(self._chain_id)
             self._residue = Residue(
@@ -204,7 +214,7 @@ class BackboneBuilder(StructureBuilder):
     ) -> None:
         """Keep a backbone atom; one without occupancy counts as fully occupied."""
         if name in BACKBONE and self._residue is not None:
-            self._residue.add(name, AtomSite(coord.tolist(), 1.0 if occupancy is None else occupancy, altloc))
+            self._residue.add(name, coord, altloc, 1.0 if occupancy is None else occupancy)
 
     def get_structure(self) -> RawStructure:
         """Return what was collected."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import groupby
 
 import numpy as np
@@ -41,7 +40,9 @@ def polymer(chain: RawChain) -> tuple[list[Residue], NDArray[np.float64]]:
 
 def _occupied(variants: list[Residue]) -> Residue | None:
     possible = [r for r in variants if r.known or all(atom in r.atoms for atom in BACKBONE)]
-    return max(possible, key=lambda r: r.atoms["CA"].occupancy if "CA" in r.atoms else -math.inf, default=None)
+    if len(possible) > 1:
+        return max(possible, key=lambda r: r.occupancy("CA"))
+    return possible[0] if possible else None
 
 
 def _inside(residues: list[Residue], chain: RawChain, bonds: BondFinder) -> list[bool]:

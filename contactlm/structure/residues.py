@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from Bio.Data.PDBData import protein_letters_3to1, protein_letters_3to1_extended
+from numpy.typing import NDArray
 
 from contactlm.alphabet import UNKNOWN_LETTER
+
+_ORDINARY = (" ", 1.0)  # alternate location and occupancy of most atoms
+
+Position = NDArray | tuple[float, float, float]
 
 BACKBONE = ("N", "CA", "C")
 
@@ -44,14 +48,6 @@ def letter(name: str, parent: str = "") -> str:
     return LETTER_OF_NAME.get(parent) or LETTER_OF_NAME.get(name, UNKNOWN_LETTER)
 
 
-class AtomSite(NamedTuple):
-    """One atom at one alternate location; the position is in Å."""
-
-    position: tuple[float, float, float]
-    occupancy: float
-    altloc: str
-
-
 @dataclass(slots=True, eq=False)
 class Residue:
     """One residue as the file gives it.
@@ -65,7 +61,8 @@ class Residue:
         parent: Name of its parent, where the file says that it is modified; else empty.
         declared: Whether the file says that it is a part of the polymer.
         index: 0-based position in the chain's full sequence, where the file gives it; else None.
-        atoms: Its N, CA and C, as far as the file has them.
+        atoms: Positions of its N, CA and C, in Å, as far as the file has them.
+        alternates: Where not blank and 1, the alternate location that each of them is, and its occupancy.
     """
 
     name: str
@@ -76,13 +73,22 @@ class Residue:
     parent: str = ""
     declared: bool = False
     index: int | None = None
-    atoms: dict[str, AtomSite] = field(default_factory=dict)
+    atoms: dict[str, Position] = field(default_factory=dict)
+    alternates: dict[str, tuple[str, float]] = field(default_factory=dict)
 
-    def add(self, atom: str, site: AtomSite) -> None:
+    def add(self, atom: str, position: Position, altloc: str, occupancy: float) -> None:
         """Take an atom; of alternate locations the one of the highest occupancy stays, of equals the first."""
-        held = self.atoms.get(atom)
-        if held is None or (site.altloc != held.altloc and site.occupancy > held.occupancy):
-            self.atoms[atom] = site
+        if atom in self.atoms:
+            held, highest = self.alternates.get(atom, _ORDINARY)
+            if altloc == held or not occupancy > highest:
+                return
+        self.atoms[atom] = position
+        if (altloc, occupancy) != _ORDINARY:
+            self.alternates[atom] = altloc, occupancy
+
+    def occupancy(self, atom: str) -> float:
+        """Return the occupancy of an atom; -1 when it is missing."""
+        return self.alternates.get(atom, _ORDINARY)[1] if atom in self.atoms else -1.0
 
     @property
     def known(self) -> bool:
@@ -110,9 +116,10 @@ class RawChain:
     places: dict[Place, list[Residue]] = field(default_factory=dict)
     full: list[str] = field(default_factory=list)
 
-    def residue(self, name: str, place: Place) -> Residue | None:
+    def residue(self, place: Place, name: str) -> Residue | None:
         """Return the residue of this name at this place, if it was seen before."""
-        return next((r for r in self.places.get(place, ()) if r.name == name), None)
+        variants = self.places.get(place)
+        return None if variants is None else next((r for r in variants if r.name == name), None)
 
 
 @dataclass(slots=True, eq=False)
