@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from transformers import EsmModel
 
 from contactlm.alphabet import PAD
 from contactlm.model.blocks import TokenLayout
-from contactlm.model.contact_attention import Shares, contact_attention, contact_attention_plain, contact_logits
+from contactlm.model.contact_attention import contact_attention, contact_attention_plain, contact_logits
 from contactlm.model.loading import backbone_checksum, load_esm
 from contactlm.model.lora import contact_regression
 from contactlm.model.trunk import Attention, layer_shares, rotary_angles
@@ -88,32 +88,40 @@ class ContactBackbone(nn.Module):
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
         hidden = self.esm.embeddings(input_ids=tokens, attention_mask=mask.long())
-        weighted, margins = self._shares(hidden, rotary_angles(self.esm, positions), layout)
         regression = contact_regression(self.esm)
+        weights, bias = regression.weight.view(len(self.esm.encoder.layer), -1), regression.bias
+        active = _active_heads(weights)
+        weighted, margins = self._shares(hidden, rotary_angles(self.esm, positions), weights, active, layout)
+        if active is not None:
+            weights = torch.cat([weight[heads] for weight, heads in zip(weights, active, strict=True)])
         residues = slice(1, -1)
-        logits = contact_logits(
-            weighted[:, residues, residues], margins[:, :, residues], regression.weight[0], regression.bias
-        )
+        logits = contact_logits(weighted[:, residues, residues], margins[:, :, residues], weights.flatten(), bias)
+        if layout.regular and layout.unpadded:
+            return logits
         inside = layout.residue[:, residues]
         return logits.masked_fill(~(inside[:, :, None] & inside[:, None, :]), 0)
 
-    def _shares(self, hidden: Tensor, angles: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
-        layers = self.esm.encoder.layer
-        weights = contact_regression(self.esm).weight.view(len(layers), -1)
-        total, margins, states = hidden.new_zeros(()), [], cast(Any, hidden)
-        for layer, weight in zip(layers, weights, strict=True):
-            states, share, margin = self._run(layer, states, angles, weight, layout, layer is layers[-1])
+    def _shares(
+        self, hidden: Any, angles: Tensor, weights: Tensor, active: list[list[int]] | None, layout: TokenLayout
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sum of the layers' ``weighted`` (B, T, T) and all their margins (B, C, T)."""
+        layers, total, margins = self.esm.encoder.layer, hidden.new_zeros(()), []
+        for index, layer in enumerate(layers):
+            run = partial(
+                layer_shares,
+                layer,
+                layout=layout,
+                attention=_ATTENTION[self.attention],
+                last=layer is layers[-1],
+                active=None if active is None else active[index],
+            )
+            if layer.gradient_checkpointing and self.training:
+                # The shares are outputs of the checkpointed function, so that its second run adds nothing twice.
+                run = partial(layer._gradient_checkpointing_func, run)
+            hidden, share, margin = run(hidden, angles, weights[index])
             total = total + share
             margins.append(margin)
         return total, torch.cat(margins, dim=1)
-
-    def _run(self, layer: Any, hidden: Any, angles: Tensor, weight: Tensor, layout: TokenLayout, last: bool) -> Shares:
-        attention = _ATTENTION[self.attention]
-        if layer.gradient_checkpointing and self.training:
-            # The shares are outputs of the checkpointed function, so that its second run adds nothing twice.
-            run = partial(layer_shares, layer, attention=attention, last=last, layout=layout)
-            return layer._gradient_checkpointing_func(run, hidden, angles, weight)
-        return layer_shares(layer, hidden, angles, weight, layout, attention, last)
 
     def _check(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
         if tokens.ndim != 2 or tokens.shape[1] < 3:
@@ -124,3 +132,11 @@ class ContactBackbone(nn.Module):
             if given is not None and given.shape != tokens.shape:
                 raise ModelError(f"{name}: shape {tuple(given.shape)}, but tokens have {tuple(tokens.shape)}")
         return tokens != PAD if attention_mask is None else attention_mask.bool()
+
+
+def _active_heads(weights: Tensor) -> list[list[int]] | None:
+    """List every layer's heads that the contact head reads; None: all, as when their weights can be trained."""
+    if torch.is_grad_enabled() and weights.requires_grad:
+        return None
+    active = [[head for head, weight in enumerate(row) if weight != 0] for row in weights.tolist()]
+    return None if all(len(heads) == weights.shape[1] for heads in active) else active

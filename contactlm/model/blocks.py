@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from contactlm.alphabet import EOS
 
-# What one block of attention maps may take: on a processor about its second-level cache, so that the next step of the
-# work finds it there; on an accelerator enough to keep it busy, and little beside its memory.
-BLOCK_BYTES = {"cpu": 4 << 20}
-ACCELERATOR_BLOCK_BYTES = 256 << 20
+# What the blocks at hand may take: on a processor what its caches hold, so that the next step of the work finds them
+# there; on an accelerator enough to keep it busy, and little beside its memory.
+CPU_BYTES_PER_THREAD = 4 << 20
+CPU_MAX_BYTES = 64 << 20
+ACCELERATOR_BYTES = 256 << 20
+_ROWS = 128  # products of fewer rows spend their time on rearranging the keys
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,19 @@ class TokenLayout:
         key_bias: float32 (B, T), 0 where a token is attended to and −inf where it is padding.
         lengths: For every sample, the number of tokens up to its last attended one.
         holes: Whether some sample has unattended tokens before its last attended one.
+        regular: Whether in every sample the residues are all attended tokens but the first and the last.
     """
 
     residue: Tensor
     key_bias: Tensor
     lengths: tuple[int, ...]
     holes: bool
+    regular: bool
+
+    @property
+    def unpadded(self) -> bool:
+        """Whether every token may be attended to."""
+        return not self.holes and min(self.lengths) == self.residue.shape[1]
 
     @classmethod
     def of(cls, tokens: Tensor, attention_mask: Tensor) -> TokenLayout:
@@ -47,53 +57,93 @@ class TokenLayout:
         residue = attention_mask & (tokens != EOS)
         residue[:, 0] = residue[:, -1] = False
         last = torch.where(attention_mask, torch.arange(1, T + 1, device=tokens.device), 0).amax(1)
-        counts = torch.stack([last, attention_mask.sum(1)]).tolist()
+        ends, attended_count, residues = torch.stack([last, attention_mask.sum(1), residue.sum(1)]).tolist()
         # A sample that attends to nothing would have no softmax; it attends to its first token instead.
         attended = attention_mask.clone()
         attended[:, 0] |= ~attention_mask.any(1)
         key_bias = torch.zeros(B, T, device=tokens.device).masked_fill(~attended, -torch.inf)
-        return cls(residue, key_bias, tuple(max(1, n) for n in counts[0]), counts[0] != counts[1])
+        holes = ends != attended_count
+        # As many residues as that, and neither the first nor the last token among them: they are all between.
+        closed = (~residue.gather(1, last.clamp(min=1).unsqueeze(1) - 1)).all()
+        regular = not holes and all(n == end - 2 for n, end in zip(residues, ends, strict=True)) and bool(closed)
+        return cls(residue, key_bias, tuple(max(1, n) for n in ends), holes, regular)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some samples' attention maps: the given rows, the first ``keys`` columns.
+    """Some rows of some heads' attention maps of some samples, and their first ``keys`` columns.
 
     Attributes:
         samples: Which samples.
-        rows: Which query tokens.
+        heads: Which heads; all of them where there are several samples.
+        rows: Which query tokens; all of them where there are several samples.
         keys: How many key tokens: the longest sample's length.
         biased: Whether some sample is shorter than ``keys``.
     """
 
     samples: slice
+    heads: slice
     rows: slice
     keys: int
     biased: bool
 
     @property
-    def entries(self) -> int:
-        """Entries of one head's maps in the block."""
-        return (self.samples.stop - self.samples.start) * (self.rows.stop - self.rows.start) * self.keys
+    def shape(self) -> tuple[int, int, int, int]:
+        """Samples, heads, rows, keys."""
+        samples, heads, rows = (part.stop - part.start for part in (self.samples, self.heads, self.rows))
+        return samples, heads, rows, self.keys
+
+    @property
+    def queries(self) -> tuple[slice, slice, slice]:
+        """Index of the block's queries in a tensor (B, H, T, ...)."""
+        return self.samples, self.heads, self.rows
+
+    @property
+    def columns(self) -> tuple[slice, slice, slice]:
+        """Index of the block's keys in a tensor (B, H, T, ...)."""
+        return self.samples, self.heads, slice(0, self.keys)
 
 
 def block_bytes(device: torch.device) -> int:
-    """How much memory one block of attention maps may take on this kind of device."""
-    return BLOCK_BYTES.get(device.type, ACCELERATOR_BLOCK_BYTES)
+    """How much memory the blocks at hand may take on this kind of device."""
+    if device.type != "cpu":
+        return ACCELERATOR_BYTES
+    return min(CPU_MAX_BYTES, CPU_BYTES_PER_THREAD * torch.get_num_threads())
 
 
-def plan_blocks(lengths: Sequence[int], heads: int, device: torch.device, item_size: int) -> list[Block]:
-    """Cut a batch's attention maps into blocks: several short samples at a time, or some rows of a long one."""
-    entries = block_bytes(device) // (item_size * heads)
+def plan_blocks(lengths: Sequence[int], heads: int, device: torch.device, entry_bytes: int) -> list[Block]:
+    """Cut a batch's attention maps into blocks: several short samples at a time, or parts of a long one.
+
+    Args:
+        lengths: Every sample's number of tokens.
+        heads: Number of heads, H.
+        device: Where the work is done; decides how large a block is.
+        entry_bytes: What one entry of the maps takes, all arrays of that size counted.
+    """
+    entries = block_bytes(device) // entry_bytes
     blocks, start = [], 0
     while start < len(lengths):
         stop, longest = start + 1, lengths[start]
-        while stop < len(lengths) and (stop + 1 - start) * max(longest, lengths[stop]) ** 2 <= entries:
+        while stop < len(lengths) and heads * (stop + 1 - start) * max(longest, lengths[stop]) ** 2 <= entries:
             longest = max(longest, lengths[stop])
             stop += 1
-        biased = min(lengths[start:stop]) < longest
-        step = max(8, min(longest, entries // longest)) if stop == start + 1 else longest
-        for row in range(0, longest, step):
-            blocks.append(Block(slice(start, stop), slice(row, min(longest, row + step)), longest, biased))
+        samples, biased = slice(start, stop), min(lengths[start:stop]) < longest
+        if stop > start + 1:
+            blocks.append(Block(samples, slice(0, heads), slice(0, longest), longest, biased))
+        else:
+            blocks += _cut(samples, heads, longest, entries)
         start = stop
     return blocks
+
+
+def _cut(samples: slice, heads: int, tokens: int, entries: int) -> list[Block]:
+    """Cut one sample's maps: enough heads for every thread, then rows, in parts of nearly one size."""
+    group = min(heads, max(torch.get_num_threads(), entries // (min(tokens, _ROWS) * tokens)))
+    step = max(8, min(tokens, entries // (group * tokens)))
+    return [Block(samples, part, rows, tokens, False) for rows in _even(tokens, step) for part in _even(heads, group)]
+
+
+def _even(total: int, most: int) -> list[slice]:
+    parts = -(-total // most)
+    cuts = [total * i // parts for i in range(parts + 1)]
+    return [slice(*cut) for cut in pairwise(cuts)]

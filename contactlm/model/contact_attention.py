@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from contactlm.model.blocks import Block, TokenLayout, plan_blocks
 
 _LOG2_E = math.log2(math.e)
-_SMALL_SCORE = 80.0  # of float32's 126 powers of two, some are left to sums and weights
+_SAFE_LOG_SUM = 90.0  # float32 reaches from 2^-126 to 2^127; products with the sums need some of it
 Shares = tuple[Tensor | None, Tensor, Tensor]
 
 
@@ -98,122 +98,147 @@ def contact_logits(weighted: Tensor, margins: Tensor, head_weight: Tensor, bias:
 
 
 class _ContactAttention(torch.autograd.Function):
-    """Block by block: E = exp(scores) is used up while it lies in the cache, and P = E / row sums never stored."""
+    """The streamed operation; all tensors of one dtype, at least float32."""
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, head_weight: Tensor, layout: TokenLayout
     ) -> Shares:
-        B, H, T, _ = query.shape
         query, key = query * _LOG2_E, key.contiguous()  # exp2 takes a third of the time of exp
-        weighted, margins = query.new_zeros(B, T, T), query.new_zeros(B, H, T)
-        context = None if value is None else value.new_zeros(B, T, H, value.shape[-1]).transpose(1, 2)
-        log_sums, residue = query.new_zeros(B, H, T), layout.residue.to(query)
-        scores = _Scores(query, key, layout)
-        shift = not scores.small()
-        for block in plan_blocks(layout.lengths, H, query.device, query.element_size()):
-            samples, rows, keys = block.samples, block.rows, slice(0, block.keys)
-            E = scores.of(block)
-            top = E.amax(-1, keepdim=True) if shift else None
-            E = (E if top is None else E.sub_(top)).exp2_()
-            sums = E.sum(-1)
-            log_sums[samples, :, rows] = sums.log2() if top is None else sums.log2() + top.squeeze(-1)
-            flat, sums = E.flatten(0, 1), sums.reciprocal_()
-            if value is not None and context is not None:
-                out = torch.bmm(flat, value[samples, :, keys].flatten(0, 1)).view(*sums.shape, -1)
-                torch.mul(out, sums.unsqueeze(-1), out=context[samples, :, rows])
-            scale = (sums * head_weight[:, None]).transpose(1, 2).contiguous()
-            for sample, maps, weights in zip(range(B)[samples], E, scale, strict=True):
-                weighted[sample, rows, keys] = torch.bmm(weights.unsqueeze(1), maps.transpose(0, 1)).squeeze(1)
-            own = residue[samples, None, :]
-            sums *= own[..., rows]
-            in_keys = own[..., keys].expand(-1, H, -1)
-            margins[samples, :, rows] += _rows_dot(E, residue[samples, keys]) * sums
-            columns = torch.bmm(sums.flatten(0, 1).unsqueeze(1), flat).view(in_keys.shape)
-            margins[samples, :, keys] += columns * in_keys
-        ctx.save_for_backward(query, key, value, head_weight, log_sums)
+        # An accelerator would have to wait for the answer to whether the sums are safe.
+        unshifted = query.device.type == "cpu"
+        results = _attend(query, key, value, head_weight, layout, shift=not unshifted)
+        if unshifted and not bool((results[-1].abs() <= _SAFE_LOG_SUM).all()):
+            results = _attend(query, key, value, head_weight, layout, shift=True)
+        ctx.save_for_backward(query, key, value, head_weight, results[-1])
         ctx.layout = layout
-        return context, weighted, margins
+        return results[:-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_context: Tensor | None, d_weighted: Tensor, d_margins: Tensor) -> tuple[Any, ...]:
         query, key, value, head_weight, log_sums = ctx.saved_tensors
-        layout, (B, H, T, _) = ctx.layout, query.shape
-        need_q, need_k, need_v, need_w = ctx.needs_input_grad[:4]
-        dq, dk = torch.zeros_like(query), torch.zeros_like(key)
-        dv = query.new_zeros(value.shape) if need_v else None
-        dw = torch.zeros_like(head_weight)
-        residue = layout.residue.to(query)[:, None].expand(B, H, T)
-        dm = d_margins * residue
-        # dP = d_context value^T + dm_i residue_j + residue_i dm_j + w dA: all but the last in one product.
-        left, right = torch.stack([dm, residue], -1), torch.stack([residue, dm], -1)
-        if value is not None and d_context is not None:
-            left, right = torch.cat([d_context, left], -1), torch.cat([value, right], -1)
-        scores = _Scores(query, key, layout)
-        gradient = torch.empty_like(scores.memory) if need_q or need_k else None
-        for block in plan_blocks(layout.lengths, H, query.device, query.element_size()):
-            samples, rows, keys = block.samples, block.rows, slice(0, block.keys)
-            P = scores.of(block).sub_(log_sums[samples, :, rows].unsqueeze(-1)).exp2_()
-            flat, dA = P.flatten(0, 1), d_weighted[samples, rows, keys]
+        layout: TokenLayout = ctx.layout
+        made = [
+            torch.zeros(x.shape, dtype=x.dtype, device=x.device) if need else None
+            for x, need in zip((query, key, value, head_weight), ctx.needs_input_grad, strict=False)
+        ]
+        dq, dk, dv, dw = made
+        left, right = _factors(d_context, value, d_margins, layout.residue.to(query))
+        scores = _Scores(query, key, layout, arrays=2)
+        gradient = torch.empty_like(scores.memory)
+        for block in scores.blocks:
+            P = scores.of(block).sub_(log_sums[block.queries].unsqueeze(-1)).exp2_()
+            flat, dA = P.flatten(0, 1), d_weighted[block.samples, block.rows, : block.keys]
             if dv is not None and d_context is not None:
-                dv[samples, :, keys].flatten(0, 1).baddbmm_(
-                    flat.transpose(1, 2), d_context[samples, :, rows].flatten(0, 1)
-                )
-            if need_w:
-                dw += torch.bmm(P.flatten(2), dA.reshape(P.shape[0], -1, 1)).sum((0, 2))
-            if gradient is None:
+                _add_product(dv[block.columns].flatten(0, 1), flat.mT, d_context[block.queries].flatten(0, 1))
+            if dw is not None:
+                dw[block.heads] += torch.bmm(P.flatten(2), dA.reshape(P.shape[0], -1, 1)).sum((0, 2))
+            if dq is None and dk is None:
                 continue
-            dP = gradient[: P.numel()].view(P.shape)
-            torch.mul(head_weight[:, None, None], dA.unsqueeze(1), out=dP)
-            dS = dP.flatten(0, 1)
-            dS.baddbmm_(left[samples, :, rows].flatten(0, 1), right[samples, :, keys].flatten(0, 1).transpose(1, 2))
+            dS = gradient[: P.numel()].view(P.shape)
+            torch.mul(head_weight[block.heads, None, None], dA.unsqueeze(1), out=dS)
+            dS = dS.flatten(0, 1)
+            _add_product(dS, left[block.queries].flatten(0, 1), right[block.columns].flatten(0, 1).mT)
             torch._softmax_backward_data(dS, flat, -1, dS.dtype, grad_input=dS)
-            if need_q:
-                dq[samples, :, rows] = torch.bmm(dS, key[samples, :, keys].flatten(0, 1)).view(*P.shape[:3], -1)
-            if need_k:
-                dk[samples, :, keys].flatten(0, 1).baddbmm_(
-                    dS.transpose(1, 2), query[samples, :, rows].flatten(0, 1)
-                )
-        return dq, dk.mul_(1 / _LOG2_E), dv, dw, None
+            if dq is not None:
+                dq[block.queries] = torch.bmm(dS, key[block.columns].flatten(0, 1)).view(*P.shape[:3], -1)
+            if dk is not None:
+                _add_product(dk[block.columns].flatten(0, 1), dS.mT, query[block.queries].flatten(0, 1))
+        # The query at hand is the given one times log2(e).
+        return dq, None if dk is None else dk.mul_(1 / _LOG2_E), dv, dw, None
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor | None, head_weight: Tensor, layout: TokenLayout, shift: bool
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """Return context, weighted, margins and log2 of the row sums of E = exp2(query key^T), the last (B, H, T).
+
+    P = E / row sums is never written: the row sums go into what E is multiplied with. ``shift`` takes every row's
+    maximum off first, which only scores beyond float32's range of exponents need.
+    """
+    B, H, T, _ = query.shape
+    weighted, margins, log_sums = query.new_zeros(B, T, T), query.new_zeros(B, H, T), query.new_zeros(B, H, T)
+    context = None if value is None else value.new_zeros(B, T, H, value.shape[-1]).transpose(1, 2)
+    residue = layout.residue.to(query)
+    scores = _Scores(query, key, layout, arrays=1)
+    for block in scores.blocks:
+        E = scores.of(block)
+        top = E.amax(-1, keepdim=True) if shift else None
+        E = (E if top is None else E.sub_(top)).exp2_()
+        flat = E.flatten(0, 1)
+        sums, inner = _row_sums(E, block, layout, residue)
+        log_sums[block.queries] = sums.log2() if top is None else sums.log2() + top.squeeze(-1)
+        scale = sums.reciprocal_()
+        if value is not None and context is not None:
+            out = torch.bmm(flat, value[block.columns].flatten(0, 1)).view(*scale.shape, -1)
+            torch.mul(out, scale.unsqueeze(-1), out=context[block.queries])
+        weights = (scale * head_weight[block.heads, None]).transpose(1, 2).contiguous().unsqueeze(2)
+        for sample, maps, weight in zip(range(B)[block.samples], E, weights, strict=True):
+            share = weighted[sample, block.rows, : block.keys].unsqueeze(1)
+            _add_product(share, weight, maps.transpose(0, 1))
+        scale *= residue[block.samples, None, block.rows]
+        margins[block.queries] += inner * scale
+        columns = torch.bmm(scale.flatten(0, 1).unsqueeze(1), flat)
+        margins[block.columns] += columns.view(*scale.shape[:2], -1)
+    return context, weighted, margins.mul_(residue.unsqueeze(1)), log_sums
 
 
 class _Scores:
-    """Blocks of query key^T, each written over the last one."""
+    """Blocks of query key^T, each written over the last one.
 
-    def __init__(self, query: Tensor, key: Tensor, layout: TokenLayout) -> None:
-        self.query, self.key, self.layout = query, key, layout
-        heads = query.shape[1]
-        blocks = plan_blocks(layout.lengths, heads, query.device, query.element_size())
-        self.memory = query.new_empty(max(block.entries for block in blocks) * heads)
+    Args:
+        query: (B, H, T, D), contiguous; ``key`` alike.
+        key: (B, H, T, D).
+        layout: Which tokens are padding.
+        arrays: How many arrays of a block's size the work needs at a time.
+    """
+
+    def __init__(self, query: Tensor, key: Tensor, layout: TokenLayout, arrays: int) -> None:
+        self.query, self.key, self.holes = query, key, layout.holes
+        self.blocks = plan_blocks(layout.lengths, query.shape[1], query.device, arrays * query.element_size())
+        self.memory = query.new_empty(max(math.prod(block.shape) for block in self.blocks))
         self.bias = layout.key_bias.to(query)
 
     def of(self, block: Block) -> Tensor:
-        """Return (samples, H, rows, keys); −inf at padding keys."""
-        query = self.query[block.samples, :, block.rows]
-        key = self.key[block.samples, :, : block.keys]
-        shape = (*query.shape[:3], block.keys)
-        scores = self.memory[: math.prod(shape)].view(shape)
-        torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), out=scores.flatten(0, 1))
-        if block.biased or self.layout.holes:
+        """Return (samples, heads, rows, keys); −inf at padding keys."""
+        scores = self.memory[: math.prod(block.shape)].view(block.shape)
+        query, key = self.query[block.queries].flatten(0, 1), self.key[block.columns].flatten(0, 1)
+        torch.bmm(query, key.mT, out=scores.flatten(0, 1))
+        if block.biased or self.holes:
             scores += self.bias[block.samples, None, None, : block.keys]
         return scores
 
-    def small(self) -> bool:
-        """Whether exp2 of any score and sums of them are far from overflow and underflow, whatever the tokens.
 
-        By the Cauchy-Schwarz inequality. On an accelerator the answer would hold up the queue: there it is no.
-        """
-        if self.query.device.type != "cpu":
-            return False
-        bound = self.query.norm(dim=-1).amax(-1) * self.key.norm(dim=-1).amax(-1)
-        return bool(bound.max() <= _SMALL_SCORE)
+def _row_sums(E: Tensor, block: Block, layout: TokenLayout, residue: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum E (S, H, R, K) over all keys and over residue keys: two tensors (S, H, R)."""
+    if layout.regular and not block.biased:
+        inner = E[..., 1:-1].sum(-1)
+        return inner + E[..., 0] + E[..., -1], inner
+    S, H, R, K = E.shape
+    inner = torch.bmm(E.view(S, H * R, K), residue[block.samples, :K].unsqueeze(-1)).view(S, H, R)
+    return E.sum(-1), inner
 
 
-def _rows_dot(maps: Tensor, mask: Tensor) -> Tensor:
-    """(S, H, R, K) times (S, K) -> (S, H, R)."""
-    S, H, R, K = maps.shape
-    return torch.bmm(maps.view(S, H * R, K), mask.unsqueeze(-1)).view(S, H, R)
+def _factors(
+    d_context: Tensor | None, value: Tensor | None, d_margins: Tensor, residue: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return left and right (B, H, T, D' + 2) with dP = left right^T + head_weight dA.
+
+    Row i's margin holds the sum of P_ij over residues j, column j's the sum over residues i, hence
+    left right^T = d_context value^T + dm_i residue_j + residue_i dm_j.
+    """
+    mask = residue.unsqueeze(1).expand_as(d_margins)
+    dm = d_margins * mask
+    left, right = torch.stack([dm, mask], -1), torch.stack([mask, dm], -1)
+    if value is None or d_context is None:
+        return left, right
+    return torch.cat([d_context, left], -1), torch.cat([value, right], -1)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a batched product in place (written so that the FLOP counter sees it)."""
+    torch.baddbmm(total, left, right, out=total)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

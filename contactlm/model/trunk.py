@@ -5,7 +5,7 @@ Axis letters: B batch, T tokens, H heads, D head width, E hidden width (H x D).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ def layer_shares(
     layout: TokenLayout,
     attention: Attention,
     last: bool,
+    active: Sequence[int] | None = None,
 ) -> Shares:
     """Run one layer.
 
@@ -42,10 +43,11 @@ def layer_shares(
         layout: Which tokens are what.
         attention: The streamed or the plain operation.
         last: Whether nobody reads the layer's own output: then only queries and keys are computed.
+        active: The heads whose maps the contact head reads; None: all.
 
     Returns:
         The layer's output (B, T, E), or None for the last layer; ``weighted`` and ``margins`` as of
-        :func:`~contactlm.model.contact_attention.contact_attention`.
+        :func:`~contactlm.model.contact_attention.contact_attention`, of the active heads.
     """
     block = layer.attention
     heads = block.self
@@ -54,13 +56,43 @@ def layer_shares(
     query = _rotate(heads.query(normed).view(split), angles, heads.attention_head_size**-0.5)
     key = _rotate(heads.key(normed).view(split), angles, 1.0)
     value = None if last else heads.value(normed).view(split).transpose(1, 2)
-    context, weighted, margins = attention(query, key, value, head_weight, layout)
+    if active is None:
+        context, weighted, margins = attention(query, key, value, head_weight, layout)
+    else:
+        context, weighted, margins = _attend_some(query, key, value, head_weight, layout, attention, active)
     if context is None:
         return None, weighted, margins
     hidden = block.output(context.transpose(1, 2).flatten(2), hidden)
     # The erf form in one pass; transformers spells it out in five.
     inner = F.gelu(layer.intermediate.dense(layer.LayerNorm(hidden)))
     return layer.output(inner, hidden), weighted, margins
+
+
+def _attend_some(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    head_weight: Tensor,
+    layout: TokenLayout,
+    attention: Attention,
+    active: Sequence[int],
+) -> Shares:
+    """Attend with all heads, and hand over shares of the active ones: the others' maps are never seen."""
+    B, H, T, _ = query.shape
+    idle = sorted(set(range(H)) - set(active))
+    some, others = torch.tensor(active, device=query.device), torch.tensor(idle, device=query.device)
+    context, weighted, margins = None, head_weight.new_zeros(B, T, T), head_weight.new_zeros(B, 0, T)
+    if active:
+        chosen = (x if x is None else x[:, some] for x in (query, key, value))
+        context, weighted, margins = attention(*chosen, head_weight[some], layout)
+    if value is None or not idle:
+        return context, weighted, margins
+    bias = None if layout.unpadded else layout.key_bias[:, None, None].to(query.dtype)
+    q, k, v = query[:, others], key[:, others], value[:, others].to(query.dtype)
+    rest = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0).to(value.dtype)
+    if context is None:
+        return rest, weighted, margins
+    return torch.cat([context, rest], 1)[:, torch.cat([some, others]).argsort()], weighted, margins
 
 
 def _rotate(x: Tensor, angles: Tensor, scale: float) -> Tensor:
