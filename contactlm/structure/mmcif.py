@@ -136,7 +136,7 @@ class _Assembly:
         self._raw = RawStructure()
         self._parents = _parents(table)
         for (*_, name), parent in self._parents.items():
-            self._raw.parents[name] = parent
+            self._raw.declare(name, parent)
         self._entities = _entities(table)
         self._starts: dict[str, int] = {}  # by label_asym_id: where its entity begins in the chain's full sequence
         self._residue: Residue | None = None
@@ -159,18 +159,20 @@ class _Assembly:
         icode = " " if row.icode in _UNSET else row.icode
         in_polymer = row.label_number not in _UNSET
         place = (int(row.label_number), row.label_chain) if in_polymer else (number, icode)
-        residue = chain.residue(place, row.name)
-        if residue is None:
-            residue = Residue(
-                name=row.name,
-                number=number,
-                icode=icode,
-                hetero=row.group == "HETATM",
-                declared=in_polymer,
-                parent=self._parents.get((row.chain, number, icode, row.name), ""),
-                index=self._index(row, chain) if in_polymer else None,
-            )
-            chain.places.setdefault(place, []).append(residue)
+        variants = chain.places.setdefault(place, [])
+        for residue in variants:
+            if residue.name == row.name:
+                return residue
+        residue = Residue(
+            name=row.name,
+            number=number,
+            icode=icode,
+            hetero=row.group == "HETATM",
+            declared=in_polymer,
+            parent=self._parents.get((row.chain, number, icode, row.name), ""),
+            index=self._index(row, chain) if in_polymer else None,
+        )
+        variants.append(residue)
         return residue
 
     def _index(self, row: _Row, chain: RawChain) -> int | None:

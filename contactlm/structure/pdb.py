@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from Bio.PDB.StructureBuilder import StructureBuilder
 from numpy.typing import NDArray
 
 from contactlm.structure.numbering import decode_number, from_columns, to_columns
-from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, RawChain, RawStructure, Residue
+from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, Place, RawChain, RawStructure, Residue
 from contactlm.types import StructureError
 
 _LINE_LENGTH = 54  # up to the end of the coordinates
@@ -158,6 +159,8 @@ class BackboneBuilder(StructureBuilder):
         self.last_ter: dict[str, int] = {}
         self._parents: dict[tuple[str, int, str, str], str] = {}
         self._chain_id = ""
+        self._places: dict[Place, list[Residue]] = {}
+        self._end = sys.maxsize
         self._residue: Residue | None = None
 
     def add_modres(self, line: str) -> None:
@@ -170,7 +173,7 @@ class BackboneBuilder(StructureBuilder):
         except ValueError:
             return
         self._parents[chain_id, number, line[22:23] or " ", name] = parent
-        self.raw.parents[name] = parent
+        self.raw.declare(name, parent)
 
     def init_model(self, model_id: int, serial_num: int | None = None) -> None:
         """Do nothing: the parser passes the first model only."""
@@ -180,26 +183,23 @@ class BackboneBuilder(StructureBuilder):
 
     def init_chain(self, chain_id: str) -> None:
         """Open a chain, or return to it."""
-        self._chain_id = chain_id.strip()
-        if self._chain_id not in self.raw.chains:
-            self.raw.chains[self._chain_id] = RawChain(full=self.seqres.get(self._chain_id, []))
+        self._chain_id = chain_id = chain_id.strip()
+        if chain_id not in self.raw.chains:
+            self.raw.chains[chain_id] = RawChain(full=self.seqres.get(chain_id, []))
+        self._places = self.raw.chains[chain_id].places
+        self._end = self.last_ter.get(chain_id, sys.maxsize)
 
     def init_residue(self, resname: str, field: str, resseq: int, icode: str) -> None:
         """Open a residue, or return to it."""
-        chain = self.raw.chains[self._chain_id]
         number, icode = place = from_columns(resseq, icode)
-        self._residue = chain.residue(place, resname)
-        if self._residue is None:
-            last_ter = self.last_ter.get(self._chain_id)
-            self._residue = Residue(
-                name=resname,
-                number=number,
-                icode=icode,
-                hetero=field != " ",
-                trailing=last_ter is not None and self.line_counter > last_ter,
-                parent=self._parents.get((self._chain_id, number, icode, resname), ""),
-            )
-            chain.places.setdefault(place, []).append(self._residue)
+        variants = self._places.setdefault(place, [])
+        for residue in variants:
+            if residue.name == resname:
+                self._residue = residue
+                return
+        parent = self._parents.get((self._chain_id, number, icode, resname), "") if self._parents else ""
+        self._residue = Residue(resname, number, icode, field != " ", self.line_counter > self._end, parent)
+        variants.append(self._residue)
 
     def init_atom(
         self,

@@ -116,11 +116,6 @@ class RawChain:
     places: dict[Place, list[Residue]] = field(default_factory=dict)
     full: list[str] = field(default_factory=list)
 
-    def residue(self, place: Place, name: str) -> Residue | None:
-        """Return the residue of this name at this place, if it was seen before."""
-        variants = self.places.get(place)
-        return None if variants is None else next((r for r in variants if r.name == name), None)
-
 
 @dataclass(slots=True, eq=False)
 class RawStructure:
@@ -133,3 +128,8 @@ class RawStructure:
 
     chains: dict[str, RawChain] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
+
+    def declare(self, name: str, parent: str) -> None:
+        """Note the parent of a modified residue; the name of a standard one keeps its meaning elsewhere."""
+        if name not in STANDARD_NAMES:
+            self.parents[name] = parent
