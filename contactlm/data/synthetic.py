@@ -8,22 +8,33 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from Bio.Data.IUPACData import protein_letters_1to3
 
+from contactlm.data import synthetic_bundle, synthetic_fold
 from contactlm.data.files import is_structure_file
 from contactlm.data.store import atomic_file
-from contactlm.data.synthetic_fold import MIN_LENGTH, SyntheticProtein, synthetic_protein
-from contactlm.data.synthetic_geometry import c_beta
+from contactlm.data.synthetic_bundle import bundle_protein
+from contactlm.data.synthetic_fold import SyntheticProtein, synthetic_protein
+from contactlm.data.synthetic_geometry import with_cb
 from contactlm.types import DataError
 
-__all__ = ["SyntheticOptions", "SyntheticProtein", "nth_protein", "synthetic_protein", "write_synthetic"]
+__all__ = [
+    "SyntheticOptions",
+    "SyntheticProtein",
+    "bundle_protein",
+    "nth_protein",
+    "synthetic_protein",
+    "write_synthetic",
+]
 
 MANIFEST = "synthetic.json"
 GENERATOR_VERSION = 1  # raise it whenever the same options give other proteins
 MAX_PROTEINS = 20_000  # of a split: entry codes have three places of base 36 for both
 
+_MIN_LENGTH = {"hairpins": synthetic_fold.MIN_LENGTH, "bundle": synthetic_bundle.MIN_LENGTH}
 _SPLITS = ("train", "test")
 _THREE = {one: three.upper() for one, three in protein_letters_1to3.items()}
 
@@ -38,9 +49,11 @@ class SyntheticOptions:
         folder: Where the files go: ``train/`` and ``test/`` below it.
         n_train: Proteins to train on.
         n_test: Proteins to test on.
-        min_length: Residues of the shortest protein, at least 30.
-        max_length: Residues of the longest one.
+        min_length: Residues of the shortest protein, at least 30; a bundle's at least 150.
+        max_length: Residues of the longest one. Bundles meet their length within about a tenth.
         seed: Another seed, other proteins.
+        kind: ``"hairpins"`` have contacts of short and medium range. ``"bundle"`` makes long proteins (300 to 1,200
+            residues, say) with contacts at every range; drawing one takes a second or two.
     """
 
     folder: str
@@ -49,12 +62,16 @@ class SyntheticOptions:
     min_length: int = 60
     max_length: int = 120
     seed: int = 0
+    kind: Literal["hairpins", "bundle"] = "hairpins"
 
     def __post_init__(self) -> None:
-        if not MIN_LENGTH <= self.min_length <= self.max_length:
+        if self.kind not in _MIN_LENGTH:
+            raise DataError(f"synthetic: kind is {self.kind!r}; give one of {', '.join(_MIN_LENGTH)}")
+        shortest = _MIN_LENGTH[self.kind]
+        if not shortest <= self.min_length <= self.max_length:
             raise DataError(
                 f"synthetic: min_length is {self.min_length} and max_length {self.max_length}; "
-                f"needed: {MIN_LENGTH} <= min_length <= max_length"
+                f"kind {self.kind!r} needs {shortest} <= min_length <= max_length"
             )
         for name in ("n_train", "n_test"):
             if not 1 <= getattr(self, name) <= MAX_PROTEINS:
@@ -99,11 +116,11 @@ def write_synthetic(options: SyntheticOptions) -> tuple[Path, Path]:
 
 
 def nth_protein(options: SyntheticOptions, split: str, index: int) -> SyntheticProtein:
-    """Draw one protein of a set: a pure function of (seed, split, index) and the bounds of the length."""
+    """Draw one protein of a set: a pure function of kind, seed, split, index and the bounds of the length."""
     seed = np.random.SeedSequence((options.seed, _SPLITS.index(split), index))
     rng = np.random.Generator(np.random.Philox(seed))
     length = int(rng.integers(options.min_length, options.max_length + 1))
-    return synthetic_protein(rng, length)
+    return synthetic_protein(rng, length) if options.kind == "hairpins" else bundle_protein(rng, length)
 
 
 def _expected_files(options: SyntheticOptions, folder: Path) -> Iterator[tuple[Path, tuple[str, int]]]:
@@ -169,8 +186,7 @@ def _pdb_text(options: SyntheticOptions, split: str, index: int) -> str:
 
 
 def _atom_lines(protein: SyntheticProtein, names: list[str]) -> Iterator[str]:
-    coords = np.concatenate([protein.coords, c_beta(protein.coords)[:, None]], axis=1)
-    coords = coords - coords[:, :4].mean(axis=(0, 1))
+    coords = with_cb(protein.coords - protein.coords.mean(axis=(0, 1)))
     serial = 0
     for number, (name, atoms) in enumerate(zip(names, coords, strict=True), start=1):
         for atom, (x, y, z) in zip(("N", "CA", "C", "O", "CB"), atoms, strict=True):

@@ -74,13 +74,15 @@ class SyntheticProtein:
     Attributes:
         sequence: L one-letter codes.
         coords: float64 (L, 4, 3), Å: atoms N, CA, C, O.
-        segments: (kind, first, stop) in chain order, kind one of ``linker``, ``helix``, ``hairpin``; together they
-            cover the chain.
+        segments: (kind, first, stop) in chain order; together they cover the chain. Kinds are ``linker``, ``helix``
+            and ``hairpin``, or ``loop`` and ``strand``.
+        facing: int (n, 2), pairs i < j of strand residues that were built to face each other.
     """
 
     sequence: str
     coords: Floats
     segments: tuple[tuple[str, int, int], ...]
+    facing: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,11 +144,15 @@ def _hairpin(rng: np.random.Generator) -> Segment:
     one = [str(rng.choice(list(STRAND_LETTERS))) for _ in range(n)]
     faithful = rng.random(n) < PAIR_FIDELITY
     two = [PAIR_OF[a] if f else str(rng.choice(list(STRAND_LETTERS))) for a, f in zip(one, faithful, strict=True)]
+    motif = str(rng.choice(turn.motifs))
+    return Segment("hairpin", "".join(one) + motif + "".join(reversed(two)), hairpin_torsions(turn, n))
+
+
+def hairpin_torsions(turn: Turn, n: int) -> Floats:
+    """Ideal phi, psi of a hairpin with n residues in either strand: (2n + 2, 2), degrees."""
     inwards = [_strand_torsion(turn.before, k) for k in reversed(range(n))]
     outwards = [_strand_torsion(turn.after, k) for k in range(n)]
-    torsions = np.array([*inwards, *turn.residues, *outwards])
-    motif = str(rng.choice(turn.motifs))
-    return Segment("hairpin", "".join(one) + motif + "".join(reversed(two)), torsions)
+    return np.array([*inwards, *turn.residues, *outwards])
 
 
 def _strand_torsion(torsions: tuple[tuple[float, float], ...], k: int) -> tuple[float, float]:
@@ -187,7 +193,9 @@ def _place(rng: np.random.Generator, segments: list[Segment]) -> SyntheticProtei
             first = bounds[-1][2] if bounds else 0
             bounds.append((segment.kind, first, first + len(segment.sequence)))
         coords, psi_before = np.concatenate([coords, blocks[chosen]]), float(psi[chosen, -1])
-    return SyntheticProtein("".join(s.sequence for s in segments), coords, tuple(bounds[:-1]))
+    hairpins = [(first, stop) for kind, first, stop in bounds if kind == "hairpin"]
+    facing = [(first + k, stop - 1 - k) for first, stop in hairpins for k in range((stop - first) // 2 - 1)]
+    return SyntheticProtein("".join(s.sequence for s in segments), coords, tuple(bounds[:-1]), np.array(facing))
 
 
 def _candidate_torsions(rng: np.random.Generator, linker: Segment, element: Segment) -> tuple[Floats, Floats]:

@@ -71,6 +71,11 @@ def c_beta(coords: Floats) -> Floats:
     return virtual_cbeta(n, ca, c).astype(np.float64).reshape(*coords.shape[:-2], 3)
 
 
+def with_cb(coords: Floats) -> Floats:
+    """Append the virtual C-beta to every residue's atoms: (..., L, 4, 3) to (..., L, 5, 3), Å."""
+    return np.concatenate([coords, c_beta(coords)[..., None, :]], axis=-2)
+
+
 def _origin(batch: tuple[int, ...]) -> tuple[Floats, Floats]:
     return np.broadcast_to(np.eye(3), (*batch, 3, 3)), np.zeros((*batch, 3))
 

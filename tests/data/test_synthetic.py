@@ -16,6 +16,7 @@ from contactlm.data.synthetic import SyntheticOptions, nth_protein, write_synthe
 from contactlm.data.synthetic_fold import PAIR_OF, SyntheticProtein, synthetic_protein
 from contactlm.data.synthetic_geometry import backbone, c_beta, end_frame
 from contactlm.structure.contacts import contact_map
+from contactlm.structure.parse import read_chains
 from contactlm.types import DataError
 
 
@@ -120,12 +121,7 @@ def test_helices_rise_1_5_angstrom_a_residue(proteins: list[SyntheticProtein]) -
 
 
 def test_the_sequence_tells_the_contacts(proteins: list[SyntheticProtein]) -> None:
-    facing = [
-        (protein.sequence[first + k], protein.sequence[stop - 1 - k])
-        for protein in proteins
-        for first, stop in _segments(protein, "hairpin")
-        for k in range((stop - first) // 2 - 1)
-    ]
+    facing = [(p.sequence[i], p.sequence[j]) for p in proteins for i, j in p.facing]
     assert np.mean([PAIR_OF[a] == b for a, b in facing]) > 0.85
     own = far = 0
     for protein in proteins:
@@ -198,7 +194,6 @@ def test_biopython_reads_back_sequence_and_coordinates(options: SyntheticOptions
 
 
 def test_the_package_reads_them_as_whole_chains_with_distinct_ids(options: SyntheticOptions) -> None:
-    read_chains = pytest.importorskip("contactlm.structure.parse").read_chains
     chains = {}
     for path in sorted(Path(options.folder).rglob("*.pdb")):
         (chain,) = read_chains(path)
@@ -285,12 +280,14 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
     ("values", "message"),
     [
         ({"min_length": 29}, "min_length is 29"),
+        ({"kind": "bundle", "min_length": 149, "max_length": 300}, "'bundle' needs 150 <= min_length"),
+        ({"kind": "barrel"}, "kind is 'barrel'; give one of hairpins, bundle"),
         ({"min_length": 90, "max_length": 80}, "max_length 80"),
         ({"n_train": 0}, "n_train is 0; give 1 to 20000"),
         ({"n_test": 20_001}, "n_test is 20001"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
-def test_options_out_of_range_are_refused(values: dict[str, int], message: str) -> None:
+def test_options_out_of_range_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         SyntheticOptions("folder", **values)
