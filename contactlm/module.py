@@ -23,6 +23,7 @@ from contactlm.types import ModelError
 
 CHECKPOINT_KEY = "contactlm"
 CHECKPOINT_FORMAT = 1
+PRIOR_LOGIT = -3.0  # about one pair in twenty touches: where a contact head that knows nothing starts
 
 
 def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -52,6 +53,8 @@ class ContactModule(L.LightningModule):
         freeze_backbone: Train no backbone weight (with ``lora=None``: the contact head alone learns).
         train_head: Whether the contact head learns.
         optimizer: Makes the optimizer from the trainable parameters.
+        head_lr_factor: The contact head's learning rate over the others'. Its C weights act on attention maps, whose
+            entries are about 1 / L: a backbone trained from scratch learns faster with a larger one.
         scheduler: Makes a learning rate scheduler, stepped after every optimizer step.
         attention: ``"streamed"``: contacts without storing attention maps; ``"plain"``: maps stored, one layer at a
             time (slow; to check against).
@@ -74,6 +77,7 @@ class ContactModule(L.LightningModule):
         freeze_backbone: bool = False,
         train_head: bool = True,
         optimizer: OptimizerCallable = adam,
+        head_lr_factor: float = 1.0,
         scheduler: LRSchedulerCallable | None = None,
         attention: Literal["streamed", "plain"] = "streamed",
         init_seed: int = 0,
@@ -96,7 +100,7 @@ class ContactModule(L.LightningModule):
                 "loss_min_separation": loss_min_separation,
             }
         )
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.optimizer, self.scheduler, self.head_lr_factor = optimizer, scheduler, head_lr_factor
         self.loss_min_separation = loss_min_separation
         self.windows = WindowOptions(window, overlap)
         self.threshold = threshold
@@ -112,6 +116,8 @@ class ContactModule(L.LightningModule):
         self.backbone = ContactBackbone(esm, attention)
         for parameter in self.head_parameters():
             parameter.requires_grad_(train_head)
+        if pretrained is None:
+            torch.nn.init.constant_(self.head_parameters()[1], PRIOR_LOGIT)
         self.train()  # Hugging Face loads in eval mode, and Lightning leaves that as it is
 
     def head_parameters(self) -> list[torch.nn.Parameter]:
@@ -236,6 +242,8 @@ class ContactModule(L.LightningModule):
                 "`contactlm test`, or let something learn"
             )
         optimizer = self.optimizer(trainable)
+        if self.head_lr_factor != 1.0:
+            optimizer = self.optimizer(self._groups(trainable, optimizer.defaults["lr"]))
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
@@ -243,6 +251,14 @@ class ContactModule(L.LightningModule):
         if hasattr(scheduler, "monitor"):
             entry["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": entry}  # type: ignore[return-value]
+
+    def _groups(self, trainable: list[torch.nn.Parameter], lr: float) -> list[Any]:
+        """Two parameter groups: the head with its own learning rate, and the rest."""
+        of_head = {id(parameter) for parameter in self.head_parameters()}
+        rest = [parameter for parameter in trainable if id(parameter) not in of_head]
+        head = [parameter for parameter in trainable if id(parameter) in of_head]
+        groups = [{"params": rest}, {"params": head, "lr": lr * self.head_lr_factor}]
+        return [group for group in groups if group["params"]]
 
     def on_fit_start(self) -> None:
         """Refuse crops that whole chains could not be scored with."""
