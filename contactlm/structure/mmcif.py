@@ -58,12 +58,9 @@ class BackboneDict(MMCIF2Dict):
         return next((self[key] for name in names if (key := f"{category}.{name}") in self), None)
 
     def rows(self, category: str, *names: str) -> list[tuple[str, ...]]:
-        """Return the rows of a table, limited to these columns; none if the file has not all of them.
-
-        Raises:
-            ValueError: The table ends within a row.
-        """
+        """Return the rows of a table, limited to these columns; none if the file has not all of them."""
         columns = [column for name in names if (column := self.column(category, name)) is not None]
+        _require_whole_rows(category, columns)
         return list(zip(*columns, strict=True)) if len(columns) == len(names) else []
 
     def _splitline(self, line: str) -> Iterator[str]:
@@ -71,6 +68,11 @@ class BackboneDict(MMCIF2Dict):
         if "'" in line or '"' in line or "#" in line:
             return super()._splitline(line)
         return iter(line.split())
+
+
+def _require_whole_rows(category: str, columns: list[list[str]]) -> None:
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError(f"its {category} table ends within a row; the file may be cut")
 
 
 class _Row(NamedTuple):
@@ -122,8 +124,7 @@ def _atom_rows(table: BackboneDict) -> list[_Row]:
         raise ValueError(f"it has no {ATOMS} table")
     if missing := [_COLUMNS[field][0] for field in _NEEDED if columns[field] is None]:
         raise ValueError(f"its {ATOMS} table lacks {', '.join(missing)}")
-    if len({len(column) for column in present}) > 1:
-        raise ValueError(f"its {ATOMS} table ends within a row; the file may be cut")
+    _require_whole_rows(ATOMS, present)
     values = [column or repeat("?", len(present[0])) for column in columns.values()]
     rows = [_Row(*row) for row in zip(*values, strict=True)]
     return [row for row in rows if row.model == rows[0].model]
