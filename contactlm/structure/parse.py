@@ -23,6 +23,7 @@ MIN_AGREEMENT = 0.5
 """A full sequence that gives fewer of the observed residues the same letter is of another protein: it is ignored."""
 
 _READERS = {"pdb": read_pdb, "mmcif": read_mmcif}
+_PDB_STARTS = ("HEADER ", "TITLE ", "REMARK ", "CRYST1", "MODEL ", "ATOM  ", "HETATM")
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +59,9 @@ def read_chains(path: str | Path, sequence: str = "seqres") -> list[Chain]:
     if sequence not in SEQUENCES:
         raise ValueError(f"sequence={sequence!r}; it can be {' or '.join(map(repr, SEQUENCES))}")
     stem, kind, _ = split_name(path)
-    raw = _READERS[kind](path, read_text(path))
+    text = read_text(path)
+    _refuse_other(path, kind, text)
+    raw = _READERS[kind](path, text)
     chains = []
     for chain_id, raw_chain in raw.chains.items():
         try:
@@ -70,6 +73,16 @@ def read_chains(path: str | Path, sequence: str = "seqres") -> list[Chain]:
     if not chains:
         raise StructureError(path, "no protein chain: its first model has no amino acid with a C-alpha")
     return chains
+
+
+def _refuse_other(path: str | Path, kind: str, text: str) -> None:
+    if not text or text.isspace():
+        raise StructureError(path, "the file is empty")
+    start = text[:200].lstrip().upper()
+    if kind == "pdb" and start.startswith("DATA_"):
+        raise StructureError(path, "mmCIF by its content, PDB by its name: rename it to .cif")
+    if kind == "mmcif" and start.startswith(_PDB_STARTS):
+        raise StructureError(path, "PDB by its content, mmCIF by its name: rename it to .pdb")
 
 
 def _chain(name: str, raw: RawChain, parents: dict[str, str], sequence: str) -> Chain | None:

@@ -42,7 +42,7 @@ def read_pdb(path: str | Path, text: str) -> RawStructure:
     # Most of the time of a plain parse goes to lines that are not needed: here Biopython does not see them.
     needed = "".join(_RECORDS.findall(text))
     if not needed:
-        raise StructureError(path, "no PDB format: it has no ATOM records")
+        raise StructureError(path, "it has no ATOM records, as the PDB format does")
     try:
         _refuse_cut(text[text.rstrip().rfind("\n") + 1 :])  # also when it is none of the lines needed
         return BackboneParser().get_structure("", io.StringIO(needed[1:]))

@@ -177,8 +177,8 @@ def test_two_polymers_under_one_author_chain_follow_each_other(read):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "Empty file"),
-        ("ATOM      1  N   MET A   1      27.340  24.430   2.614\n", "does not begin with data_"),
+        ("# nothing\n", "Empty file"),
+        ("Free text.\n", "does not begin with data_"),
         ("data_x\n_cell.length_a 1\n", "no _atom_site table"),
         (cif(peptide("GASG"))[:-40], "ends within a row"),
         (cif(peptide("GASG")).replace("_atom_site.Cartn_y\n", "_atom_site.y\n"), "lacks Cartn_y"),

@@ -1,0 +1,127 @@
+"""File names, compression and what is no structure file at all."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from contactlm.structure import files
+from contactlm.structure.parse import read_chains
+from contactlm.types import StructureError
+from tests.structure.made import cif, pdb_atoms, peptide
+
+PDB = ("\n".join([*pdb_atoms(peptide("GASG")), "END", ""])).encode()
+CIF = cif(peptide("GASG")).encode()
+
+
+@pytest.mark.parametrize("suffix", [".pdb", ".ent", ".PDB", ".cif", ".mmcif", ".Cif"])
+@pytest.mark.parametrize("gz", ["", ".gz", ".GZ"])
+@pytest.mark.parametrize("stem", ["1abc", "a.b c_d", "pdb.pdb"])
+def test_all_names(tmp_path, suffix, gz, stem):
+    data = CIF if "cif" in suffix.lower() else PDB
+    path = tmp_path / f"{stem}{suffix}{gz}"
+    path.write_bytes(gzip.compress(data) if gz else data)
+    (chain,) = read_chains(path)
+    assert (chain.id, chain.sequence) == (f"{stem}_A", "GASG")
+    assert read_chains(str(path))[0].id == chain.id
+
+
+@pytest.mark.parametrize("name", ["1abc", "1abc.txt", "1abc.pdb.bz2", "1abc.bcif.gz", "1abc.gz"])
+def test_other_names_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(PDB)
+    with pytest.raises(StructureError, match=r"known are \.pdb \.ent \.cif \.mmcif"):
+        read_chains(tmp_path / name)
+
+
+def test_compressed_in_several_members(tmp_path):
+    path = tmp_path / "1abc.pdb.gz"
+    path.write_bytes(gzip.compress(PDB[:700]) + gzip.compress(PDB[700:]) + b"\0" * 100)
+    assert read_chains(path)[0].sequence == "GASG"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.pdb.gz", PDB, "remove .gz"),
+        ("a.pdb", gzip.compress(PDB), "add .gz"),
+        ("a.pdb.gz", gzip.compress(PDB)[:-20], "damaged gzip data .it ends early"),
+        ("a.pdb.gz", gzip.compress(PDB)[:-8] + b"12345678", "damaged gzip data .*incorrect data check"),
+        ("a.pdb.gz", gzip.compress(PDB) + b"garbage", "damaged gzip data"),
+        ("a.pdb.gz", b"\x1f\x8b", "damaged gzip data"),
+        ("a.pdb", CIF, "rename it to .cif"),
+        ("a.cif", PDB, "rename it to .pdb"),
+        ("a.pdb", b"", "the file is empty"),
+        ("a.cif", b"", "the file is empty"),
+        ("a.pdb", b"<html>404 Not found</html>", "it has no ATOM records"),
+        ("a.pdb", b"\n\n  \n", "the file is empty"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(StructureError, match=message) as caught:
+        read_chains(tmp_path / name)
+    assert str(caught.value).startswith(str(tmp_path / name) + ": ")
+
+
+def test_missing_files_and_folders(tmp_path):
+    (tmp_path / "folder.pdb").mkdir()
+    for name, message in (("none.pdb", "No such file"), ("folder.pdb", "directory")):
+        with pytest.raises(StructureError, match=message):
+            read_chains(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.pdb", "a.pdb.gz"])
+def test_text_beyond_the_limit_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(files, "MAX_BYTES", 100_000)
+    for size, fits in ((100_000, True), (100_001, False)):
+        data = PDB + b" " * (size - len(PDB))
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        if fits:
+            assert read_chains(tmp_path / name)[0].sequence == "GASG"
+        else:
+            with pytest.raises(StructureError, match="more than 100,000 bytes"):
+                read_chains(tmp_path / name)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    """50 MB of zeros in 50 kB, against a limit of 1 MB: no more than about the limit is ever held."""
+    import tracemalloc
+
+    monkeypatch.setattr(files, "MAX_BYTES", 1_000_000)
+    (tmp_path / "a.pdb.gz").write_bytes(gzip.compress(b"\0" * 50_000_000) * 20)
+    tracemalloc.start()
+    with pytest.raises(StructureError, match="more than 1,000,000 bytes"):
+        read_chains(tmp_path / "a.pdb.gz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6_000_000
+
+
+def test_the_sequence_is_one_of_two(tmp_path):
+    (tmp_path / "a.pdb").write_bytes(PDB)
+    with pytest.raises(ValueError, match="'seqres' or 'observed'"):
+        read_chains(tmp_path / "a.pdb", sequence="full")
+
+
+def test_odd_chain_ids_are_kept(tmp_path):
+    (tmp_path / "a.pdb").write_bytes(PDB.replace(b" A   ", b" /   "))
+    assert read_chains(tmp_path / "a.pdb")[0].id == "a_/"
+
+
+def test_reading_imports_no_torch():
+    code = "import sys, contactlm.structure.parse as p; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"
+
+
+def test_warnings_stay_inside(tmp_path, recwarn, capfd):
+    lines = pdb_atoms(peptide("GASG"))
+    lines = [line[:54] + " -0.50" if i % 2 else line[:54] for i, line in enumerate(lines)]
+    (tmp_path / "a.pdb").write_text("\n".join([*lines, *lines, "NONSENSE"]))
+    assert np.isfinite(read_chains(tmp_path / "a.pdb")[0].cb).all()
+    assert len(recwarn) == 0
+    assert capfd.readouterr() == ("", "")
