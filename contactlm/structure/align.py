@@ -15,7 +15,7 @@ MAX_CELLS = 1 << 24
 _MATCH, _UNKNOWN, _MISMATCH = 5.0, 1.0, -4.0
 _INSERTED = -10.0  # an observed residue that the full sequence lacks
 _SKIP_AT_BREAK, _SKIP_AT_BOND = -2.0, -12.0  # residues of the full sequence left out between two observed ones
-_NUMBERED = 1.0  # the residue numbers say the same
+_NUMBERED = 2.0  # a step that is that of the residue numbers
 
 
 @dataclass(frozen=True)
