@@ -182,13 +182,18 @@ def _score_line(prefix: str, metrics: Mapping[str, Any]) -> str:
     return f"{prefix:<10}  " + (", ".join(parts) or "not scored")
 
 
+class _StandardError(logging.Handler):
+    """Writes to whatever standard error is at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{self.format(record)}\n")
+
+
 def _quiet() -> None:
     """Show our own log; keep third parties' remarks that users cannot act on away."""
     logger = logging.getLogger("contactlm")
     if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+        logger.addHandler(_StandardError())
         logger.setLevel(logging.INFO)
         logger.propagate = False
     for text in (

@@ -206,7 +206,7 @@ class ContactDataModule(L.LightningDataModule):
         ordered = store.select(np.argsort(store.lengths, kind="stable"))
         return DataLoader(
             CropDataset(ordered, 0, "whole", shuffle=False),
-            self.eval_batch_size,
+            batch_size=self.eval_batch_size,
             sampler=ShareSampler(len(ordered), *self._rank()),
             collate_fn=collate,
             **self._loader_options(),
