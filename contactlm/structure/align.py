@@ -12,6 +12,8 @@ from contactlm.alphabet import UNKNOWN_LETTER
 MAX_CELLS = 1 << 24
 """Largest alignment tried, in observed times full residues (about 200 MB); ordinary chains of any size need none."""
 
+_FIRST = 16  # residues that decide where comparing the whole chain is worth it
+
 _MATCH, _UNKNOWN, _MISMATCH = 5.0, 1.0, -4.0
 _INSERTED = -10.0  # an observed residue that the full sequence lacks
 _SKIP_AT_BREAK, _SKIP_AT_BOND = -2.0, -12.0  # residues of the full sequence left out between two observed ones
@@ -102,9 +104,12 @@ def _by_numbers(observed: Observed, full: str) -> NDArray[np.intp] | None:
     if last_start < 0 or (np.diff(offsets) < 1).any():
         return None
     target, letters = _codes(full), _codes(observed.letters)
+    starts = np.arange(last_start + 1)
+    for offset, letter in zip(offsets[:_FIRST].tolist(), letters[:_FIRST].tolist(), strict=True):
+        starts = starts[target[starts + offset] == letter]
     usual = int(observed.numbers[0]) - 1  # of several that fit, the one of a numbering from 1
-    for start in (usual, *range(last_start + 1)):
-        if 0 <= start <= last_start and np.array_equal(target[start + offsets], letters):
+    for start in sorted(starts.tolist(), key=lambda start: start != usual):
+        if np.array_equal(target[start + offsets], letters):
             return start + offsets
     return None
 

@@ -12,6 +12,7 @@ MAX_BYTES = 1 << 30
 """Text longer than this, after decompression, is refused (1 GiB; the largest real entries have a few 100 MB)."""
 
 FORMATS = {".pdb": "pdb", ".ent": "pdb", ".cif": "mmcif", ".mmcif": "mmcif"}
+_REASON_LENGTH = 300
 _NAME = re.compile(r"(?P<stem>.*?)(?P<suffix>\.pdb|\.ent|\.cif|\.mmcif)(?P<gz>\.gz)?", re.IGNORECASE | re.DOTALL)
 
 
@@ -58,6 +59,11 @@ def read_text(path: str | Path) -> str:
     if len(data) > MAX_BYTES:
         raise StructureError(path, f"holds more than {MAX_BYTES:,} bytes of text: too long for a structure file")
     return data.decode("latin-1")
+
+
+def brief(reason: str) -> str:
+    """Cut a reason that quotes the file: a damaged file can have lines of any length."""
+    return reason if len(reason) <= _REASON_LENGTH else reason[:_REASON_LENGTH] + "..."
 
 
 def _decompressed(data: bytes) -> bytes:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from Bio.PDB.MMCIF2Dict import MMCIF2Dict
 
+from contactlm.structure.files import brief
 from contactlm.structure.mmcif_lines import ATOMS, FULL_SEQUENCES, MODIFIED_RESIDUES, BackboneLines
 from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, RawChain, RawStructure, Residue
 from contactlm.types import StructureError
@@ -40,7 +41,7 @@ def read_mmcif(path: str | Path, text: str) -> RawStructure:
                 assembly.add(row)
         return assembly.structure()
     except (ValueError, LookupError, ArithmeticError) as error:
-        raise StructureError(path, f"cannot be read as mmCIF: {error}") from error
+        raise StructureError(path, brief(f"cannot be read as mmCIF: {error}")) from error
 
 
 class BackboneDict(MMCIF2Dict):

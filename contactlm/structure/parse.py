@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from contactlm.structure.align import Observed, agreement, merge, place
 from contactlm.structure.bonds import bonded
 from contactlm.structure.contacts import virtual_cbeta
-from contactlm.structure.files import read_text, split_name
+from contactlm.structure.files import brief, read_text, split_name
 from contactlm.structure.mmcif import read_mmcif
 from contactlm.structure.pdb import read_pdb
 from contactlm.structure.polymer import polymer
@@ -67,7 +67,7 @@ def read_chains(path: str | Path, sequence: str = "seqres") -> list[Chain]:
         try:
             chain = _chain(f"{stem}_{chain_id}", raw_chain, raw.parents, sequence)
         except ValueError as error:
-            raise StructureError(path, f"chain {chain_id!r}: {error}") from error
+            raise StructureError(path, brief(f"chain {chain_id!r}: {error}")) from error
         if chain is not None:
             chains.append(chain)
     if not chains:
