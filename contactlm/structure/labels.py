@@ -32,8 +32,9 @@ def contact_labels(cb: Tensor, threshold: float = CONTACT_THRESHOLD) -> Tensor:
     for axis in (y, z):
         torch.sub(axis.unsqueeze(-1), axis.unsqueeze(-2), out=difference)
         squared.addcmul_(difference, difference)
-    unknown = cb.isnan().any(dim=-1)
-    labels = (squared < threshold**2).to(torch.int8)
-    labels.masked_fill_(unknown.unsqueeze(-1) | unknown.unsqueeze(-2), -1)
+    known = (~cb.isnan().any(dim=-1)).to(torch.int8)
+    labels = (squared < threshold**2).view(torch.int8)
+    # 0 or 1 where both residues are known, else -1; several times faster than filling by a mask.
+    labels.add_(1).mul_(known.unsqueeze(-1) * known.unsqueeze(-2)).sub_(1)
     labels.diagonal(dim1=-2, dim2=-1).fill_(-1)
     return labels

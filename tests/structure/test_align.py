@@ -100,12 +100,23 @@ def test_alignment_score_is_that_of_biopython(seed):
     given = Observed(letters, np.zeros(25, dtype=np.int64), np.ones(24, dtype=bool))
     positions = align._by_alignment(given, full)
     aligner = PairwiseAligner(mode="global", match_score=5, mismatch_score=-4)
-    aligner.open_insertion_score = aligner.extend_insertion_score = 0
-    # target is full: a gap in the query skips residues of full
-    aligner.open_internal_deletion_score, aligner.extend_internal_deletion_score = -12, 0
-    aligner.open_end_deletion_score = aligner.extend_end_deletion_score = 0
-    aligner.open_insertion_score = aligner.extend_insertion_score = -10
+    # Skipped residues of full (the target) are gaps in the query; older releases of Biopython name them so.
+    skipped, inserted = (
+        ("deletion", "insertion") if hasattr(aligner, "open_insertion_score") else ("query_gap", "target_gap")
+    )
+    for step in ("open", "extend"):
+        set_gap(aligner, step, "internal", skipped, -12 if step == "open" else 0)
+        set_gap(aligner, step, "end", skipped, 0)
+        for where in ("internal", "end"):
+            set_gap(aligner, step, where, inserted, -10)
     assert score(positions, letters, full) == aligner.score(full, letters)
+
+
+def set_gap(aligner: PairwiseAligner, step: str, where: str, kind: str, value: float) -> None:
+    if kind.endswith("gap"):
+        setattr(aligner, f"{kind.removesuffix('_gap')}_{where}_{step}_gap_score", value)
+    else:
+        setattr(aligner, f"{step}_{where}_{kind}_score", value)
 
 
 def score(positions: np.ndarray, letters: str, full: str) -> float:
