@@ -19,7 +19,7 @@ def polymer(chain: RawChain) -> tuple[list[Residue], NDArray[np.float64]]:
     * A hetero residue counts when the file declares it a part of the polymer (MODRES, a place in the full sequence)
       or a peptide bond links it to one that counts. An amino acid before the chain's last TER also counts if SEQRES
       lists its name or, without SEQRES, if it is a modified one. Others are free amino acids: ligands.
-    * Order is that of the file, except that hetero residues out of place (some programs collect them at the end)
+    * Order is that of the full sequence where the file gives places in it, else that of the file, except that hetero residues out of place (some programs collect them at the end)
       move to where their peptide bonds are.
 
     Returns:
@@ -29,6 +29,8 @@ def polymer(chain: RawChain) -> tuple[list[Residue], NDArray[np.float64]]:
         ValueError: A coordinate is impossibly large.
     """
     residues = [r for variants in chain.places.values() if (r := _occupied(variants)) is not None]
+    if all(r.index is not None for r in residues):
+        residues.sort(key=lambda r: r.index or 0)
     xyz = backbone(residues)
     if not any(r.hetero and not r.declared for r in residues):
         return residues, xyz

@@ -79,6 +79,15 @@ def test_label_numbers_decide_where_residues_stand(read):
     assert np.flatnonzero(chain.resolved).tolist() == [1, 4]
 
 
+@pytest.mark.parametrize("sequence", ["seqres", "observed"])
+def test_rows_out_of_order_take_their_places(read, sequence):
+    residues = peptide(LETTERS)
+    moved = [*residues[5:], *residues[:5]]
+    (chain,) = read(cif(moved, {"A": three(LETTERS)}), sequence)
+    assert chain.sequence == LETTERS
+    assert np.allclose(chain.ca, [r.xyz["CA"] for r in residues], atol=1e-4)
+
+
 def test_without_entity_table_the_observed_residues_are_the_chain(read):
     residues = peptide(LETTERS)
     (chain,) = read(cif(residues[:7] + residues[10:]))
