@@ -19,8 +19,8 @@ def polymer(chain: RawChain) -> tuple[list[Residue], NDArray[np.float64]]:
     * A hetero residue counts when the file declares it a part of the polymer (MODRES, a place in the full sequence)
       or a peptide bond links it to one that counts. An amino acid before the chain's last TER also counts if SEQRES
       lists its name or, without SEQRES, if it is a modified one. Others are free amino acids: ligands.
-    * Order is that of the full sequence where the file gives places in it, else that of the file, except that hetero residues out of place (some programs collect them at the end)
-      move to where their peptide bonds are.
+    * Order is that of the full sequence where the file gives every residue a place in it, else that of the file;
+      only hetero residues out of place there (some programs collect them at the end) move to their peptide bonds.
 
     Returns:
         The residues, and their backbone coordinates, float64 (L, 3 atoms, 3), in Å.
