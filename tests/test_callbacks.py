@@ -78,59 +78,56 @@ def test_a_budget_that_is_not_positive_is_refused() -> None:
 
 
 def closed_form_flops(B: int, T: int, module: ContactModule, r: int) -> int:
-    """Matrix products of one training step: LoRA on q and k, frozen backbone, streamed maps recomputed backward.
+    """FLOPs of one training step with LoRA of rank r on query and key, the backbone frozen, the head trained.
 
-    A product of (m, k) and (k, n) costs 2 m k n.
+    A product of (m, k) and (k, n) costs 2 m k n. The last layer needs queries and keys only. The first layer's input
+    needs no gradient. Streamed attention computes its scores again in the backward pass.
     """
     config = module.backbone.esm.config
-    d, ff, heads, layers = (
+    d, ff, H, layers = (
         config.hidden_size,
         config.intermediate_size,
         config.num_attention_heads,
         config.num_hidden_layers,
     )
-    del heads
-    rows = B * T
-    dense = 2 * rows * d * d
-    lora = 2 * 2 * rows * d * r
-    qk_forward = 2 * (dense + lora)
-    rest_forward = 2 * dense + 2 * 2 * rows * d * ff  # value, output, feed-forward
-    attention = 2 * B * T * T * d  # one of q kᵀ, P v
-    return layers * qk_forward + (layers - 1) * rest_forward + layers * attention + (layers - 1) * attention
+    N, pairs, inner, residue_pairs = B * T, B * T * T, layers - 1, B * (T - 2) ** 2
+    dense, low_rank, maps = 2 * N * d * d, 2 * N * d * r, 2 * pairs * d
+    query_and_key = layers * 2 * (dense + 2 * low_rank)
+    value_output_feed_forward = inner * (2 * dense + 2 * 2 * N * d * ff)
+    # scores, context; the heads' weighted sum of maps, and their column sums
+    attention = layers * maps + inner * maps + layers * 2 * (2 * pairs * H)
+    average_product = 2 * residue_pairs * layers * H
+    forward = query_and_key + value_output_feed_forward + attention + average_product
+
+    low_rank_backward = layers * 2 * 3 * low_rank + inner * 2 * low_rank  # dB, dA and the inputs' gradients
+    dense_backward = inner * 2 * dense  # queries and keys
+    dense_backward += (inner - 1) * dense + inner * (dense + 2 * 2 * N * d * ff)  # value, output, feed-forward
+    attention_backward = layers * maps  # scores again
+    attention_backward += (inner - 1) * maps  # dV
+    attention_backward += layers * 2 * pairs * H  # the head's weights
+    attention_backward += inner * (maps + 2 * 2 * pairs * H) + 2 * 2 * pairs * H  # dP: context and margins
+    attention_backward += layers * 2 * maps  # dQ, dK
+    return forward + low_rank_backward + dense_backward + attention_backward + 2 * average_product
 
 
-def test_flops_of_the_forward_pass_equal_a_closed_formula(tiny_esm: Path) -> None:
+@pytest.mark.parametrize(("B", "T"), [(1, 17), (4, 32), (3, 60)])
+def test_flops_of_a_training_step_equal_a_closed_formula(tiny_esm: Path, B: int, T: int) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    module = ContactModule(str(tiny_esm), attention="plain").eval()
-    B, T = 3, 40
-    tokens = torch.randint(4, 24, (B, T))
-    tokens[:, 0], tokens[:, -1] = 0, 2
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module.contact_logits(tokens)
-    counted = counter.get_total_flops()
-    formula = closed_form_flops(B, T, module, 8)
-    # beyond the trunk: sums over maps and margins, at most a few products of (T, T) per map
-    config = module.backbone.esm.config
-    maps = config.num_hidden_layers * config.num_attention_heads
-    assert formula <= counted <= formula + 8 * 2 * B * maps * T * T
-
-
-def test_flops_meter_counts_a_shape_once_and_adds_it_every_time(tmp_path: Path, pdb_folders, tiny_esm: Path) -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    meter, budget = FlopsMeter(), TokenBudget(5 * 128)
     module = ContactModule(str(tiny_esm))
-    trainer(tmp_path, meter, budget).fit(module, data_module(pdb_folders))
-    assert len(meter.by_shape) == 1
-    (cost,) = meter.by_shape.values()
-    assert meter.total == 5 * cost
-    tokens = torch.full((4, 32), 5)
+    tokens = torch.randint(4, 24, (B, T))
     tokens[:, 0], tokens[:, -1] = 0, 2
     with FlopCounterMode(display=False) as counter:
         module.contact_logits(tokens).sum().backward()
-    # forward + backward, recomputation included; the counter counts matrix products only
-    assert cost == counter.get_total_flops() > 2 * closed_form_flops(4, 32, module, 8)
+    assert counter.get_total_flops() == closed_form_flops(B, T, module, r=8)
+
+
+def test_flops_meter_counts_a_shape_once_and_adds_it_every_time(tmp_path: Path, pdb_folders, tiny_esm: Path) -> None:
+    meter, budget = FlopsMeter(), TokenBudget(5 * 128)
+    module = ContactModule(str(tiny_esm))
+    trainer(tmp_path, meter, budget).fit(module, data_module(pdb_folders))
+    assert list(meter.by_shape.values()) == [closed_form_flops(4, 32, module, r=8)]
+    assert meter.total == 5 * closed_form_flops(4, 32, module, r=8)
     again = FlopsMeter()
     again.load_state_dict(meter.state_dict())
     assert (again.total, again.by_shape) == (meter.total, meter.by_shape)
