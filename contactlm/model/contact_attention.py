@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from contactlm.model.blocks import Block, TokenLayout, plan_blocks
 
 _LOG2_E = math.log2(math.e)
+_EMPTY = 1e-30
 _SAFE_LOG_SUM = 90.0  # float32 reaches from 2^-126 to 2^127; products with the sums need some of it
 Shares = tuple[Tensor | None, Tensor, Tensor]
 
@@ -89,10 +90,11 @@ def contact_logits(weighted: Tensor, margins: Tensor, head_weight: Tensor, bias:
         to subtract: its term and its gradient are 0.
     """
     with torch.autocast(weighted.device.type, enabled=False):
-        totals = margins.sum(-1)
-        empty = totals <= 0
-        scale = (head_weight.to(totals) / totals.masked_fill(empty, 1)).masked_fill(empty, 0)
-        product = (margins * scale.unsqueeze(-1)).transpose(1, 2) @ margins
+        totals = margins.sum(-1, keepdim=True)
+        # Below this a map's average product, at most t itself, is nothing, and its gradient could overflow.
+        empty = totals < _EMPTY
+        shares = (margins / totals.masked_fill(empty, 1)).masked_fill(empty, 0)
+        product = (shares * head_weight.to(totals)[:, None]).mT @ margins
         logits = weighted + weighted.transpose(1, 2) - product
         return logits if bias is None else logits + bias.to(logits)
 

@@ -83,8 +83,8 @@ def _attend_some(
     some, others = torch.tensor(active, device=query.device), torch.tensor(idle, device=query.device)
     context, weighted, margins = None, head_weight.new_zeros(B, T, T), head_weight.new_zeros(B, 0, T)
     if active:
-        chosen = (x if x is None else x[:, some] for x in (query, key, value))
-        context, weighted, margins = attention(*chosen, head_weight[some], layout)
+        read = None if value is None else value[:, some]
+        context, weighted, margins = attention(query[:, some], key[:, some], read, head_weight[some], layout)
     if value is None or not idle:
         return context, weighted, margins
     bias = None if layout.unpadded else layout.key_bias[:, None, None].to(query.dtype)
