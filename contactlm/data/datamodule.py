@@ -13,12 +13,15 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from contactlm.data.cache import ReadReport, StructureCache
+from contactlm.data.cluster import ClusterOptions, cluster_sequences
 from contactlm.data.crop import CropScheme
 from contactlm.data.dataset import CropDataset, ShareSampler, StreamLoader, StreamSampler, collate
 from contactlm.data.files import find_structures
+from contactlm.data.leakage import sequences_of, tell_leaks, training_identity
 from contactlm.data.queries import read_queries
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
@@ -51,8 +54,10 @@ class ContactDataModule(L.LightningDataModule):
             ``"whole"``: whole chains.
         batch_size: Training samples a batch and device.
         eval_batch_size: Whole chains a dev, test or predict batch; only a matter of speed.
-        dev_fraction: Fraction of the distinct training sequences held out as the dev set. Identical sequences are
-            never on both sides.
+        dev_fraction: Fraction of the groups of training chains held out as the dev set.
+        split: What a group is. ``"cluster"``: all chains that are related in sequence, so that dev scores are not
+            flattered by relatives trained on; ``"random"``: chains of identical sequence.
+        cluster: When two sequences are related: for the split, and for the report of leaks and the scores by identity.
         min_length: Shorter chains are left out (and counted), in training and evaluation.
         sequence: ``"seqres"``: full sequences, unresolved residues included; ``"observed"``: resolved residues only.
         seed: Decides the order of chains and the crops.
@@ -74,6 +79,8 @@ class ContactDataModule(L.LightningDataModule):
         batch_size: int = 16,
         eval_batch_size: int = 8,
         dev_fraction: float = 0.1,
+        split: Literal["cluster", "random"] = "cluster",
+        cluster: ClusterOptions = ClusterOptions(),  # noqa: B008 - frozen; shown by --help
         min_length: int = 30,
         sequence: Literal["seqres", "observed"] = "seqres",
         seed: int = 0,
@@ -95,6 +102,8 @@ class ContactDataModule(L.LightningDataModule):
         self.num_workers, self.on_bad_file = num_workers, on_bad_file
         self._cache = partial(StructureCache, cache_dir, sequence, read_workers)
         self.predict_paths = predict_paths
+        self.split, self.cluster = split, cluster
+        self.identity: dict[str, NDArray[np.float32]] = {}
         self._chains: dict[str, ChainStore] = {}
         self.problems: dict[str, str] = {}
 
@@ -118,17 +127,28 @@ class ContactDataModule(L.LightningDataModule):
                 raise DataError(f"train_dir is not given, and {stage} needs it (the dev set is a part of it)")
             self._split(self._select("train_dir", sources["train_dir"]).store)
         if stage in ("fit", "test") and "test" not in self._chains and "test_dir" in sources:
-            self._chains["test"] = self._select("test_dir", sources["test_dir"]).store
+            self._chains["test"] = _by_length(self._select("test_dir", sources["test_dir"]).store)
         if stage == "test" and "test" not in self._chains:
             raise DataError("test_dir is not given, and test needs it")
+        self._look_for_leaks()
         if stage == "predict" and "predict" not in self._chains:
             self._setup_predict()
+
+    def _look_for_leaks(self) -> None:
+        """Find, and report, how near dev and test chains are to what is trained on (where both are known)."""
+        if "train" not in self._chains:
+            return
+        for role in {"dev", "test"} & self._chains.keys() - self.identity.keys():
+            queries, training = sequences_of(self._chains[role]), sequences_of(self._chains["train"])
+            self.identity[role] = training_identity(queries, training, self.cluster, self._cache().directory)
+            if self._is_main_process and len(queries):
+                tell_leaks(role, self.identity[role], self.cluster)
 
     def _setup_predict(self) -> None:
         if not self.predict_paths:
             raise DataError("predict_paths is not given: name FASTA or structure files, or folders of them")
         queries = read_queries(self.predict_paths, self._cache(progress=False))
-        self._chains["predict"], self.problems = queries.store, queries.problems
+        self._chains["predict"], self.problems = _by_length(queries.store), queries.problems
         if self._is_main_process:
             for note in queries.notes:
                 log.info("%s", note)
@@ -168,12 +188,17 @@ class ContactDataModule(L.LightningDataModule):
         return selection
 
     def _split(self, store: ChainStore) -> None:
-        groups = group_identical([store.tokens_of(i).tobytes() for i in range(len(store))])
+        if self.split == "cluster":
+            groups = cluster_sequences(sequences_of(store), self.cluster, self._cache().directory, progress=True)
+        else:
+            groups = group_identical(sequences_of(store))
         is_dev = split_groups(groups, self.dev_fraction, self.split_seed)
         self._chains["train"] = store.select(np.flatnonzero(~is_dev))
-        self._chains["dev"] = store.select(np.flatnonzero(is_dev))
+        self._chains["dev"] = _by_length(store.select(np.flatnonzero(is_dev)))
         if self._is_main_process:
             log.info("%d chains to train on, %d held out as dev set", (~is_dev).sum(), is_dev.sum())
+            if self.split == "random":
+                log.warning("split is random: relatives of dev chains are trained on, and dev scores flatter the model")
 
     @property
     def _is_main_process(self) -> bool:
@@ -201,13 +226,11 @@ class ContactDataModule(L.LightningDataModule):
         return self._whole("predict") if len(self._chains["predict"]) else []
 
     def _whole(self, role: str) -> DataLoader[Any]:
-        # by length, so that a batch holds chains of like cost
         store = self._chains[role]
-        ordered = store.select(np.argsort(store.lengths, kind="stable"))
         return DataLoader(
-            CropDataset(ordered, 0, "whole", shuffle=False),
+            CropDataset(store, 0, "whole", shuffle=False),
             batch_size=self.eval_batch_size,
-            sampler=ShareSampler(len(ordered), *self._rank()),
+            sampler=ShareSampler(len(store), *self._rank()),
             collate_fn=collate,
             **self._loader_options(),
         )
@@ -254,6 +277,11 @@ def select_chains(store: ChainStore, report: ReadReport, min_length: int) -> Sel
             if key not in best or resolved[i] > resolved[best[key]]:
                 best[key] = i
     return Selection(store.select(sorted(best.values())), report, +dropped)
+
+
+def _by_length(store: ChainStore) -> ChainStore:
+    """Sort chains that are scored whole, so that a batch holds chains of like cost."""
+    return store.select(np.argsort(store.lengths, kind="stable"))
 
 
 def _check_positive(**values: int) -> None:
