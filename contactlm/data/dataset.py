@@ -12,12 +12,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from contactlm.alphabet import CLS, EOS, PAD
+from contactlm.assembly import chain_numbers, residue_positions
 from contactlm.data.crop import CropScheme, Stream, crop_start, epoch_order, generator
 from contactlm.data.store import ChainStore
 
 
-class Sample(TypedDict):
-    """L' residues of a chain."""
+class ComplexSample(TypedDict, total=False):
+    """What a sample from a store of complexes has beside."""
+
+    positions: NDArray[np.int64]  # (L',), see contactlm.assembly
+    chain_of: NDArray[np.int64]  # (L',), number of each residue's chain in the complex
+
+
+class Sample(ComplexSample):
+    """L' residues of a chain, or of a complex."""
 
     id: str
     tokens: NDArray[np.uint8]  # (L',)
@@ -26,7 +34,14 @@ class Sample(TypedDict):
     index: int  # the chain's number in its store
 
 
-class Batch(TypedDict):
+class ComplexBatch(TypedDict, total=False):
+    """What a batch from a store of complexes has beside."""
+
+    positions: Tensor  # int64 (B, T): what the rotary embedding sees, <cls> at 0; 0 on <pad>
+    chain_of: Tensor  # int64 (B, L): number of each residue's chain in the complex; −1 at padding
+
+
+class Batch(ComplexBatch):
     """What the model gets: B samples padded to the longest, T = L + 2 tokens."""
 
     ids: list[str]
@@ -76,7 +91,11 @@ class CropDataset(Dataset[Sample]):
         length = len(tokens) if self.scheme == "whole" else self.crop_length
         start = crop_start(len(tokens), length, self.scheme, generator(self.seed, Stream.CROP, epoch, index))
         crop = slice(start, start + length)
-        return Sample(id=self.store.ids[index], tokens=tokens[crop], cb=cb[crop], start=start, index=index)
+        sample = Sample(id=self.store.ids[index], tokens=tokens[crop], cb=cb[crop], start=start, index=index)
+        if self.store.chain_lengths is not None:
+            sample["positions"] = residue_positions(self.store.chain_lengths[index])[crop]
+            sample["chain_of"] = chain_numbers(self.store.chain_lengths[index])[crop]
+        return sample
 
     def _chain_at(self, epoch: int, place: int) -> int:
         if not self.shuffle:
@@ -87,7 +106,7 @@ class CropDataset(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Pad samples to the longest and add ``<cls>`` and ``<eos>``."""
+    """Pad samples to the longest and add ``<cls>`` and ``<eos>``; all of chains, or all of complexes."""
     lengths = [len(sample["tokens"]) for sample in samples]
     B, L = len(samples), max(lengths)
     tokens = np.full((B, L + 2), PAD, dtype=np.int64)
@@ -97,7 +116,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         tokens[row, 1 : length + 1] = sample["tokens"]
         tokens[row, length + 1] = EOS
         cb[row, :length] = sample["cb"]
-    return Batch(
+    batch = Batch(
         ids=[sample["id"] for sample in samples],
         tokens=torch.from_numpy(tokens),
         attention_mask=torch.from_numpy(tokens != PAD),
@@ -106,6 +125,26 @@ def collate(samples: Sequence[Sample]) -> Batch:
         starts=torch.tensor([sample["start"] for sample in samples]),
         indices=torch.tensor([sample["index"] for sample in samples]),
     )
+    if "positions" in samples[0]:
+        batch["positions"], batch["chain_of"] = _place_in_complex(samples, L)
+    return batch
+
+
+def _place_in_complex(samples: Sequence[Sample], L: int) -> tuple[Tensor, Tensor]:
+    """Positions (B, L + 2) and chain numbers (B, L) of a batch.
+
+    Positions count from ``<cls>`` = 0, wherever the crop begins: rotary attention sees differences only, and smaller
+    angles lose less to rounding. ``<eos>`` follows the last residue.
+    """
+    positions = torch.zeros(len(samples), L + 2, dtype=torch.int64)
+    chain_of = torch.full((len(samples), L), -1)
+    for row, sample in enumerate(samples):
+        places = torch.from_numpy(sample["positions"])
+        length = len(places)
+        positions[row, 1 : length + 1] = places - places[0] + 1
+        positions[row, length + 1] = positions[row, length] + 1
+        chain_of[row, :length] = torch.from_numpy(sample["chain_of"])
+    return positions, chain_of
 
 
 class StreamSampler(DistributedSampler):  # a DistributedSampler, so that Lightning does not put its own in its place

@@ -17,7 +17,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ PREAMBLE = 24
 class ChainStore:
     """Chains that share two long arrays. Selecting chains copies no residue.
 
+    An entry is a chain; in a store of complexes it is several chains end to end, with ``chain_lengths`` to tell them
+    apart.
+
     Attributes:
         ids: n chain ids.
         starts: int64 (n,), first residue of each chain in ``cb`` and ``tokens``.
@@ -43,6 +46,7 @@ class ChainStore:
         cb: Virtual C-beta coordinates, float32 (N, 3), in Å; NaN where unresolved.
         tokens: Residues as numbers of the ESM alphabet, uint8 (N,).
         meta: Whatever the writer noted; plain JSON values.
+        chain_lengths: Of a store of complexes, n tuples: residues of each entry's chains. None: an entry is a chain.
     """
 
     ids: list[str]
@@ -51,6 +55,7 @@ class ChainStore:
     cb: NDArray[np.float32]
     tokens: NDArray[np.uint8]
     meta: dict[str, Any] = field(default_factory=dict)
+    chain_lengths: list[tuple[int, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,6 +89,7 @@ class ChainStore:
             self.cb,
             self.tokens,
             self.meta,
+            None if self.chain_lengths is None else [self.chain_lengths[i] for i in chosen],
         )
 
     @classmethod
@@ -98,14 +104,20 @@ class ChainStore:
 
     @classmethod
     def concatenate(cls, stores: Sequence[ChainStore], meta: dict[str, Any] | None = None) -> ChainStore:
-        """Lay the chains of several stores end to end in memory."""
+        """Lay the chains of several stores end to end in memory.
+
+        One store of complexes among them makes the result one; a chain is then a complex of its own.
+        """
         places = [(store, i) for store in stores for i in range(len(store))]
-        return cls._lay(
+        laid = cls._lay(
             [store.ids[i] for store, i in places],
             [store.cb_of(i) for store, i in places],
             [store.tokens_of(i) for store, i in places],
             meta,
         )
+        if all(store.chain_lengths is None for store in stores):
+            return laid
+        return replace(laid, chain_lengths=[_chain_lengths(store, i) for store, i in places])
 
     @classmethod
     def _lay(
@@ -132,9 +144,10 @@ class ChainStore:
             OSError: The file cannot be written; nothing is left behind.
         """
         compact = ChainStore.concatenate([self], self.meta)
-        header = json.dumps(
-            {"n": len(self), "residues": len(compact.tokens), "ids": self.ids, "meta": self.meta}
-        ).encode()
+        about = {"n": len(self), "residues": len(compact.tokens), "ids": self.ids, "meta": self.meta}
+        if self.chain_lengths is not None:
+            about["chain_lengths"] = self.chain_lengths
+        header = json.dumps(about).encode()
         header += b" " * (-(PREAMBLE + len(header)) % ALIGNMENT)
         parts = [len(header).to_bytes(8, "little"), header]
         for array, kind in ((compact.lengths, "<i8"), (compact.cb, "<f4"), (compact.tokens, "u1")):
@@ -170,6 +183,7 @@ class ChainStore:
         n, residues = header["n"], header["residues"]
         ends = np.cumsum([PREAMBLE + header_length, 8 * n, 12 * residues])
         lengths = raw[ends[0] : ends[1]].view("<i8")
+        chain_lengths = header.get("chain_lengths")
         return cls(
             ids=header["ids"],
             starts=np.cumsum(lengths) - lengths,
@@ -177,6 +191,7 @@ class ChainStore:
             cb=raw[ends[1] : ends[2]].view("<f4").reshape(residues, 3),
             tokens=raw[ends[2] :],
             meta=header["meta"],
+            chain_lengths=None if chain_lengths is None else [tuple(each) for each in chain_lengths],
         )
 
 
@@ -199,6 +214,10 @@ class atomic_file:  # noqa: N801 - used like a function: `with atomic_file(path)
                 temporary.replace(self.path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _chain_lengths(store: ChainStore, index: int) -> tuple[int, ...]:
+    return (int(store.lengths[index]),) if store.chain_lengths is None else store.chain_lengths[index]
 
 
 def _umask() -> int:
