@@ -18,6 +18,7 @@ from contactlm.scores import (
     BANDS,
     MCC_NAMES,
     RANKING_NAMES,
+    Pairs,
     band_confusion,
     check_threshold,
     confusion,
@@ -166,7 +167,12 @@ class ContactScores(ProteinStates):
         self._curves = torch.zeros((0, THRESHOLD_STEPS - 1))
 
     def update(
-        self, probability: Maps, labels: Maps, ids: str | Sequence[str], indices: Sequence[int] | None = None
+        self,
+        probability: Maps,
+        labels: Maps,
+        ids: str | Sequence[str],
+        indices: Sequence[int] | None = None,
+        chain_of: Sequence[Tensor] | None = None,
     ) -> None:
         """Add proteins.
 
@@ -176,6 +182,7 @@ class ContactScores(ProteinStates):
             ids: Each protein's name.
             indices: Each protein's place in its data set, to tell proteins of the same name apart. A protein seen again
                 (same id and index), as distributed samplers give them to even out the ranks, is counted once.
+            chain_of: Of complexes, each one's chain numbers (L,): see :func:`contactlm.scores.select_pairs`.
 
         Raises:
             ValueError: Shapes or numbers do not fit, or values outside [0, 1].
@@ -185,11 +192,11 @@ class ContactScores(ProteinStates):
         places = [-1] * len(ids) if indices is None else [int(index) for index in indices]
         if not len(maps) == len(ids) == len(places):
             raise ValueError(f"got {len(maps)} maps, {len(ids)} ids and {len(places)} indices")
-        for (p, y), name, place in zip(maps, ids, places, strict=True):
-            self._add(p, y, name, place)
+        chains: Sequence[Tensor | None] = [None] * len(ids) if chain_of is None else chain_of
+        for (p, y), name, place, numbers in zip(maps, ids, places, chains, strict=True):
+            self._add(select_pairs(p, y, numbers), name, place)
 
-    def _add(self, probability: Tensor, labels: Tensor, name: str, place: int) -> None:
-        pairs = select_pairs(probability, labels)
+    def _add(self, pairs: Pairs, name: str, place: int) -> None:
         tuned = self.threshold if self.tuned_threshold is None else self.tuned_threshold
         at_thresholds = [band_confusion(pairs, t) for t in (self.threshold, tuned)]
         trivial = band_confusion(trivial_pairs(pairs))

@@ -29,6 +29,7 @@ RANGES: dict[str, slice] = {
 }
 TOP_FRACTIONS = (1, 2, 5)  # P@L, P@L/2, P@L/5
 CONTACT_REACH = 2  # the trivial predictor's contacts: |i - j| <= 2
+ACROSS_CHAINS = 2**30  # separation of residues of different chains: farther than any within a chain
 
 
 class Pairs(NamedTuple):
@@ -37,7 +38,7 @@ class Pairs(NamedTuple):
     Attributes:
         probability: float32 (N,).
         contact: bool (N,), the truth.
-        separation: int32 (N,), j - i >= 1.
+        separation: int32 (N,), j - i >= 1; :data:`ACROSS_CHAINS` between chains of a complex.
         residues: Number of resolved residues: the L of P@L.
     """
 
@@ -79,14 +80,16 @@ def check_threshold(threshold: float) -> float:
     return float(threshold)
 
 
-def select_pairs(probability: Tensor, labels: Tensor) -> Pairs:
+def select_pairs(probability: Tensor, labels: Tensor, chain_of: Tensor | None = None) -> Pairs:
     """Take the scored pairs out of a map.
 
-    A residue counts as resolved when the label of any pair it belongs to is known.
+    A residue counts as resolved when the label of any pair it belongs to is known. Sequence separation means nothing
+    between two chains: such pairs count as far apart, so they are in every range without an upper end.
 
     Args:
         probability: Floating point (L, L) in [0, 1]; only its upper triangle is scored.
         labels: (L, L), 1 contact, 0 none, negative unknown; on the same device.
+        chain_of: Of a complex, each residue's chain number, (L,); None: a single chain.
 
     Raises:
         ValueError: Shapes differ or are not square, or ``probability`` is not made of probabilities.
@@ -102,7 +105,11 @@ def select_pairs(probability: Tensor, labels: Tensor) -> Pairs:
     residues = int((known.any(0) | known.any(1)).sum())
     index = known.triu_(1).flatten().nonzero().squeeze(1)
     L = labels.shape[0]
-    separation = (index % max(L, 1) - index // max(L, 1)).int()
+    row, column = index // max(L, 1), index % max(L, 1)
+    separation = (column - row).int()
+    if chain_of is not None:
+        chain_of = chain_of.to(index.device)
+        separation[chain_of[row] != chain_of[column]] = ACROSS_CHAINS
     contact = labels.flatten()[index] == 1
     return Pairs(probability.flatten()[index].float(), contact, separation, residues)
 
@@ -268,13 +275,16 @@ def mcc_scores(bands: Tensor) -> dict[str, float]:
     return scores | flags
 
 
-def score_protein(probability: Tensor, labels: Tensor, threshold: float = 0.5) -> dict[str, float]:
+def score_protein(
+    probability: Tensor, labels: Tensor, threshold: float = 0.5, chain_of: Tensor | None = None
+) -> dict[str, float]:
     """Score one protein's contact map.
 
     Args:
         probability: Floating point (L, L) in [0, 1]; only its upper triangle is scored.
         labels: (L, L), 1 contact, 0 none, negative unknown; on the same device.
         threshold: A pair is predicted to be a contact when its probability is above it.
+        chain_of: Of a complex, each residue's chain number, (L,): see :func:`select_pairs`.
 
     Returns:
         ``residues`` (resolved ones); ``mcc`` (|i−j| >= 1), ``mcc_sep6``, ``mcc_short``, ``mcc_medium``, ``mcc_long``,
@@ -286,7 +296,7 @@ def score_protein(probability: Tensor, labels: Tensor, threshold: float = 0.5) -
     Raises:
         ValueError: Shapes do not fit, or values outside [0, 1] (logits).
     """
-    pairs = select_pairs(probability, labels)
+    pairs = select_pairs(probability, labels, chain_of)
     by_threshold = mcc_scores(band_confusion(pairs, check_threshold(threshold)))
     return {"residues": float(pairs.residues)} | by_threshold | ranking_scores(pairs)
 
