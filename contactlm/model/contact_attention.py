@@ -94,8 +94,9 @@ def contact_logits(weighted: Tensor, margins: Tensor, head_weight: Tensor, bias:
         # Below this a map's average product, at most t itself, is nothing, and its gradient could overflow.
         empty = totals < _EMPTY
         shares = (margins / totals.masked_fill(empty, 1)).masked_fill(empty, 0)
-        product = (shares * head_weight.to(totals)[:, None]).mT @ margins
-        logits = weighted + weighted.transpose(1, 2) - product
+        product = (shares * (0.5 * head_weight.to(totals))[:, None]).mT @ margins
+        half = weighted - product  # halves, so that the sum of both is symmetric to the last bit
+        logits = half + half.mT
         return logits if bias is None else logits + bias.to(logits)
 
 
