@@ -2,7 +2,8 @@
 
 Every pass is presented to the model as training crops are: ``<cls>`` right before its first residue, ``<eos>`` right
 after its last. Rotary embeddings see relative positions only, so a contiguous pass needs none; a pass of two segments
-gives each residue its true distance from every other, which leaves a jump in the positions between the segments.
+gives each residue its true distance from every other, which leaves a jump in the positions between the segments. A
+complex, whose positions jump between its chains, brings positions of its own: every pass keeps their differences.
 
 How blocks are blended:
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -54,8 +56,23 @@ class FullMap:
     how: dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class _Chain:
+    """Tokens (L,), any integer type, and positions int64 (L,) on the CPU, None where they are 0 … L − 1."""
+
+    tokens: Tensor
+    positions: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
 def full_map(
-    logits_fn: LogitsFn, tokens: Tensor, options: WindowOptions | None = None, device: torch.device | str | None = None
+    logits_fn: LogitsFn,
+    tokens: Tensor,
+    options: WindowOptions | None = None,
+    device: torch.device | str | None = None,
+    positions: Tensor | None = None,
 ) -> FullMap:
     """Predict the contact map of one chain of any length.
 
@@ -68,12 +85,14 @@ def full_map(
         tokens: Residue tokens (L,), any integer type, without ``<cls>`` and ``<eos>``.
         options: Windows and batches; None takes the defaults.
         device: Where the model is; None means where ``tokens`` are.
+        positions: What the rotary embedding takes as each residue's place, integers (L,), ascending; only differences
+            count. None: 0 … L − 1.
 
     Raises:
-        DataError: The chain is empty, or ``tokens`` are not residue tokens.
+        DataError: The chain is empty, ``tokens`` are not residue tokens, or ``positions`` do not fit them.
         ModelError: The model returns logits of another shape.
     """
-    return next(full_maps(logits_fn, [tokens], options, device))
+    return next(full_maps(logits_fn, [tokens], options, device, [positions]))
 
 
 def full_maps(
@@ -81,6 +100,7 @@ def full_maps(
     chains: Iterable[Tensor],
     options: WindowOptions | None = None,
     device: torch.device | str | None = None,
+    positions: Iterable[Tensor | None] | None = None,
 ) -> Iterator[FullMap]:
     """Predict the contact maps of several chains, batching passes of similar length across chains.
 
@@ -92,22 +112,27 @@ def full_maps(
         chains: Residue tokens (L,) of each chain.
         options: As for :func:`full_map`.
         device: As for :func:`full_map`.
+        positions: As for :func:`full_map`, one for each chain; None: 0 … L − 1 in all.
 
     Yields:
         One map for each chain.
 
     Raises:
-        DataError: A chain is empty or not residue tokens; the message counts chains from 0.
+        DataError: A chain is empty or not residue tokens, or its positions do not fit; the message counts chains
+            from 0.
         ModelError: The model returns logits of another shape.
     """
     options = options or WindowOptions()
-    group: list[Tensor] = []
-    for index, tokens in enumerate(chains):
+    group: list[_Chain] = []
+    pairs = zip(chains, repeat(None)) if positions is None else zip(chains, positions, strict=True)
+    for index, (tokens, places) in enumerate(pairs):
         _check_tokens(tokens, index)
+        if places is not None:
+            places = _checked_positions(places, len(tokens), index)
         if group and sum(len(chain) ** 2 for chain in group) + len(tokens) ** 2 > _HELD_PAIRS:
             yield from _map_group(logits_fn, group, options, device)
             group = []
-        group.append(tokens)
+        group.append(_Chain(tokens, places))
     yield from _map_group(logits_fn, group, options, device)
 
 
@@ -126,12 +151,28 @@ def _check_tokens(tokens: Tensor, index: int) -> None:
         )
 
 
+def _checked_positions(positions: Tensor, length: int, index: int) -> Tensor:
+    if positions.shape != (length,) or positions.is_floating_point() or positions.dtype == torch.bool:
+        raise DataError(
+            f"chain {index}: positions are {positions.dtype} {tuple(positions.shape)}: give one integer per residue, "
+            f"shape ({length},)"
+        )
+    positions = positions.cpu().long()
+    if (positions.diff() < 1).any():
+        where = int((positions.diff() < 1).int().argmax())
+        raise DataError(
+            f"chain {index}: position {int(positions[where + 1])} follows {int(positions[where])} at index "
+            f"{where + 1}: positions must ascend"
+        )
+    return positions
+
+
 def _map_group(
-    logits_fn: LogitsFn, chains: list[Tensor], options: WindowOptions, device: torch.device | str | None
+    logits_fn: LogitsFn, chains: list[_Chain], options: WindowOptions, device: torch.device | str | None
 ) -> Iterator[FullMap]:
     """Run all passes of a few chains, then yield their maps in order."""
-    plans = [plan_passes(len(tokens), options) for tokens in chains]
-    blends = [_Blend(len(tokens), plan) for tokens, plan in zip(chains, plans, strict=True)]
+    plans = [plan_passes(len(chain), options) for chain in chains]
+    blends = [_Blend(len(chain), plan) for chain, plan in zip(chains, plans, strict=True)]
     tasks = [(chain, piece) for chain, plan in enumerate(plans) for piece in plan]
     several = any(len(plan) > 1 for plan in plans)
     with tqdm(total=len(tasks), unit="pass", leave=False, disable=not (options.progress and several)) as bar:
@@ -158,9 +199,9 @@ def _how(length: int, plan: list[Pass], options: WindowOptions) -> dict[str, Any
     }
 
 
-def _run(logits_fn: LogitsFn, members: list[tuple[Tensor, Pass]], device: torch.device | str | None) -> Tensor:
+def _run(logits_fn: LogitsFn, members: list[tuple[_Chain, Pass]], device: torch.device | str | None) -> Tensor:
     """One batch through the model: contact logits (B, T − 2, T − 2), on the device."""
-    place = members[0][0].device if device is None else torch.device(device)
+    place = members[0][0].tokens.device if device is None else torch.device(device)
     tokens, mask, positions = _collate(members)
     with torch.no_grad():
         logits = logits_fn(tokens.to(place), mask.to(place), None if positions is None else positions.to(place))
@@ -173,10 +214,11 @@ def _run(logits_fn: LogitsFn, members: list[tuple[Tensor, Pass]], device: torch.
     return logits.float()
 
 
-def _collate(members: list[tuple[Tensor, Pass]]) -> tuple[Tensor, Tensor, Tensor | None]:
+def _collate(members: list[tuple[_Chain, Pass]]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Pad passes to one length: tokens int64, attention mask bool (False = padding), positions int64; all (B, T).
 
-    Positions count from ``<cls>`` = 0, not from the chain's start: smaller angles lose less to rounding.
+    Positions count from ``<cls>`` = 0, not from the chain's start: smaller angles lose less to rounding. They are None
+    where all passes are contiguous and no chain has positions of its own.
     """
     B, T = len(members), max(piece.residues for _, piece in members) + 2
     tokens = torch.full((B, T), PAD)
@@ -185,11 +227,12 @@ def _collate(members: list[tuple[Tensor, Pass]]) -> tuple[Tensor, Tensor, Tensor
         residues = torch.cat([torch.arange(*segment) for segment in piece.segments])
         n = len(residues)
         tokens[row, 0], tokens[row, n + 1] = CLS, EOS
-        tokens[row, 1 : n + 1] = chain[residues.to(chain.device)].long()
-        positions[row, 1 : n + 1] = residues - residues[0] + 1
+        tokens[row, 1 : n + 1] = chain.tokens[residues.to(chain.tokens.device)].long()
+        places = residues if chain.positions is None else chain.positions[residues]
+        positions[row, 1 : n + 1] = places - places[0] + 1
         positions[row, n + 1] = positions[row, n] + 1
-    apart = any(len(piece.segments) == 2 for _, piece in members)
-    return tokens, tokens != PAD, positions if apart else None
+    needed = any(len(piece.segments) == 2 or chain.positions is not None for chain, piece in members)
+    return tokens, tokens != PAD, positions if needed else None
 
 
 def _context(segment: Segment, piece: Pass, length: int, device: torch.device | None = None) -> Tensor:
