@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 
+from contactlm.complex_scores import ComplexScores
 from contactlm.metrics import ContactScores
 
 
@@ -23,6 +24,11 @@ class ContactEvaluation(L.Callback):
     logged as ``dev/tuned_threshold`` and used for ``test/mcc_sep6_tuned`` and its like. It is put into the module's
     attribute ``tuned_threshold``, if it has one, which :class:`contactlm.ContactModule` saves in its checkpoints.
 
+    Steps that also return ``chain_of`` (the chain number of each residue, one (L,) a protein) score complexes. Pairs
+    between chains then count as long-range ones in the scores above. Where complexes have several chains, the scores
+    of their pairs within and between chains are logged apart, as ``intra_…`` and ``inter_…``; see
+    :mod:`contactlm.complex_scores`.
+
     Args:
         threshold: A pair is called a contact when its probability is above it.
         write_rows: Write each protein's scores to ``test_scores.csv`` in the log directory.
@@ -32,20 +38,25 @@ class ContactEvaluation(L.Callback):
         self.threshold = threshold
         self.write_rows = write_rows
         self._scores = ContactScores(threshold)
+        self._complexes = ComplexScores(threshold)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """Every protein's scores of the last evaluation."""
-        return self._scores.rows
+        return self._complexes.with_columns(self._scores.rows)
+
+    def _forget(self, pl_module: L.LightningModule, tuned: float | None) -> None:
+        # on the module's device: NCCL gathers nothing on the CPU
+        self._scores = ContactScores(self.threshold, tuned).to(pl_module.device)
+        self._complexes = ComplexScores(self.threshold, tuned, pl_module.device)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the proteins of the evaluation before."""
-        self._scores = ContactScores(self.threshold).to(pl_module.device)
+        self._forget(pl_module, None)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the proteins of the evaluation before."""
-        tuned = getattr(pl_module, "tuned_threshold", None)
-        self._scores = ContactScores(self.threshold, tuned).to(pl_module.device)  # NCCL gathers nothing on the CPU
+        self._forget(pl_module, getattr(pl_module, "tuned_threshold", None))
 
     def on_validation_batch_end(
         self,
@@ -72,7 +83,10 @@ class ContactEvaluation(L.Callback):
         self._add(outputs)
 
     def _add(self, outputs: Any) -> None:
-        self._scores.update(outputs["probability"], outputs["labels"], outputs["ids"], outputs.get("indices"))
+        proteins = [outputs[name] for name in ("probability", "labels", "ids")]
+        proteins += [outputs.get(name) for name in ("indices", "chain_of")]
+        self._scores.update(*proteins)
+        self._complexes.update(*proteins)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the dev scores and tune the threshold."""
@@ -81,16 +95,16 @@ class ContactEvaluation(L.Callback):
             scores["tuned_threshold"], scores["mcc_sep6_tuned"] = self._scores.tune_threshold()
             if hasattr(pl_module, "tuned_threshold"):
                 pl_module.tuned_threshold = scores["tuned_threshold"]  # type: ignore[assignment]
-        self._log(pl_module, "dev", scores)
+        self._log(pl_module, "dev", scores | self._complexes.compute())
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the test scores; write each protein's."""
         scores = self._scores.compute()
         if self._scores.tuned_threshold is not None:
             scores["tuned_threshold"] = self._scores.tuned_threshold
-        self._log(pl_module, "test", scores)
+        self._log(pl_module, "test", scores | self._complexes.compute())
         if self.write_rows and trainer.is_global_zero and trainer.log_dir is not None:
-            write_rows(Path(trainer.log_dir) / "test_scores.csv", self._scores.rows)
+            write_rows(Path(trainer.log_dir) / "test_scores.csv", self.rows)
 
     def _log(self, pl_module: L.LightningModule, prefix: str, scores: dict[str, float]) -> None:
         # the scores are of all processes already: every process logs the same, so that checkpoints can watch them
