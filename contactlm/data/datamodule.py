@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from contactlm.data.cache import ReadReport, StructureCache
 from contactlm.data.cluster import ClusterOptions, cluster_sequences
+from contactlm.data.complexes import join_chains
 from contactlm.data.crop import CropScheme
 from contactlm.data.dataset import CropDataset, ShareSampler, StreamLoader, StreamSampler, collate
 from contactlm.data.files import find_structures
@@ -60,6 +61,9 @@ class ContactDataModule(L.LightningDataModule):
         cluster: When two sequences are related: for the split, and for the report of leaks and the scores by identity.
         min_length: Shorter chains are left out (and counted), in training and evaluation.
         sequence: ``"seqres"``: full sequences, unresolved residues included; ``"observed"``: resolved residues only.
+        assembly: ``"chain"``: each chain is a sample; ``"complex"``: all protein chains of a file are one, in file
+            order, copies and short ones included, with a jump in the positions between chains. ``min_length`` is then
+            that of the complex, and crops may span chains.
         seed: Decides the order of chains and the crops.
         split_seed: Decides which chains are held out as the dev set.
         num_workers: Processes that prepare batches. Preparing one takes about a millisecond: 0 is fine.
@@ -83,6 +87,7 @@ class ContactDataModule(L.LightningDataModule):
         cluster: ClusterOptions = ClusterOptions(),  # noqa: B008 - frozen; shown by --help
         min_length: int = 30,
         sequence: Literal["seqres", "observed"] = "seqres",
+        assembly: Literal["chain", "complex"] = "chain",
         seed: int = 0,
         split_seed: int = 0,
         num_workers: int = 0,
@@ -100,6 +105,7 @@ class ContactDataModule(L.LightningDataModule):
         self.eval_batch_size, self.dev_fraction, self.min_length = eval_batch_size, dev_fraction, min_length
         self.seed, self.split_seed = seed, split_seed
         self.num_workers, self.on_bad_file = num_workers, on_bad_file
+        self.assembly = assembly
         self._cache = partial(StructureCache, cache_dir, sequence, read_workers)
         self.predict_paths = predict_paths
         self.split, self.cluster = split, cluster
@@ -147,7 +153,7 @@ class ContactDataModule(L.LightningDataModule):
     def _setup_predict(self) -> None:
         if not self.predict_paths:
             raise DataError("predict_paths is not given: name FASTA or structure files, or folders of them")
-        queries = read_queries(self.predict_paths, self._cache(progress=False))
+        queries = read_queries(self.predict_paths, self._cache(progress=False), self.assembly == "complex")
         self._chains["predict"], self.problems = _by_length(queries.store), queries.problems
         if self._is_main_process:
             for note in queries.notes:
@@ -177,6 +183,8 @@ class ContactDataModule(L.LightningDataModule):
         if report.problems and self.on_bad_file == "raise":
             path, reason = next(iter(report.problems.items()))
             raise DataError(f"{option}: {path}: {reason} (one of {len(report.problems)} files that cannot be read)")
+        if self.assembly == "complex":
+            store = join_chains(store)
         selection = select_chains(store, report, self.min_length)
         if self._is_main_process:
             _tell(option, source, selection)
@@ -291,10 +299,15 @@ def _check_positive(**values: int) -> None:
 
 
 def _summary(selection: Selection) -> str:
-    parts = [f"{count} chains {why}" for why, count in selection.dropped.items()]
+    what = _what(selection.store)
+    parts = [f"{count} {what} {why}" for why, count in selection.dropped.items()]
     if selection.report.problems:
         parts.append(f"{len(selection.report.problems)} files that cannot be read")
     return ", ".join(parts) or "no chains"
+
+
+def _what(store: ChainStore) -> str:
+    return "chains" if store.chain_lengths is None else "complexes"
 
 
 def _first_problem(report: ReadReport) -> str:
@@ -308,9 +321,10 @@ def _tell(option: str, source: str, selection: Selection) -> None:
     problems = selection.report.problems
     left_out = f" (left out: {_summary(selection)})" if selection.dropped or problems else ""
     log.info(
-        "%s: %d chains from %d files in %s%s",
+        "%s: %d %s from %d files in %s%s",
         option,
         len(selection.store),
+        _what(selection.store),
         selection.report.files,
         source,
         left_out,

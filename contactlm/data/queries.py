@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from contactlm.data.cache import StructureCache
+from contactlm.data.complexes import join_chains
 from contactlm.data.files import is_structure_file
 from contactlm.data.store import ChainStore
 from contactlm.fasta import FastaProblem, iter_fasta
@@ -33,12 +34,13 @@ class Queries:
     notes: list[str] = field(default_factory=list)
 
 
-def read_queries(sources: Sequence[str], cache: StructureCache) -> Queries:
+def read_queries(sources: Sequence[str], cache: StructureCache, join: bool = False) -> Queries:
     """Read FASTA and structure files and folders of both.
 
     Args:
         sources: Paths; folders are searched recursively.
         cache: Reads structure files.
+        join: Take all chains of a structure file as one complex; else chains of equal sequence are taken once.
 
     Raises:
         DataError: A path that does not exist, is of no known kind, or a folder that holds neither.
@@ -46,7 +48,7 @@ def read_queries(sources: Sequence[str], cache: StructureCache) -> Queries:
     queries = Queries(ChainStore.from_chains([]))
     paths = [file for source in sources for file in _files(Path(source).expanduser())]
     stores = [
-        _read_structure(path, cache, queries) if is_structure_file(path) else _read_fasta(path, queries)
+        _read_structure(path, cache, queries, join) if is_structure_file(path) else _read_fasta(path, queries)
         for path in paths
     ]
     queries.store = _with_distinct_ids(ChainStore.concatenate(stores), queries.notes)
@@ -72,9 +74,11 @@ def _files(source: Path) -> list[Path]:
     return [source]
 
 
-def _read_structure(path: Path, cache: StructureCache, queries: Queries) -> ChainStore:
+def _read_structure(path: Path, cache: StructureCache, queries: Queries, join: bool) -> ChainStore:
     store, report = cache.load([path])
     queries.problems.update(report.problems)
+    if join:
+        return join_chains(store)
     resolved = store.resolved_counts()
     best: dict[bytes, int] = {}
     for i in range(len(store)):
