@@ -104,9 +104,11 @@ def main() -> None:
         sequences = with_shuffled(real, n, rng)
         wall, seconds = time.perf_counter(), time.process_time()
         clusters = cluster_sequences(sequences, threads=args.threads)
+        wall, seconds = time.perf_counter() - wall, time.process_time() - seconds
+        mean = np.mean([len(sequence) for sequence in sequences])
         print(
-            f"{n} chains, {np.mean([len(s) for s in sequences]):.0f} residues on average: "
-            f"{clusters.max() + 1} clusters in {time.perf_counter() - wall:.1f} s, {time.process_time() - seconds:.1f} s of processor time"
+            f"{n} chains, {mean:.0f} residues on average: {clusters.max() + 1} clusters in {wall:.1f} s, "
+            f"{seconds:.1f} s of processor time"
         )
 
 

@@ -1,0 +1,59 @@
+"""Entries of the Protein Data Bank by name: single ones, and lists of them in text files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from contactlm.types import DataError
+
+_PATTERN = re.compile(r"(?P<entry>[1-9][a-z0-9]{3}|pdb_[a-z0-9]{8})(?:[_\s]+(?P<chain>[a-z0-9]{1,8}))?", re.IGNORECASE)
+ALLOWED = "a PDB id such as 1abc or pdb_00001abc, with a chain (1abc_A, 1abc A) or without"
+
+
+def parse_id(text: str) -> tuple[str, str | None]:
+    """Read a PDB id with or without a chain.
+
+    Args:
+        text: ``1abc``, ``1abc_A`` or ``1abc A``; extended ids (``pdb_00001abc``) likewise. Case matters for the chain
+            only.
+
+    Returns:
+        The entry in lower case and the chain, None when none is named.
+
+    Raises:
+        DataError: It is no PDB id.
+    """
+    match = _PATTERN.fullmatch(text.strip())
+    if match is None:
+        raise DataError(f"{text!r} is not {ALLOWED}")
+    return match["entry"].lower(), match["chain"]
+
+
+def read_id_list(path: str | Path) -> list[tuple[str, str | None]]:
+    """Read a text file with one PDB id a line.
+
+    Args:
+        path: The file. Empty lines and what follows a ``#`` are left out.
+
+    Returns:
+        Entry (lower case) and chain (None: all chains) of every line, in order.
+
+    Raises:
+        DataError: The file cannot be read or holds no id; or a line is none, which names the file, line and value.
+    """
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a list of PDB ids ({error})") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        text = line.split("#", 1)[0].strip()
+        if text:
+            try:
+                found.append(parse_id(text))
+            except DataError as error:
+                raise DataError(f"{path}, line {number}: {error}") from error
+    if not found:
+        raise DataError(f"{path}: holds no PDB id; expected one a line: {ALLOWED}")
+    return found
