@@ -1,9 +1,8 @@
-"""The command line: ``contactlm fit | validate | test | predict``."""
+"""The command line: ``contactlm fit | validate | test | predict | export``."""
 
 from __future__ import annotations
 
 import logging
-import pickle
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,18 @@ from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.writer import Format, PredictionWriter
+from contactlm.checkpoint import check_checkpoint
 from contactlm.configs import BASE, config_folder, resolve_arguments
 from contactlm.data.datamodule import ContactDataModule
+from contactlm.export import export_command
 from contactlm.module import ContactModule
 from contactlm.structure.labels import contact_labels
-from contactlm.types import ContactLMError, ModelError
+from contactlm.types import ContactLMError
 
 SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
+INTERRUPTED = 130  # what shells report of a command ended by Ctrl-C
+ABOUT = "Fine-tune ESM2 for residue-residue contact prediction, and predict with it."
+MORE = "Another command, with options of its own: contactlm export (write a trained model for others to load)."
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 SHOWN_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
 
@@ -46,7 +50,11 @@ class ContactCLI(LightningCLI):
             ContactDataModule,
             args=self.arguments,
             auto_configure_optimizers=False,
-            parser_kwargs={name: {"default_config_files": base} for name in SUBCOMMANDS},
+            parser_kwargs={
+                "description": ABOUT,
+                "epilog": MORE,
+                **{name: {"default_config_files": base} for name in SUBCOMMANDS},
+            },
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -73,7 +81,7 @@ class ContactCLI(LightningCLI):
         subcommand = self.config["subcommand"]
         path = self.config[subcommand].get("ckpt_path")
         if path and path not in ("best", "last", "hpc", "registry"):
-            _check_checkpoint(path)
+            check_checkpoint(path)
         given = self.config[subcommand]["model"]["pretrained"]
         super()._parse_ckpt_path()
         if any(argument.startswith("--model.pretrained") for argument in self.arguments):
@@ -161,15 +169,6 @@ def _plain_seed(seed: bool | int) -> int:
     return 0 if isinstance(seed, bool) else seed
 
 
-def _check_checkpoint(path: str) -> None:
-    if not Path(path).is_file():
-        raise ModelError(f"ckpt_path: {path} does not exist")
-    try:
-        torch.load(path, weights_only=True, map_location="meta", mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"ckpt_path: {path} is not a readable checkpoint ({str(error).splitlines()[0]})") from error
-
-
 def _score_line(prefix: str, metrics: Mapping[str, Any]) -> str:
     """One line of scores, the trivial predictor's behind those that it can be mistaken for."""
     parts = []
@@ -214,8 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ``predict`` had to be skipped. Arguments that cannot be parsed end the process with 2.
     """
     _quiet()
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return ContactCLI(resolve_arguments(sys.argv[1:] if arguments is None else arguments)).status
+        if given[:1] == ["export"]:
+            return export_command(given[1:])
+        return ContactCLI(resolve_arguments(given)).status
+    except KeyboardInterrupt:
+        sys.stderr.write("contactlm: interrupted\n")
+        return INTERRUPTED
     except (ContactLMError, MisconfigurationException) as error:
         sys.stderr.write(f"contactlm: error: {error}\n")
         return 1

@@ -1,13 +1,17 @@
-"""Finding the shipped configuration files, by path or by name."""
+"""Arguments as users write them: configs by the name of a shipped one, several paths in a row, bare flags."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from contactlm.types import ContactLMError
 
 BASE = "base.yaml"
+PATHS = "--data.predict_paths"
+FLAGS = ("--overwrite",)
+TRUTH_VALUES = ("true", "false", "yes", "no")
 
 
 def config_folder() -> Path:
@@ -36,7 +40,18 @@ def resolve_config(name: str) -> str:
 
 
 def resolve_arguments(arguments: Sequence[str]) -> list[str]:
-    """Replace the values of ``--config`` and ``-c`` by the paths of the files."""
+    """Turn what users write into what LightningCLI's parser takes.
+
+    The values of ``--config`` and ``-c`` become the paths of files; what follows ``--data.predict_paths``, however
+    often and in whichever form it is given, becomes one list; a bare ``--overwrite`` becomes true.
+
+    Raises:
+        ContactLMError: A config that cannot be found, or no path after ``--data.predict_paths``.
+    """
+    return _resolve_flags(_resolve_configs(_gather_paths(arguments)))
+
+
+def _resolve_configs(arguments: Sequence[str]) -> list[str]:
     resolved: list[str] = []
     for argument in arguments:
         if resolved and resolved[-1] in ("--config", "-c"):
@@ -46,3 +61,41 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
         else:
             resolved.append(argument)
     return resolved
+
+
+def _gather_paths(arguments: Sequence[str]) -> list[str]:
+    """Write all paths as one list that begins empty and is appended to, as jsonargparse spells it."""
+    gathered: list[str] = []
+    others: list[str] = []
+    collecting = False
+    for argument in arguments:
+        if not argument.startswith("-"):
+            if collecting:
+                gathered.append(_appended(argument))
+            else:
+                others.append(argument)
+            continue
+        option, _, value = argument.partition("=")
+        collecting = option in (PATHS, f"{PATHS}+")
+        if not collecting:
+            others.append(argument)
+            continue
+        if not gathered and option == PATHS:
+            gathered.append(f"{PATHS}=[]")
+        gathered += [_appended(value)] if value else []
+    if gathered == [f"{PATHS}=[]"]:
+        raise ContactLMError(f"{PATHS}: no path follows; give FASTA or structure files, or folders of them")
+    return [*others, *gathered]
+
+
+def _appended(text: str) -> str:
+    is_list = text.startswith("[") and text.endswith("]") and not Path(text).exists()
+    return f"{PATHS}+={text if is_list else json.dumps([text])}"
+
+
+def _resolve_flags(arguments: Sequence[str]) -> list[str]:
+    following = [*arguments[1:], ""]
+    return [
+        f"{argument}=true" if argument in FLAGS and after.lower() not in TRUTH_VALUES else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]

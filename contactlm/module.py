@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import lightning as L
@@ -13,7 +14,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from contactlm.alphabet import decode, encode
+from contactlm.checkpoint import CHECKPOINT_KEY
 from contactlm.inference import FullMap, WindowOptions, full_map, full_maps
+from contactlm.model.adapter import load_adapter, read_about, read_adapter
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
 from contactlm.model.lora import LoraOptions, add_lora, contact_regression
 from contactlm.model.losses import contact_loss
@@ -21,7 +24,6 @@ from contactlm.outputs import ContactMap
 from contactlm.structure.labels import contact_labels
 from contactlm.types import ModelError
 
-CHECKPOINT_KEY = "contactlm"
 CHECKPOINT_FORMAT = 1
 PRIOR_LOGIT = -3.0  # about one pair in twenty touches: where a contact head that knows nothing starts
 
@@ -105,7 +107,10 @@ class ContactModule(L.LightningModule):
         self.windows = WindowOptions(window, overlap)
         self.threshold = threshold
         self._random_state: dict[str, Tensor] | None = None
-        self.tuned_threshold: float | None = None  # found on dev by ContactEvaluation; travels with the checkpoint
+        # Found on dev by ContactEvaluation; travels with checkpoints and exports.
+        self.tuned_threshold: float | None = (
+            None if pretrained is None else read_about(pretrained).get("tuned_threshold")
+        )
         self.strict_loading = False  # a checkpoint holds what was trained; on_load_checkpoint is strict about that
         esm = load_esm(pretrained, architecture, init_seed)
         self.backbone_checksum = backbone_checksum(esm) if pretrained is not None else None
@@ -119,6 +124,29 @@ class ContactModule(L.LightningModule):
         if pretrained is None:
             torch.nn.init.constant_(self.head_parameters()[1], PRIOR_LOGIT)
         self.train()  # Hugging Face loads in eval mode, and Lightning leaves that as it is
+
+    @classmethod
+    def from_adapter(cls, directory: str | Path, pretrained: str | None = None, **options: Any) -> ContactModule:
+        """Put an adapter directory, as ``contactlm export`` writes it, onto its backbone.
+
+        Args:
+            directory: With ``adapter_config.json`` and ``adapter_model.safetensors``.
+            pretrained: Hub name or directory of the backbone; None: the one that the adapter names.
+            options: Other arguments of this class; ``lora`` is decided by the adapter.
+
+        Raises:
+            ModelError: No such adapter, one that is not plain LoRA, or another backbone than it was trained on.
+        """
+        adapter = read_adapter(directory)
+        module = cls(pretrained or adapter.backbone, lora=adapter.lora, **options)
+        if adapter.backbone_checksum not in (None, module.backbone_checksum):
+            raise ModelError(
+                f"{directory}: the adapter was trained on {adapter.backbone} (checksum {adapter.backbone_checksum}), "
+                f"but {module.hparams['pretrained']} has other weights (checksum {module.backbone_checksum})"
+            )
+        load_adapter(module.backbone.esm, adapter)
+        module.tuned_threshold = adapter.tuned_threshold
+        return module
 
     def head_parameters(self) -> list[torch.nn.Parameter]:
         """Weight (1, C) and bias (1,) of the contact head."""

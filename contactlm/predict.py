@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
+from contactlm.checkpoint import check_checkpoint
+from contactlm.model.adapter import CONFIG_FILE
 from contactlm.module import ContactModule
 from contactlm.outputs import ContactMap
 
@@ -30,8 +32,9 @@ def predict_contacts(
 
     Args:
         sequences: L letters of the ESM alphabet, or several such sequences.
-        model: A :class:`contactlm.ContactModule`; the path of a checkpoint (``.ckpt``); or a published ESM2, by its
-            name on the Hugging Face hub or a local directory, whose own contact head is used as it is.
+        model: A :class:`contactlm.ContactModule`; the path of a checkpoint (``.ckpt``); a directory that
+            ``contactlm export`` wrote; or a published ESM2, by its name on the Hugging Face hub or a local directory,
+            whose own contact head is used as it is.
         window: Residues in one pass; None: one pass at any length.
         overlap: Residues that neighbouring windows share; None: half a window.
 
@@ -49,9 +52,12 @@ def predict_contacts(
 
 
 def load_model(model: Model) -> ContactModule:
-    """Make a module from a checkpoint or a published ESM2; a module is given back as it is."""
+    """Make a module from a checkpoint, an export or a published ESM2; a module is given back as it is."""
     if isinstance(model, ContactModule):
         return model
+    if (Path(model).expanduser() / CONFIG_FILE).is_file():
+        return ContactModule.from_adapter(model)
     if str(model).endswith(".ckpt"):
-        return ContactModule.load_from_checkpoint(model, map_location="cpu")
+        check_checkpoint(model)
+        return ContactModule.load_from_checkpoint(model, map_location="cpu", weights_only=True)
     return ContactModule(str(model), lora=None, freeze_backbone=True, train_head=False)

@@ -27,8 +27,10 @@ ALLOWED = {
     "data": {"structure", "fasta"},
     "model": set(),
     "inference": {"windows", "model"},
-    "module": {"model", "inference", "windows", "outputs", "structure"},
-    "predict": {"module", "outputs"},
+    "checkpoint": set(),
+    "module": {"checkpoint", "model", "inference", "windows", "outputs", "structure"},
+    "predict": {"module", "outputs", "checkpoint", "model"},
+    "export": {"module", "checkpoint", "model"},
     "callbacks": {"module", "metrics", "scores", "outputs"},
 }
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

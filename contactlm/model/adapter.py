@@ -1,0 +1,195 @@
+"""PEFT adapter directories: LoRA weights and the contact head, for ``peft.PeftModel`` and for this package."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import EsmModel
+
+from contactlm.model.lora import LoraOptions
+from contactlm.types import ModelError
+
+ABOUT_FILE = "contactlm.json"  # what an export says about itself
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_ADAPTER = "default"  # PEFT's name for the only adapter there is
+_HEAD, _TRAINED_HEAD = "contact_head.", f"contact_head.modules_to_save.{_ADAPTER}."
+# Settings that change what an adapter computes and that LoraOptions has no word for; all are off by default.
+_UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "lora_bias", "layers_to_transform")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter directory holds.
+
+    Attributes:
+        backbone: Name or directory of the backbone it belongs on.
+        backbone_checksum: Of that backbone's weights; None where the directory does not tell.
+        lora: How the adapters are made.
+        tuned_threshold: Found on dev; None where the directory does not tell.
+        weights: By their names in the file.
+    """
+
+    backbone: str
+    backbone_checksum: str | None
+    lora: LoraOptions
+    tuned_threshold: float | None
+    weights: dict[str, Tensor]
+
+
+def has_adapters(esm: EsmModel) -> bool:
+    """Whether LoRA adapters were put into a backbone."""
+    return any(isinstance(module, LoraLayer) for module in esm.modules())
+
+
+def save_adapter(esm: EsmModel, backbone: str, directory: Path) -> None:
+    """Write the adapters and the contact head of a backbone as PEFT does.
+
+    Args:
+        esm: The backbone, with adapters in it; left as it is.
+        backbone: Name or directory of the backbone, for ``base_model_name_or_path``.
+        directory: An existing folder.
+    """
+    config = copy.copy(esm.peft_config[_ADAPTER])
+    config.base_model_name_or_path = backbone
+    config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)
+    config.auto_mapping = {"base_model_class": type(esm).__name__, "parent_library": type(esm).__module__}
+    config.save_pretrained(str(directory))
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in _adapter_weights(esm).items()}
+    save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def save_merged(esm: EsmModel, directory: Path) -> None:
+    """Write a plain checkpoint that a stock ``EsmModel`` loads: W + (alpha / r) B A, and the trained contact head.
+
+    Args:
+        esm: The backbone, with or without adapters in it; left as it is.
+        directory: An existing folder.
+    """
+    weights = {name.replace(".base_layer.", "."): weight for name, weight in esm.state_dict().items()}
+    if has_adapters(esm):
+        trained = {n.replace(_TRAINED_HEAD, _HEAD): w for n, w in weights.items() if n.startswith(_TRAINED_HEAD)}
+        weights = {n: w for n, w in weights.items() if "lora_" not in n and not n.startswith(_HEAD)} | trained
+        for name, module in esm.named_modules():
+            if isinstance(module, LoraLayer):
+                update = module.get_delta_weight(_ADAPTER).detach()
+                weights[f"{name}.weight"] = weights[f"{name}.weight"] + update
+    with torch.device("meta"):  # a frame for the weights, without a second copy of them
+        plain = EsmModel(copy.deepcopy(esm.config), add_pooling_layer=False)
+    plain.load_state_dict({name: weight.detach().cpu() for name, weight in weights.items()}, assign=True)
+    plain.save_pretrained(str(directory))
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config["attn_implementation"] = "eager"  # the one with attention maps, which stock predict_contacts needs
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read_adapter(directory: str | Path) -> Adapter:
+    """Read an adapter directory, written by this package or by PEFT.
+
+    Raises:
+        ModelError: No such directory, damaged or missing files, or an adapter of another kind than LoRA.
+    """
+    directory = Path(directory).expanduser()
+    if not (directory / CONFIG_FILE).is_file():
+        raise ModelError(f"{directory}: no {CONFIG_FILE} there; give a directory that `contactlm export` wrote")
+    try:
+        config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+        weights = load_file(directory / WEIGHTS_FILE)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{directory}: the adapter cannot be read: {error}") from error
+    about = read_about(directory)
+    return Adapter(
+        backbone=config.get("base_model_name_or_path") or "",
+        backbone_checksum=about.get("backbone_checksum"),
+        lora=_lora_options(directory, config),
+        tuned_threshold=about.get("tuned_threshold"),
+        weights=weights,
+    )
+
+
+def load_adapter(esm: EsmModel, adapter: Adapter) -> None:
+    """Put an adapter's weights into a backbone that has adapters of the same options.
+
+    Raises:
+        ModelError: Names or shapes that do not fit.
+    """
+    wanted = _adapter_weights(esm)
+    problems = [f"{name} is missing" for name in wanted if name not in adapter.weights]
+    problems += [f"{name} is unknown here" for name in adapter.weights if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(adapter.weights[name].shape)}, the backbone needs {tuple(weight.shape)}"
+        for name, weight in wanted.items()
+        if name in adapter.weights and adapter.weights[name].shape != weight.shape
+    ]
+    if problems:
+        raise ModelError(
+            f"the adapter does not fit this backbone ({len(problems)} problems, first: {'; '.join(problems[:3])}); it "
+            f"was made for {adapter.backbone or 'another one'}"
+        )
+    with torch.no_grad():
+        for name, weight in wanted.items():
+            weight.copy_(adapter.weights[name])
+
+
+def write_about(directory: Path, about: Mapping[str, Any]) -> None:
+    """Write what an export says about itself: JSON values."""
+    (directory / ABOUT_FILE).write_text(json.dumps(dict(about), indent=2) + "\n", encoding="utf-8")
+
+
+def read_about(directory: str | Path) -> dict[str, Any]:
+    """Read what an export says about itself; nothing where there is no such file.
+
+    Raises:
+        ModelError: The file is damaged.
+    """
+    path = Path(directory).expanduser() / ABOUT_FILE
+    if not path.is_file():
+        return {}
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        threshold = about.get("tuned_threshold")
+        if threshold is not None and not 0 <= float(threshold) <= 1:
+            raise ValueError(f"tuned_threshold is {threshold}")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}; remove the file to do without it") from error
+    return about
+
+
+def _adapter_weights(esm: EsmModel) -> dict[str, Tensor]:
+    """The backbone's own tensors that an adapter holds, by their names in PEFT's files."""
+    return {
+        "base_model.model." + name.replace(_TRAINED_HEAD, _HEAD).replace(f".{_ADAPTER}.", "."): weight
+        for name, weight in esm.state_dict().items()
+        if ".lora_" in name or name.startswith(_TRAINED_HEAD)
+    }
+
+
+def _lora_options(directory: Path, config: Mapping[str, Any]) -> LoraOptions:
+    kind, targets, bias = config.get("peft_type"), config.get("target_modules"), config.get("bias", "none")
+    odd = [name for name in _UNSUPPORTED if config.get(name)]
+    odd += [f"peft_type {kind!r}"] if kind != "LORA" else []
+    odd += [f"bias {bias!r}"] if bias != "none" else []
+    if odd or not isinstance(targets, list):
+        odd += [f"target_modules {targets!r}"] if not isinstance(targets, list) else []
+        raise ModelError(
+            f"{directory}: {', '.join(odd)} in {CONFIG_FILE}; only plain LoRA with a list of target modules can be read"
+        )
+    known = LoraConfig()
+    return LoraOptions(
+        r=config.get("r", known.r),
+        alpha=config.get("lora_alpha", known.lora_alpha),
+        dropout=config.get("lora_dropout", known.lora_dropout),
+        target_modules=tuple(sorted(targets)),
+    )
