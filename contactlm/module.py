@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from contactlm.alphabet import decode, encode
+from contactlm.assembly import residue_positions
 from contactlm.checkpoint import CHECKPOINT_KEY
 from contactlm.inference import FullMap, WindowOptions, full_map, full_maps
 from contactlm.model.adapter import load_adapter, read_about, read_adapter
@@ -21,6 +22,7 @@ from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_es
 from contactlm.model.lora import LoraOptions, add_lora, contact_regression
 from contactlm.model.losses import contact_loss
 from contactlm.outputs import ContactMap
+from contactlm.random_state import random_state, restore_random_state
 from contactlm.structure.labels import contact_labels
 from contactlm.types import ModelError
 
@@ -40,6 +42,7 @@ class Evaluated(TypedDict):
     indices: list[int]
     probability: list[Tensor]  # float32 (L, L) in [0, 1], on the CPU
     labels: list[Tensor]  # int8 (L, L): 1 contact, 0 none, −1 unknown; on the CPU
+    chain_of: list[Tensor] | None  # of complexes: int64 (L,), each residue's chain number; on the CPU
 
 
 class ContactModule(L.LightningModule):
@@ -203,27 +206,37 @@ class ContactModule(L.LightningModule):
             indices=batch["indices"].tolist(),
             probability=[full.probability for full in maps],
             labels=labels,
+            chain_of=_of_residues(batch, "chain_of"),
         )
 
     def _full_maps(self, batch: dict[str, Any]) -> list[FullMap]:
         lengths = batch["lengths"].tolist()
         chains = [tokens[1 : length + 1] for tokens, length in zip(batch["tokens"], lengths, strict=True)]
-        return list(full_maps(self.contact_logits, chains, self.windows, self.device))
+        positions = _of_residues(batch, "positions", first=1)
+        return list(full_maps(self.contact_logits, chains, self.windows, self.device, positions))
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[ContactMap]:
         """Contact maps of a batch of whole chains, with labels where coordinates are known."""
         maps = self._full_maps(batch)
+        chain_of = _of_residues(batch, "chain_of")
         predicted = []
         for row, full in enumerate(maps):
             length = len(full.probability)
             cb = batch["cb"][row, :length]
             sequence = decode(batch["tokens"][row, 1 : length + 1].cpu().numpy())
             labels = contact_labels(cb) if torch.isfinite(cb).any() else None
+            if chain_of is not None:
+                full.how["chain_lengths"] = chain_of[row].bincount().tolist()
             predicted.append(self.as_contact_map(batch["ids"][row], sequence, full, labels))
         return predicted
 
     def predict_map(
-        self, sequence: str, window: int | None = 1022, overlap: int | None = None, id: str = "query"
+        self,
+        sequence: str,
+        window: int | None = 1022,
+        overlap: int | None = None,
+        id: str = "query",
+        chain_lengths: Sequence[int] | None = None,
     ) -> ContactMap:
         """Predict the contact map of one sequence of any length.
 
@@ -232,13 +245,21 @@ class ContactModule(L.LightningModule):
             window: Residues in one pass; None: one pass at any length.
             overlap: Residues that neighbouring windows share; None: half a window.
             id: A name for the map.
+            chain_lengths: Of a complex, residues of each chain, whose sequences follow one another in ``sequence``.
 
         Raises:
             ValueError: A letter that is not of the alphabet.
-            ContactLMError: An empty sequence, or window and overlap that do not fit.
+            ContactLMError: An empty sequence, window and overlap that do not fit, or chains of another length in all.
         """
-        tokens = torch.from_numpy(encode(sequence))
-        return self.as_contact_map(id, sequence, self._in_eval_mode(tokens, WindowOptions(window, overlap)))
+        tokens, positions = torch.from_numpy(encode(sequence)), None
+        if chain_lengths is not None:
+            positions = torch.from_numpy(residue_positions(chain_lengths))
+            if len(positions) != len(tokens):
+                raise ModelError(f"chain_lengths: {len(positions)} residues in all, but the sequence has {len(tokens)}")
+        full = self._in_eval_mode(tokens, WindowOptions(window, overlap), positions)
+        if chain_lengths is not None:
+            full.how["chain_lengths"] = list(chain_lengths)
+        return self.as_contact_map(id, sequence, full)
 
     def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
         """Put a full-length map together with its sequence, its truth and a note of how it was made."""
@@ -253,11 +274,11 @@ class ContactModule(L.LightningModule):
             return self.threshold
         return 0.5 if self.tuned_threshold is None else self.tuned_threshold
 
-    def _in_eval_mode(self, tokens: Tensor, options: WindowOptions) -> FullMap:
+    def _in_eval_mode(self, tokens: Tensor, options: WindowOptions, positions: Tensor | None) -> FullMap:
         training = self.training
         self.eval()
         try:
-            return full_map(self.contact_logits, tokens, options, self.device)
+            return full_map(self.contact_logits, tokens, options, self.device, positions)
         finally:
             self.train(training)
 
@@ -285,7 +306,7 @@ class ContactModule(L.LightningModule):
         of_head = {id(parameter) for parameter in self.head_parameters()}
         rest = [parameter for parameter in trainable if id(parameter) not in of_head]
         head = [parameter for parameter in trainable if id(parameter) in of_head]
-        groups = [{"params": rest}, {"params": head, "lr": lr * self.head_lr_factor}]
+        groups: list[dict[str, Any]] = [{"params": rest}, {"params": head, "lr": lr * self.head_lr_factor}]
         return [group for group in groups if group["params"]]
 
     def on_fit_start(self) -> None:
@@ -353,19 +374,12 @@ class ContactModule(L.LightningModule):
         )
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of the generators that dropout draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def restore_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put the generators where :func:`random_state` found them."""
-    torch.set_rng_state(states["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+def _of_residues(batch: Mapping[str, Any], name: str, first: int = 0) -> list[Tensor] | None:
+    """What only batches of complexes have: each protein's row from ``first``, without padding, on the CPU."""
+    if name not in batch:
+        return None
+    lengths = batch["lengths"].tolist()
+    return [row[first : first + length].cpu() for row, length in zip(batch[name], lengths, strict=True)]
 
 
 def _check_weights(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

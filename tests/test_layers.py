@@ -22,16 +22,19 @@ ALLOWED = {
     "thresholds": {"scores"},
     "protein_states": {"scores"},
     "metrics": {"scores", "thresholds", "protein_states"},
+    "complex_scores": {"metrics", "scores"},
     "outputs": {"scores", "map_figure"},
     "map_figure": {"scores", "outputs"},
-    "data": {"structure", "fasta"},
+    "assembly": set(),
+    "data": {"structure", "fasta", "assembly"},
     "model": set(),
     "inference": {"windows", "model"},
     "checkpoint": set(),
-    "module": {"checkpoint", "model", "inference", "windows", "outputs", "structure"},
+    "random_state": set(),
+    "module": {"checkpoint", "random_state", "model", "inference", "windows", "outputs", "structure", "assembly"},
     "predict": {"module", "outputs", "checkpoint", "model"},
     "export": {"module", "checkpoint", "model"},
-    "callbacks": {"module", "metrics", "scores", "outputs"},
+    "callbacks": {"module", "metrics", "complex_scores", "scores", "outputs"},
 }
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
