@@ -32,7 +32,16 @@ INTERRUPTED = 130  # what shells report of a command ended by Ctrl-C
 ABOUT = "Fine-tune ESM2 for residue-residue contact prediction, and predict with it."
 MORE = "Another command, with options of its own: contactlm export (write a trained model for others to load)."
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-SHOWN_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
+SHOWN_SCORES = (
+    "mcc_sep6",
+    "mcc",
+    "mcc_long",
+    "p_at_L_long",
+    "p_at_L5_long",
+    "auprc_sep6",
+    "intra_mcc_sep6",
+    "inter_mcc",
+)
 
 
 class ContactCLI(LightningCLI):
@@ -149,7 +158,11 @@ class ContactCLI(LightningCLI):
         store = self.datamodule.chains["test"]
         index = int(store.lengths.argsort()[len(store) // 2])
         predicted = self.model.predict_map(
-            store.sequence_of(index), self.model.windows.window, self.model.windows.overlap, id=store.ids[index]
+            store.sequence_of(index),
+            self.model.windows.window,
+            self.model.windows.overlap,
+            id=store.ids[index],
+            chain_lengths=None if store.chain_lengths is None else store.chain_lengths[index],
         )
         predicted.labels = contact_labels(torch.tensor(store.cb_of(index))[None])[0].numpy()
         path = Path(self.trainer.log_dir or ".") / f"{store.ids[index]}.png"

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from contactlm import __version__
+from contactlm.assembly import chain_numbers
 from contactlm.scores import check_probability, score_protein
 from contactlm.types import DataError
 
@@ -42,7 +43,8 @@ class ContactMap:
         probability: float32 (L, L) in [0, 1], symmetric: that virtual C-betas are less than 8 Å apart.
         labels: int8 (L, L), the truth where it is known: 1 contact, 0 none, -1 unknown; or None.
         threshold: The probability above which a pair is called a contact.
-        how: How the map was made, in JSON values: window, overlap, passes, model, version.
+        how: How the map was made, in JSON values: window, overlap, passes, model, version; of a complex also
+            ``chain_lengths``, the residues of each chain, whose sequences follow one another in ``sequence``.
 
     Raises:
         ValueError: Shapes, values or symmetry are not as above, or ``how`` holds something JSON cannot.
@@ -79,15 +81,23 @@ class ContactMap:
         known = "" if self.labels is None else ", with labels"
         return f"ContactMap({self.id!r}, {len(self)} residues{known})"
 
+    @property
+    def chain_lengths(self) -> list[int]:
+        """Residues of each chain: of one, unless the map is that of a complex."""
+        return self.how.get("chain_lengths", [len(self)])
+
     def scores(self) -> dict[str, float]:
         """The map's scores against its labels, at its threshold; see :func:`contactlm.scores.score_protein`.
+
+        Pairs between chains of a complex count as long-range ones.
 
         Raises:
             ValueError: The map has no labels.
         """
         if self.labels is None:
             raise ValueError(f"{self.id}: no labels to score the map against")
-        return score_protein(torch.from_numpy(self.probability), torch.from_numpy(self.labels), self.threshold)
+        maps = torch.from_numpy(self.probability), torch.from_numpy(self.labels)
+        return score_protein(*maps, self.threshold, torch.from_numpy(chain_numbers(self.chain_lengths)))
 
     def save(self, path: str | Path) -> Path:
         """Write the map; the suffix chooses the format, ``.npz``, ``.rr`` or ``.png``.
@@ -175,12 +185,13 @@ def write_rr(
 
     One line ``i j 0 8 p`` per pair, i < j counted from 1, p with five decimals; pairs of equal p by i, then j. By
     default pairs less than 6 residues apart (local, which CASP leaves out) and those less probable than 0.01 are not
-    listed; a REMARK says so. The AUTHOR record, in CASP a registration code, holds the package's name.
+    listed; a REMARK says so. In a complex, residues are counted through all chains, and pairs between chains are listed
+    whatever |i - j| is. The AUTHOR record, in CASP a registration code, holds the package's name.
 
     Args:
         contact_map: The map; whitespace in its id becomes ``_``.
         path: The file.
-        min_separation: Least |i - j| listed, at least 1.
+        min_separation: Least |i - j| listed within a chain, at least 1.
         min_probability: Least p listed.
 
     Raises:
@@ -188,9 +199,9 @@ def write_rr(
     """
     if min_separation < 1:
         raise ValueError(f"min_separation is {min_separation}: a residue has no contact with itself, use 1 or more")
-    i, j = np.triu_indices(len(contact_map), k=min_separation)
-    p = contact_map.probability[i, j]
-    listed = p >= np.float32(min_probability)
+    i, j = np.triu_indices(len(contact_map), k=1)
+    p, chain = contact_map.probability[i, j], chain_numbers(contact_map.chain_lengths)
+    listed = (p >= np.float32(min_probability)) & ((j - i >= min_separation) | (chain[i] != chain[j]))
     i, j, p = i[listed], j[listed], p[listed]
     order = np.argsort(-p, kind="stable")  # the pairs come by i, then j
     with atomic_path(path) as temporary, temporary.open("x", encoding="utf-8", newline="\n") as handle:

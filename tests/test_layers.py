@@ -23,7 +23,7 @@ ALLOWED = {
     "protein_states": {"scores"},
     "metrics": {"scores", "thresholds", "protein_states"},
     "complex_scores": {"metrics", "scores"},
-    "outputs": {"scores", "map_figure"},
+    "outputs": {"assembly", "scores", "map_figure"},
     "map_figure": {"scores", "outputs"},
     "assembly": set(),
     "data": {"structure", "fasta", "assembly"},
@@ -34,7 +34,7 @@ ALLOWED = {
     "module": {"checkpoint", "random_state", "model", "inference", "windows", "outputs", "structure", "assembly"},
     "predict": {"module", "outputs", "checkpoint", "model"},
     "export": {"module", "checkpoint", "model"},
-    "callbacks": {"module", "metrics", "complex_scores", "scores", "outputs"},
+    "callbacks": {"assembly", "module", "metrics", "complex_scores", "scores", "outputs"},
 }
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

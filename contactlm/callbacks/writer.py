@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 
+from contactlm.assembly import residue_positions
 from contactlm.outputs import ContactMap
 from contactlm.types import ContactLMError
 
@@ -114,14 +116,18 @@ def file_name(name: str) -> str:
 
 
 def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
-    """One protein's line: length, pairs at |i − j| ≥ 6 above the threshold, seconds, scores when truth is known."""
+    """One protein's line: length, pairs above the threshold, seconds, and scores when truth is known.
+
+    The pairs are those at |i − j| ≥ 6 or of different chains.
+    """
     L = len(predicted)
     called = predicted.probability > predicted.threshold
+    places = residue_positions(predicted.chain_lengths)
     line: dict[str, Any] = {
         "id": predicted.id,
         "length": L,
         "threshold": f"{predicted.threshold:.3f}",
-        "contacts_sep6": sum(int(called.diagonal(offset).sum()) for offset in range(6, L)),
+        "contacts_sep6": int(called[np.triu(places - places[:, None] >= 6)].sum()),
         "seconds": f"{seconds:.3f}",
     }
     if predicted.labels is not None:
