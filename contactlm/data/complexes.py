@@ -28,7 +28,7 @@ def join_chains(store: ChainStore) -> ChainStore:
     if (store.starts[1:] != (store.starts + store.lengths)[:-1])[~is_first[1:]].any():
         raise ValueError("chains of one file do not lie end to end: join them before any is left out")
     first = np.flatnonzero(is_first)
-    spans = [slice(start, stop) for start, stop in zip(first, [*first[1:], len(store)], strict=True)]
+    spans = [slice(start, stop) for start, stop in zip(first, np.append(first, len(store))[1:], strict=True)]
     return ChainStore(
         [_name(store.ids[span]) for span in spans],
         store.starts[first],
