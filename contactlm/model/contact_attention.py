@@ -122,9 +122,11 @@ class _ContactAttention(torch.autograd.Function):
     def backward(ctx: Any, d_context: Tensor | None, d_weighted: Tensor, d_margins: Tensor) -> tuple[Any, ...]:
         query, key, value, head_weight, log_sums = ctx.saved_tensors
         layout: TokenLayout = ctx.layout
+        # What is summed sample by sample: dq, dk, dv (B, H, T, .) and dw (B, H, 1).
+        shapes = (query.shape, key.shape, None if value is None else value.shape, (*query.shape[:2], 1))
         made = [
-            torch.zeros(x.shape, dtype=x.dtype, device=x.device) if need else None
-            for x, need in zip((query, key, value, head_weight), ctx.needs_input_grad, strict=False)
+            query.new_zeros(shape) if need and shape is not None else None
+            for shape, need in zip(shapes, ctx.needs_input_grad, strict=False)
         ]
         dq, dk, dv, dw = made
         left, right = _factors(d_context, value, d_margins, layout.residue.to(query))
@@ -136,7 +138,7 @@ class _ContactAttention(torch.autograd.Function):
             if dv is not None and d_context is not None:
                 _add_product(dv[block.columns].flatten(0, 1), flat.mT, d_context[block.queries].flatten(0, 1))
             if dw is not None:
-                dw[block.heads] += torch.bmm(P.flatten(2), dA.reshape(P.shape[0], -1, 1)).sum((0, 2))
+                _add_product(dw[block.samples, block.heads], P.flatten(2), dA.reshape(P.shape[0], -1, 1))
             if dq is None and dk is None:
                 continue
             dS = gradient[: P.numel()].view(P.shape)
@@ -145,11 +147,12 @@ class _ContactAttention(torch.autograd.Function):
             _add_product(dS, left[block.queries].flatten(0, 1), right[block.columns].flatten(0, 1).mT)
             torch._softmax_backward_data(dS, flat, -1, dS.dtype, grad_input=dS)
             if dq is not None:
-                dq[block.queries] = torch.bmm(dS, key[block.columns].flatten(0, 1)).view(*P.shape[:3], -1)
+                torch.bmm(dS, key[block.columns].flatten(0, 1), out=dq[block.queries].flatten(0, 1))
             if dk is not None:
                 _add_product(dk[block.columns].flatten(0, 1), dS.mT, query[block.queries].flatten(0, 1))
         # The query at hand is the given one times log2(e).
-        return dq, None if dk is None else dk.mul_(1 / _LOG2_E), dv, dw, None
+        dk = None if dk is None else dk.mul_(1 / _LOG2_E)
+        return dq, dk, dv, None if dw is None else dw.sum((0, 2)), None
 
 
 def _attend(
@@ -161,30 +164,33 @@ def _attend(
     maximum off first, which only scores beyond float32's range of exponents need.
     """
     B, H, T, _ = query.shape
-    weighted, margins, log_sums = query.new_zeros(B, T, T), query.new_zeros(B, H, T), query.new_zeros(B, H, T)
-    context = None if value is None else value.new_zeros(B, T, H, value.shape[-1]).transpose(1, 2)
+    weighted, columns = query.new_zeros(B, T, T), query.new_zeros(B, H, T)
+    sums, inner, tops = query.new_ones(B, H, T), query.new_zeros(B, H, T), query.new_zeros(B, H, T)
+    raw = None if value is None else value.new_zeros(value.shape)
     residue = layout.residue.to(query)
     scores = _Scores(query, key, layout, arrays=1)
     for block in scores.blocks:
         E = scores.of(block)
-        top = E.amax(-1, keepdim=True) if shift else None
-        E = (E if top is None else E.sub_(top)).exp2_()
-        flat = E.flatten(0, 1)
-        sums, inner = _row_sums(E, block, layout, residue)
-        log_sums[block.queries] = sums.log2() if top is None else sums.log2() + top.squeeze(-1)
-        scale = sums.reciprocal_()
-        if value is not None and context is not None:
-            out = torch.bmm(flat, value[block.columns].flatten(0, 1)).view(*scale.shape, -1)
-            torch.mul(out, scale.unsqueeze(-1), out=context[block.queries])
+        if shift:
+            tops[block.queries] = E.amax(-1)
+            E.sub_(tops[block.queries].unsqueeze(-1))
+        flat = E.exp2_().flatten(0, 1)
+        _sum_rows(E, block, layout, residue, sums[block.queries], inner[block.queries])
+        if value is not None and raw is not None:
+            torch.bmm(flat, value[block.columns].flatten(0, 1), out=raw[block.queries].flatten(0, 1))
+        scale = sums[block.queries].reciprocal()
         weights = (scale * head_weight[block.heads, None]).transpose(1, 2).contiguous().unsqueeze(2)
         for sample, maps, weight in zip(range(B)[block.samples], E, weights, strict=True):
             share = weighted[sample, block.rows, : block.keys].unsqueeze(1)
             _add_product(share, weight, maps.transpose(0, 1))
         scale *= residue[block.samples, None, block.rows]
-        margins[block.queries] += inner * scale
-        columns = torch.bmm(scale.flatten(0, 1).unsqueeze(1), flat)
-        margins[block.columns] += columns.view(*scale.shape[:2], -1)
-    return context, weighted, margins.mul_(residue.unsqueeze(1)), log_sums
+        _add_product(columns[block.columns].flatten(0, 1).unsqueeze(1), scale.flatten(0, 1).unsqueeze(1), flat)
+    margins = inner.div_(sums).add_(columns).mul_(residue.unsqueeze(1))
+    context = None
+    if raw is not None:  # laid out (B, T, H, D'), as the layer reads it next
+        context = raw.new_empty(B, T, H, raw.shape[-1]).transpose(1, 2)
+        torch.div(raw, sums.unsqueeze(-1), out=context)
+    return context, weighted, margins, sums.log2_().add_(tops)
 
 
 class _Scores:
@@ -213,14 +219,16 @@ class _Scores:
         return scores
 
 
-def _row_sums(E: Tensor, block: Block, layout: TokenLayout, residue: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum E (S, H, R, K) over all keys and over residue keys: two tensors (S, H, R)."""
+def _sum_rows(E: Tensor, block: Block, layout: TokenLayout, residue: Tensor, sums: Tensor, inner: Tensor) -> None:
+    """Write the sums of E (S, H, R, K) over all keys and over residue keys to two tensors (S, H, R)."""
     if layout.regular and not block.biased:
-        inner = E[..., 1:-1].sum(-1)
-        return inner + E[..., 0] + E[..., -1], inner
+        torch.sum(E[..., 1:-1], -1, out=inner)
+        torch.add(E[..., 0], E[..., -1], out=sums)
+        sums += inner
+        return
     S, H, R, K = E.shape
-    inner = torch.bmm(E.view(S, H * R, K), residue[block.samples, :K].unsqueeze(-1)).view(S, H, R)
-    return E.sum(-1), inner
+    inner.copy_(torch.bmm(E.view(S, H * R, K), residue[block.samples, :K].unsqueeze(-1)).view(S, H, R))
+    torch.sum(E, -1, out=sums)
 
 
 def _factors(
