@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from contactlm.data.cache import ReadReport, StructureCache
+from contactlm.data.cache import StructureCache
 from contactlm.data.cluster import ClusterOptions, cluster_sequences
 from contactlm.data.complexes import join_chains
 from contactlm.data.crop import CropScheme
@@ -24,22 +22,13 @@ from contactlm.data.dataset import CropDataset, ShareSampler, StreamLoader, Stre
 from contactlm.data.files import find_structures
 from contactlm.data.leakage import sequences_of, tell_leaks, training_identity
 from contactlm.data.queries import read_queries
+from contactlm.data.selection import Selection, by_length, name_problems, select_chains
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
 from contactlm.types import DataError
 
 log = logging.getLogger(__name__)
-NAMED_PROBLEMS = 20  # so many skipped files are named one by one; beyond, the rest is counted
-
-
-@dataclass
-class Selection:
-    """Chains of one source that can be used, and how many could not."""
-
-    store: ChainStore
-    report: ReadReport
-    dropped: Counter[str] = field(default_factory=Counter)
 
 
 class ContactDataModule(L.LightningDataModule):
@@ -133,7 +122,7 @@ class ContactDataModule(L.LightningDataModule):
                 raise DataError(f"train_dir is not given, and {stage} needs it (the dev set is a part of it)")
             self._split(self._select("train_dir", sources["train_dir"]).store)
         if stage in ("fit", "test") and "test" not in self._chains and "test_dir" in sources:
-            self._chains["test"] = _by_length(self._select("test_dir", sources["test_dir"]).store)
+            self._chains["test"] = by_length(self._select("test_dir", sources["test_dir"]).store)
         if stage == "test" and "test" not in self._chains:
             raise DataError("test_dir is not given, and test needs it")
         self._look_for_leaks()
@@ -154,11 +143,11 @@ class ContactDataModule(L.LightningDataModule):
         if not self.predict_paths:
             raise DataError("predict_paths is not given: name FASTA or structure files, or folders of them")
         queries = read_queries(self.predict_paths, self._cache(progress=False), self.assembly == "complex")
-        self._chains["predict"], self.problems = _by_length(queries.store), queries.problems
+        self._chains["predict"], self.problems = by_length(queries.store), queries.problems
         if self._is_main_process:
             for note in queries.notes:
                 log.info("%s", note)
-            _name_problems(list(queries.problems.items()))
+            name_problems(list(queries.problems.items()))
         if not len(queries.store):
             raise DataError(f"predict_paths: nothing to predict: {len(queries.problems)} problems, all named above")
 
@@ -187,11 +176,11 @@ class ContactDataModule(L.LightningDataModule):
             store = join_chains(store)
         selection = select_chains(store, report, self.min_length)
         if self._is_main_process:
-            _tell(option, source, selection)
+            selection.tell(option, source)
         if not len(selection.store):
             raise DataError(
-                f"{option}: {source}: nothing left to use of {report.files} files: {_summary(selection)}; "
-                f"min_length is {self.min_length}{_first_problem(report)}"
+                f"{option}: {source}: nothing left to use of {report.files} files: {selection.summary()}; "
+                f"min_length is {self.min_length}{selection.first_problem()}"
             )
         return selection
 
@@ -202,7 +191,7 @@ class ContactDataModule(L.LightningDataModule):
             groups = group_identical(sequences_of(store))
         is_dev = split_groups(groups, self.dev_fraction, self.split_seed)
         self._chains["train"] = store.select(np.flatnonzero(~is_dev))
-        self._chains["dev"] = _by_length(store.select(np.flatnonzero(is_dev)))
+        self._chains["dev"] = by_length(store.select(np.flatnonzero(is_dev)))
         if self._is_main_process:
             log.info("%d chains to train on, %d held out as dev set", (~is_dev).sum(), is_dev.sum())
             if self.split == "random":
@@ -261,79 +250,7 @@ class ContactDataModule(L.LightningDataModule):
         return (epoch + 1, 0) if batch >= self.trainer.num_training_batches else (epoch, batch)
 
 
-def select_chains(store: ChainStore, report: ReadReport, min_length: int) -> Selection:
-    """Leave out what cannot be learned from or scored, and count it.
-
-    Chains of identical sequence in one file are taken once: the one with most resolved residues, of equals the first.
-
-    Args:
-        store: All chains read, with ``file_of_chain`` in its meta data.
-        report: What happened to the files.
-        min_length: Shorter chains are left out.
-    """
-    lengths, resolved = store.lengths, store.resolved_counts()
-    dropped: Counter[str] = Counter()
-    best: dict[tuple[int, bytes], int] = {}
-    for i, file in enumerate(store.meta["file_of_chain"]):
-        if lengths[i] < min_length:
-            dropped[f"shorter than {min_length} residues"] += 1
-        elif resolved[i] < 2:
-            dropped["without two resolved residues"] += 1
-        else:
-            key = (file, store.tokens_of(i).tobytes())
-            dropped["copies of a chain in the same file"] += key in best
-            if key not in best or resolved[i] > resolved[best[key]]:
-                best[key] = i
-    return Selection(store.select(sorted(best.values())), report, +dropped)
-
-
-def _by_length(store: ChainStore) -> ChainStore:
-    """Sort chains that are scored whole, so that a batch holds chains of like cost."""
-    return store.select(np.argsort(store.lengths, kind="stable"))
-
-
 def _check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise DataError(f"{name} is {value}; it must be at least 1")
-
-
-def _summary(selection: Selection) -> str:
-    what = _what(selection.store)
-    parts = [f"{count} {what} {why}" for why, count in selection.dropped.items()]
-    if selection.report.problems:
-        parts.append(f"{len(selection.report.problems)} files that cannot be read")
-    return ", ".join(parts) or "no chains"
-
-
-def _what(store: ChainStore) -> str:
-    return "chains" if store.chain_lengths is None else "complexes"
-
-
-def _first_problem(report: ReadReport) -> str:
-    for path, reason in report.problems.items():
-        return f"; the first unreadable file: {path}: {reason}"
-    return ""
-
-
-def _tell(option: str, source: str, selection: Selection) -> None:
-    """Say what was read, and name what was skipped."""
-    problems = selection.report.problems
-    left_out = f" (left out: {_summary(selection)})" if selection.dropped or problems else ""
-    log.info(
-        "%s: %d %s from %d files in %s%s",
-        option,
-        len(selection.store),
-        _what(selection.store),
-        selection.report.files,
-        source,
-        left_out,
-    )
-    _name_problems(list(problems.items()))
-
-
-def _name_problems(problems: Sequence[tuple[str, str]]) -> None:
-    for path, reason in problems[:NAMED_PROBLEMS]:
-        log.warning("skipped %s: %s", path, reason)
-    if len(problems) > NAMED_PROBLEMS:
-        log.warning("… and %d more files that cannot be read", len(problems) - NAMED_PROBLEMS)
