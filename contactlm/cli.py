@@ -28,7 +28,6 @@ from contactlm.structure.labels import contact_labels
 from contactlm.types import ContactLMError
 
 SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
-INTERRUPTED = 130  # what shells report of a command ended by Ctrl-C
 ABOUT = "Fine-tune ESM2 for residue-residue contact prediction, and predict with it."
 MORE = "Another command, with options of its own: contactlm export (write a trained model for others to load)."
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -60,6 +59,7 @@ class ContactCLI(LightningCLI):
             args=self.arguments,
             auto_configure_optimizers=False,
             parser_kwargs={
+                "prog": "contactlm",
                 "description": ABOUT,
                 "epilog": MORE,
                 **{name: {"default_config_files": base} for name in SUBCOMMANDS},
@@ -231,9 +231,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given[:1] == ["export"]:
             return export_command(given[1:])
         return ContactCLI(resolve_arguments(given)).status
-    except KeyboardInterrupt:
-        sys.stderr.write("contactlm: interrupted\n")
-        return INTERRUPTED
     except (ContactLMError, MisconfigurationException) as error:
         sys.stderr.write(f"contactlm: error: {error}\n")
         return 1

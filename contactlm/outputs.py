@@ -7,6 +7,7 @@ the old file or the new one.
 from __future__ import annotations
 
 import json
+import re
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
@@ -255,6 +256,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove the files that :func:`atomic_path` could not, because their process was killed."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
 
 def _as_json(how: dict[str, Any]) -> str:

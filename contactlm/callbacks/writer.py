@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +15,15 @@ import lightning as L
 import numpy as np
 
 from contactlm.assembly import residue_positions
-from contactlm.outputs import ContactMap
+from contactlm.outputs import ContactMap, atomic_path, remove_temporaries
 from contactlm.types import ContactLMError
+
+log = logging.getLogger(__name__)
 
 Format = Literal["npz", "rr", "png"]
 SUMMARY = "summary.csv"
 SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
+LONGEST_NAME = 200  # characters of a file name, before its suffix; file systems allow about 255
 COLUMNS = ("id", "length", "threshold", "contacts_sep6", "seconds", *SCORES)
 
 
@@ -26,7 +31,8 @@ class PredictionWriter(L.Callback):
     """Writes every predicted map and a summary with a line a protein.
 
     Works with any LightningModule whose ``predict_step`` returns a list of :class:`contactlm.ContactMap`. With
-    ``ContactDataModule``, proteins whose files exist already are not predicted again.
+    ``ContactDataModule``, proteins whose files exist already are not predicted again. One process at a time writes to
+    a folder: what killed runs left half written there is removed.
 
     Args:
         out: Folder of the files ``<id>.npz``, ``<id>.rr``, ``<id>.png`` and ``summary.csv``.
@@ -49,21 +55,26 @@ class PredictionWriter(L.Callback):
         self.kept = 0
         self.written = 0
         self._began = 0.0
+        self._names: dict[str, str] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave out what an earlier, perhaps interrupted, run has written."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if stage != "predict" or not hasattr(data, "leave_out"):
             return
+        ids = data.chains["predict"].ids
+        self._names = file_names(ids)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            lines = {} if self.overwrite else read_summary(self.out / SUMMARY)
-            finished = {name for name in data.chains["predict"].ids if name in lines and self._is_written(name)}
+            lines = read_summary(self.out / SUMMARY)
+            finished = set() if self.overwrite else {name for name in ids if name in lines and self._is_written(name)}
+            again = set(ids) - finished
             if trainer.is_global_zero:
-                _write_summary(self.out / SUMMARY, lines)
-        except OSError as error:
+                remove_temporaries(self.out)
+                _write_summary(self.out / SUMMARY, [line for name, line in lines.items() if name not in again])
+        except (OSError, UnicodeDecodeError) as error:
             raise ContactLMError(
-                f"out: {self.out} cannot be written ({error.strerror}); give another folder"
+                f"out: {self.out} cannot be written ({getattr(error, 'strerror', error)}); give another folder"
             ) from error
         self.kept = len(finished)
         data.leave_out(finished)
@@ -72,7 +83,7 @@ class PredictionWriter(L.Callback):
         return all(self._path(name, kind).is_file() for kind in self.formats)
 
     def _path(self, name: str, kind: str) -> Path:
-        return self.out / f"{file_name(name)}.{kind}"
+        return self.out / f"{self._names.get(name) or file_name(name)}.{kind}"
 
     def on_predict_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -96,9 +107,23 @@ class PredictionWriter(L.Callback):
             self.write(predicted, seconds * len(predicted) ** 2 / total)
 
     def write(self, predicted: ContactMap, seconds: float) -> None:
-        """Write the files of one protein, then its line in the summary."""
-        for kind in self.formats:
-            predicted.save(self._path(predicted.id, kind))
+        """Write the files of one protein, then its line in the summary.
+
+        Raises:
+            ContactLMError: They cannot be written: the disk is full, say.
+        """
+        try:
+            for kind in self.formats:
+                predicted.save(self._path(predicted.id, kind))
+            self._append(summary_line(predicted, seconds))
+        except OSError as error:
+            raise ContactLMError(
+                f"out: {predicted.id} cannot be written to {self.out} ({error.strerror}); {self.written} maps were "
+                "written, and the same command goes on from there"
+            ) from error
+        self.written += 1
+
+    def _append(self, line: dict[str, Any]) -> None:
         path = self.out / SUMMARY
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
@@ -106,13 +131,37 @@ class PredictionWriter(L.Callback):
             writer = csv.DictWriter(handle, COLUMNS, restval="")
             if is_new:
                 writer.writeheader()
-            writer.writerow(summary_line(predicted, seconds))
-        self.written += 1
+            writer.writerow(line)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """After Ctrl-C, say what is done."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            log.info("interrupted: %d maps written to %s; the same command goes on from there", self.written, self.out)
 
 
 def file_name(name: str) -> str:
-    """A file name for a protein's id: whatever is not a letter, digit, ``.``, ``-`` or ``_`` becomes ``_``."""
-    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII).lstrip(".") or "_"
+    """A file name for a protein's id.
+
+    Whatever is not a letter, digit, ``.``, ``-`` or ``_`` becomes ``_``; what is too long for file systems ends in a
+    checksum.
+    """
+    plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII).lstrip(".") or "_"
+    return plain if len(plain) <= LONGEST_NAME else f"{plain[: LONGEST_NAME - 9]}_{_checksum(name)}"
+
+
+def file_names(ids: Iterable[str]) -> dict[str, str]:
+    """Distinct file names for distinct ids: where ``a/b`` and ``a_b`` meet, the later one ends in a checksum."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in ids:
+        plain = file_name(name)
+        names[name] = f"{plain}_{_checksum(name)}" if plain in taken else plain
+        taken.add(names[name])
+    return names
+
+
+def _checksum(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
@@ -147,10 +196,8 @@ def read_summary(path: Path) -> dict[str, dict[str, str]]:
     return {row["id"]: row for row in rows if row.get("id") and None not in row.values()}
 
 
-def _write_summary(path: Path, lines: dict[str, dict[str, str]]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as handle:
+def _write_summary(path: Path, lines: Iterable[dict[str, str]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("x", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, COLUMNS, restval="", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(lines.values())
-    temporary.replace(path)
+        writer.writerows(lines)

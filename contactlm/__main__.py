@@ -1,0 +1,22 @@
+"""The installed command, and ``python -m contactlm``: a clean end also while the libraries are being imported."""
+
+from __future__ import annotations
+
+import sys
+
+INTERRUPTED = 130  # what shells report of a command ended by Ctrl-C
+
+
+def main() -> int:
+    """Run a command; see :func:`contactlm.cli.main`."""
+    try:
+        from contactlm import cli  # seconds may pass here
+
+        return cli.main()
+    except KeyboardInterrupt:
+        sys.stderr.write("contactlm: interrupted\n")
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
