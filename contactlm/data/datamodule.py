@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 
 from contactlm.data.cache import StructureCache
 from contactlm.data.cluster import ClusterOptions, cluster_sequences
-from contactlm.data.complexes import join_chains
+from contactlm.data.complexes import best_of_chains, chain_sequences, join_chains, join_groups
 from contactlm.data.crop import CropScheme
 from contactlm.data.dataset import CropDataset, ShareSampler, StreamLoader, StreamSampler, collate
 from contactlm.data.files import find_structures
-from contactlm.data.leakage import sequences_of, tell_leaks, training_identity
+from contactlm.data.leakage import tell_leaks, training_identity
 from contactlm.data.queries import read_queries
 from contactlm.data.selection import Selection, by_length, name_problems, select_chains
 from contactlm.data.split import group_identical, split_groups
@@ -134,8 +134,10 @@ class ContactDataModule(L.LightningDataModule):
         if "train" not in self._chains:
             return
         for role in {"dev", "test"} & self._chains.keys() - self.identity.keys():
-            queries, training = sequences_of(self._chains[role]), sequences_of(self._chains["train"])
-            self.identity[role] = training_identity(queries, training, self.cluster, self._cache().directory)
+            queries, entries = chain_sequences(self._chains[role])
+            training, _ = chain_sequences(self._chains["train"])
+            identity = training_identity(queries, training, self.cluster, self._cache().directory)
+            self.identity[role] = best_of_chains(identity, entries)
             if self._is_main_process and len(queries):
                 tell_leaks(role, self.identity[role], self.cluster)
 
@@ -185,11 +187,12 @@ class ContactDataModule(L.LightningDataModule):
         return selection
 
     def _split(self, store: ChainStore) -> None:
+        sequences, entries = chain_sequences(store)
         if self.split == "cluster":
-            groups = cluster_sequences(sequences_of(store), self.cluster, self._cache().directory, progress=True)
+            groups = cluster_sequences(sequences, self.cluster, self._cache().directory, progress=True)
         else:
-            groups = group_identical(sequences_of(store))
-        is_dev = split_groups(groups, self.dev_fraction, self.split_seed)
+            groups = group_identical(sequences)
+        is_dev = split_groups(join_groups(groups, entries), self.dev_fraction, self.split_seed)
         self._chains["train"] = store.select(np.flatnonzero(~is_dev))
         self._chains["dev"] = by_length(store.select(np.flatnonzero(is_dev)))
         if self._is_main_process:

@@ -14,14 +14,9 @@ from numpy.typing import NDArray
 
 from contactlm.data.cluster import best_identity
 from contactlm.data.relations import ClusterOptions
-from contactlm.data.store import ChainStore, atomic_file
+from contactlm.data.store import atomic_file
 
 log = logging.getLogger(__name__)
-
-
-def sequences_of(store: ChainStore) -> list[str]:
-    """All sequences of a store."""
-    return [store.sequence_of(i) for i in range(len(store))]
 
 
 def training_identity(

@@ -11,7 +11,7 @@ import torch
 
 from contactlm import ContactDataModule, contact_map, read_chains
 from contactlm.assembly import CHAIN_JUMP, chain_numbers, residue_positions
-from contactlm.data.complexes import join_chains
+from contactlm.data.complexes import best_of_chains, chain_sequences, join_chains, join_groups
 from contactlm.data.dataset import CropDataset, collate
 from contactlm.data.store import ChainStore
 from contactlm.structure.labels import contact_labels
@@ -191,3 +191,52 @@ def test_a_real_file_of_several_chains_is_one_sample(shared: Path, tmp_path: Pat
     labels = contact_labels(torch.tensor(store.cb_of(0)))
     numbers = torch.from_numpy(chain_numbers(store.chain_lengths[0]))
     assert (labels[numbers[:, None] != numbers] == 1).any()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_complexes_that_share_a_group_of_chains_are_one_group(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    entries = np.sort(np.concatenate([np.arange(12), rng.integers(12, size=8)]))
+    groups = rng.integers(14, size=20)
+    got = join_groups(groups, entries)
+    expected = connected_component_ids(12, entries.tolist(), groups.tolist())
+    assert len(got) == 12
+    for i in range(12):
+        for j in range(12):
+            assert (got[i] == got[j]) == (expected[i] == expected[j])
+    assert sorted(set(got.tolist())) == list(range(got.max() + 1))
+    assert join_groups(groups, np.arange(20)) is groups
+
+
+def connected_component_ids(n: int, entries: list[int], groups: list[int]) -> list[int]:
+    """By walking from each entry to all that share a group with one reached, the plain way."""
+    members = [{g for e, g in zip(entries, groups, strict=True) if e == entry} for entry in range(n)]
+    component = [-1] * n
+    for start in range(n):
+        reached = [start] if component[start] < 0 else []
+        for entry in reached:
+            component[entry] = start
+            reached += [k for k in range(n) if component[k] < 0 and k not in reached and members[k] & members[entry]]
+    return component
+
+
+def test_chains_of_complexes_are_compared_one_by_one() -> None:
+    plain = store_of((5, 9), (7,), (3, 1))
+    sequences, entries = chain_sequences(join_chains(plain))
+    assert sequences == [plain.sequence_of(i) for i in range(5)] and entries.tolist() == [0, 0, 1, 2, 2]
+    assert chain_sequences(plain)[1].tolist() == list(range(5))
+    values = np.array([0.1, 0.5, 0.2, 0.9, 0.0], dtype=np.float32)
+    np.testing.assert_array_equal(best_of_chains(values, entries), values[[1, 2, 3]])
+
+
+def test_a_shared_chain_keeps_complexes_on_one_side_of_the_split(tmp_path: Path) -> None:
+    shared_chain = random_sequence(99, 40)
+    for i in range(6):
+        write_pdb(tmp_path / f"s{i}.pdb", {"A": random_sequence(i, 45), "B": shared_chain}, seed=i)
+        write_pdb(tmp_path / f"o{i}.pdb", {"A": random_sequence(20 + i, 45), "B": random_sequence(40 + i, 40)}, seed=i)
+    for split in ("cluster", "random"):
+        for seed in range(4):
+            data = module_of(tmp_path, dev_fraction=0.4, split=split, split_seed=seed)
+            sides = [{name for name in data.chains[role].ids if name[0] == "s"} for role in ("train", "dev")]
+            assert sorted(map(len, sides)) == [0, 6]
+            assert not data.identity["dev"].any() and len(data.identity["dev"]) == len(data.chains["dev"])
