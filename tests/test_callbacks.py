@@ -178,3 +178,15 @@ def test_callbacks_work_in_a_foreign_project(tmp_path: Path) -> None:
     assert budget.tokens == 40
     assert meter.total == 5 * (2 * 2 * 4 + 2 * 2 * 4)  # forward, and the weight's gradient
     assert float(runner.callback_metrics["dev/mcc_sep6"]) == 1.0
+
+
+def test_scores_are_logged_by_identity_to_the_training_set(tmp_path: Path, pdb_folders, tiny_esm: Path) -> None:
+    import numpy as np
+
+    module, data, evaluation = ContactModule(str(tiny_esm)), data_module(pdb_folders), ContactEvaluation()
+    data.identity["test"] = np.array([0.0, 0.42, 0.9], dtype=np.float32)  # in the order of the test chains
+    (logged,) = trainer(tmp_path, evaluation).test(module, data, verbose=False)
+    rows = {row["id"]: row for row in evaluation.rows}
+    for name, place in zip(data.chains["test"].ids, ("id<30", "id30-50", "id>=50"), strict=True):
+        assert logged[f"test/proteins@{place}"] == 1
+        assert logged[f"test/auprc_sep6@{place}"] == pytest.approx(rows[name]["auprc_sep6"], abs=1e-6)

@@ -26,7 +26,7 @@ ALLOWED = {
     "outputs": {"assembly", "scores", "map_figure"},
     "map_figure": {"scores", "outputs"},
     "assembly": set(),
-    "data": {"structure", "fasta", "assembly"},
+    "data": {"structure", "fasta", "configs", "assembly"},
     "model": set(),
     "inference": {"windows", "model"},
     "checkpoint": set(),

@@ -10,6 +10,10 @@ import lightning as L
 
 from contactlm.complex_scores import ComplexScores
 from contactlm.metrics import ContactScores
+from contactlm.scores import nan_mean
+
+STRATA = (0.3, 0.5)
+MAIN = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
 
 
 class ContactEvaluation(L.Callback):
@@ -28,6 +32,10 @@ class ContactEvaluation(L.Callback):
     between chains then count as long-range ones in the scores above. Where complexes have several chains, the scores
     of their pairs within and between chains are logged apart, as ``intra_…`` and ``inter_…``; see
     :mod:`contactlm.complex_scores`.
+
+    With a data module that knows how near each protein is to the training set (its ``identity`` by role, as
+    ``ContactDataModule`` has it), the main scores are also logged by identity: ``test/mcc_sep6@id<30`` for proteins
+    without a training relative of 30 % identity, ``…@id30-50``, ``…@id>=50``, and ``proteins@…`` with their numbers.
 
     Args:
         threshold: A pair is called a contact when its probability is above it.
@@ -95,21 +103,41 @@ class ContactEvaluation(L.Callback):
             scores["tuned_threshold"], scores["mcc_sep6_tuned"] = self._scores.tune_threshold()
             if hasattr(pl_module, "tuned_threshold"):
                 pl_module.tuned_threshold = scores["tuned_threshold"]  # type: ignore[assignment]
-        self._log(pl_module, "dev", scores | self._complexes.compute())
+        self._log(pl_module, "dev", scores | self._complexes.compute() | self._by_identity(trainer, "dev"))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the test scores; write each protein's."""
         scores = self._scores.compute()
         if self._scores.tuned_threshold is not None:
             scores["tuned_threshold"] = self._scores.tuned_threshold
-        self._log(pl_module, "test", scores | self._complexes.compute())
+        self._log(pl_module, "test", scores | self._complexes.compute() | self._by_identity(trainer, "test"))
         if self.write_rows and trainer.is_global_zero and trainer.log_dir is not None:
             write_rows(Path(trainer.log_dir) / "test_scores.csv", self.rows)
+
+    def _by_identity(self, trainer: L.Trainer, role: str) -> dict[str, float]:
+        """Main scores of proteins in each stratum of identity to the training set that has any."""
+        known = getattr(trainer.datamodule, "identity", {}).get(role)  # type: ignore[attr-defined]
+        if known is None:
+            return {}
+        strata: dict[str, list[dict[str, Any]]] = {}
+        for row in self._scores.rows:
+            strata.setdefault(stratum(float(known[row["index"]])), []).append(row)
+        scores = {
+            f"{name}@{place}": nan_mean([r[name] for r in rows]) for place, rows in strata.items() for name in MAIN
+        }
+        return scores | {f"proteins@{place}": float(len(rows)) for place, rows in strata.items()}
 
     def _log(self, pl_module: L.LightningModule, prefix: str, scores: dict[str, float]) -> None:
         # the scores are of all processes already: every process logs the same, so that checkpoints can watch them
         for name, value in scores.items():
             pl_module.log(f"{prefix}/{name}", value, prog_bar=name == "mcc_sep6", rank_zero_only=False, sync_dist=False)
+
+
+def stratum(identity: float) -> str:
+    """Name the stratum of an identity to the nearest training relative, 0 where there is none."""
+    if identity < STRATA[0]:
+        return "id<30"
+    return "id30-50" if identity < STRATA[1] else "id>=50"
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -19,10 +19,11 @@ from contactlm.data.cluster import ClusterOptions, cluster_sequences
 from contactlm.data.complexes import best_of_chains, chain_sequences, join_chains, join_groups
 from contactlm.data.crop import CropScheme
 from contactlm.data.dataset import CropDataset, ShareSampler, StreamLoader, StreamSampler, collate
-from contactlm.data.files import find_structures
+from contactlm.data.download import RCSB
 from contactlm.data.leakage import tell_leaks, training_identity
 from contactlm.data.queries import read_queries
 from contactlm.data.selection import Selection, by_length, name_problems, select_chains
+from contactlm.data.sources import Source
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
@@ -38,6 +39,12 @@ class ContactDataModule(L.LightningDataModule):
         train_dir: Folder with structure files (``.pdb .ent .cif .mmcif``, each also ``.gz``; searched recursively), or
             a text file that lists their paths. A part of it is held out as the dev set.
         test_dir: The same for the test set; None: no test set.
+        train_ids: Text file with a PDB id a line, with a chain (``1abc_A``) or without; the structures are fetched from
+            the Protein Data Bank. Used when neither ``train_dir`` nor ``test_dir`` is given. Lists that are shipped
+            with the package can be named as ``ids/train.txt``.
+        test_ids: The same for the test set.
+        download_dir: Where fetched structures are kept; None: ``structures`` in the cache folder.
+        base_url: Where they are fetched from, as ``<base_url>/1ABC.cif.gz``.
         predict_paths: FASTA and structure files, and folders of them, whose contacts ``predict`` predicts.
         crop_length: Residues of a training sample, L'.
         crop: ``"random"``: L' consecutive residues, fresh each epoch, uniform over all starts; ``"cut"``: the first L';
@@ -66,6 +73,10 @@ class ContactDataModule(L.LightningDataModule):
         self,
         train_dir: str | None = None,
         test_dir: str | None = None,
+        train_ids: str | None = None,
+        test_ids: str | None = None,
+        download_dir: str | None = None,
+        base_url: str = RCSB,
         predict_paths: list[str] | None = None,
         crop_length: int = 200,
         crop: CropScheme = "random",
@@ -90,6 +101,7 @@ class ContactDataModule(L.LightningDataModule):
             crop_length=crop_length, batch_size=batch_size, eval_batch_size=eval_batch_size, min_length=min_length
         )
         self.train_dir, self.test_dir, self.synthetic = train_dir, test_dir, synthetic
+        self.train_ids, self.test_ids, self.download_dir, self.base_url = train_ids, test_ids, download_dir, base_url
         self.crop_length, self.crop, self.batch_size = crop_length, crop, batch_size
         self.eval_batch_size, self.dev_fraction, self.min_length = eval_batch_size, dev_fraction, min_length
         self.seed, self.split_seed = seed, split_seed
@@ -108,21 +120,22 @@ class ContactDataModule(L.LightningDataModule):
         return self._chains
 
     def prepare_data(self) -> None:
-        """Fill the cache, once a node, so that :meth:`setup` finds everything read in every process."""
+        """Get the files and fill the cache, once a node, so that :meth:`setup` finds everything in every process."""
         if self.synthetic is not None:
             write_synthetic(self.synthetic)
-        for option, source in self._sources():
-            self._cache().load(find_structures(source, option))
+        for source in self._sources().values():
+            source.fetch()
+            self._cache().load(source.paths())
 
     def setup(self, stage: str) -> None:
         """Open the chains a stage needs: ``fit``, ``validate``, ``test`` or ``predict``."""
-        sources = dict(self._sources())
+        sources = self._sources()
         if stage in ("fit", "validate") and "train" not in self._chains:
-            if "train_dir" not in sources:
+            if "train" not in sources:
                 raise DataError(f"train_dir is not given, and {stage} needs it (the dev set is a part of it)")
-            self._split(self._select("train_dir", sources["train_dir"]).store)
-        if stage in ("fit", "test") and "test" not in self._chains and "test_dir" in sources:
-            self._chains["test"] = by_length(self._select("test_dir", sources["test_dir"]).store)
+            self._split(self._select(sources["train"]).store)
+        if stage in ("fit", "test") and "test" not in self._chains and "test" in sources:
+            self._chains["test"] = by_length(self._select(sources["test"]).store)
         if stage == "test" and "test" not in self._chains:
             raise DataError("test_dir is not given, and test needs it")
         self._look_for_leaks()
@@ -158,30 +171,33 @@ class ContactDataModule(L.LightningDataModule):
         store = self._chains["predict"]
         self._chains["predict"] = store.select([i for i, name in enumerate(store.ids) if name not in ids])
 
-    def _sources(self) -> list[tuple[str, str]]:
-        """Options that name structure files, with their values."""
+    def _sources(self) -> dict[str, Source]:
+        """Where the structures of each role come from."""
+        dirs = {"train": self.train_dir, "test": self.test_dir}
         if self.synthetic is not None:
-            if self.train_dir or self.test_dir:
+            if any(dirs.values()):
                 raise DataError("synthetic takes the place of train_dir and test_dir: give one or the other")
-            folder = Path(self.synthetic.folder).expanduser()
-            return [("train_dir", str(folder / "train")), ("test_dir", str(folder / "test"))]
-        given = (("train_dir", self.train_dir), ("test_dir", self.test_dir))
-        return [(option, source) for option, source in given if source]
+            dirs = {role: str(Path(self.synthetic.folder).expanduser() / role) for role in dirs}
+        if any(dirs.values()):
+            return {role: Source(f"{role}_dir", place) for role, place in dirs.items() if place}
+        folder = Path(self.download_dir).expanduser() if self.download_dir else self._cache().directory / "structures"
+        ids = {"train": self.train_ids, "test": self.test_ids}
+        return {role: Source(f"{role}_ids", place, True, folder, self.base_url) for role, place in ids.items() if place}
 
-    def _select(self, option: str, source: str) -> Selection:
+    def _select(self, source: Source) -> Selection:
         """Read a source and keep the chains that can be used."""
-        store, report = self._cache(progress=False).load(find_structures(source, option))
+        option = source.option
+        store, report = self._cache(progress=False).load(source.paths())
         if report.problems and self.on_bad_file == "raise":
             path, reason = next(iter(report.problems.items()))
             raise DataError(f"{option}: {path}: {reason} (one of {len(report.problems)} files that cannot be read)")
-        if self.assembly == "complex":
-            store = join_chains(store)
+        store = join_chains(store) if self.assembly == "complex" else source.wanted(store)
         selection = select_chains(store, report, self.min_length)
         if self._is_main_process:
-            selection.tell(option, source)
+            selection.tell(option, source.place)
         if not len(selection.store):
             raise DataError(
-                f"{option}: {source}: nothing left to use of {report.files} files: {selection.summary()}; "
+                f"{option}: {source.place}: nothing left to use of {report.files} files: {selection.summary()}; "
                 f"min_length is {self.min_length}{selection.first_problem()}"
             )
         return selection

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +43,9 @@ class Hits(NamedTuple):
     @classmethod
     def join(cls, parts: Sequence[Hits]) -> Hits:
         """Lay the alignments of several searches end to end."""
-        none = cls(*(np.zeros(0, kind) for kind in (np.int64, np.int64, np.float64, np.float64, np.float64)))
-        return cls(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True)))
+        whole, real = np.zeros(0, np.int64), np.zeros(0, np.float64)
+        columns: Any = zip(cls(whole, whole, real, real, real), *parts, strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
 
 
 def search(queries: Sequence[str], targets: Sequence[str], threads: int) -> Hits:

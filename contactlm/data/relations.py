@@ -144,7 +144,7 @@ def _by_mmseqs(
 ) -> Relations:
     every = np.ones(len(pool), dtype=bool)
     queries, targets = (np.flatnonzero(side) for side in sides or (every, every))
-    hits = search([pool[i] for i in queries], [pool[j] for j in targets], threads or _processors())
+    hits = search([pool[int(i)] for i in queries], [pool[int(j)] for j in targets], threads or _processors())
     first, second = queries[hits.first], targets[hits.second]
     return _keep_related(hits._replace(first=np.minimum(first, second), second=np.maximum(first, second)), options)
 
