@@ -1,11 +1,14 @@
-"""Telling a readable checkpoint of this package from other files."""
+"""Whether a checkpoint is one, and belongs on the model at hand."""
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from contactlm.types import ModelError
 
@@ -27,4 +30,43 @@ def check_checkpoint(path: str | Path) -> None:
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         raise ModelError(
             f"ckpt_path: {path} was not written by contactlm; give a checkpoint that `contactlm fit` wrote"
+        )
+
+
+def check_backbone(about: Mapping[str, Any], pretrained: str | None, checksum: str | None) -> None:
+    """Refuse a checkpoint that was trained on another backbone.
+
+    Args:
+        about: What the checkpoint says of itself.
+        pretrained: The model's backbone; None for a randomly initialised one.
+        checksum: The checksum of its weights; None for a randomly initialised one.
+
+    Raises:
+        ModelError: The checksums differ.
+    """
+    if about["backbone_checksum"] != checksum:
+        raise ModelError(
+            f"the checkpoint was trained on the backbone {about['backbone'] or 'of its own'} (checksum "
+            f"{about['backbone_checksum']}), but this model has {pretrained or 'one of its own'} (checksum {checksum}); "
+            "set model.pretrained to the backbone it was trained on"
+        )
+
+
+def check_weights(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Be strict about names and shapes of a checkpoint's weights.
+
+    Raises:
+        ModelError: Some are missing, unknown, or of another shape.
+    """
+    problems: list[str] = [f"{name} is missing" for name in wanted if name not in given]
+    problems += [f"{name} is unknown here" for name in given if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(given[name].shape)}, this model's has {tuple(weight.shape)}"
+        for name, weight in wanted.items()
+        if name in given and given[name].shape != weight.shape
+    ]
+    if problems:
+        raise ModelError(
+            f"the checkpoint's weights do not fit this model ({len(problems)} problems, first: "
+            f"{'; '.join(problems[:3])}); use the model options it was trained with (lora, freeze_backbone, train_head)"
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from contactlm.alphabet import decode, encode
 from contactlm.assembly import residue_positions
-from contactlm.checkpoint import CHECKPOINT_KEY
+from contactlm.checkpoint import CHECKPOINT_KEY, check_backbone, check_weights
 from contactlm.inference import FullMap, WindowOptions, full_map, full_maps
 from contactlm.model.adapter import load_adapter, read_about, read_adapter
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
@@ -361,17 +361,11 @@ class ContactModule(L.LightningModule):
         about = checkpoint.get(CHECKPOINT_KEY)
         if about is None:
             raise ModelError("the checkpoint was not written by contactlm; to load weights alone, use load_state_dict")
-        if about["backbone_checksum"] != self.backbone_checksum:
-            raise ModelError(
-                f"the checkpoint was trained on the backbone {about['backbone'] or 'of its own'} (checksum "
-                f"{about['backbone_checksum']}), but this model has {self.hparams['pretrained'] or 'one of its own'} "
-                f"(checksum {self.backbone_checksum}); set model.pretrained to the backbone it was trained on"
-            )
+        check_backbone(about, self.hparams["pretrained"], self.backbone_checksum)
         self.tuned_threshold = about["tuned_threshold"]
         self._random_state = about["random_state"]
-        _check_weights(
-            checkpoint["state_dict"], {n: w for n, w in self.state_dict().items() if n in self.saved_names()}
-        )
+        saved = self.saved_names()
+        check_weights(checkpoint["state_dict"], {n: w for n, w in self.state_dict().items() if n in saved})
 
 
 def _of_residues(batch: Mapping[str, Any], name: str, first: int = 0) -> list[Tensor] | None:
@@ -380,19 +374,3 @@ def _of_residues(batch: Mapping[str, Any], name: str, first: int = 0) -> list[Te
         return None
     lengths = batch["lengths"].tolist()
     return [row[first : first + length].cpu() for row, length in zip(batch[name], lengths, strict=True)]
-
-
-def _check_weights(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Be strict about names and shapes of a checkpoint's weights."""
-    problems: list[str] = [f"{name} is missing" for name in wanted if name not in given]
-    problems += [f"{name} is unknown here" for name in given if name not in wanted]
-    problems += [
-        f"{name} has shape {tuple(given[name].shape)}, this model's has {tuple(weight.shape)}"
-        for name, weight in wanted.items()
-        if name in given and given[name].shape != weight.shape
-    ]
-    if problems:
-        raise ModelError(
-            f"the checkpoint's weights do not fit this model ({len(problems)} problems, first: "
-            f"{'; '.join(problems[:3])}); use the model options it was trained with (lora, freeze_backbone, train_head)"
-        )
