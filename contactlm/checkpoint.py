@@ -47,8 +47,8 @@ def check_backbone(about: Mapping[str, Any], pretrained: str | None, checksum: s
     if about["backbone_checksum"] != checksum:
         raise ModelError(
             f"the checkpoint was trained on the backbone {about['backbone'] or 'of its own'} (checksum "
-            f"{about['backbone_checksum']}), but this model has {pretrained or 'one of its own'} (checksum {checksum}); "
-            "set model.pretrained to the backbone it was trained on"
+            f"{about['backbone_checksum']}), but this model has {pretrained or 'one of its own'} (checksum "
+            f"{checksum}); set model.pretrained to the backbone it was trained on"
         )
 
 
