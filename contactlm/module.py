@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -209,15 +209,16 @@ class ContactModule(L.LightningModule):
             chain_of=_of_residues(batch, "chain_of"),
         )
 
-    def _full_maps(self, batch: dict[str, Any]) -> list[FullMap]:
+    def _full_maps(self, batch: dict[str, Any], progress: bool = False) -> list[FullMap]:
         lengths = batch["lengths"].tolist()
         chains = [tokens[1 : length + 1] for tokens, length in zip(batch["tokens"], lengths, strict=True)]
         positions = _of_residues(batch, "positions", first=1)
-        return list(full_maps(self.contact_logits, chains, self.windows, self.device, positions))
+        windows = replace(self.windows, progress=progress)
+        return list(full_maps(self.contact_logits, chains, windows, self.device, positions))
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[ContactMap]:
         """Contact maps of a batch of whole chains, with labels where coordinates are known."""
-        maps = self._full_maps(batch)
+        maps = self._full_maps(batch, progress=True)
         chain_of = _of_residues(batch, "chain_of")
         predicted = []
         for row, full in enumerate(maps):
