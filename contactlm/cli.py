@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -83,6 +83,9 @@ class ContactCLI(LightningCLI):
             parser.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
             parser.add_argument("--formats", type=list[Format], default=["npz", "rr", "png"], help="Files of a map.")
             parser.add_argument("--overwrite", type=bool, default=False, help="Predict again what exists in --out.")
+            parser.add_argument(
+                "--dtype", type=Literal["float16", "float32"], default="float32", help="Of probabilities in .npz files."
+            )
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -141,7 +144,7 @@ class ContactCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Write maps as they come."""
-        options = (self._get(self.config, name) for name in ("out", "formats", "overwrite"))
+        options = (self._get(self.config, name) for name in ("out", "formats", "overwrite", "dtype"))
         self.writer = PredictionWriter(*options)
         self.trainer.callbacks.append(self.writer)  # type: ignore[attr-defined]  # a connector sets it
 

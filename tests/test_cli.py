@@ -4,6 +4,7 @@ import csv
 import gzip
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from contactlm.cli import main
@@ -105,7 +106,9 @@ def test_predict_needs_nothing_but_a_checkpoint(tmp_path: Path, tiny_esm: Path, 
     assert main(command) == 3
     assert "1 maps written to results, 3 were there already" in capsys.readouterr().out
     assert (tmp_path / "results" / "s_A.npz").stat().st_mtime_ns == stamp
-    assert main([*command, "--overwrite=true"]) == 3
+    assert np.load(tmp_path / "results" / "one.npz")["probability"].dtype == np.float32
+    assert main([*command, "--overwrite=true", "--dtype=float16"]) == 3
+    assert np.load(tmp_path / "results" / "one.npz")["probability"].dtype == np.float16
     assert "4 maps written" in capsys.readouterr().out
 
 

@@ -15,7 +15,7 @@ import lightning as L
 import numpy as np
 
 from contactlm.assembly import residue_positions
-from contactlm.outputs import ContactMap, atomic_path, remove_temporaries
+from contactlm.outputs import ContactMap, atomic_path, remove_temporaries, write_npz
 from contactlm.types import ContactLMError
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,18 @@ class PredictionWriter(L.Callback):
         out: Folder of the files ``<id>.npz``, ``<id>.rr``, ``<id>.png`` and ``summary.csv``.
         formats: What to write of each protein.
         overwrite: Predict and write again what exists.
+        dtype: Of the probabilities in ``.npz`` files: ``"float32"``, or ``"float16"`` for half the space.
 
     Raises:
         ContactLMError: An unknown format, or none.
     """
 
     def __init__(
-        self, out: str | Path, formats: Sequence[Format] = ("npz", "rr", "png"), overwrite: bool = False
+        self,
+        out: str | Path,
+        formats: Sequence[Format] = ("npz", "rr", "png"),
+        overwrite: bool = False,
+        dtype: Literal["float16", "float32"] = "float32",
     ) -> None:
         unknown = [name for name in formats if name not in ("npz", "rr", "png")]
         if unknown or not formats:
@@ -52,6 +57,7 @@ class PredictionWriter(L.Callback):
         self.out = Path(out).expanduser()
         self.formats = tuple(formats)
         self.overwrite = overwrite
+        self.dtype = dtype
         self.kept = 0
         self.written = 0
         self._began = 0.0
@@ -114,7 +120,8 @@ class PredictionWriter(L.Callback):
         """
         try:
             for kind in self.formats:
-                predicted.save(self._path(predicted.id, kind))
+                path = self._path(predicted.id, kind)
+                write_npz(predicted, path, self.dtype) if kind == "npz" else predicted.save(path)
             self._append(summary_line(predicted, seconds))
         except OSError as error:
             raise ContactLMError(
