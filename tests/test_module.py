@@ -151,7 +151,7 @@ def test_a_crop_longer_than_the_window_is_refused(tmp_path: Path, tiny_esm: Path
 
 
 def test_a_hub_name_without_network_says_how_to_give_a_directory() -> None:
-    with pytest.raises(ContactLMError, match="cannot be reached.*give DIR"):
+    with pytest.raises(ContactLMError, match=r"cannot be reached.*give DIR"):
         ContactModule("facebook/esm2_t6_8M_UR50D")
 
 
