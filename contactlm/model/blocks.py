@@ -16,7 +16,7 @@ from contactlm.alphabet import EOS
 
 # What the blocks at hand may take: on a processor what its caches hold, so that the next step of the work finds them
 # there; on an accelerator enough to keep it busy, and little beside its memory.
-CPU_BYTES_PER_THREAD = 4 << 20
+CPU_BYTES_PER_THREAD = 6 << 20
 CPU_MAX_BYTES = 64 << 20
 ACCELERATOR_BYTES = 256 << 20
 _ROWS = 128  # products of fewer rows spend their time on rearranging the keys
