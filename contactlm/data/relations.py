@@ -175,7 +175,6 @@ def _in_threads(
             for result in executor.map(function, items):
                 results.append(result)
                 bar.update()
-        except BaseException:
+        finally:  # after Ctrl-C, what has not begun must not begin
             executor.shutdown(wait=False, cancel_futures=True)
-            raise
     return results
