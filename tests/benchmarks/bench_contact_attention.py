@@ -147,6 +147,19 @@ def in_own_process(request: dict[str, Any], threads: int) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def measure_growth(variant: str, residues: int, repeats: int) -> dict[str, float]:
+    """Return peak memory over the loaded model (MB) and time (s) of the forward pass, then of both passes."""
+    run, tokens = build(variant), batch(1, residues)
+    once(run, batch(1, 16), True)
+    loaded, row = reset_peak(), {}
+    for label, backward in (("forward", False), ("forward+backward", True)):
+        seconds = [once(run, tokens, backward)]
+        row[f"{label} {variant} MB"] = round((peak() - loaded) / 1e6)
+        seconds += [once(run, tokens, backward) for _ in range(repeats - 1 if residues <= STOCK_MAX else 1)]
+        row[f"{label} {variant} s"] = round(statistics.median(seconds[1:]), 4)
+    return row
+
+
 def memory_of(variant: str, case: tuple[int, int, bool], threads: int) -> float:
     return in_own_process({"what": "memory", "variants": [variant], "case": case}, threads)
 
@@ -155,6 +168,8 @@ def answer(request: dict[str, Any]) -> Any:
     case = tuple(request["case"])
     if request["what"] == "time":
         return measure_time(request["variants"], case, request["repeats"])
+    if request["what"] == "growth":
+        return measure_growth(request["variants"][0], case[1], request["repeats"])
     return measure_memory(request["variants"][0], case)
 
 
@@ -184,14 +199,9 @@ def growth(threads: int, repeats: int) -> list[dict[str, Any]]:
     rows = []
     for residues in GROWTH:
         row: dict[str, Any] = {"residues": residues}
-        for backward in (False, True):
-            variants = ["streamed", "trunk"] + ["stock"] * (residues <= STOCK_MAX)
-            case, label = (1, residues, backward), "forward+backward" if backward else "forward"
-            rounds = repeats if residues <= STOCK_MAX else min(repeats, 3)
-            times = in_own_process({"what": "time", "variants": variants, "case": case, "repeats": rounds}, threads)
-            for v in variants:
-                row[f"{label} {v} s"] = round(statistics.median(times[v]), 4)
-                row[f"{label} {v} MB"] = round(memory_of(v, case, threads))
+        for variant in ("streamed", "trunk", *(["stock"] if residues <= STOCK_MAX else [])):
+            request = {"what": "growth", "variants": [variant], "case": (1, residues, True), "repeats": repeats}
+            row |= in_own_process(request, threads)
         print(row, flush=True)
         rows.append(row)
     return rows
