@@ -230,7 +230,6 @@ def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel="residues", ylabel={"s": "time (s)", "MB": "memory (MB)"}[unit])
         axes.set_xticks(GROWTH, [str(n) for n in GROWTH])
         axes.minorticks_off()
-        axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
     figure.suptitle("Contact logits of one chain, ESM2-8M architecture, float32")
