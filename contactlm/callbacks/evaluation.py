@@ -102,7 +102,7 @@ class ContactEvaluation(L.Callback):
         if not trainer.sanity_checking:
             scores["tuned_threshold"], scores["mcc_sep6_tuned"] = self._scores.tune_threshold()
             if hasattr(pl_module, "tuned_threshold"):
-                pl_module.tuned_threshold = scores["tuned_threshold"]  # type: ignore[assignment]
+                pl_module.tuned_threshold = scores["tuned_threshold"]  # type: ignore[assignment]  # modules take any attribute
         self._log(pl_module, "dev", scores | self._complexes.compute() | self._by_identity(trainer, "dev"))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -116,7 +116,7 @@ class ContactEvaluation(L.Callback):
 
     def _by_identity(self, trainer: L.Trainer, role: str) -> dict[str, float]:
         """Main scores of proteins in each stratum of identity to the training set that has any."""
-        known = getattr(trainer.datamodule, "identity", {}).get(role)  # type: ignore[attr-defined]
+        known = getattr(trainer.datamodule, "identity", {}).get(role)  # type: ignore[attr-defined]  # a connector sets it
         if known is None:
             return {}
         strata: dict[str, list[dict[str, Any]]] = {}

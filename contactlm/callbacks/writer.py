@@ -65,7 +65,7 @@ class PredictionWriter(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave out what an earlier, perhaps interrupted, run has written."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
         if stage != "predict" or not hasattr(data, "leave_out"):
             return
         ids = data.chains["predict"].ids
