@@ -15,8 +15,11 @@ from contactlm.types import ModelError
 CHECKPOINT_KEY = "contactlm"  # under which a checkpoint says what it belongs to
 
 
-def check_checkpoint(path: str | Path) -> None:
+def check_checkpoint(path: str | Path) -> dict[str, Any]:
     """Complain about a checkpoint that cannot be read, before anything is built from it.
+
+    Returns:
+        The checkpoint, its weights without storage.
 
     Raises:
         ModelError: No such file, or one that is not a checkpoint of plain values written by this package.
@@ -31,6 +34,7 @@ def check_checkpoint(path: str | Path) -> None:
         raise ModelError(
             f"ckpt_path: {path} was not written by contactlm; give a checkpoint that `contactlm fit` wrote"
         )
+    return checkpoint
 
 
 def check_backbone(about: Mapping[str, Any], pretrained: str | None, checksum: str | None) -> None:
@@ -50,6 +54,11 @@ def check_backbone(about: Mapping[str, Any], pretrained: str | None, checksum: s
             f"{about['backbone_checksum']}), but this model has {pretrained or 'one of its own'} (checksum "
             f"{checksum}); set model.pretrained to the backbone it was trained on"
         )
+
+
+def class_name(module_class: type) -> str:
+    """What a checkpoint calls the class that wrote it."""
+    return f"{module_class.__module__}.{module_class.__qualname__}"
 
 
 def check_weights(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -18,12 +18,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
+from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.writer import Format, PredictionWriter
 from contactlm.checkpoint import check_checkpoint
 from contactlm.configs import BASE, config_folder, resolve_arguments
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.export import export_command
 from contactlm.module import ContactModule
+from contactlm.module_class import DEFAULT, NOT_PATHS, OPTION, chosen_class
 from contactlm.structure.labels import contact_labels
 from contactlm.types import ContactLMError
 
@@ -54,7 +56,7 @@ class ContactCLI(LightningCLI):
         self.status = 0
         base = [str(config_folder() / BASE)]
         super().__init__(
-            ContactModule,
+            chosen_class(args),
             ContactDataModule,
             args=self.arguments,
             auto_configure_optimizers=False,
@@ -71,7 +73,9 @@ class ContactCLI(LightningCLI):
         parser.add_lightning_class_args(TokenBudget, "budget")
         parser.add_lightning_class_args(FlopsMeter, "flops")
         parser.add_lightning_class_args(ContactEvaluation, "evaluation")
+        parser.add_lightning_class_args(RunRecord, "record")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_argument(f"--{OPTION}", type=str, default=DEFAULT, help="The LightningModule, as package.Class.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="After fit, score the test set, if any.")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_plain_seed)
 
@@ -92,7 +96,7 @@ class ContactCLI(LightningCLI):
         """Take model options from a checkpoint, and say clearly when it is none."""
         subcommand = self.config["subcommand"]
         path = self.config[subcommand].get("ckpt_path")
-        if path and path not in ("best", "last", "hpc", "registry"):
+        if path and path not in NOT_PATHS:
             check_checkpoint(path)
         given = self.config[subcommand]["model"]["pretrained"]
         super()._parse_ckpt_path()

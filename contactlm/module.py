@@ -15,7 +15,7 @@ from torch import Tensor
 
 from contactlm.alphabet import decode, encode
 from contactlm.assembly import residue_positions
-from contactlm.checkpoint import CHECKPOINT_KEY, check_backbone, check_weights
+from contactlm.checkpoint import CHECKPOINT_KEY, check_backbone, check_weights, class_name
 from contactlm.inference import FullMap, WindowOptions, full_map, full_maps
 from contactlm.model.adapter import load_adapter, read_about, read_adapter
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
@@ -347,6 +347,7 @@ class ContactModule(L.LightningModule):
         checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in names}
         checkpoint[CHECKPOINT_KEY] = {
             "format": CHECKPOINT_FORMAT,
+            "class": class_name(type(self)),
             "backbone": self.hparams["pretrained"],
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
-from contactlm.checkpoint import check_checkpoint
 from contactlm.model.adapter import CONFIG_FILE
 from contactlm.module import ContactModule
+from contactlm.module_class import checkpoint_class
 from contactlm.outputs import ContactMap
 
 Model = ContactModule | str | Path
@@ -58,6 +58,5 @@ def load_model(model: Model) -> ContactModule:
     if (Path(model).expanduser() / CONFIG_FILE).is_file():
         return ContactModule.from_adapter(model)
     if str(model).endswith(".ckpt"):
-        check_checkpoint(model)
-        return ContactModule.load_from_checkpoint(model, map_location="cpu", weights_only=True)
+        return checkpoint_class(model).load_from_checkpoint(model, map_location="cpu", weights_only=True)
     return ContactModule(str(model), lora=None, freeze_backbone=True, train_head=False)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from Bio.Data import IUPACData
 
+from contactlm import ContactModule
 from contactlm.alphabet import LETTERS
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -99,3 +100,13 @@ def pdb_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         write_pdb(root / "test" / f"s{i}.pdb", {"A": random_sequence(100 + i, 40 + 9 * i)}, seed=100 + i)
     (root / "train" / "broken.pdb").write_text("<html>not found</html>\n")
     return root / "train", root / "test"
+
+
+def sharpened(module: ContactModule) -> ContactModule:
+    """A model whose attention is far from uniform, so that positions matter; in evaluation mode."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "query" in name or "key" in name:
+                parameter.mul_(8)
+        module.head_parameters()[0].mul_(20)
+    return module.eval()

@@ -18,7 +18,7 @@ from contactlm.inference import full_map, full_maps
 from contactlm.outputs import ContactMap
 from contactlm.types import DataError, ModelError
 from contactlm.windows import WindowOptions
-from tests.conftest import random_sequence, write_pdb
+from tests.conftest import random_sequence, sharpened, write_pdb
 
 LENGTHS = (18, 7, 20)
 
@@ -38,13 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def module(tiny_esm: Path) -> ContactModule:
     """A tiny model whose attention is far from uniform, so that positions matter."""
-    made = ContactModule(str(tiny_esm), lora=None, freeze_backbone=True).eval()
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            if "query" in name or "key" in name:
-                parameter.mul_(8)
-        made.head_parameters()[0].mul_(20)
-    return made
+    return sharpened(ContactModule(str(tiny_esm), lora=None, freeze_backbone=True))
 
 
 def direct(module: ContactModule, tokens: Tensor, positions: Tensor) -> Tensor:

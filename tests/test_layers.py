@@ -32,9 +32,11 @@ ALLOWED = {
     "checkpoint": set(),
     "random_state": set(),
     "module": {"checkpoint", "random_state", "model", "inference", "windows", "outputs", "structure", "assembly"},
-    "predict": {"module", "outputs", "checkpoint", "model"},
+    "module_class": {"module", "checkpoint"},
+    "predict": {"module", "module_class", "outputs", "model"},
     "export": {"module", "checkpoint", "model"},
-    "callbacks": {"assembly", "module", "metrics", "complex_scores", "scores", "outputs"},
+    "run_file": {"outputs"},
+    "callbacks": {"run_file", "assembly", "module", "metrics", "complex_scores", "scores", "outputs"},
 }
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

@@ -6,13 +6,15 @@ ranks and batch composition cannot change what is drawn, and a run resumes by re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-CropScheme = Literal["random", "cut", "whole"]
+CropScheme = Literal["random", "cut", "whole", "two_segments"]
+Segments = list[tuple[int, int]]  # residues start … stop − 1 of the chain, ascending, none twice
 
 
 class Stream(IntEnum):
@@ -41,18 +43,51 @@ def epoch_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     return generator(seed, Stream.ORDER, epoch).permutation(size)
 
 
-def crop_start(length: int, crop_length: int, scheme: CropScheme, rng: np.random.Generator) -> int:
-    """First residue of a crop.
+def random_crop(length: int, crop_length: int, rng: np.random.Generator) -> Segments:
+    """L' consecutive residues; the start is uniform over all L - L' + 1 starts."""
+    start = int(rng.integers(length - crop_length + 1))
+    return [(start, start + crop_length)]
+
+
+def first_residues(length: int, crop_length: int, rng: np.random.Generator) -> Segments:
+    """The first L' residues: a chain cut off, always at the same place."""
+    return [(0, crop_length)]
+
+
+def two_segments(length: int, crop_length: int, rng: np.random.Generator) -> Segments:
+    """Two segments of half a crop each, uniform over all places where they do not overlap.
+
+    What lies between them is left out, so that contacts farther apart than a crop are seen in training.
+    """
+    half = crop_length // 2
+    free = length - crop_length  # residues left over, before, between and after the segments
+    before, shared = np.sort(
+        rng.choice(free + 2, size=2, replace=False, shuffle=False)
+    )  # stars and bars: all pairs are as likely
+    second = half + int(shared) - 1
+    return [(int(before), int(before) + half), (second, second + crop_length - half)]
+
+
+# How a chain longer than a crop is cut; a scheme is a function of the two lengths and a random generator.
+SCHEMES: dict[str, Callable[[int, int, np.random.Generator], Segments]] = {
+    "random": random_crop,
+    "cut": first_residues,
+    "two_segments": two_segments,
+}
+
+
+def crop_segments(length: int, crop_length: int, scheme: CropScheme, rng: np.random.Generator) -> Segments:
+    """Which residues of a chain a sample holds.
 
     Args:
         length: Residues of the chain, L.
         crop_length: Residues of a crop, L'.
-        scheme: ``"random"``: uniform over all L - L' + 1 starts; ``"cut"`` and ``"whole"``: 0.
-        rng: Where the random number comes from.
+        scheme: ``"random"``, ``"cut"``, ``"two_segments"``: see :data:`SCHEMES`; ``"whole"``: all of them.
+        rng: Where the random numbers come from.
 
     Returns:
-        0 when the chain is not longer than the crop.
+        One or two segments; the whole chain when it is not longer than the crop.
     """
-    if scheme != "random" or length <= crop_length:
-        return 0
-    return int(rng.integers(length - crop_length + 1))
+    if scheme == "whole" or length <= crop_length:
+        return [(0, length)]
+    return SCHEMES[scheme](length, crop_length, rng)

@@ -48,7 +48,10 @@ class ContactDataModule(L.LightningDataModule):
         predict_paths: FASTA and structure files, and folders of them, whose contacts ``predict`` predicts.
         crop_length: Residues of a training sample, L'.
         crop: ``"random"``: L' consecutive residues, fresh each epoch, uniform over all starts; ``"cut"``: the first L';
+            ``"two_segments"``: two segments of half a crop each, at their true positions, uniform over all places;
             ``"whole"``: whole chains.
+        true_ends: Keep ``<cls>`` and ``<eos>`` of a crop at the places of the chain's real ends; otherwise they stand
+            next to the crop, as they do in the passes of the sliding window.
         batch_size: Training samples a batch and device.
         eval_batch_size: Whole chains a dev, test or predict batch; only a matter of speed.
         dev_fraction: Fraction of the groups of training chains held out as the dev set.
@@ -80,6 +83,7 @@ class ContactDataModule(L.LightningDataModule):
         predict_paths: list[str] | None = None,
         crop_length: int = 200,
         crop: CropScheme = "random",
+        true_ends: bool = False,
         batch_size: int = 16,
         eval_batch_size: int = 8,
         dev_fraction: float = 0.1,
@@ -103,6 +107,7 @@ class ContactDataModule(L.LightningDataModule):
         self.train_dir, self.test_dir, self.synthetic = train_dir, test_dir, synthetic
         self.train_ids, self.test_ids, self.download_dir, self.base_url = train_ids, test_ids, download_dir, base_url
         self.crop_length, self.crop, self.batch_size = crop_length, crop, batch_size
+        self.true_ends = true_ends
         self.eval_batch_size, self.dev_fraction, self.min_length = eval_batch_size, dev_fraction, min_length
         self.seed, self.split_seed = seed, split_seed
         self.num_workers, self.on_bad_file = num_workers, on_bad_file
@@ -225,7 +230,7 @@ class ContactDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         """Crops, batch after batch: ``Batch`` dictionaries (see :mod:`contactlm.data.dataset`)."""
-        dataset = CropDataset(self._chains["train"], self.crop_length, self.crop, self.seed)
+        dataset = CropDataset(self._chains["train"], self.crop_length, self.crop, self.seed, true_ends=self.true_ends)
         sampler = StreamSampler(len(dataset), self.batch_size, *self._rank())
         return StreamLoader(dataset, sampler, self._place, **self._loader_options())
 

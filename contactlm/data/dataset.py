@@ -13,18 +13,19 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from contactlm.alphabet import CLS, EOS, PAD
 from contactlm.assembly import chain_numbers, residue_positions
-from contactlm.data.crop import CropScheme, Stream, crop_start, epoch_order, generator
+from contactlm.data.crop import CropScheme, Segments, Stream, crop_segments, epoch_order, generator
 from contactlm.data.store import ChainStore
 
 
-class ComplexSample(TypedDict, total=False):
-    """What a sample from a store of complexes has beside."""
+class PlacedSample(TypedDict, total=False):
+    """What a sample has beside, where rotary attention would not see the residues' true distances by itself."""
 
-    positions: NDArray[np.int64]  # (L',), see contactlm.assembly
-    chain_of: NDArray[np.int64]  # (L',), number of each residue's chain in the complex
+    positions: NDArray[np.int64]  # (L',): place of each residue in its chain, or in its complex (contactlm.assembly)
+    end: int  # place after the chain's last residue, where <eos> stays at the real end
+    chain_of: NDArray[np.int64]  # (L',), number of each residue's chain, of complexes only
 
 
-class Sample(ComplexSample):
+class Sample(PlacedSample):
     """L' residues of a chain, or of a complex."""
 
     id: str
@@ -34,14 +35,14 @@ class Sample(ComplexSample):
     index: int  # the chain's number in its store
 
 
-class ComplexBatch(TypedDict, total=False):
-    """What a batch from a store of complexes has beside."""
+class PlacedBatch(TypedDict, total=False):
+    """What a batch of samples with positions has beside."""
 
     positions: Tensor  # int64 (B, T): what the rotary embedding sees, <cls> at 0; 0 on <pad>
-    chain_of: Tensor  # int64 (B, L): number of each residue's chain in the complex; −1 at padding
+    chain_of: Tensor  # int64 (B, L): number of each residue's chain, of complexes only; −1 at padding
 
 
-class Batch(ComplexBatch):
+class Batch(PlacedBatch):
     """What the model gets: B samples padded to the longest, T = L + 2 tokens."""
 
     ids: list[str]
@@ -59,9 +60,10 @@ class CropDataset(Dataset[Sample]):
     Args:
         store: The chains.
         crop_length: Residues of a crop, L'.
-        scheme: ``"random"``, ``"cut"`` (the first L' residues) or ``"whole"`` (whole chains).
+        scheme: ``"random"``, ``"cut"`` (the first L' residues), ``"two_segments"`` or ``"whole"`` (whole chains).
         seed: Seed of order and crops.
         shuffle: False takes the chains in the order of the store, every epoch.
+        true_ends: Keep ``<cls>`` and ``<eos>`` at the places of the chain's real ends, however far from the crop.
     """
 
     def __init__(
@@ -71,12 +73,14 @@ class CropDataset(Dataset[Sample]):
         scheme: CropScheme = "random",
         seed: int = 0,
         shuffle: bool = True,
+        true_ends: bool = False,
     ) -> None:
         self.store = store
         self.crop_length = crop_length
         self.scheme = scheme
         self.seed = seed
         self.shuffle = shuffle
+        self.true_ends = true_ends
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
 
     def __len__(self) -> int:
@@ -88,14 +92,29 @@ class CropDataset(Dataset[Sample]):
         epoch, place = divmod(n, len(self.store))
         index = self._chain_at(epoch, place)
         tokens, cb = self.store.tokens_of(index), self.store.cb_of(index)
-        length = len(tokens) if self.scheme == "whole" else self.crop_length
-        start = crop_start(len(tokens), length, self.scheme, generator(self.seed, Stream.CROP, epoch, index))
-        crop = slice(start, start + length)
-        sample = Sample(id=self.store.ids[index], tokens=tokens[crop], cb=cb[crop], start=start, index=index)
-        if self.store.chain_lengths is not None:
-            sample["positions"] = residue_positions(self.store.chain_lengths[index])[crop]
-            sample["chain_of"] = chain_numbers(self.store.chain_lengths[index])[crop]
+        rng = generator(self.seed, Stream.CROP, epoch, index)
+        segments = crop_segments(len(tokens), self.crop_length, self.scheme, rng)
+        sample = Sample(
+            id=self.store.ids[index],
+            tokens=_taken(tokens, segments),
+            cb=_taken(cb, segments),
+            start=segments[0][0],
+            index=index,
+        )
+        self._place(sample, segments, len(tokens))
         return sample
+
+    def _place(self, sample: Sample, segments: Segments, length: int) -> None:
+        """Add positions where those of one contiguous crop would not do."""
+        of_chains = None if self.store.chain_lengths is None else self.store.chain_lengths[sample["index"]]
+        if of_chains is None and self.scheme != "two_segments" and not self.true_ends:
+            return
+        places = np.arange(length) if of_chains is None else residue_positions(of_chains)
+        sample["positions"] = _taken(places, segments)
+        if self.true_ends:
+            sample["end"] = int(places[-1]) + 1
+        if of_chains is not None:
+            sample["chain_of"] = _taken(chain_numbers(of_chains), segments)
 
     def _chain_at(self, epoch: int, place: int) -> int:
         if not self.shuffle:
@@ -103,6 +122,12 @@ class CropDataset(Dataset[Sample]):
         if self._order[0] != epoch:
             self._order = (epoch, epoch_order(self.seed, epoch, len(self.store)))
         return int(self._order[1][place])
+
+
+def _taken(values: NDArray[Any], segments: Segments) -> NDArray[Any]:
+    """The rows of the segments; a view of one, a copy of two."""
+    parts = [values[start:stop] for start, stop in segments]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -126,25 +151,29 @@ def collate(samples: Sequence[Sample]) -> Batch:
         indices=torch.tensor([sample["index"] for sample in samples]),
     )
     if "positions" in samples[0]:
-        batch["positions"], batch["chain_of"] = _place_in_complex(samples, L)
+        batch["positions"] = _positions(samples, L)
+    if "chain_of" in samples[0]:
+        batch["chain_of"] = torch.full((B, L), -1)
+        for row, sample in enumerate(samples):
+            batch["chain_of"][row, : lengths[row]] = torch.from_numpy(sample["chain_of"])
     return batch
 
 
-def _place_in_complex(samples: Sequence[Sample], L: int) -> tuple[Tensor, Tensor]:
-    """Positions (B, L + 2) and chain numbers (B, L) of a batch.
+def _positions(samples: Sequence[Sample], L: int) -> Tensor:
+    """Positions (B, L + 2) of a batch.
 
-    Positions count from ``<cls>`` = 0, wherever the crop begins: rotary attention sees differences only, and smaller
-    angles lose less to rounding. ``<eos>`` follows the last residue.
+    They count from ``<cls>`` = 0, right before the first residue or, with true ends, before the chain's first: rotary
+    attention sees differences only, and smaller angles lose less to rounding. ``<eos>`` follows the last residue of
+    the sample or of the chain.
     """
     positions = torch.zeros(len(samples), L + 2, dtype=torch.int64)
-    chain_of = torch.full((len(samples), L), -1)
     for row, sample in enumerate(samples):
         places = torch.from_numpy(sample["positions"])
         length = len(places)
-        positions[row, 1 : length + 1] = places - places[0] + 1
-        positions[row, length + 1] = positions[row, length] + 1
-        chain_of[row, :length] = torch.from_numpy(sample["chain_of"])
-    return positions, chain_of
+        first, end = (0, sample["end"]) if "end" in sample else (places[0], places[-1] + 1)
+        positions[row, 1 : length + 1] = places - first + 1
+        positions[row, length + 1] = end - first + 1
+    return positions
 
 
 class StreamSampler(DistributedSampler):  # a DistributedSampler, so that Lightning does not put its own in its place

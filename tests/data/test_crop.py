@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from contactlm.alphabet import CLS, EOS, PAD
-from contactlm.data.crop import Stream, crop_start, epoch_order, generator
+from contactlm.data.crop import Stream, crop_segments, epoch_order, generator
 from contactlm.data.dataset import CropDataset, ShareSampler, StreamSampler, collate
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
@@ -20,7 +20,7 @@ def store_of(*lengths: int) -> ChainStore:
 
 def test_starts_are_uniform_over_all_positions_including_the_last() -> None:
     draws = 4000
-    starts = Counter(crop_start(25, 20, "random", generator(0, Stream.CROP, n, 3)) for n in range(draws))
+    starts = Counter(crop_segments(25, 20, "random", generator(0, Stream.CROP, n, 3))[0][0] for n in range(draws))
     assert sorted(starts) == [0, 1, 2, 3, 4, 5]
     expected = draws / 6
     chi_square = sum((count - expected) ** 2 / expected for count in starts.values())
