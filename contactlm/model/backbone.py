@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import EsmModel
 
-from contactlm.alphabet import PAD
 from contactlm.model.blocks import TokenLayout
 from contactlm.model.contact_attention import contact_attention, contact_attention_plain, contact_logits
 from contactlm.model.loading import backbone_checksum, load_esm
 from contactlm.model.lora import contact_regression
-from contactlm.model.trunk import Attention, layer_shares, rotary_angles
+from contactlm.model.trunk import Attention, check_tokens, layer_shares, rotary_angles
 from contactlm.types import ModelError
 
 __all__ = ["ContactBackbone", "backbone_checksum", "load_esm"]
@@ -83,7 +82,7 @@ class ContactBackbone(nn.Module):
         Raises:
             ModelError: Tokens that are not (B, T) with T at least 3, or a mask or positions of another shape.
         """
-        mask = self._check(tokens, attention_mask, positions)
+        mask = check_tokens(tokens, attention_mask, positions)
         layout = TokenLayout.of(tokens, mask)
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
@@ -122,16 +121,6 @@ class ContactBackbone(nn.Module):
             total = total + share
             margins.append(margin)
         return total, torch.cat(margins, dim=1)
-
-    def _check(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
-        if tokens.ndim != 2 or tokens.shape[1] < 3:
-            raise ModelError(
-                f"tokens: shape {tuple(tokens.shape)}; (B, T) is needed with T at least 3: <cls>, a residue, <eos>"
-            )
-        for name, given in (("attention_mask", attention_mask), ("positions", positions)):
-            if given is not None and given.shape != tokens.shape:
-                raise ModelError(f"{name}: shape {tuple(given.shape)}, but tokens have {tuple(tokens.shape)}")
-        return tokens != PAD if attention_mask is None else attention_mask.bool()
 
 
 def _active_heads(weights: Tensor) -> list[list[int]] | None:

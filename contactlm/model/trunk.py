@@ -12,10 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contactlm.alphabet import PAD
 from contactlm.model.blocks import TokenLayout
 from contactlm.model.contact_attention import Shares
+from contactlm.types import ModelError
 
 Attention = Callable[[Tensor, Tensor, Tensor | None, Tensor, TokenLayout], Shares]
+
+
+def check_tokens(tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
+    """Return which tokens are attended to: bool (B, T).
+
+    Raises:
+        ModelError: Tokens that are not (B, T) with T at least 3, or a mask or positions of another shape.
+    """
+    if tokens.ndim != 2 or tokens.shape[1] < 3:
+        raise ModelError(
+            f"tokens: shape {tuple(tokens.shape)}; (B, T) is needed with T at least 3: <cls>, a residue, <eos>"
+        )
+    for name, given in (("attention_mask", attention_mask), ("positions", positions)):
+        if given is not None and given.shape != tokens.shape:
+            raise ModelError(f"{name}: shape {tuple(given.shape)}, but tokens have {tuple(tokens.shape)}")
+    return tokens != PAD if attention_mask is None else attention_mask.bool()
 
 
 def rotary_angles(esm: Any, positions: Tensor) -> Tensor:
