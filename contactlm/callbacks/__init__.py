@@ -1,8 +1,9 @@
-"""Token budget, FLOPs, evaluation and writers as Lightning callbacks."""
+"""Token budget, FLOPs, evaluation, records and writers as Lightning callbacks."""
 
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
+from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.writer import PredictionWriter
 
-__all__ = ["ContactEvaluation", "FlopsMeter", "PredictionWriter", "TokenBudget"]
+__all__ = ["ContactEvaluation", "FlopsMeter", "PredictionWriter", "RunRecord", "TokenBudget"]

@@ -16,7 +16,7 @@ class FlopsMeter(L.Callback):
 
     The first batch of every shape is counted by ``torch.utils.flop_counter`` while it is trained on (matrix products
     and attention; recomputation included); later batches of that shape cost the same. Saved in checkpoints. Logs
-    ``flops/total``.
+    ``flops/total``. The share of the forward pass is in ``forward``.
 
     Note that PyTorch's counter sees nothing in fused attention on the CPU; the streamed contact attention of this
     package is made of matrix products and counted in full.
@@ -24,16 +24,24 @@ class FlopsMeter(L.Callback):
 
     def __init__(self) -> None:
         self.total = 0
+        self.forward = 0
         self.by_shape: dict[str, int] = {}
+        self.forward_by_shape: dict[str, int] = {}
         self._counting: tuple[ExitStack, FlopCounterMode] | None = None
+        self._forward_counted = 0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start to count when no batch of this shape was seen before."""
         if shape_key(batch) not in self.by_shape:
-            stack = ExitStack()
+            stack, self._forward_counted = ExitStack(), 0
             self._counting = stack, stack.enter_context(FlopCounterMode(display=False))
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        """Note what the forward pass of a new shape took."""
+        if self._counting is not None:
+            self._forward_counted = self._counting[1].get_total_flops()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -42,9 +50,12 @@ class FlopsMeter(L.Callback):
         key = shape_key(batch)
         if self._counting is not None:
             self.by_shape[key] = self._counting[1].get_total_flops()
+            self.forward_by_shape[key] = self._forward_counted
             self._stop()
-        flops = torch.tensor(self.by_shape[key], device=pl_module.device)
-        self.total += int(trainer.strategy.reduce(flops, reduce_op="sum"))
+        flops = torch.tensor([self.by_shape[key], self.forward_by_shape[key]], device=pl_module.device)
+        total, forward = trainer.strategy.reduce(flops, reduce_op="sum").tolist()
+        self.total += int(total)
+        self.forward += int(forward)
         pl_module.log("flops/total", float(self.total))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -58,11 +69,14 @@ class FlopsMeter(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The sum so far and what each shape costs."""
-        return {"total": self.total, "by_shape": dict(self.by_shape)}
+        sums = {"total": self.total, "forward": self.forward}
+        return {**sums, "by_shape": dict(self.by_shape), "forward_by_shape": dict(self.forward_by_shape)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved sum."""
-        self.total, self.by_shape = state_dict["total"], dict(state_dict["by_shape"])
+        """Go on from a saved sum; shapes whose forward share an older checkpoint lacks are counted again."""
+        self.total, self.forward = state_dict["total"], state_dict.get("forward", 0)
+        self.forward_by_shape = dict(state_dict.get("forward_by_shape", {}))
+        self.by_shape = {key: flops for key, flops in state_dict["by_shape"].items() if key in self.forward_by_shape}
 
 
 def shape_key(batch: Any) -> str:
