@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from datetime import datetime, timezone
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ from contactlm.callbacks.run_facts import (
     equal_facts,
     find_callback,
     machine_facts,
+    optimizer_facts,
     peak_memory,
     run_seed,
     scheme_facts,
@@ -68,6 +70,7 @@ class RunRecord(L.Callback):
         """Find the run directory, in all processes (it is broadcast)."""
         wanted = stage in ("fit", "validate", "test") and trainer.loggers and not trainer.fast_dev_run  # type: ignore[attr-defined]
         self._folder = trainer.log_dir if wanted else None
+        self._fitted &= stage != "fit"
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather what is known before the first batch."""
@@ -157,7 +160,9 @@ class RunRecord(L.Callback):
             "module": type(pl_module).__name__,
             "parameters": sum(p.numel() for p in pl_module.parameters()),
             "pretrained": pl_module.hparams.get("pretrained"),
+            "init_seed": pl_module.hparams.get("init_seed"),
             "scheme": scheme_facts(trainer),
+            "optimizer": optimizer_facts(trainer),
             "data": data_places(trainer),
             "machine": machine_facts(trainer, pl_module),
             "equal": equal_facts(trainer, pl_module),
@@ -183,8 +188,10 @@ class RunRecord(L.Callback):
         peak = peak_memory(pl_module.device)
         self.training["memory"]["peak"] = max(filter(None, (peak, self.training["memory"]["peak"])), default=None)
         if trainer.is_global_zero and self._folder is not None:
+            written = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            about = {**self._facts, "status": status, "written": written}
             history = {"dev_history": self.dev, "progress": self.progress}
-            write_run(self._folder, {**self._facts, "status": status, **self.training, **self._results, **history})
+            write_run(self._folder, {**about, **self.training, **self._results, **history})
 
     def state_dict(self) -> dict[str, Any]:
         """Sums and scores so far."""

@@ -67,8 +67,8 @@ def weights_facts(module: L.LightningModule) -> dict[str, Any]:
     if "pretrained" not in hparams:
         return {}
     if hparams["pretrained"] is None:
-        described = json.dumps(hparams.get("architecture"), sort_keys=True)
-        return {"weights": "random", "backbone": f"{described}, init_seed {hparams.get('init_seed', 0)}"}
+        # the seed they are drawn with may go with the run's
+        return {"weights": "random", "backbone": json.dumps(hparams.get("architecture"), sort_keys=True)}
     backbone = getattr(module, "backbone_checksum", None) or str(hparams["pretrained"])
     return {"weights": "pretrained", "backbone": backbone}
 
@@ -118,6 +118,15 @@ def scheme_facts(trainer: L.Trainer) -> dict[str, Any]:
     data = trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
     facts = {name: getattr(data, name) for name in ("crop", "crop_length", "batch_size") if hasattr(data, name)}
     return facts | {"accumulate_grad_batches": trainer.accumulate_grad_batches}
+
+
+def optimizer_facts(trainer: L.Trainer) -> list[dict[str, Any]]:
+    """Name and learning rate of every group of parameters when training starts; empty where nothing is trained."""
+    return [
+        {"optimizer": type(optimizer).__name__, "lr": float(group["lr"])}
+        for optimizer in trainer.optimizers
+        for group in optimizer.param_groups
+    ]
 
 
 def run_seed(trainer: L.Trainer) -> int | None:
