@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 
+from contactlm import commands
+
 INTERRUPTED = 130  # what shells report of a command ended by Ctrl-C
 
 
 def main() -> int:
     """Run a command; see :func:`contactlm.cli.main`."""
     try:
+        if (status := commands.answer(sys.argv[1:])) is not None:
+            return status
         from contactlm import cli  # seconds may pass here
 
         return cli.main()

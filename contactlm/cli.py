@@ -1,4 +1,4 @@
-"""The command line: ``contactlm fit | validate | test | predict | export``."""
+"""The command line: ``contactlm fit | validate | test | predict``; the other commands are named in commands.py."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.writer import Format, PredictionWriter
 from contactlm.checkpoint import check_checkpoint
+from contactlm.commands import ABOUT, COMMANDS, answer
 from contactlm.configs import BASE, config_folder, resolve_arguments
 from contactlm.data.datamodule import ContactDataModule
-from contactlm.export import export_command
 from contactlm.module import ContactModule
 from contactlm.module_class import DEFAULT, NOT_PATHS, OPTION, chosen_class
 from contactlm.structure.labels import contact_labels
 from contactlm.types import ContactLMError
 
 SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
-ABOUT = "Fine-tune ESM2 for residue-residue contact prediction, and predict with it."
-MORE = "Another command, with options of its own: contactlm export (write a trained model for others to load)."
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 SHOWN_SCORES = (
     "mcc_sep6",
@@ -63,7 +61,6 @@ class ContactCLI(LightningCLI):
             parser_kwargs={
                 "prog": "contactlm",
                 "description": ABOUT,
-                "epilog": MORE,
                 **{name: {"default_config_files": base} for name in SUBCOMMANDS},
             },
         )
@@ -117,12 +114,21 @@ class ContactCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Without a dev set there is no score to watch: keep the latest checkpoint then."""
+        if self._trains_nothing:  # a fast_dev_run would ask for a step
+            self.trainer.fit_loop.epoch_loop.max_steps = 0
         checkpoint = self.trainer.checkpoint_callback
         if self.datamodule.dev_fraction == 0 and isinstance(checkpoint, ModelCheckpoint):
             checkpoint.monitor, checkpoint.save_top_k = None, 1
 
+    @property
+    def _trains_nothing(self) -> bool:
+        """Whether this is a run of no steps, whose model is scored as it is."""
+        return self._get(self.config, "trainer")["max_steps"] == 0
+
     def after_fit(self) -> None:
         """Score the test set with the best checkpoint, and say where everything lies."""
+        if self._trains_nothing:
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         lines = [_score_line("dev", self.trainer.callback_metrics)]  # test forgets the metrics of fit
         checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
         if self._get(self.config, "trainer")["fast_dev_run"]:
@@ -235,8 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if given[:1] == ["export"]:
-            return export_command(given[1:])
+        if (status := answer(given)) is not None:
+            return status
+        if given[0] in COMMANDS and COMMANDS[given[0]].entry:
+            return COMMANDS[given[0]].load()(given[1:])
         return ContactCLI(resolve_arguments(given)).status
     except (ContactLMError, MisconfigurationException) as error:
         sys.stderr.write(f"contactlm: error: {error}\n")

@@ -15,6 +15,7 @@ ALLOWED = {
     "alphabet": set(),
     "__init__": set(),
     "fasta": set(),
+    "commands": set(),
     "configs": set(),
     "structure": set(),
     "scores": set(),
