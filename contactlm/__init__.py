@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from contactlm.contrastive import ContrastiveModule
     from contactlm.data.datamodule import ContactDataModule
     from contactlm.module import ContactModule
     from contactlm.outputs import ContactMap
@@ -25,6 +26,7 @@ _HOMES = {
     "ContactDataModule": "contactlm.data.datamodule",
     "ContactMap": "contactlm.outputs",
     "ContactModule": "contactlm.module",
+    "ContrastiveModule": "contactlm.contrastive",
     "contact_map": "contactlm.structure.contacts",
     "predict_contacts": "contactlm.predict",
     "read_chains": "contactlm.structure.parse",
@@ -35,6 +37,7 @@ __all__ = [
     "ContactDataModule",
     "ContactMap",
     "ContactModule",
+    "ContrastiveModule",
     "contact_map",
     "predict_contacts",
     "read_chains",

@@ -56,6 +56,24 @@ def check_backbone(about: Mapping[str, Any], pretrained: str | None, checksum: s
         )
 
 
+def check_head(about: Mapping[str, Any], head: str) -> None:
+    """Refuse a checkpoint whose maps are read from something else.
+
+    Args:
+        about: What the checkpoint says of itself.
+        head: What the model reads maps from.
+
+    Raises:
+        ModelError: They differ.
+    """
+    written = about.get("head", "contact head")
+    if written != head:
+        raise ModelError(
+            f"the checkpoint was written by {about.get('class', 'another class')} and holds a {written}, but this "
+            f"model has a {head}; load it with the class that wrote it (on the command line: leave out model_class)"
+        )
+
+
 def class_name(module_class: type) -> str:
     """What a checkpoint calls the class that wrote it."""
     return f"{module_class.__module__}.{module_class.__qualname__}"

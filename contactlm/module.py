@@ -15,7 +15,7 @@ from torch import Tensor
 
 from contactlm.alphabet import decode, encode
 from contactlm.assembly import residue_positions
-from contactlm.checkpoint import CHECKPOINT_KEY, check_backbone, check_weights, class_name
+from contactlm.checkpoint import CHECKPOINT_KEY, check_backbone, check_head, check_weights, class_name
 from contactlm.inference import FullMap, WindowOptions, full_map, full_maps
 from contactlm.model.adapter import load_adapter, read_about, read_adapter
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
@@ -74,6 +74,8 @@ class ContactModule(L.LightningModule):
         ModelError: Options that do not fit together, or a backbone that cannot be loaded.
     """
 
+    head = "contact head"  # what maps are read from; a checkpoint of another one is refused
+
     def __init__(
         self,
         pretrained: str | None = "facebook/esm2_t6_8M_UR50D",
@@ -121,12 +123,15 @@ class ContactModule(L.LightningModule):
             add_lora(esm, lora)
         elif freeze_backbone:
             esm.requires_grad_(False)
-        self.backbone = ContactBackbone(esm, attention)
-        for parameter in self.head_parameters():
-            parameter.requires_grad_(train_head)
-        if pretrained is None:
-            torch.nn.init.constant_(self.head_parameters()[1], PRIOR_LOGIT)
+        self.backbone = self.build_backbone(esm, attention, train_head)
         self.train()  # Hugging Face loads in eval mode, and Lightning leaves that as it is
+
+    def build_backbone(self, esm: Any, attention: Literal["streamed", "plain"], train_head: bool) -> torch.nn.Module:
+        """Make the trunk, with ``.esm``, and its head; override it (and :meth:`contact_logits`) for another head."""
+        head = contact_regression(esm).requires_grad_(train_head)
+        if self.hparams["pretrained"] is None:
+            torch.nn.init.constant_(head.bias, PRIOR_LOGIT)
+        return ContactBackbone(esm, attention)
 
     @classmethod
     def from_adapter(cls, directory: str | Path, pretrained: str | None = None, **options: Any) -> ContactModule:
@@ -284,8 +289,10 @@ class ContactModule(L.LightningModule):
             self.train(training)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make the optimizer over what is trainable."""
+        """Make the optimizer over what is trainable; none for a run of no steps."""
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not trainable and self._trainer is not None and self.trainer.max_steps == 0:
+            return None
         if not trainable:
             raise ModelError(
                 "nothing to train: lora is null, freeze_backbone is true and train_head is false; score the model with "
@@ -348,6 +355,7 @@ class ContactModule(L.LightningModule):
         checkpoint[CHECKPOINT_KEY] = {
             "format": CHECKPOINT_FORMAT,
             "class": class_name(type(self)),
+            "head": self.head,
             "backbone": self.hparams["pretrained"],
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
@@ -358,11 +366,12 @@ class ContactModule(L.LightningModule):
         """Refuse a checkpoint that does not belong on this model.
 
         Raises:
-            ModelError: Another backbone, or weights that do not fit.
+            ModelError: Another head or backbone, or weights that do not fit.
         """
         about = checkpoint.get(CHECKPOINT_KEY)
         if about is None:
             raise ModelError("the checkpoint was not written by contactlm; to load weights alone, use load_state_dict")
+        check_head(about, self.head)
         check_backbone(about, self.hparams["pretrained"], self.backbone_checksum)
         self.tuned_threshold = about["tuned_threshold"]
         self._random_state = about["random_state"]
