@@ -56,6 +56,24 @@ def read_chains(path: str | Path, sequence: str = "seqres") -> list[Chain]:
         StructureError: The file cannot be read, or holds no protein chain; the message says which and why.
         ValueError: ``sequence`` is neither of the two.
     """
+    return [chain for chain, _ in read_backbones(path, sequence)]
+
+
+def read_backbones(path: str | Path, sequence: str = "seqres") -> list[tuple[Chain, NDArray[np.float32]]]:
+    """Read the protein chains of a structure file with their backbones.
+
+    Args:
+        path: As for :func:`read_chains`.
+        sequence: Likewise.
+
+    Returns:
+        The chains that :func:`read_chains` gives, each with the coordinates of N, CA and C, float32 (L, 3 atoms, 3),
+        in Å; NaN where missing.
+
+    Raises:
+        StructureError: As :func:`read_chains` does.
+        ValueError: Likewise.
+    """
     if sequence not in SEQUENCES:
         raise ValueError(f"sequence={sequence!r}; it can be {' or '.join(map(repr, SEQUENCES))}")
     stem, kind, _ = split_name(path)
@@ -85,7 +103,9 @@ def _refuse_other(path: str | Path, kind: str, text: str) -> None:
         raise StructureError(path, "PDB by its content, mmCIF by its name: rename it to .pdb")
 
 
-def _chain(name: str, raw: RawChain, parents: dict[str, str], sequence: str) -> Chain | None:
+def _chain(
+    name: str, raw: RawChain, parents: dict[str, str], sequence: str
+) -> tuple[Chain, NDArray[np.float32]] | None:
     residues, xyz = polymer(raw)
     resolved = np.isfinite(xyz[:, 1, 0])  # a missing atom is NaN in all coordinates
     if not resolved.any():
@@ -101,7 +121,8 @@ def _chain(name: str, raw: RawChain, parents: dict[str, str], sequence: str) -> 
     n, ca, c = coordinates.swapaxes(0, 1)
     present = np.zeros(len(letters), dtype=np.bool_)
     present[positions] = resolved
-    return Chain(name, letters, ca.astype(np.float32), virtual_cbeta(n, ca, c), present)
+    chain = Chain(name, letters, ca.astype(np.float32), virtual_cbeta(n, ca, c), present)
+    return chain, coordinates.astype(np.float32)
 
 
 def _full(

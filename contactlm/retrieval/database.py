@@ -1,0 +1,212 @@
+"""The structure database: chains with sequence, C-beta and secondary structure, opened by memory map.
+
+A folder of three files. ``manifest.json`` names the other two and is replaced last, so a database is the old one or
+the new one, never half of each::
+
+    manifest.json           format and its version, what the database was made of, checksums
+    <fingerprint>.chains    a chain store: ids, sequences, C-beta coordinates (see contactlm.data.store)
+    <fingerprint>.states    secondary structure, uint8 a residue, in the order of the store
+
+14 bytes a residue: 100,000 chains of 250 residues take 350 MB. Nothing here depends on a language model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contactlm.data.store import ChainStore, atomic_file
+from contactlm.structure.secondary import Segment, find_segments
+from contactlm.types import DataError
+
+FORMAT = "contactlm structure database"
+FORMAT_VERSION = 1  # raise it whenever the files' meaning changes: older databases are then refused
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, eq=False)
+class StructureDatabase:
+    """Chains of known structure, memory-mapped. Chains go by their number, 0 … n − 1.
+
+    Attributes:
+        path: The folder.
+        store: Ids, sequences and virtual C-beta coordinates of n chains.
+        states: Secondary structure of all chains end to end, uint8 (N residues,): 0 loop, 1 helix, 2 strand.
+        fingerprint: Made of all that the chains hold; two databases of one fingerprint are the same.
+        sources: What it was made of: folders, files and lists.
+    """
+
+    path: Path
+    store: ChainStore
+    states: NDArray[np.uint8]
+    fingerprint: str
+    sources: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def id_of(self, index: int) -> str:
+        """Id of a chain: the file's stem, ``_`` and the author chain id, such as ``1abc_A``."""
+        return self.store.ids[index]
+
+    def sequence_of(self, index: int) -> str:
+        """Sequence of a chain, L letters, unresolved residues included."""
+        return self.store.sequence_of(index)
+
+    def cb_of(self, index: int) -> NDArray[np.float32]:
+        """Virtual C-beta coordinates of a chain, float32 (L, 3), in Å; NaN where unresolved."""
+        return self.store.cb_of(index)
+
+    def states_of(self, index: int) -> NDArray[np.uint8]:
+        """Secondary structure of a chain, uint8 (L,): 0 loop, 1 helix, 2 strand."""
+        start = self.store.starts[index]
+        return self.states[start : start + self.store.lengths[index]]
+
+    def segments_of(self, index: int) -> list[Segment]:
+        """Helices (4 residues and more) and strands (2 and more) of a chain, in chain order."""
+        return find_segments(self.states_of(index))
+
+    @property
+    def rebuild_command(self) -> str:
+        """The command that makes the database again."""
+        return rebuild_command(self.path, self.sources)
+
+    @classmethod
+    def open(cls, path: str | Path) -> StructureDatabase:
+        """Open a database and check it.
+
+        Raises:
+            DataError: There is none, it is of another format version, empty, or damaged; the message gives the
+                command that makes it again.
+        """
+        folder = Path(path).expanduser()
+        about = _read_manifest(folder)
+        sources = tuple(about["sources"])
+        try:
+            store = ChainStore.open(folder / about["chains_file"])
+            states = _read_states(folder / about["states_file"], about["states_crc32"], len(store.tokens))
+        except DataError as error:
+            again = rebuild_command(folder, sources)
+            raise DataError(f"{folder}: a damaged structure database: {error}. Make it again: {again}") from error
+        if not len(store):
+            raise DataError(f"{folder}: holds no chain. Make it again: {rebuild_command(folder, sources)}")
+        return cls(folder, store, states, about["fingerprint"], sources)
+
+    @classmethod
+    def write(
+        cls, path: Path, store: ChainStore, states: NDArray[np.uint8], sources: Sequence[str]
+    ) -> StructureDatabase:
+        """Write a database, whole or not at all, and open it. What it replaces is deleted last.
+
+        Args:
+            path: The folder; made when missing.
+            store: The chains; only ids, sequences and C-beta are kept.
+            states: Secondary structure, uint8 (N,), chain after chain.
+            sources: What it was made of.
+
+        Raises:
+            DataError: It cannot be written.
+        """
+        kept = ChainStore(store.ids, store.starts, store.lengths, store.cb, store.tokens)
+        fingerprint = _fingerprint(kept, states)
+        about = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "fingerprint": fingerprint,
+            "chains": len(kept),
+            "residues": len(states),
+            "sources": list(sources),
+            "chains_file": f"{fingerprint}.chains",
+            "states_file": f"{fingerprint}.states",
+            "states_crc32": zlib.crc32(states.tobytes()),
+        }
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            kept.write(path / str(about["chains_file"]))
+            with atomic_file(path / str(about["states_file"])) as handle:
+                handle.write(states.tobytes())
+            replaced = _data_files(path)
+            with atomic_file(path / MANIFEST) as handle:
+                handle.write(_sealed(about))
+            for stale in replaced - _data_files(path):
+                stale.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"{path}: the structure database cannot be written ({error})") from error
+        return cls.open(path)
+
+
+def rebuild_command(path: Path, sources: Sequence[str] = ()) -> str:
+    """Return the command that makes a database again."""
+    given = " ".join(shlex.quote(source) for source in sources) or "FOLDER"
+    return f"contactlm index build --structures {given} --out {shlex.quote(str(path))}"
+
+
+def is_database(path: Path) -> bool:
+    """Whether a structure database lies there, of whatever version, damaged or not."""
+    return (path / MANIFEST).is_file()
+
+
+def _fingerprint(store: ChainStore, states: NDArray[np.uint8]) -> str:
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, store.ids, store.lengths.tolist()]).encode())
+    for array in (store.tokens, store.cb, states):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:32]
+
+
+def _sealed(about: dict[str, Any]) -> bytes:
+    """The manifest as text, with a checksum of its own."""
+    return json.dumps({**about, "crc32": _checksum(about)}, indent=1).encode()
+
+
+def _checksum(about: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    again = rebuild_command(folder)
+    if not is_database(folder):
+        what = "has no manifest.json: no structure database" if folder.is_dir() else "there is no structure database"
+        raise DataError(f"{folder}: {what}. Make one: {again}")
+    try:
+        about = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / MANIFEST}: damaged ({error}). Make the database again: {again}") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise DataError(f"{folder / MANIFEST}: not that of a structure database. Make one: {again}")
+    if about.get("version") != FORMAT_VERSION:
+        again = rebuild_command(folder, about.get("sources", ()))
+        raise DataError(
+            f"{folder}: a structure database of format version {about.get('version')}; this contactlm reads version "
+            f"{FORMAT_VERSION}. Make it again: {again}"
+        )
+    if about.pop("crc32", None) != _checksum(about):
+        raise DataError(f"{folder / MANIFEST}: damaged (its checksum does not fit). Make the database again: {again}")
+    return about
+
+
+def _read_states(path: Path, checksum: int, residues: int) -> NDArray[np.uint8]:
+    try:
+        states = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise DataError(f"{path}: cannot be opened ({error})") from error
+    if len(states) != residues or zlib.crc32(states.data) != checksum:
+        raise DataError(f"{path}: damaged (its checksum does not fit)")
+    return states
+
+
+def _data_files(folder: Path) -> set[Path]:
+    """The files that the manifest names, as far as it can be read."""
+    try:
+        about = json.loads((folder / MANIFEST).read_bytes())
+        return {folder / Path(about[key]).name for key in ("chains_file", "states_file")}
+    except (OSError, ValueError, LookupError, TypeError):
+        return set()

@@ -1,0 +1,81 @@
+"""What must not be used as evidence: the one place that training and evaluation ask."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from contactlm.types import DataError
+
+# 1abc, pdb1abc, pdb_00001abc, d1abca_ (SCOP), 1abcA00 (CATH), each followed by whatever is no letter or digit
+_CODE = r"(?P<code>[1-9][a-z0-9]{3})"
+_NAME = re.compile(
+    rf"(?:(?:pdb|pdb_0000)?{_CODE}(?:[a-z]\d\d)?|d{_CODE.replace('code', 'scop')}[a-z0-9_.])(?![a-z0-9])"
+)
+
+
+def entry_of(chain_id: str) -> str:
+    """Return the entry that a chain of a database is of, in lower case.
+
+    The PDB code where the id begins with one (``1ABC_A``, ``pdb1abc_A``, ``1abc-assembly1_A``, ``1FAK_r_u_H``), else
+    the file's stem: what is before the last ``_``.
+    """
+    name = chain_id.lower()
+    match = _NAME.match(name)
+    if match:
+        return match["code"] or match["scop"]
+    return name.rpartition("_")[0] or name
+
+
+def entries_of(query_id: str) -> frozenset[str]:
+    """Return the entries that a query may be of: as :func:`entry_of`, or the whole id (a complex has no chain's)."""
+    name = query_id.lower()
+    return frozenset([entry_of(name)] if _NAME.match(name) else [entry_of(name), name])
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Chains of the database that must not be hits.
+
+    Attributes:
+        entries: Entries, in lower case; no chain of them, and no chain whose sequence is that of one of them.
+        sequences: No chain of exactly such a sequence.
+        max_identity: No chain that has a larger share of identical residues among the aligned pairs of known ones
+            (gaps left out: an insertion does not make a copy a relative), 0 … 1.
+        own_entry: No chain of the query's own entry.
+    """
+
+    entries: frozenset[str] = field(default_factory=frozenset)
+    sequences: frozenset[str] = field(default_factory=frozenset)
+    max_identity: float = 0.95
+    own_entry: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_identity <= 1:
+            raise DataError(f"max_identity is {self.max_identity}; it must be above 0 and at most 1")
+
+    @classmethod
+    def of_proteins(cls, ids: Iterable[str], sequences: Iterable[str], max_identity: float = 0.95) -> Exclusion:
+        """Exclude the proteins a model is scored on: their entries, and whatever has their sequence.
+
+        Args:
+            ids: Chain ids of all dev and test proteins, such as ``1abc_A``.
+            sequences: Their sequences.
+            max_identity: As for the class.
+        """
+        entries = frozenset(entry for chain_id in ids for entry in entries_of(chain_id))
+        return cls(entries, frozenset(sequences), max_identity)
+
+    @classmethod
+    def nothing(cls) -> Exclusion:
+        """Allow every chain: for predictions, where the protein's own structure may be used if it is known."""
+        return cls(max_identity=1.0, own_entry=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells two exclusions apart, whatever order they were made in."""
+        parts: Sequence[object] = (sorted(self.entries), sorted(self.sequences), self.max_identity, self.own_entry)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
