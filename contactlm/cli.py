@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
+from contactlm.callbacks.guard import LossGuard
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.writer import Format, PredictionWriter
 from contactlm.checkpoint import check_checkpoint
@@ -69,6 +70,7 @@ class ContactCLI(LightningCLI):
         """Give the callbacks that must be there keys of their own: a list in ``trainer.callbacks`` can be replaced."""
         parser.add_lightning_class_args(TokenBudget, "budget")
         parser.add_lightning_class_args(FlopsMeter, "flops")
+        parser.add_lightning_class_args(LossGuard, "guard")
         parser.add_lightning_class_args(ContactEvaluation, "evaluation")
         parser.add_lightning_class_args(RunRecord, "record")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")

@@ -42,6 +42,10 @@ class ModelError(ContactLMError, ValueError):
     """A backbone, checkpoint or model option that cannot be used as asked."""
 
 
+class TrainingError(ContactLMError, RuntimeError):
+    """Training that cannot go on, such as one whose loss stays not finite."""
+
+
 @dataclass(frozen=True, eq=False)
 class Chain:
     """One protein chain.

@@ -1,0 +1,203 @@
+"""LossGuard: leave out optimizer steps that would do harm, and name the proteins behind them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from contactlm.types import ContactLMError, TrainingError
+
+log = logging.getLogger(__name__)
+
+Names = Callable[[Any], Sequence[str]]
+_NAMED = 16  # proteins in an error; the warnings before it name all
+ADVICE = (
+    "lower the learning rate (model.optimizer.init_args.lr), clip gradients (trainer.gradient_clip_val: 1.0), train "
+    "with trainer.precision bf16-mixed or 32-true, or look at these proteins' structures; guard.max_consecutive and "
+    "guard.max_skipped set the limits"
+)
+
+
+def name_samples(batch: Any) -> list[str]:
+    """Name the proteins of a batch of ``ContactDataModule``, with each crop's first residue; [] of other batches."""
+    if not isinstance(batch, Mapping) or "ids" not in batch:
+        return []
+    ids = [str(name) for name in batch["ids"]]
+    starts = batch.get("starts")
+    if starts is None:
+        return ids
+    return [f"{name} from residue {start + 1}" for name, start in zip(ids, starts.tolist(), strict=True)]
+
+
+@dataclass
+class _Backward:
+    """A backward pass that waits for its optimizer step."""
+
+    batch: Any
+    batch_idx: int
+    loss: Tensor  # scalar, on the device
+
+    def proteins(self, names: Names) -> list[str]:
+        return list(names(self.batch)) or [f"batch {self.batch_idx}"]
+
+
+class LossGuard(L.Callback):
+    """Skips the optimizer step when a loss or a gradient is not finite, and stops after too many such steps.
+
+    A skipped step leaves weights and optimizer state as they are, to the last bit; all gradients that were accumulated
+    for it are dropped. Everything that counts batches goes on: the learning rate scheduler, ``global_step``, the token
+    budget. The decision is taken on all processes alike. A step whose gradients are all exactly zero, as of a batch of
+    which no pair is known, is left out too (momentum would move the weights); it is counted apart, in ``empty``, and
+    meets no limit. Costs one norm over all gradients and one transfer from the device a step.
+
+    With float16 and a gradient scaler (``16-mixed``), a gradient that overflows while the loss is finite is the
+    scaler's own matter: it skips the step and halves its scale. Such steps count here, once, only when the scale is
+    down to 1 and there is nothing left to halve.
+
+    Logs ``train/skipped_steps``; the counts are saved in checkpoints. Works in any Lightning project.
+
+    Args:
+        max_consecutive: Skipped steps in a row after which training stops with an error; None: no limit.
+        max_skipped: Skipped steps in all after which training stops with an error; None: no limit.
+        names: Names the samples of a batch; the default reads batches of ``ContactDataModule``.
+
+    Raises:
+        ContactLMError: A limit is not positive.
+    """
+
+    def __init__(
+        self, max_consecutive: int | None = 10, max_skipped: int | None = None, names: Names = name_samples
+    ) -> None:
+        for option, value in (("max_consecutive", max_consecutive), ("max_skipped", max_skipped)):
+            if value is not None and value < 1:
+                raise ContactLMError(f"guard.{option} is {value}; it must be at least 1 (null: no limit)")
+        self.max_consecutive, self.max_skipped, self.names = max_consecutive, max_skipped, names
+        self.skipped = self.consecutive = self.empty = 0
+        self._batch: tuple[Any, int] = (None, 0)
+        self._waiting: list[_Backward] = []
+        self._clip: float | None = None  # the trainer's gradient_clip_val, while it is put aside
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget what an interrupted epoch left behind."""
+        self._waiting.clear()
+        self._clip_again(trainer)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the batch, to name it if it does harm."""
+        self._batch = batch, batch_idx
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Remember the loss; looking at it now would wait for the device."""
+        self._waiting.append(_Backward(*self._batch, loss.detach()))
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Decide whether the step is taken; gradients are unscaled here, and not clipped yet."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return  # the training step returned no loss
+        bad_loss, bad_gradient, moves = self._judge(trainer, pl_module.device, waiting, optimizer)
+        if not (bad_loss or bad_gradient) and moves:
+            self.consecutive = 0
+            return
+        self._drop_gradients(trainer, optimizer)
+        if not (bad_loss or bad_gradient):
+            self.empty += 1
+            return
+        scaler = _scaler(trainer)
+        if scaler is not None and not bad_loss and scaler.get_scale() > 1:
+            return
+        self.skipped += 1
+        self.consecutive += 1
+        culprits = [waited for waited in waiting if not bool(waited.loss.isfinite())] if bad_loss else waiting
+        if culprits:  # on this process
+            self._tell(trainer, culprits, "the loss" if bad_loss else "a gradient")
+        self._stop_at_limit(culprits)
+
+    def _judge(
+        self, trainer: L.Trainer, device: torch.device, waiting: Sequence[_Backward], optimizer: torch.optim.Optimizer
+    ) -> tuple[bool, bool, bool]:
+        """Whether, on any process, a loss is not finite, a gradient is not finite, some gradient is not zero."""
+        largest = get_total_norm(_gradients(optimizer), norm_type=torch.inf)
+        if hasattr(largest, "full_tensor"):  # of a model that is sharded over processes
+            largest = largest.full_tensor()
+        largest = largest.to(device)
+        losses = torch.stack([waited.loss.to(device).isfinite().all() for waited in waiting]).all()
+        flags = torch.stack([~losses, ~largest.isfinite(), largest != 0]).int()
+        bad_loss, bad_gradient, moves = trainer.strategy.reduce(flags, reduce_op="sum").tolist()
+        return bool(bad_loss), bool(bad_gradient), bool(moves)
+
+    def _drop_gradients(self, trainer: L.Trainer, optimizer: torch.optim.Optimizer) -> None:
+        """Make the coming step do nothing: optimizers pass over parameters without a gradient."""
+        if _scaler(trainer) is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            for gradient in _gradients(optimizer):  # a fused optimizer looks for infinities itself: let it find some
+                gradient.fill_(torch.inf)
+            return
+        optimizer.zero_grad(set_to_none=True)
+        # Clipping by value breaks off where there is nothing to clip.
+        self._clip, trainer.gradient_clip_val = trainer.gradient_clip_val, None
+
+    def _clip_again(self, trainer: L.Trainer) -> None:
+        if self._clip is not None:
+            self._clip, trainer.gradient_clip_val = None, self._clip
+
+    def _tell(self, trainer: L.Trainer, culprits: Sequence[_Backward], what: str) -> None:
+        losses = ", ".join(f"{float(waited.loss):.4g}" for waited in culprits)
+        log.warning(
+            "step %d: %s is not finite (loss %s): the optimizer step is skipped, %d in a row, %d in all; proteins: %s",
+            trainer.global_step,
+            what,
+            losses,
+            self.consecutive,
+            self.skipped,
+            "; ".join(name for waited in culprits for name in waited.proteins(self.names)),
+        )
+
+    def _stop_at_limit(self, culprits: Sequence[_Backward]) -> None:
+        in_a_row = self.max_consecutive is not None and self.consecutive >= self.max_consecutive
+        if not in_a_row and (self.max_skipped is None or self.skipped < self.max_skipped):
+            return
+        count = f"{self.consecutive} optimizer steps in a row" if in_a_row else f"{self.skipped} optimizer steps in all"
+        self.consecutive = 0  # a run that goes on from here gets a new chance
+        proteins = [name for waited in culprits for name in waited.proteins(self.names)]
+        more = f"; and {len(proteins) - _NAMED} more, named above" if len(proteins) > _NAMED else ""
+        last = "; ".join(proteins[:_NAMED]) + more if proteins else "on another process"
+        raise TrainingError(
+            f"training stopped: {count} were skipped because a loss or a gradient was not finite; the weights are "
+            f"those of the last good step. The last skipped step had the proteins: {last}. What to try: {ADVICE}"
+        )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log how many steps were skipped so far."""
+        self._clip_again(trainer)
+        pl_module.log("train/skipped_steps", float(self.skipped))
+
+    def state_dict(self) -> dict[str, int]:
+        """The counts."""
+        return {"skipped": self.skipped, "consecutive": self.consecutive, "empty": self.empty}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on counting."""
+        self.skipped, self.consecutive = state_dict["skipped"], state_dict["consecutive"]
+        self.empty = state_dict["empty"]
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [weight.grad for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+
+
+def _scaler(trainer: L.Trainer) -> Any:
+    """The gradient scaler of float16 training; None without one."""
+    return getattr(trainer.precision_plugin, "scaler", None)
