@@ -23,6 +23,8 @@ class Stream(IntEnum):
     ORDER = 0
     CROP = 1
     SPLIT = 2
+    TURN = 3
+    BATCHES = 4
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, index: int = 0) -> np.random.Generator:

@@ -15,6 +15,7 @@ from contactlm.alphabet import CLS, EOS, PAD
 from contactlm.assembly import chain_numbers, residue_positions
 from contactlm.data.crop import CropScheme, Segments, Stream, crop_segments, epoch_order, generator
 from contactlm.data.store import ChainStore
+from contactlm.data.weights import ClusterTurns
 
 
 class PlacedSample(TypedDict, total=False):
@@ -36,10 +37,11 @@ class Sample(PlacedSample):
 
 
 class PlacedBatch(TypedDict, total=False):
-    """What a batch of samples with positions has beside."""
+    """What only some batches have beside: those of samples with positions, those of a bounded cost."""
 
     positions: Tensor  # int64 (B, T): what the rotary embedding sees, <cls> at 0; 0 on <pad>
     chain_of: Tensor  # int64 (B, L): number of each residue's chain, of complexes only; −1 at padding
+    loss_weight: Tensor  # float32 (): what the batch's mean loss counts, where batches differ in size
 
 
 class Batch(PlacedBatch):
@@ -64,6 +66,8 @@ class CropDataset(Dataset[Sample]):
         seed: Seed of order and crops.
         shuffle: False takes the chains in the order of the store, every epoch.
         true_ends: Keep ``<cls>`` and ``<eos>`` at the places of the chain's real ends, however far from the crop.
+        groups: Cluster number of each chain, int64 (n,): an epoch is then one chain of each cluster, so that a chain
+            has the weight 1 / cluster size. None: an epoch is all chains.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class CropDataset(Dataset[Sample]):
         seed: int = 0,
         shuffle: bool = True,
         true_ends: bool = False,
+        groups: NDArray[np.int64] | None = None,
     ) -> None:
         self.store = store
         self.crop_length = crop_length
@@ -81,16 +86,38 @@ class CropDataset(Dataset[Sample]):
         self.seed = seed
         self.shuffle = shuffle
         self.true_ends = true_ends
+        self._turns = None if groups is None else ClusterTurns(groups, seed)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
 
     def __len__(self) -> int:
-        """Chains of one epoch (sample numbers go on beyond it)."""
-        return len(self.store)
+        """Samples of one epoch (their numbers go on beyond it)."""
+        return len(self.store) if self._turns is None else len(self._turns)
+
+    def chains_of(self, epoch: int) -> NDArray[np.int64]:
+        """The chain of each sample of an epoch, int64 (len(self),)."""
+        if self._order[0] != epoch:
+            size = len(self)
+            order = epoch_order(self.seed, epoch, size) if self.shuffle else np.arange(size)
+            self._order = (epoch, order if self._turns is None else self._turns.chains(epoch)[order])
+        return self._order[1]
+
+    def residues_of(self, epoch: int) -> NDArray[np.int64]:
+        """Residues of each sample of an epoch, int64 (len(self),)."""
+        return self._residues()[self.chains_of(epoch)]
+
+    def longest(self) -> NDArray[np.int64]:
+        """Residues of the longest samples an epoch can have, int64 (len(self),); in no order."""
+        return self._residues() if self._turns is None else self._turns.largest(self._residues())
+
+    def _residues(self) -> NDArray[np.int64]:
+        """Residues of a sample of each chain, int64 (n,)."""
+        lengths = self.store.lengths
+        return lengths if self.scheme == "whole" else np.minimum(lengths, self.crop_length)
 
     def __getitem__(self, n: int) -> Sample:
         """Make the n-th sample of the run."""
-        epoch, place = divmod(n, len(self.store))
-        index = self._chain_at(epoch, place)
+        epoch, place = divmod(n, len(self))
+        index = int(self.chains_of(epoch)[place])
         tokens, cb = self.store.tokens_of(index), self.store.cb_of(index)
         rng = generator(self.seed, Stream.CROP, epoch, index)
         segments = crop_segments(len(tokens), self.crop_length, self.scheme, rng)
@@ -115,13 +142,6 @@ class CropDataset(Dataset[Sample]):
             sample["end"] = int(places[-1]) + 1
         if of_chains is not None:
             sample["chain_of"] = _taken(chain_numbers(of_chains), segments)
-
-    def _chain_at(self, epoch: int, place: int) -> int:
-        if not self.shuffle:
-            return place
-        if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self.seed, epoch, len(self.store)))
-        return int(self._order[1][place])
 
 
 def _taken(values: NDArray[Any], segments: Segments) -> NDArray[Any]:
@@ -176,35 +196,25 @@ def _positions(samples: Sequence[Sample], L: int) -> Tensor:
     return positions
 
 
-class StreamSampler(DistributedSampler):  # a DistributedSampler, so that Lightning does not put its own in its place
-    """Numbers of the samples this process takes, batch after batch.
-
-    Batch b of epoch e, over all processes, holds the next ``world_size * batch_size`` numbers of the stream, so that
-    two processes with batches of 8 see what one process with batches of 16 sees. Every batch is full: an epoch ends
-    with the batch that completes the pass over the chains, and the next goes on from there.
+class EpochSampler(DistributedSampler):  # a DistributedSampler, so that Lightning does not put its own in its place
+    """Says what this process takes, and knows its place: an epoch, and how many of its batches were trained on.
 
     Args:
-        size: Chains of one pass.
-        batch_size: Samples a batch and process.
         rank: This process.
         world_size: All processes.
     """
 
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.batch_size = batch_size
+    batch_size: int | None  # None: what it yields are whole batches
+
+    def __init__(self, rank: int, world_size: int) -> None:
         self.rank, self.num_replicas = rank, world_size
-        self.batches = -(-size // (batch_size * world_size))
         self.epoch = 0
         self._skip = (0, 0)  # (epoch, its batches that were trained on already)
 
-    def __len__(self) -> int:
-        return self.batches * self.batch_size
-
-    def __iter__(self) -> Iterator[int]:
-        first = self._skip[1] if self._skip[0] == self.epoch else 0
-        for batch in range(first, self.batches):
-            start = ((self.epoch * self.batches + batch) * self.num_replicas + self.rank) * self.batch_size
-            yield from range(start, start + self.batch_size)
+    @property
+    def first_batch(self) -> int:
+        """The epoch's first batch that was not trained on yet."""
+        return self._skip[1] if self._skip[0] == self.epoch else 0
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch comes next (Lightning does)."""
@@ -214,6 +224,36 @@ class StreamSampler(DistributedSampler):  # a DistributedSampler, so that Lightn
         """Begin with batch ``batch`` of epoch ``epoch``, because all before it were trained on already."""
         self.epoch = epoch  # worker processes fetch ahead, before Lightning says which epoch it is
         self._skip = (epoch, batch)
+
+
+class StreamSampler(EpochSampler):
+    """Numbers of the samples this process takes, batch after batch.
+
+    Batch b of epoch e, over all processes, holds the next ``world_size * batch_size`` numbers of the stream, so that
+    two processes with batches of 8 see what one process with batches of 16 sees. Every batch is full: an epoch ends
+    with the batch that completes the pass over the chains, and the next goes on from there.
+
+    Args:
+        size: Samples of one pass.
+        batch_size: Samples a batch and process.
+        rank: This process.
+        world_size: All processes.
+    """
+
+    batch_size: int
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(rank, world_size)
+        self.batch_size = batch_size
+        self.batches = -(-size // (batch_size * world_size))
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in range(self.first_batch, self.batches):
+            start = ((self.epoch * self.batches + batch) * self.num_replicas + self.rank) * self.batch_size
+            yield from range(start, start + self.batch_size)
 
 
 class StreamLoader(DataLoader[Any]):
@@ -231,12 +271,13 @@ class StreamLoader(DataLoader[Any]):
 
     def __init__(
         self,
-        dataset: CropDataset,
-        sampler: StreamSampler,
+        dataset: Dataset[Any],
+        sampler: EpochSampler,
         place: Callable[[], tuple[int, int]] = lambda: (0, 0),
         **options: Any,
     ) -> None:
-        super().__init__(dataset, sampler=sampler, batch_size=sampler.batch_size, collate_fn=collate, **options)
+        options = {"collate_fn": collate, **options}
+        super().__init__(dataset, sampler=sampler, batch_size=sampler.batch_size, **options)
         self.place = place
 
     def state_dict(self) -> dict[str, int]:
@@ -246,7 +287,7 @@ class StreamLoader(DataLoader[Any]):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on where the saved run stood."""
-        self.sampler.resume(state_dict["epoch"], state_dict["batch"])  # type: ignore[attr-defined]  # a StreamSampler
+        self.sampler.resume(state_dict["epoch"], state_dict["batch"])  # type: ignore[attr-defined]  # an EpochSampler
 
 
 class ShareSampler(DistributedSampler):
