@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from contactlm import __version__
-from contactlm.checkpoint import check_checkpoint
+from contactlm.checkpoint import CHECKPOINT_KEY, check_checkpoint
 from contactlm.model.adapter import ABOUT_FILE, has_adapters, save_adapter, save_merged, write_about
 from contactlm.module import ContactModule
 from contactlm.types import ContactLMError, ModelError
@@ -49,9 +49,10 @@ def export_adapter(module: ContactModule, out: str | Path, overwrite: bool = Fal
         The directory.
 
     Raises:
-        ModelError: A module without LoRA, or with a backbone that has no name.
+        ModelError: A module without LoRA or contact head, or with a backbone that has no name.
         ContactLMError: ``out`` exists, or cannot be written.
     """
+    _require_contact_head(module.head)
     if not has_adapters(module.backbone.esm):
         raise ModelError(
             "there is no adapter to export: this model was trained without LoRA; "
@@ -85,8 +86,10 @@ def export_merged(module: ContactModule, out: str | Path, overwrite: bool = Fals
         The directory.
 
     Raises:
+        ModelError: A module without contact head.
         ContactLMError: ``out`` exists, or cannot be written.
     """
+    _require_contact_head(module.head)
     pretrained = module.hparams["pretrained"]
     with _new_directory(Path(out), overwrite) as (directory, final):
         save_merged(module.backbone.esm, directory)
@@ -116,7 +119,7 @@ def export_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--pretrained", help="The backbone, where it lies elsewhere than when the run was trained.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
     given = parser.parse_args(arguments)
-    check_checkpoint(given.ckpt_path)
+    _require_contact_head(check_checkpoint(given.ckpt_path)[CHECKPOINT_KEY].get("head", ContactModule.head))
     _require_free(_resolve(Path(given.out)), given.overwrite)  # before minutes may pass with loading
     elsewhere = {} if given.pretrained is None else {"pretrained": given.pretrained}
     module = ContactModule.load_from_checkpoint(given.ckpt_path, map_location="cpu", weights_only=True, **elsewhere)
@@ -124,6 +127,15 @@ def export_command(arguments: Sequence[str]) -> int:
     final = export(module, given.out, given.overwrite)
     sys.stdout.write(f"{'merged model' if given.merge else 'adapter'} written to {final}\n")
     return 0
+
+
+def _require_contact_head(head: str) -> None:
+    """Complain about a model that other libraries could load, but whose maps they could not make."""
+    if head != ContactModule.head:
+        raise ModelError(
+            f"this model reads its maps from a {head}, for which PEFT and transformers have no place: only models with "
+            "a contact head can be exported; keep the checkpoint, which predict_contacts and `contactlm predict` take"
+        )
 
 
 def _describe(module: ContactModule, directory: Path, **texts: str) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import lightning as L
 import torch
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+
+_ATEN = torch.ops.aten
+# PyTorch's counter knows fused attention on accelerators only: the same formulas for the CPU's.
+_FUSED_ON_CPU = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
 
 
 class FlopsMeter(L.Callback):
@@ -18,8 +25,8 @@ class FlopsMeter(L.Callback):
     and attention; recomputation included); later batches of that shape cost the same. Saved in checkpoints. Logs
     ``flops/total``. The share of the forward pass is in ``forward``.
 
-    Note that PyTorch's counter sees nothing in fused attention on the CPU; the streamed contact attention of this
-    package is made of matrix products and counted in full.
+    Fused attention counts by the same formula on every device (on the CPU, PyTorch's own counter sees nothing of it);
+    the streamed contact attention of this package is made of matrix products and counted in full.
     """
 
     def __init__(self) -> None:
@@ -36,7 +43,7 @@ class FlopsMeter(L.Callback):
         """Start to count when no batch of this shape was seen before."""
         if shape_key(batch) not in self.by_shape:
             stack, self._forward_counted = ExitStack(), 0
-            self._counting = stack, stack.enter_context(FlopCounterMode(display=False))
+            self._counting = stack, stack.enter_context(flop_counter())
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
         """Note what the forward pass of a new shape took."""
@@ -77,6 +84,11 @@ class FlopsMeter(L.Callback):
         self.total, self.forward = state_dict["total"], state_dict.get("forward", 0)
         self.forward_by_shape = dict(state_dict.get("forward_by_shape", {}))
         self.by_shape = {key: flops for key, flops in state_dict["by_shape"].items() if key in self.forward_by_shape}
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter of FLOPs, which also sees fused attention on the CPU."""
+    return FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU)
 
 
 def shape_key(batch: Any) -> str:
