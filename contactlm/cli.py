@@ -19,6 +19,7 @@ from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
+from contactlm.callbacks.memory import MemoryAdvice, memory_advice
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.writer import Format, PredictionWriter
 from contactlm.checkpoint import check_checkpoint
@@ -71,6 +72,7 @@ class ContactCLI(LightningCLI):
         parser.add_lightning_class_args(TokenBudget, "budget")
         parser.add_lightning_class_args(FlopsMeter, "flops")
         parser.add_lightning_class_args(LossGuard, "guard")
+        parser.add_lightning_class_args(MemoryAdvice, "memory")
         parser.add_lightning_class_args(ContactEvaluation, "evaluation")
         parser.add_lightning_class_args(RunRecord, "record")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -250,4 +252,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ContactCLI(resolve_arguments(given)).status
     except (ContactLMError, MisconfigurationException) as error:
         sys.stderr.write(f"contactlm: error: {error}\n")
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        if (advice := memory_advice(error)) is None:
+            raise
+        sys.stderr.write(f"contactlm: error: {advice}\n")
         return 1

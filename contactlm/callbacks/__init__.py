@@ -4,7 +4,16 @@ from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
+from contactlm.callbacks.memory import MemoryAdvice
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.writer import PredictionWriter
 
-__all__ = ["ContactEvaluation", "FlopsMeter", "LossGuard", "PredictionWriter", "RunRecord", "TokenBudget"]
+__all__ = [
+    "ContactEvaluation",
+    "FlopsMeter",
+    "LossGuard",
+    "MemoryAdvice",
+    "PredictionWriter",
+    "RunRecord",
+    "TokenBudget",
+]
