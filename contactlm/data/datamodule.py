@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from contactlm.data.batches import CostBound, CostSampler, WholeBatches, collate_weighted
 from contactlm.data.cache import StructureCache
 from contactlm.data.cluster import ClusterOptions, cluster_sequences
 from contactlm.data.complexes import best_of_chains, chain_sequences, join_chains, join_groups
@@ -53,6 +54,12 @@ class ContactDataModule(L.LightningDataModule):
         true_ends: Keep ``<cls>`` and ``<eos>`` of a crop at the places of the chain's real ends; otherwise they stand
             next to the crop, as they do in the passes of the sliding window.
         batch_size: Training samples a batch and device.
+        batch_tokens: In place of ``batch_size``: as many training samples of like length as make at most so many tokens
+            in a batch of one device, padding included (for whole chains, whose lengths differ). Every protein weighs
+            the same in the loss, in whichever batch it comes. A longer chain is a batch alone.
+        batch_pairs: The same with a bound on B × L², which memory grows with; one of the two can be given.
+        weights: ``"uniform"``: an epoch is every chain once; ``"cluster"``: one chain of each cluster of relatives, by
+            turns, so that a chain weighs 1 / cluster size. Of complexes, those with related chains are a cluster.
         eval_batch_size: Whole chains a dev, test or predict batch; only a matter of speed.
         dev_fraction: Fraction of the groups of training chains held out as the dev set.
         split: What a group is. ``"cluster"``: all chains that are related in sequence, so that dev scores are not
@@ -85,6 +92,9 @@ class ContactDataModule(L.LightningDataModule):
         crop: CropScheme = "random",
         true_ends: bool = False,
         batch_size: int = 16,
+        batch_tokens: int | None = None,
+        batch_pairs: int | None = None,
+        weights: Literal["uniform", "cluster"] = "uniform",
         eval_batch_size: int = 8,
         dev_fraction: float = 0.1,
         split: Literal["cluster", "random"] = "cluster",
@@ -114,7 +124,9 @@ class ContactDataModule(L.LightningDataModule):
         self.assembly = assembly
         self._cache = partial(StructureCache, cache_dir, sequence, read_workers)
         self.predict_paths = predict_paths
-        self.split, self.cluster = split, cluster
+        self.split, self.cluster, self.weights = split, cluster, weights
+        self.bound = _cost_bound(batch_tokens, batch_pairs)
+        self._train_clusters: NDArray[np.int64] | None = None
         self.identity: dict[str, NDArray[np.float32]] = {}
         self._chains: dict[str, ChainStore] = {}
         self.problems: dict[str, str] = {}
@@ -209,11 +221,13 @@ class ContactDataModule(L.LightningDataModule):
 
     def _split(self, store: ChainStore) -> None:
         sequences, entries = chain_sequences(store)
-        if self.split == "cluster":
-            groups = cluster_sequences(sequences, self.cluster, self._cache().directory, progress=True)
-        else:
-            groups = group_identical(sequences)
+        groups = group_identical(sequences) if self.split == "random" else None
+        if groups is None or self.weights == "cluster":
+            clusters = cluster_sequences(sequences, self.cluster, self._cache().directory, progress=True)
+            groups = clusters if groups is None else groups
         is_dev = split_groups(join_groups(groups, entries), self.dev_fraction, self.split_seed)
+        if self.weights == "cluster":
+            self._train_clusters = join_groups(clusters, entries)[~is_dev]
         self._chains["train"] = store.select(np.flatnonzero(~is_dev))
         self._chains["dev"] = by_length(store.select(np.flatnonzero(is_dev)))
         if self._is_main_process:
@@ -230,9 +244,20 @@ class ContactDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         """Crops, batch after batch: ``Batch`` dictionaries (see :mod:`contactlm.data.dataset`)."""
-        dataset = CropDataset(self._chains["train"], self.crop_length, self.crop, self.seed, true_ends=self.true_ends)
-        sampler = StreamSampler(len(dataset), self.batch_size, *self._rank())
-        return StreamLoader(dataset, sampler, self._place, **self._loader_options())
+        store, options = self._chains["train"], self._loader_options()
+        dataset = CropDataset(
+            store, self.crop_length, self.crop, self.seed, true_ends=self.true_ends, groups=self._train_clusters
+        )
+        if self.weights == "cluster" and self._is_main_process:
+            log.info("an epoch is one chain of each of %d clusters of %d chains", len(dataset), len(store))
+        if self.bound is None:
+            sampler = StreamSampler(len(dataset), self.batch_size, *self._rank())
+            return StreamLoader(dataset, sampler, self._place, **options)
+        by_cost = CostSampler(dataset, self.bound, *self._rank())
+        if self._is_main_process:
+            log.info("%s", by_cost.describe())
+        collate_fn = partial(collate_weighted, mean_size=by_cost.mean_size)
+        return StreamLoader(WholeBatches(dataset), by_cost, self._place, collate_fn=collate_fn, **options)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Whole dev chains; an empty list when none are held out."""
@@ -278,3 +303,13 @@ def _check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise DataError(f"{name} is {value}; it must be at least 1")
+
+
+def _cost_bound(batch_tokens: int | None, batch_pairs: int | None) -> CostBound | None:
+    if batch_tokens is not None and batch_pairs is not None:
+        raise DataError(f"batch_tokens is {batch_tokens} and batch_pairs {batch_pairs}: give one of them, or neither")
+    given = {"tokens": batch_tokens, "pairs": batch_pairs}
+    _check_positive(**{f"batch_{unit}": most for unit, most in given.items() if most is not None})
+    if batch_tokens is not None:
+        return CostBound("tokens", batch_tokens)
+    return None if batch_pairs is None else CostBound("pairs", batch_pairs)
