@@ -193,7 +193,8 @@ class ContactModule(L.LightningModule):
         logits = self.contact_logits(batch["tokens"], batch["attention_mask"], batch.get("positions"))
         loss = self.loss(logits, contact_labels(batch["cb"]))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]))
-        return loss
+        # batches of bounded cost differ in size: weighted by it, every protein counts the same
+        return loss * batch["loss_weight"] if "loss_weight" in batch else loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
         """Full-length maps of a batch of whole chains, with their labels."""
