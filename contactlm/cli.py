@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from contactlm.callbacks.budget import TokenBudget
+from contactlm.callbacks.checkpoint import SafeCheckpoint
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
@@ -23,13 +25,17 @@ from contactlm.callbacks.memory import MemoryAdvice, memory_advice
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.writer import Format, PredictionWriter
 from contactlm.checkpoint import check_checkpoint
+from contactlm.checkpoint_io import AtomicCheckpointIO, find_last
 from contactlm.commands import ABOUT, COMMANDS, answer
 from contactlm.configs import BASE, config_folder, resolve_arguments
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.module import ContactModule
 from contactlm.module_class import DEFAULT, NOT_PATHS, OPTION, chosen_class
+from contactlm.signals import Stopped
 from contactlm.structure.labels import contact_labels
-from contactlm.types import ContactLMError
+from contactlm.types import ContactLMError, ModelError
+
+log = logging.getLogger(__name__)
 
 SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -75,7 +81,7 @@ class ContactCLI(LightningCLI):
         parser.add_lightning_class_args(MemoryAdvice, "memory")
         parser.add_lightning_class_args(ContactEvaluation, "evaluation")
         parser.add_lightning_class_args(RunRecord, "record")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(SafeCheckpoint, "checkpoint")
         parser.add_argument(f"--{OPTION}", type=str, default=DEFAULT, help="The LightningModule, as package.Class.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="After fit, score the test set, if any.")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_plain_seed)
@@ -97,6 +103,8 @@ class ContactCLI(LightningCLI):
         """Take model options from a checkpoint, and say clearly when it is none."""
         subcommand = self.config["subcommand"]
         path = self.config[subcommand].get("ckpt_path")
+        if path == "last":
+            path = self.config[subcommand]["ckpt_path"] = self._find_last(self.config[subcommand])
         if path and path not in NOT_PATHS:
             check_checkpoint(path)
         given = self.config[subcommand]["model"]["pretrained"]
@@ -105,11 +113,27 @@ class ContactCLI(LightningCLI):
             # the weights may lie elsewhere than when they were trained on; a checksum tells whether they are the same
             self.config[subcommand]["model"]["pretrained"] = given
 
+    def _find_last(self, config: Mapping[str, Any]) -> str | None:
+        """Where the newest run of this name can go on; None, and a note, when there is nothing to go on with.
+
+        So the command that starts a run is the one that goes on with it.
+        """
+        path, folder = find_last(config["trainer"], config["checkpoint"]["dirpath"])
+        if path is None and self.config["subcommand"] != "fit":
+            raise ModelError(f"ckpt_path: last: no last.ckpt in {folder} and below; give the path of a checkpoint")
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning puts it there
+            log.info("ckpt_path: %s", f"no last.ckpt in {folder} and below: a new run begins" if path is None else path)
+        return None if path is None else str(path)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Let all loggers of a run share one directory; predictions need neither loggers nor a saved config."""
         if self.subcommand == "predict":
             self.save_config_callback = None
             kwargs["logger"] = False
+        plugins = self._get(self.config_init, "trainer")["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         for logger in trainer.loggers[1:]:
             if hasattr(logger, "_version") and logger._version is None:
@@ -121,7 +145,7 @@ class ContactCLI(LightningCLI):
         if self._trains_nothing:  # a fast_dev_run would ask for a step
             self.trainer.fit_loop.epoch_loop.max_steps = 0
         checkpoint = self.trainer.checkpoint_callback
-        if self.datamodule.dev_fraction == 0 and isinstance(checkpoint, ModelCheckpoint):
+        if self.datamodule.dev_fraction == 0 and isinstance(checkpoint, SafeCheckpoint):
             checkpoint.monitor, checkpoint.save_top_k = None, 1
 
     @property
@@ -231,6 +255,7 @@ def _quiet() -> None:
         ".*treespec, LeafSpec.*",
         ".*in eval mode at the start of training.*",
         ".*isinstance\\(treespec.*",
+        ".*self.log\\('(dev|test)/.*sync_dist=True.*",  # these are scores of all processes already
     ):
         warnings.filterwarnings("ignore", message=text)
 
@@ -240,7 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 when all went well, 1 for what the user can mend (with one message), 3 when some inputs of
-        ``predict`` had to be skipped. Arguments that cannot be parsed end the process with 2.
+        ``predict`` had to be skipped, 143 and 130 when SIGTERM or Ctrl-C ended a ``fit``, whose state is then saved for
+        ``--ckpt_path last``. Arguments that cannot be parsed end the process with 2.
     """
     _quiet()
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -250,6 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given[0] in COMMANDS and COMMANDS[given[0]].entry:
             return COMMANDS[given[0]].load()(given[1:])
         return ContactCLI(resolve_arguments(given)).status
+    except Stopped as stop:
+        return stop.status
     except (ContactLMError, MisconfigurationException) as error:
         sys.stderr.write(f"contactlm: error: {error}\n")
         return 1

@@ -33,13 +33,17 @@ ALLOWED = {
     "inference": {"windows", "model"},
     "checkpoint": set(),
     "random_state": set(),
+    "signals": set(),
+    "checkpoint_io": {"outputs"},
     "module": {"checkpoint", "random_state", "model", "inference", "windows", "outputs", "structure", "assembly"},
     "contrastive": {"module", "model", "structure"},
     "module_class": {"module", "checkpoint"},
     "predict": {"module", "module_class", "outputs", "model"},
     "export": {"module", "checkpoint", "model"},
+    "pack_command": {"data", "commands"},
     "run_file": {"outputs"},
-    "callbacks": {"run_file", "assembly", "module", "metrics", "complex_scores", "scores", "outputs"},
+    "report": {"run_file", "outputs"},
+    "callbacks": {"run_file", "signals", "assembly", "module", "metrics", "complex_scores", "scores", "outputs"},
 }
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

@@ -1,6 +1,7 @@
 """Token budget, FLOPs, evaluation, records and writers as Lightning callbacks."""
 
 from contactlm.callbacks.budget import TokenBudget
+from contactlm.callbacks.checkpoint import SafeCheckpoint
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
@@ -15,5 +16,6 @@ __all__ = [
     "MemoryAdvice",
     "PredictionWriter",
     "RunRecord",
+    "SafeCheckpoint",
     "TokenBudget",
 ]

@@ -1,0 +1,278 @@
+"""SafeCheckpoint: the best weights, and the state of the run so that it can go on after whatever ended it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from contactlm.outputs import remove_temporaries
+from contactlm.signals import Stopped, StopSignals
+from contactlm.types import ContactLMError
+
+log = logging.getLogger(__name__)
+
+# What a ModelCheckpoint believes to lie on the disk.
+BELIEFS = (
+    "current_score",
+    "best_k_models",
+    "kth_best_model_path",
+    "kth_value",
+    "best_model_score",
+    "best_model_path",
+    "last_model_path",
+    "_last_global_step_saved",
+    "_last_checkpoint_saved",
+)
+
+
+class SafeCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, whose ``last.ckpt`` is the state of the run a short while ago.
+
+    ``last.ckpt`` is written every few minutes, at the end of training, and when SIGTERM or Ctrl-C ask the run to end;
+    always right after an optimizer step, so that a run resumed from it is the unbroken run, validation included. The
+    process then ends with 128 + the signal's number: 143 for SIGTERM (pre-emption), 130 for Ctrl-C.
+
+    Use it with :class:`contactlm.checkpoint_io.AtomicCheckpointIO`: a checkpoint that cannot be written then leaves the
+    older ones as they were, and the run goes on. A resumed run remembers which checkpoint was best before.
+
+    Args:
+        last_every_n_minutes: Minutes between two writes of ``last.ckpt``; null: no such writes.
+        last_every_n_steps: Optimizer steps between two writes of ``last.ckpt``; null: no such writes.
+        stop_on_signals: Take SIGTERM and Ctrl-C while training.
+        options: Arguments of ``lightning.pytorch.callbacks.ModelCheckpoint``.
+
+    Raises:
+        ContactLMError: An interval that is not positive, or ``save_last="link"``.
+    """
+
+    def __init__(
+        self,
+        last_every_n_minutes: float | None = 5,
+        last_every_n_steps: int | None = None,
+        stop_on_signals: bool = True,
+        **options: Any,
+    ) -> None:
+        if options.get("save_last") is None:
+            options["save_last"] = True
+        if options["save_last"] == "link":
+            raise ContactLMError(
+                "checkpoint.save_last is 'link'; last.ckpt is a state of its own here: give true or false"
+            )
+        for name, value in (("minutes", last_every_n_minutes), ("steps", last_every_n_steps)):
+            if value is not None and value <= 0:
+                raise ContactLMError(f"checkpoint.last_every_n_{name} is {value}; it must be above 0 (null: never)")
+        super().__init__(**options)
+        self.last_every_n_minutes = last_every_n_minutes
+        self.last_every_n_steps = last_every_n_steps
+        self.stop_on_signals = stop_on_signals
+        self._signals = StopSignals()
+        self._stopping = 0  # the signal that all processes know of
+        self._failed = False
+        self._to_flush = False
+        self._validation_is_due = False
+        self._step_before = 0
+        self._tried_at = (-1, 0.0)  # step and time of the newest last.ckpt, written or not
+
+    # --- when ---
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remove what killed runs left half written."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero:
+            places = [self.dirpath, Path(trainer.ckpt_path).parent if trainer.ckpt_path else None]
+            for place in places:
+                if place is not None and "://" not in str(place):
+                    remove_temporaries(Path(place))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals over (Lightning has set its own handlers by now, and restores what was before them)."""
+        super().on_train_start(trainer, pl_module)
+        self._step_before = trainer.global_step
+        self._tried_at = (-1, time.monotonic())
+        self._stopping = 0
+        self._signals = StopSignals(quiet=not trainer.is_global_zero)
+        if self.stop_on_signals:
+            self._signals.install()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Leave, when a signal came: the metrics of the last step are logged by now."""
+        self._leave_if_asked(trainer)
+        if self._to_flush and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()
+        self._to_flush = False
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write ``last.ckpt`` when it is time, or when a signal came."""
+        self._validation_is_due = _validation_follows(trainer)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        # at the end of training the last validation comes first
+        self._save_if_due(trainer, trainer.should_stop and not self._validation_is_due)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave, when a signal came."""
+        self._leave_if_asked(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Leave in the middle of a validation, which the resumed run begins again.
+
+        Of several processes each has its own number of batches here: they leave together after the validation.
+        """
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and trainer.world_size == 1:
+            self._save_if_due(trainer, False)
+            self._leave_if_asked(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what is best, and at the end of training the state of the run."""
+        self._validation_is_due = False
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._save_if_due(trainer, trainer.should_stop)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave, when a signal came; give the signals back."""
+        super().on_train_end(trainer, pl_module)
+        self._leave_if_asked(trainer)
+        self._signals.restore()
+
+    def _save_if_due(self, trainer: L.Trainer, at_end: bool) -> None:
+        """Write ``last.ckpt``, all processes or none, unless it holds this step already."""
+        step, moment = self._tried_at
+        late = (
+            self.last_every_n_minutes is not None and time.monotonic() - moment >= 60 * self.last_every_n_minutes
+        ) or (self.last_every_n_steps is not None and trainer.global_step - max(step, 0) >= self.last_every_n_steps)
+        wishes = torch.tensor([self._signals.received or 0, int(late)], device=trainer.strategy.root_device)
+        self._stopping, due = (int(wish) for wish in trainer.strategy.reduce(wishes, reduce_op="max"))
+        if (self._stopping or due or at_end) and step != trainer.global_step and not self._is_trial(trainer):
+            if trainer.should_stop and self._validation_is_due:
+                return  # the last validation cannot be put off to a resumed run: that one would not train
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _is_trial(self, trainer: L.Trainer) -> bool:
+        return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # a connector sets it
+
+    def _leave_if_asked(self, trainer: L.Trainer) -> None:
+        """End the run with the signal's exit status when the state of this step was saved, or could not be."""
+        if not self._stopping or (self._tried_at[0] != trainer.global_step and not trainer.should_stop):
+            return
+        if trainer.is_global_zero:
+            name = signal.Signals(self._stopping).name
+            where = self.last_model_path or trainer.ckpt_path
+            log.warning(
+                "%s: stopped after step %d; %s",
+                name,
+                trainer.global_step,
+                f"go on with --ckpt_path {where}" if where else "no checkpoint was written",
+            )
+        # a launcher takes a child's status other than 0 for a crash, and kills the process that launched it
+        raise Stopped(128 + self._stopping if trainer.is_global_zero else 0)
+
+    # --- how ---
+
+    def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """Write ``last.ckpt``; not between optimizer steps, because accumulated gradients are not saved."""
+        if trainer.global_step == self._step_before:
+            return
+        self._tried_at = (trainer.global_step, time.monotonic())
+        self._to_flush = True
+        with self._taken_back_on_failure():
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+
+    def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        with self._taken_back_on_failure():
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    @contextmanager
+    def _taken_back_on_failure(self) -> Iterator[None]:
+        """Go on believing what was so before, when a checkpoint could not be written."""
+        before = {name: copy(getattr(self, name)) for name in BELIEFS}
+        self._failed = False
+        yield
+        if self._failed:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        failures = _failures(trainer)
+        super()._save_checkpoint(trainer, filepath)
+        # one process writes, and all must know
+        self._failed = trainer.strategy.broadcast(_failures(trainer) > failures)
+
+    def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        if not self._failed:
+            super()._remove_checkpoint(trainer, filepath)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note a validation that is due or under way: a resumed run then begins with it."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._validation_is_due:
+            loops = checkpoint["loops"]["fit_loop"]
+            for kind in ("total", "current"):
+                batches = loops["epoch_loop.batch_progress"][kind]
+                batches["completed"] = batches["processed"]
+                # what Lightning takes for a validation that was left in its first batch
+                loops["epoch_loop.val_loop.batch_progress"][kind] = {
+                    "ready": 1,
+                    "started": 1,
+                    "processed": 0,
+                    "completed": 0,
+                }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember which checkpoints were best, also those in the folder of the run that is resumed."""
+        if state_dict["dirpath"] == self.dirpath:
+            self.last_model_path = state_dict["last_model_path"]
+        kept = {path: score for path, score in state_dict["best_k_models"].items() if Path(path).is_file()}
+        if len(kept) < len(state_dict["best_k_models"]):
+            log.warning("checkpoint: the best checkpoint of the resumed run is gone: the best from now on counts")
+        if not kept:
+            return
+        best, worst = (max, min) if self.mode == "max" else (min, max)
+        self.best_k_models = kept
+        self.best_model_path = best(kept, key=kept.__getitem__)
+        self.best_model_score = kept[self.best_model_path]
+        self.kth_best_model_path = worst(kept, key=kept.__getitem__)
+        self.kth_value = kept[self.kth_best_model_path]
+        self.current_score = state_dict["current_score"]
+
+
+def _failures(trainer: L.Trainer) -> int:
+    """Writes that failed so far in this process."""
+    return getattr(trainer.strategy.checkpoint_io, "failures", 0)
+
+
+def _validation_follows(trainer: L.Trainer) -> bool:
+    """Whether a validation comes right after this training batch."""
+    loop = trainer.fit_loop
+    if loop._data_fetcher is None or not sum(_as_list(trainer.num_val_batches)):
+        return False
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
