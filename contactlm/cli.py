@@ -18,11 +18,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.checkpoint import SafeCheckpoint
+from contactlm.callbacks.dashboard import TensorBoardDashboard
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
 from contactlm.callbacks.memory import MemoryAdvice, memory_advice
 from contactlm.callbacks.record import RunRecord
+from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.callbacks.writer import Format, PredictionWriter
 from contactlm.checkpoint import check_checkpoint
 from contactlm.checkpoint_io import AtomicCheckpointIO, find_last
@@ -81,6 +83,8 @@ class ContactCLI(LightningCLI):
         parser.add_lightning_class_args(MemoryAdvice, "memory")
         parser.add_lightning_class_args(ContactEvaluation, "evaluation")
         parser.add_lightning_class_args(RunRecord, "record")
+        parser.add_lightning_class_args(ThroughputMeter, "speed")
+        parser.add_lightning_class_args(TensorBoardDashboard, "dashboard")
         parser.add_lightning_class_args(SafeCheckpoint, "checkpoint")
         parser.add_argument(f"--{OPTION}", type=str, default=DEFAULT, help="The LightningModule, as package.Class.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="After fit, score the test set, if any.")

@@ -2,11 +2,13 @@
 
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.checkpoint import SafeCheckpoint
+from contactlm.callbacks.dashboard import TensorBoardDashboard
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
 from contactlm.callbacks.memory import MemoryAdvice
 from contactlm.callbacks.record import RunRecord
+from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.callbacks.writer import PredictionWriter
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "MemoryAdvice",
     "PredictionWriter",
     "RunRecord",
+    "TensorBoardDashboard",
+    "ThroughputMeter",
     "SafeCheckpoint",
     "TokenBudget",
 ]

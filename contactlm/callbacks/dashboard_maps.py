@@ -1,0 +1,116 @@
+"""Pictures for a dashboard: maps of the same few proteins, look after look, and precision-recall curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contactlm.outputs import ContactMap
+from contactlm.scores import BAND_STARTS, select_pairs
+
+LENGTHS = (75, 150, 300, 500)  # residues: the proteins nearest to these lengths are drawn
+PICTURE_INCHES, PICTURE_DPI = (5.6, 5.2), 90
+CURVE_POINTS = 201  # thresholds 0, 0.005, … 1
+
+
+class Exhibit(NamedTuple):
+    """A protein to draw."""
+
+    length: int
+    id: str
+    place: int  # in its data set
+    probability: Tensor  # float32 (L, L)
+    labels: Tensor  # int8 (L, L)
+
+
+class Exhibits:
+    """Chooses a few proteins of different lengths from a stream of them, the same ones whatever their order.
+
+    For each wanted length it keeps the protein that is nearest to it in length (of equals the shorter, then the first
+    by id and place). So an evaluation of the same set chooses the same proteins every time, in this run or another,
+    and no more maps are held than there are lengths.
+
+    Args:
+        lengths: Wanted lengths, in residues.
+    """
+
+    def __init__(self, lengths: Sequence[int] = LENGTHS) -> None:
+        self.lengths = tuple(lengths)
+        self._nearest: dict[int, Exhibit] = {}
+
+    def add(self, outputs: Mapping[str, Any]) -> None:
+        """Look at a batch: ``ids``, ``probability``, ``labels`` and, if there are any, ``indices``."""
+        indices = outputs.get("indices") or [-1] * len(outputs["ids"])
+        rows = zip(outputs["ids"], indices, outputs["probability"], outputs["labels"], strict=True)
+        for name, index, probability, labels in rows:
+            candidate = Exhibit(len(labels), name, int(index), probability, labels)
+            for wanted in self.lengths:
+                held = self._nearest.get(wanted)
+                if held is None or _distance(candidate, wanted) < _distance(held, wanted):
+                    self._nearest[wanted] = candidate
+
+    def chosen(self) -> list[Exhibit]:
+        """The proteins, each once, from short to long."""
+        distinct = {(exhibit.id, exhibit.place): exhibit for exhibit in self._nearest.values()}
+        return sorted(distinct.values(), key=lambda exhibit: exhibit[:3])
+
+
+def _distance(exhibit: Exhibit, wanted: int) -> tuple[int, int, str, int]:
+    return abs(exhibit.length - wanted), *exhibit[:3]
+
+
+def draw(exhibit: Exhibit, threshold: float) -> NDArray[np.uint8]:
+    """Draw the predicted map above the diagonal and the true one below.
+
+    Returns:
+        RGB, uint8 (468, 504, 3), whatever the protein's length.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and not every run draws
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=PICTURE_INCHES, dpi=PICTURE_DPI, layout="compressed")
+    canvas = FigureCanvasAgg(figure)
+    probability, labels = (values.detach().cpu().numpy() for values in (exhibit.probability.float(), exhibit.labels))
+    predicted = ContactMap(exhibit.id, "X" * exhibit.length, probability, labels, threshold)
+    predicted.plot(figure.add_subplot())
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+class PrecisionRecall:
+    """Precision and recall of all pairs of all proteins with |i − j| ≥ 6, at 201 thresholds, from two histograms."""
+
+    def __init__(self) -> None:
+        self.histogram = torch.zeros(2, CURVE_POINTS, dtype=torch.int64)  # no contact, contact
+
+    def add(self, outputs: Mapping[str, Any]) -> None:
+        """Count a batch's pairs; the keys are those of :meth:`Exhibits.add`, with ``chain_of`` for complexes."""
+        chains = outputs.get("chain_of") or [None] * len(outputs["ids"])
+        for probability, labels, chain_of in zip(outputs["probability"], outputs["labels"], chains, strict=True):
+            pairs = select_pairs(probability, labels, chain_of).within(BAND_STARTS[0])
+            bins = (pairs.probability * (CURVE_POINTS - 1)).long()
+            code = bins + pairs.contact.long() * CURVE_POINTS
+            self.histogram += torch.bincount(code, minlength=2 * CURVE_POINTS).view(2, -1).cpu()
+
+    def curve(self, histogram: Tensor | None = None) -> dict[str, NDArray[np.float64]]:
+        """Counts, precision and recall of the pairs at or above each threshold k / 200, k = 0 … 200.
+
+        Args:
+            histogram: int64 (2, 201), such as the sum over processes; None: what was counted here.
+        """
+        counts = (self.histogram if histogram is None else histogram).double().cpu()
+        negative, positive = counts.flip(1).cumsum(1).flip(1).numpy()
+        called = positive + negative
+        return {
+            "true_positive_counts": positive,
+            "false_positive_counts": negative,
+            "true_negative_counts": negative[0] - negative,
+            "false_negative_counts": positive[0] - positive,
+            "precision": np.divide(positive, called, out=np.ones_like(called), where=called > 0),
+            "recall": positive / max(positive[0], 1.0),
+        }
