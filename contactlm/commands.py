@@ -82,6 +82,11 @@ COMMANDS = {
         "write a trained model for others to load: a PEFT adapter, or merged weights",
         entry="contactlm.export:export_command",
     ),
+    "report": Command(
+        "compare runs: figures, tables, and which arm wins",
+        (("contactlm report runs/crop200 runs/full1020 --out report", "means over seeds, and every run"),),
+        entry="contactlm.report.command:report_command",
+    ),
 }
 ABOUT = "Fine-tune ESM2 for residue-residue contact prediction, and predict with it."
 

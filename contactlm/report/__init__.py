@@ -1,0 +1,1 @@
+"""``contactlm report``: runs compared as figures, tables and plain statements."""

@@ -1,0 +1,114 @@
+"""``contactlm report``: a folder of figures and tables from run directories."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from contactlm.outputs import atomic_path
+from contactlm.report.compare import group_equal
+from contactlm.report.figure import FIGURES, draw_score, save_figure
+from contactlm.report.read import Run, find_runs
+from contactlm.report.summary import RULE, group_lines, left_out_lines, summarize
+from contactlm.report.table import curve_rows, markdown, table_rows, write_csv
+from contactlm.types import ContactLMError
+
+ABOUT = """\
+Compare runs: figures, tables and a statement of which arm wins, from the run.json that `contactlm fit` and
+`contactlm test` write. Runs of one arm (the name of the config's logger) that differ in their seed are averaged.
+Runs that differ in what should be equal (budget, chains, split, evaluation, precision, weights the training starts
+from) are named and reported apart, in set1/, set2/, ...; --mixed puts them into one table all the same.
+"""
+EXAMPLE = """\
+example:
+  for seed in 0 1 2; do
+    contactlm fit --config crop200  --seed_everything $seed
+    contactlm fit --config full1020 --seed_everything $seed
+  done
+  contactlm report runs/crop200 runs/full1020 --out report
+"""
+REPORT = "report.md"
+
+
+def report_command(arguments: Sequence[str]) -> int:
+    """Run ``contactlm report``.
+
+    Returns:
+        The exit status, 0. Arguments that cannot be parsed end the process with 2.
+
+    Raises:
+        ContactLMError: A place without runs, nothing to report, or a folder that cannot be written.
+    """
+    parser = argparse.ArgumentParser(
+        "contactlm report", description=ABOUT, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="Run directory, or a folder with some below it.")
+    parser.add_argument("--out", default="report", help="Folder to write (default: report).")
+    parser.add_argument("--mixed", action="store_true", help="One table for all runs, also where they are not equal.")
+    given = parser.parse_args(arguments)
+    lines = write_report(given.runs, given.out, given.mixed)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def write_report(places: Sequence[str | Path], out: str | Path, mixed: bool = False) -> list[str]:
+    """Write figures (``mcc.png``, ``mcc_sep6.png``, ``p_at_L_long.png``), tables and curves of runs.
+
+    Args:
+        places: Run directories, and folders with some below them.
+        out: Folder to write; made when it is not there. Groups of runs that must not be mixed get folders below it.
+        mixed: Put all runs into one group.
+
+    Returns:
+        What is to be told, line by line: the statements of ``report.md``.
+
+    Raises:
+        ContactLMError: A place without runs, nothing to report, or a folder that cannot be written.
+    """
+    found = find_runs(places)
+    groups = [found.runs] if mixed else group_equal(found.runs)
+    folder = Path(out).expanduser()
+    lines = group_lines(groups)
+    text = ["# Report of runs", *lines]
+    try:
+        _clear_sets(folder)
+        for number, group in enumerate(groups, start=1):
+            place = folder if len(groups) == 1 else folder / f"set{number}"
+            summary = summarize(group)
+            _write_group(group, place)
+            lines += [*([f"set{number}:"] if len(groups) > 1 else []), *summary]
+            text += [*([f"## set{number}"] if len(groups) > 1 else []), *_bullets(summary), markdown(group)]
+        last = [*left_out_lines(found.left_out), RULE]
+        with atomic_path(folder / REPORT) as temporary:
+            temporary.write_text("\n\n".join([*text, *last]) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ContactLMError(f"out: {folder} cannot be written ({error.strerror}); give another folder") from error
+    return [*lines, *last, f"report written to {folder}"]
+
+
+def _bullets(lines: Sequence[str]) -> list[str]:
+    return ["\n".join(f"- {line.replace('|', chr(92) + '|')}" for line in lines)]
+
+
+def _write_group(runs: Sequence[Run], folder: Path) -> None:
+    for score in FIGURES:
+        save_figure(draw_score(runs, score), folder / f"{score}.png")
+    write_csv(folder / "table.csv", table_rows(runs))
+    if curves := curve_rows(runs):
+        write_csv(folder / "curves.csv", curves)
+    with atomic_path(folder / "table.md") as temporary:
+        temporary.write_text(markdown(runs) + "\n", encoding="utf-8")
+
+
+def _clear_sets(folder: Path) -> None:
+    """Remove what an earlier report wrote: its groups may have been others."""
+    names = [*(f"{score}.png" for score in FIGURES), "table.csv", "table.md", "curves.csv"]
+    if not (folder / REPORT).is_file():
+        return
+    for place in (folder, *folder.glob("set*/")):
+        for name in names:
+            (place / name).unlink(missing_ok=True)
+        if place != folder and not any(place.iterdir()):
+            place.rmdir()

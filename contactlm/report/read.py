@@ -1,0 +1,160 @@
+"""Finding run directories and reading what they say of their runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from contactlm.run_file import RUN_FILE, read_run
+from contactlm.types import ContactLMError
+
+FINISHED = "finished"
+METRICS = "metrics.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run.
+
+    Attributes:
+        path: Its directory.
+        record: What ``run.json`` says; see :class:`contactlm.callbacks.RunRecord`.
+    """
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def arm(self) -> str:
+        """Name of the training scheme."""
+        return str(self.record["arm"])
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the run."""
+        return self.record.get("seed")
+
+    @property
+    def equal(self) -> dict[str, Any]:
+        """What has to be equal in runs that are compared."""
+        return self.record["equal"]
+
+    @property
+    def test(self) -> dict[str, float]:
+        """Test scores by name; those that are not defined are left out."""
+        return _defined(self.record.get("test") or {})
+
+    @property
+    def dev(self) -> dict[str, float]:
+        """Dev scores of the checkpoint that was tested; of the last look where none was."""
+        tested = (self.record.get("tested_at") or {}).get("steps")
+        rows = [row for row in self.history if row["steps"] == tested] or self.history[-1:]
+        scores = self.record.get("dev") or {}
+        return _defined(scores) | (_defined(rows[0]) if rows else {})
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Dev scores in the course of training, with ``steps``, ``tokens``, ``flops`` and ``forward_flops``."""
+        return self.record.get("dev_history") or []
+
+    @property
+    def progress(self) -> list[dict[str, int]]:
+        """``steps``, ``tokens``, ``flops`` and ``forward_flops`` in the course of training."""
+        return self.record.get("progress") or []
+
+    @property
+    def trained(self) -> bool:
+        """Whether anything was trained."""
+        return bool(self.record["tokens"])
+
+
+@dataclass
+class Found:
+    """What was found in the directories given.
+
+    Attributes:
+        runs: Finished runs with scores, in order of arm, seed and path.
+        left_out: Directories that are not used, with the reason.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    left_out: dict[Path, str] = field(default_factory=dict)
+
+
+def find_runs(places: Sequence[str | Path]) -> Found:
+    """Read runs from run directories and from folders that hold some, at any depth.
+
+    Args:
+        places: Run directories, and folders with run directories below them.
+
+    Raises:
+        ContactLMError: A place that does not exist or holds no run, a record that cannot be read in a run directory
+            that was named itself, or nothing left to report.
+    """
+    found = Found()
+    for place in places:
+        _find_below(Path(place).expanduser(), found)
+    _leave_out_repeated(found)
+    found.runs.sort(key=lambda run: (run.arm, -1 if run.seed is None else run.seed, str(run.path)))
+    if not found.runs:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in found.left_out.items())
+        raise ContactLMError(f"nothing to report: {reasons}")
+    return found
+
+
+def _find_below(place: Path, found: Found) -> None:
+    if not place.is_dir():
+        raise ContactLMError(f"{place}: there is no such directory; give run directories, or folders that hold some")
+    if (place / RUN_FILE).is_file():
+        _add(place, found)
+        return
+    folders = [Path(folder) for folder, _, names in os.walk(place) if {RUN_FILE, METRICS} & set(names)]
+    if not any((folder / RUN_FILE).is_file() for folder in folders):
+        raise ContactLMError(
+            f"{place}: not a run directory, and none below it: no {RUN_FILE}, which `contactlm fit` and `contactlm "
+            "test` write"
+        )
+    for folder in sorted(folders):
+        if not (folder / RUN_FILE).is_file():
+            found.left_out[folder] = f"has {METRICS} but no {RUN_FILE}: written by another version or program"
+            continue
+        try:
+            _add(folder, found)
+        except ContactLMError as error:
+            found.left_out[folder] = str(error)
+
+
+def _add(folder: Path, found: Found) -> None:
+    if any(run.path.resolve() == folder.resolve() for run in found.runs):
+        return
+    record = read_run(folder)
+    missing = [name for name in ("arm", "status", "equal", "tokens", "steps", "flops") if name not in record]
+    if missing:
+        raise ContactLMError(f"{folder / RUN_FILE}: the record lacks {', '.join(missing)}; it may have been edited")
+    run = Run(folder, record)
+    if record["status"] != FINISHED:
+        budget = run.equal.get("budget")
+        spent = f"{record['tokens']:,} tokens" + (f" of {budget:,}" if budget else "")
+        found.left_out[folder] = f"not finished ({record['status']}, {spent})"
+    elif not run.test and not run.history and not run.dev:
+        found.left_out[folder] = "no scores, neither on dev nor on test"
+    else:
+        found.runs.append(run)
+
+
+def _leave_out_repeated(found: Found) -> None:
+    """Keep the newest of runs of one arm, seed and command on equal terms: a copy would narrow the spread."""
+    newest: dict[str, Run] = {}
+    for run in sorted(found.runs, key=lambda run: (run.record.get("written") or "", str(run.path))):
+        key = repr((run.arm, run.seed, run.record.get("command"), run.trained, sorted(run.equal.items())))
+        if key in newest:
+            found.left_out[newest[key].path] = f"same arm and seed as the later run {run.path}"
+        newest[key] = run
+    found.runs = list(newest.values())
+
+
+def _defined(scores: dict[str, float | None]) -> dict[str, float]:
+    return {name: float(value) for name, value in scores.items() if value is not None}

@@ -1,0 +1,188 @@
+"""Runs and arms as rows of ``table.csv`` and ``table.md``, and the points of the figures as ``curves.csv``."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contactlm.outputs import atomic_path
+from contactlm.report.compare import Spread, arm_spread, by_arm
+from contactlm.report.read import Run
+
+TEST_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
+DEV_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long")
+TRIVIAL = "trivial (|i − j| ≤ 2)"
+MEBIBYTE = 2**20
+
+Column = Callable[[Run], float | None]
+
+
+def _of_record(*path: str, scale: float = 1.0) -> Column:
+    def value(run: Run) -> float | None:
+        found: Any = run.record
+        for name in path:
+            found = (found or {}).get(name)
+        return None if found is None else found / scale
+
+    return value
+
+
+def _score(role: str, name: str) -> Column:
+    return lambda run: getattr(run, role).get(name)
+
+
+COLUMNS: dict[str, Column] = {
+    **{f"test_{name}": _score("test", name) for name in TEST_SCORES},
+    **{f"dev_{name}": _score("dev", name) for name in DEV_SCORES},
+    "tokens": _of_record("tokens"),
+    "residues": _of_record("residues"),
+    "steps": _of_record("steps"),
+    "trained_parameters": _of_record("trained_parameters"),
+    "gflops": _of_record("flops", scale=1e9),
+    "forward_gflops": _of_record("forward_flops", scale=1e9),
+    "training_seconds": _of_record("seconds", "training"),
+    "total_seconds": _of_record("seconds", "total"),
+    "training_memory_mib": _of_record("memory", "training", scale=MEBIBYTE),
+    "peak_memory_mib": _of_record("memory", "peak", scale=MEBIBYTE),
+}
+
+
+def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """All rows of ``table.csv``: every run, then each arm's mean and sd over seeds, then the trivial predictor.
+
+    ``row`` is ``run``, ``mean``, ``sd`` or ``trivial``; ``seed`` is the number of seeds in rows of means and sds. What
+    is not known is left empty.
+    """
+    rows: list[dict[str, Any]] = []
+    for arm, members in by_arm(runs).items():
+        for run in members:
+            values = {name: column(run) for name, column in COLUMNS.items()}
+            rows.append({"row": "run", "arm": arm, "seed": run.seed, **values, "run": str(run.path)})
+    for arm, members in by_arm(runs).items():
+        spreads = {name: Spread.of(column(run) for run in members) for name, column in COLUMNS.items()}
+        for kind in ("mean", "sd"):
+            values = {name: None if spread is None else getattr(spread, kind) for name, spread in spreads.items()}
+            rows.append({"row": kind, "arm": arm, "seed": len(members), **values, "run": ""})
+    trivial = {
+        f"{role}_{name}": value for role in ("test", "dev") for name, value in trivial_scores(runs, role).items()
+    }
+    rows.append(
+        {"row": "trivial", "arm": TRIVIAL, "seed": None, **dict.fromkeys(COLUMNS), **_known(trivial), "run": ""}
+    )
+    return rows
+
+
+def trivial_scores(runs: Sequence[Run], role: str) -> dict[str, float]:
+    """The trivial predictor's scores on a set: the same in all runs that are scored on it (else their mean)."""
+    names = TEST_SCORES if role == "test" else DEV_SCORES
+    records = [run.record.get(role) or {} for run in runs]
+    spreads = {name: Spread.of(record.get(f"trivial_{name}") for record in records) for name in names}
+    return {name: spread.mean for name, spread in spreads.items() if spread is not None}
+
+
+def _known(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if name in COLUMNS}
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows, which share their keys; None is left empty."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def curve_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """All points of the figures: ``kind`` is ``progress`` (left panel), ``dev`` (curves) or ``test`` (crosses)."""
+    rows = []
+    for run in runs:
+        end = {name: run.record[name] for name in ("steps", "tokens", "flops")}
+        end["forward_flops"] = run.record.get("forward_flops")
+        points: list[tuple[str, dict[str, Any], dict[str, Any]]] = [("progress", row, {}) for row in run.progress]
+        points += [("dev", row, row) for row in run.history]
+        points += [("test", end, run.test)] if run.test else []
+        for kind, at, scores in points:
+            place = {name: at[name] for name in ("steps", "tokens")}
+            flops = {name.replace("flops", "gflops"): _giga(at.get(name)) for name in ("flops", "forward_flops")}
+            values = {name: scores.get(name) for name in TEST_SCORES}
+            rows.append({"kind": kind, "arm": run.arm, "seed": run.seed, **place, **flops, **values})
+    return rows
+
+
+def _giga(value: float | None) -> float | None:
+    return None if value is None else value / 1e9
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """Three tables: scores by arm, cost by arm, and every run."""
+    arms = by_arm(runs)
+    scores = [
+        [
+            arm,
+            str(len(members)),
+            *(_spread(members, f"test_{name}") for name in TEST_SCORES),
+            _spread(members, "dev_mcc_sep6"),
+        ]
+        for arm, members in arms.items()
+    ]
+    trivial = trivial_scores(runs, "test")
+    on_dev = trivial_scores(runs, "dev").get("mcc_sep6")
+    scores.append(
+        [TRIVIAL.replace("|", "\\|"), "", *(_number(trivial.get(name)) for name in TEST_SCORES), _number(on_dev)]
+    )
+    costs = [[arm, *(_cost(members, name) for name in _COSTS)] for arm, members in arms.items()]
+    each = [
+        [
+            run.arm,
+            str(run.seed),
+            *(_number(run.test.get(name)) for name in TEST_SCORES),
+            *(_cost([run], n) for n in _COSTS),
+        ]
+        for run in runs
+    ]
+    test = [f"test {name}" for name in TEST_SCORES]
+    return "\n\n".join(
+        (
+            "### Scores: mean ± sd over seeds\n\n" + _grid(["arm", "seeds", *test, "dev mcc_sep6"], scores),
+            "### Cost of training: mean over seeds\n\n" + _grid(["arm", *_COSTS.values()], costs),
+            "### Every run\n\n" + _grid(["arm", "seed", *test, *_COSTS.values()], each),
+        )
+    )
+
+
+_COSTS = {
+    "tokens": "tokens",
+    "steps": "optimizer steps",
+    "trained_parameters": "trained parameters",
+    "gflops": "GFLOPs",
+    "forward_gflops": "forward GFLOPs",
+    "training_seconds": "training (s)",
+    "total_seconds": "total (s)",
+    "training_memory_mib": "training memory (MiB)",
+    "peak_memory_mib": "peak memory (MiB)",
+}
+
+
+def _cost(runs: Sequence[Run], name: str) -> str:
+    spread = Spread.of(COLUMNS[name](run) for run in runs)
+    if spread is None:
+        return ""
+    return f"{spread.mean:,.0f}" if spread.mean >= 100 or spread.mean == int(spread.mean) else f"{spread.mean:.3g}"
+
+
+def _spread(runs: Sequence[Run], name: str) -> str:
+    spread = arm_spread(runs, COLUMNS[name])
+    return "" if spread is None else spread.text()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or np.isnan(value) else f"{value:.3f}"
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    alignment = [":--", *["--:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, alignment, *rows))
