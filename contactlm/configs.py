@@ -12,6 +12,7 @@ BASE = "base.yaml"
 PATHS = "--data.predict_paths"
 FLAGS = ("--overwrite",)
 TRUTH_VALUES = ("true", "false", "yes", "no")
+SIZES = ("--data.batch_size", "--data.batch_tokens", "--data.batch_pairs")
 
 
 def config_folder() -> Path:
@@ -46,8 +47,10 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
     often and in whichever form it is given, becomes one list; a bare ``--overwrite`` becomes true.
 
     Raises:
-        ContactLMError: A config that cannot be found, or no path after ``--data.predict_paths``.
+        ContactLMError: A config that cannot be found, no path after ``--data.predict_paths``, or the size of batches
+            given in two ways.
     """
+    _check_sizes(arguments)
     return _resolve_flags(_resolve_configs(_gather_paths(arguments)))
 
 
@@ -91,6 +94,15 @@ def _gather_paths(arguments: Sequence[str]) -> list[str]:
 def _appended(text: str) -> str:
     is_list = text.startswith("[") and text.endswith("]") and not Path(text).exists()
     return f"{PATHS}+={text if is_list else json.dumps([text])}"
+
+
+def _check_sizes(arguments: Sequence[str]) -> None:
+    """Refuse flags of which one would be ignored; over a config's ``batch_size`` the other two have precedence."""
+    following = [*arguments[1:], ""]
+    values = {a.partition("=")[0]: a.partition("=")[2] or b for a, b in zip(arguments, following, strict=True)}
+    given = [f"{name} {values[name]}" for name in SIZES if values.get(name, "null") not in ("null", "None")]
+    if len(given) > 1:
+        raise ContactLMError(f"{' and '.join(given)}: the size of a batch in different ways; give one of them")
 
 
 def _resolve_flags(arguments: Sequence[str]) -> list[str]:

@@ -95,3 +95,14 @@ def test_several_paths_are_predicted(tmp_path: Path, tiny_esm: Path, capsys: pyt
     command = ["predict", f"--model.pretrained={tiny_esm}", "--data.predict_paths", "a.fasta", "b.fasta"]
     assert main([*command, "--out", "results", "--trainer.accelerator=cpu", "--overwrite"]) == 0
     assert "2 maps written to results" in capsys.readouterr().out
+
+
+def test_one_size_of_batches_only() -> None:
+    for given in (
+        ["--data.batch_size=4", "--data.batch_tokens", "900"],
+        ["--data.batch_tokens=9", "--data.batch_pairs=9"],
+    ):
+        with pytest.raises(ContactLMError, match="in different ways; give one of them"):
+            resolve_arguments(["fit", *given])
+    for allowed in (["--data.batch_size=4", "--data.batch_tokens=null"], ["--data.batch_pairs", "900"]):
+        assert resolve_arguments(["fit", *allowed]) == ["fit", *allowed]
