@@ -8,21 +8,18 @@ from typing import Any
 import lightning as L
 import torch
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-_ATEN = torch.ops.aten
-# PyTorch's counter knows fused attention on accelerators only: the same formulas for the CPU's.
-_FUSED_ON_CPU = {
-    _ATEN._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
-}
+FUSED_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FUSED_ON_CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class FlopsMeter(L.Callback):
     """Counts the forward and backward FLOPs of training, summed over all processes.
 
     The first batch of every shape is counted by ``torch.utils.flop_counter`` while it is trained on (matrix products
-    and attention; recomputation included); later batches of that shape cost the same. Saved in checkpoints. Logs
+    and attention; with what is computed a second time in the backward pass, by streamed attention and by layers under
+    activation checkpointing); later batches of that shape cost the same. Saved in checkpoints. Logs
     ``flops/total``. The share of the forward pass is in ``forward``.
 
     Fused attention counts by the same formula on every device (on the CPU, PyTorch's own counter sees nothing of it);
@@ -36,12 +33,18 @@ class FlopsMeter(L.Callback):
         self.forward_by_shape: dict[str, int] = {}
         self._counting: tuple[ExitStack, FlopCounterMode] | None = None
         self._forward_counted = 0
+        self._marks = ""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell apart what a shape costs with and without activation checkpointing: a resumed run may change it."""
+        recomputing = any(getattr(module, "gradient_checkpointing", False) for module in pl_module.modules())
+        self._marks = " recomputed" if recomputing else ""
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start to count when no batch of this shape was seen before."""
-        if shape_key(batch) not in self.by_shape:
+        if self._key(batch) not in self.by_shape:
             stack, self._forward_counted = ExitStack(), 0
             self._counting = stack, stack.enter_context(flop_counter())
 
@@ -54,7 +57,7 @@ class FlopsMeter(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the batch's FLOPs, of all processes."""
-        key = shape_key(batch)
+        key = self._key(batch)
         if self._counting is not None:
             self.by_shape[key] = self._counting[1].get_total_flops()
             self.forward_by_shape[key] = self._forward_counted
@@ -68,6 +71,9 @@ class FlopsMeter(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Stop counting when a batch does not come to its end."""
         self._stop()
+
+    def _key(self, batch: Any) -> str:
+        return shape_key(batch) + self._marks
 
     def _stop(self) -> None:
         if self._counting is not None:
@@ -88,7 +94,18 @@ class FlopsMeter(L.Callback):
 
 def flop_counter() -> FlopCounterMode:
     """PyTorch's counter of FLOPs, which also sees fused attention on the CPU."""
-    return FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU)
+    formulas = {FUSED_ON_CPU: _fused_flops, FUSED_ON_CPU_BACKWARD: _fused_backward_flops}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def _fused_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """PyTorch's formula for accelerators, from shapes (B, H, T, D)."""
+    return sdpa_flop_count(query, key, value)
+
+
+def _fused_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """PyTorch's formula for accelerators, the second computation of the scores included."""
+    return sdpa_backward_flop_count(gradient, query, key, value)
 
 
 def shape_key(batch: Any) -> str:
