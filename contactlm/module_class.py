@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from contactlm.checkpoint import CHECKPOINT_KEY, check_checkpoint
+from contactlm.checkpoint import CHECKPOINT_KEY, check_checkpoint, check_head
 from contactlm.module import ContactModule
 from contactlm.types import ModelError
 
@@ -58,7 +58,8 @@ def chosen_class(arguments: Sequence[str]) -> type[ContactModule]:
             none says, the checkpoint does.
 
     Raises:
-        ModelError: A class that cannot be used, or a checkpoint that cannot be read.
+        ModelError: A class that cannot be used, a checkpoint that cannot be read, or one with another head than the
+            class has.
     """
     following = [*arguments[1:], ""]
     name = checkpoint = None
@@ -71,9 +72,12 @@ def chosen_class(arguments: Sequence[str]) -> type[ContactModule]:
             name = value
         elif option == "--ckpt_path" and value not in NOT_PATHS:
             checkpoint = value
-    if name is not None:
-        return import_module_class(name)
-    return ContactModule if checkpoint is None else checkpoint_class(checkpoint)
+    if name is None:
+        return ContactModule if checkpoint is None else checkpoint_class(checkpoint)
+    chosen = import_module_class(name)
+    if checkpoint is not None:
+        check_head(check_checkpoint(checkpoint)[CHECKPOINT_KEY], chosen.head)
+    return chosen
 
 
 def _named_in(config: str) -> str | None:

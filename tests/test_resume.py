@@ -22,10 +22,18 @@ class Record(L.Callback):
         self.losses.append(float(outputs["loss"]))
 
 
-def run(path: Path, tiny_esm: Path, folders: tuple[Path, Path], tokens: int, resume: Path | None = None, **options):
+def run(
+    path: Path,
+    tiny_esm: Path,
+    folders: tuple[Path, Path],
+    tokens: int,
+    resume: Path | None = None,
+    module_class: type[ContactModule] = ContactModule,
+    **options,
+):
     record, budget, flops = Record(), TokenBudget(tokens), FlopsMeter()
     torch.manual_seed(0 if resume is None else 1)  # a resumed run gets its random state from the checkpoint
-    module = ContactModule(str(tiny_esm))
+    module = module_class(str(tiny_esm))
     saver = ModelCheckpoint(path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     data = data_module(folders, batch_size=3, **options)
     runner = trainer(
