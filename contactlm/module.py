@@ -21,6 +21,7 @@ from contactlm.model.adapter import load_adapter, read_about, read_adapter
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
 from contactlm.model.lora import LoraOptions, add_lora, contact_regression
 from contactlm.model.losses import contact_loss
+from contactlm.model.trunk import checkpoint_layers
 from contactlm.outputs import ContactMap
 from contactlm.random_state import random_state, restore_random_state
 from contactlm.structure.labels import contact_labels
@@ -63,6 +64,8 @@ class ContactModule(L.LightningModule):
         scheduler: Makes a learning rate scheduler, stepped after every optimizer step.
         attention: ``"streamed"``: contacts without storing attention maps; ``"plain"``: maps stored, one layer at a
             time (slow; to check against).
+        activation_checkpointing: Keep only every layer's input for the backward pass and compute the rest again: the
+            same loss and gradients in less memory and more time.
         init_seed: Seed of a randomly initialised backbone.
         loss_min_separation: Pairs closer in sequence, |i − j|, are left out of the loss.
         window: Residues in one pass when whole chains are scored; None: one pass at any length.
@@ -87,6 +90,7 @@ class ContactModule(L.LightningModule):
         head_lr_factor: float = 1.0,
         scheduler: LRSchedulerCallable | None = None,
         attention: Literal["streamed", "plain"] = "streamed",
+        activation_checkpointing: bool = False,
         init_seed: int = 0,
         loss_min_separation: int = 1,
         window: int | None = 1022,
@@ -123,6 +127,8 @@ class ContactModule(L.LightningModule):
             add_lora(esm, lora)
         elif freeze_backbone:
             esm.requires_grad_(False)
+        if activation_checkpointing:
+            checkpoint_layers(esm)
         self.backbone = self.build_backbone(esm, attention, train_head)
         self.train()  # Hugging Face loads in eval mode, and Lightning leaves that as it is
 
@@ -192,7 +198,7 @@ class ContactModule(L.LightningModule):
         """Loss of a batch of crops; labels are made from the coordinates, on the device."""
         logits = self.contact_logits(batch["tokens"], batch["attention_mask"], batch.get("positions"))
         loss = self.loss(logits, contact_labels(batch["cb"]))
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]), sync_dist=True)
         # batches of bounded cost differ in size: weighted by it, every protein counts the same
         return loss * batch["loss_weight"] if "loss_weight" in batch else loss
 

@@ -26,7 +26,8 @@ class TokenBudget(L.Callback):
 
     Counts training batches only (not the sanity check, evaluation or the learning rate finder), summed over all
     processes, saved in checkpoints: a spent budget stays spent. Use it with ``max_epochs=-1`` and ``min_epochs=0``.
-    Logs ``budget/tokens``, ``budget/residues`` and ``budget/fraction``.
+    With ``accumulate_grad_batches``, the last batch of the budget ends with an optimizer step, as the last of an epoch
+    does, so that no gradient is thrown away. Logs ``budget/tokens``, ``budget/residues`` and ``budget/fraction``.
 
     Args:
         max_tokens: The budget; None counts without a limit.
@@ -43,6 +44,8 @@ class TokenBudget(L.Callback):
         self.count = count
         self.tokens = 0
         self.residues = 0
+        self._coming = (0, 0)  # tokens and residues of the batch at hand, of all processes
+        self._is_last_of_epoch: bool | None = None  # known, while Lightning is told that it is
 
     @property
     def fraction(self) -> float:
@@ -58,14 +61,28 @@ class TokenBudget(L.Callback):
         """Stop before the first batch when a resumed run has spent its budget already."""
         trainer.should_stop |= self.spent
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch, of all processes: they all know at the same step that it is the last one."""
+        counts = torch.tensor(self.count(batch), device=pl_module.device)
+        tokens, residues = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        self._coming = int(tokens), int(residues)
+        is_last = self.max_tokens is not None and self.tokens + self._coming[0] >= self.max_tokens
+        if is_last and trainer.accumulate_grad_batches > 1:
+            # Lightning steps on the last batch of an epoch, however many batches were accumulated
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            self._is_last_of_epoch, progress.is_last_batch = progress.is_last_batch, True
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch, of all processes; they all come to the same decision at the same step."""
-        counts = torch.tensor(self.count(batch), device=pl_module.device)
-        tokens, residues = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        self.tokens += int(tokens)
-        self.residues += int(residues)
+        """Add the batch up, and stop when the budget is spent."""
+        if self._is_last_of_epoch is not None:
+            trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = self._is_last_of_epoch
+            self._is_last_of_epoch = None
+        self.tokens += self._coming[0]
+        self.residues += self._coming[1]
         trainer.should_stop |= self.spent
         pl_module.log("budget/tokens", float(self.tokens))
         pl_module.log("budget/residues", float(self.residues))

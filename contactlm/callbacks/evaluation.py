@@ -111,8 +111,9 @@ class ContactEvaluation(L.Callback):
         if self._scores.tuned_threshold is not None:
             scores["tuned_threshold"] = self._scores.tuned_threshold
         self._log(pl_module, "test", scores | self._complexes.compute() | self._by_identity(trainer, "test"))
-        if self.write_rows and trainer.is_global_zero and trainer.log_dir is not None:
-            write_rows(Path(trainer.log_dir) / "test_scores.csv", self.rows)
+        folder = trainer.log_dir  # the processes agree on it: all must ask
+        if self.write_rows and trainer.is_global_zero and folder is not None:
+            write_rows(Path(folder) / "test_scores.csv", self.rows)
 
     def _by_identity(self, trainer: L.Trainer, role: str) -> dict[str, float]:
         """Main scores of proteins in each stratum of identity to the training set that has any."""
