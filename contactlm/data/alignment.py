@@ -91,6 +91,22 @@ class Aligner:
                     coverage[hit.target_index] = _coverage(hit)
         return identity, coverage
 
+    def align(self, query: str, targets: NDArray[np.int64]) -> list[pyopal.FullResult]:
+        """Find the best local alignment of a query with each of some sequences.
+
+        Args:
+            query: A sequence, not empty.
+            targets: Numbers of sequences, int64 (m,).
+
+        Returns:
+            m results of the library, in the order of ``targets``; ``alignment`` is empty when nothing scores above 0.
+            Its letters are M (match) and X (mismatch), I (a residue of the target only) and D (of the query only).
+        """
+        if not len(targets):
+            return []
+        found = self._aligner.align(query.translate(_PARENTS), self._database.extract(targets.tolist()), mode="full")
+        return sorted(found, key=lambda hit: hit.target_index)
+
 
 def _identical(query: str, hit: pyopal.FullResult) -> int:
     """Count identical columns: M in the aligner's string, which holds for two X as well."""

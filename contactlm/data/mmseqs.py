@@ -61,30 +61,55 @@ def search(queries: Sequence[str], targets: Sequence[str], threads: int) -> Hits
     """
     if not queries or not targets:
         return Hits.join([])
+    return _hits(easy_search(queries, targets, COLUMNS, SETTINGS, threads))
+
+
+def easy_search(
+    queries: Sequence[str], targets: Sequence[str], columns: Sequence[str], settings: Sequence[str], threads: int
+) -> dict[str, NDArray[np.float64]]:
+    """Run ``mmseqs easy-search``; queries and targets are called by their numbers.
+
+    Args:
+        queries: Sequences, at least one.
+        targets: Sequences, at least one.
+        columns: What to ask of each hit; all numbers.
+        settings: Further arguments of the program.
+        threads: Threads of the program.
+
+    Returns:
+        By column its values, float64 (hits,).
+
+    Raises:
+        DataError: The program is not installed, fails, or writes what is not understood.
+    """
     program = shutil.which("mmseqs")
     if program is None:
         raise DataError(
-            "mmseqs is asked for, but no program of that name is on the PATH; install MMseqs2, or take 'builtin'"
+            "mmseqs is asked for, but no program of that name is on the PATH; install MMseqs2, or take the program "
+            "that is built in"
         )
     with tempfile.TemporaryDirectory(prefix="contactlm-mmseqs-") as folder:
         names = [str(Path(folder) / name) for name in ("queries.fasta", "targets.fasta", "hits.tsv", "tmp")]
         for name, sequences in zip(names, (queries, targets), strict=False):
             Path(name).write_text("".join(f">{i}\n{s}\n" for i, s in enumerate(sequences) if s), encoding="ascii")
-        output = ("--format-output", ",".join(COLUMNS), "--threads", str(threads))
-        done = subprocess.run([program, "easy-search", *names, *SETTINGS, *output], capture_output=True, text=True)
+        output = ("--format-output", ",".join(columns), "--threads", str(threads))
+        done = subprocess.run([program, "easy-search", *names, *settings, *output], capture_output=True, text=True)
         if done.returncode:
             said = "\n".join((done.stdout + done.stderr).splitlines()[-LAST_LINES:])
             raise DataError(f"{program} failed with exit status {done.returncode}: {said}")
-        return _read(Path(names[2]))
+        return _read(Path(names[2]), columns)
 
 
-def _read(path: Path) -> Hits:
+def _read(path: Path, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     try:
         rows = [line.split("\t") for line in path.read_text(encoding="ascii").splitlines()]
-        table = np.array(rows, dtype=np.float64).reshape(-1, len(COLUMNS))
+        table = np.array(rows, dtype=np.float64).reshape(-1, len(columns))
     except (OSError, ValueError) as error:
         raise DataError(f"mmseqs wrote a table that is not understood ({error})") from error
-    column = dict(zip(COLUMNS, table.T, strict=True))
+    return dict(zip(columns, table.T, strict=True))
+
+
+def _hits(column: dict[str, NDArray[np.float64]]) -> Hits:
     in_query = (column["qend"] - column["qstart"] + 1) / column["qlen"]
     in_target = (column["tend"] - column["tstart"] + 1) / column["tlen"]
     coverage = np.where(column["qlen"] < column["tlen"], in_query, in_target)

@@ -144,7 +144,7 @@ def _by_mmseqs(
 ) -> Relations:
     every = np.ones(len(pool), dtype=bool)
     queries, targets = (np.flatnonzero(side) for side in sides or (every, every))
-    hits = search([pool[int(i)] for i in queries], [pool[int(j)] for j in targets], threads or _processors())
+    hits = search([pool[int(i)] for i in queries], [pool[int(j)] for j in targets], threads or processors())
     first, second = queries[hits.first], targets[hits.second]
     return _keep_related(hits._replace(first=np.minimum(first, second), second=np.maximum(first, second)), options)
 
@@ -160,7 +160,8 @@ def _keep_related(hits: Hits, options: ClusterOptions) -> Relations:
     return Relations(first[new], second[new], identity[new])
 
 
-def _processors() -> int:
+def processors() -> int:
+    """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -170,7 +171,7 @@ def _in_threads(
     """Apply a function to all items, in order; the aligner runs outside Python's lock."""
     bar = tqdm(total=len(items), desc="Aligning", unit="chain", disable=not progress, leave=False, file=sys.stderr)
     results = []
-    with bar, ThreadPoolExecutor(threads or _processors()) as executor:
+    with bar, ThreadPoolExecutor(threads or processors()) as executor:
         try:
             for result in executor.map(function, items):
                 results.append(result)

@@ -8,6 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
+from contactlm.retrieval.database import StructureDatabase
 from contactlm.types import DataError
 
 # 1abc, pdb1abc, pdb_00001abc, d1abca_ (SCOP), 1abcA00 (CATH), each followed by whatever is no letter or digit
@@ -79,3 +83,63 @@ class Exclusion:
         """Tells two exclusions apart, whatever order they were made in."""
         parts: Sequence[object] = (sorted(self.entries), sorted(self.sequences), self.max_identity, self.own_entry)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
+
+
+class ChainIndex:
+    """The chains of a database by sequence and by entry: which of them an exclusion leaves.
+
+    Args:
+        database: The database.
+
+    Attributes:
+        sequences: Its G distinct sequences, in order of first appearance.
+        known_entries: Its entries.
+    """
+
+    def __init__(self, database: StructureDatabase) -> None:
+        numbers: dict[str, int] = {}
+        members: list[list[int]] = []
+        for chain in range(len(database)):
+            group = numbers.setdefault(database.sequence_of(chain), len(numbers))
+            if group == len(members):
+                members.append([])
+            members[group].append(chain)
+        resolved = database.store.resolved_counts()
+        self.sequences = list(numbers)
+        self._members = [sorted(chains, key=lambda chain: (-int(resolved[chain]), chain)) for chains in members]
+        self._entries = [entry_of(name) for name in database.store.ids]
+        self.known_entries = frozenset(self._entries)
+        self._allowed: dict[str, NDArray[np.bool_]] = {}
+
+    def usable(self, groups: NDArray[np.int64], own: frozenset[str], exclusion: Exclusion) -> list[tuple[int, int]]:
+        """Tell which of some sequences may be used, and which chain stands for each.
+
+        Args:
+            groups: Numbers of distinct sequences, int64 (m,).
+            own: The query's own entries.
+            exclusion: What must not be used. Its ceiling is for the caller to keep, who knows the alignments.
+
+        Returns:
+            (place in ``groups``, number of the chain): of chains of one sequence the one with most resolved residues
+            that is of no own entry, of equals the first.
+        """
+        if exclusion.digest not in self._allowed:
+            self._allowed[exclusion.digest] = self._find_allowed(exclusion)
+        allowed = self._allowed[exclusion.digest]
+        chosen = []
+        for place in np.flatnonzero(allowed[groups]).tolist():
+            members = self._members[groups[place]]
+            chain = next((chain for chain in members if self._entries[chain] not in own), None)
+            if chain is not None:
+                chosen.append((place, chain))
+        return chosen
+
+    def _find_allowed(self, exclusion: Exclusion) -> NDArray[np.bool_]:
+        return np.array(
+            [
+                sequence not in exclusion.sequences
+                and exclusion.entries.isdisjoint(self._entries[chain] for chain in members)
+                for sequence, members in zip(self.sequences, self._members, strict=True)
+            ],
+            dtype=np.bool_,
+        )

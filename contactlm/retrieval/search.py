@@ -1,56 +1,32 @@
-"""The search interface: sequences in, chains of known structure with their alignments out.
-
-This file holds the words (:class:`Hit`, :class:`Search`, :class:`SearchOptions`) and the search over a database.
-"""
+"""The search interface: sequences in, chains of known structure with their alignments out."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
-from contactlm.retrieval.exclude import Exclusion
+from contactlm.data.alignment import check_letters
+from contactlm.data.relations import processors
+from contactlm.retrieval.aligned import Alignment, align
+from contactlm.retrieval.database import StructureDatabase
+from contactlm.retrieval.engines import ENGINES, Engine, Found
+from contactlm.retrieval.exclude import ChainIndex, Exclusion, entries_of
+from contactlm.retrieval.hit import Hit
+from contactlm.retrieval.results import ResultCache
 from contactlm.types import DataError
 
+__all__ = ["Exclusion", "Hit", "Search", "SearchOptions", "StructureSearch"]
+
 DEFAULT_EXCLUSION = Exclusion()
-
-
-@dataclass(frozen=True, eq=False)
-class Hit:
-    """A chain of the database that is similar to a query, and how the two align.
-
-    Attributes:
-        index: Number of the chain in the database.
-        id: Its id, such as ``1abc_A``.
-        score: Bit score of the search program.
-        evalue: Matches this good that chance would find in the whole database; None: the program gives none.
-        identity: Identical columns / all columns of the alignment, gaps included, 0 … 1. X is never identical.
-        pair_identity: Identical residues / aligned pairs of known residues, gaps left out, 0 … 1.
-        coverage: Share of the query's residues that are aligned with one of the hit, 0 … 1.
-        query_positions: Positions in the query of the m aligned pairs, int32 (m,), ascending, counted from 0.
-        hit_positions: Positions in the hit's chain that they are aligned with, int32 (m,), ascending.
-    """
-
-    index: int
-    id: str
-    score: float
-    evalue: float | None
-    identity: float
-    pair_identity: float
-    coverage: float
-    query_positions: NDArray[np.int32]
-    hit_positions: NDArray[np.int32]
-
-    def to_hit(self, query_length: int) -> NDArray[np.int32]:
-        """Position in the hit of every residue of the query, int32 (L,); −1 where it is aligned with none."""
-        return _index_map(self.query_positions, self.hit_positions, query_length)
-
-    def to_query(self, hit_length: int) -> NDArray[np.int32]:
-        """Position in the query of every residue of the hit's chain, int32 (L of the hit,); −1 where there is none."""
-        return _index_map(self.hit_positions, self.query_positions, hit_length)
+RESULT_VERSION = 1  # raise it whenever other hits or alignments are found: kept results are then searched again
+BATCH = 256  # queries handed to the program at a time; results are kept after each batch
 
 
 @dataclass(frozen=True)
@@ -102,7 +78,111 @@ class Search(Protocol):
         ...
 
 
-def _index_map(places: NDArray[np.int32], values: NDArray[np.int32], length: int) -> NDArray[np.int32]:
-    indices = np.full(length, -1, dtype=np.int32)
-    indices[places] = values
-    return indices
+DEFAULTS = SearchOptions()
+
+
+class StructureSearch:
+    """The search over a structure database: a :class:`Search` whose results are kept on disk.
+
+    A program (see :mod:`contactlm.retrieval.engines`) finds the similar sequences among the distinct ones of the
+    database; what must not be used is left out; then the best are aligned until k of them are below the identity
+    ceiling. The program starts with the first query whose result is not known.
+
+    Args:
+        database: The chains to search.
+        options: How to search.
+        cache_dir: The cache folder; results are kept in ``searches/`` below it, by query, database, options and
+            exclusion. None: they are not kept.
+        threads: Threads of the program; None takes one for each available processor.
+        progress: Whether to show a progress bar.
+    """
+
+    def __init__(
+        self,
+        database: StructureDatabase,
+        options: SearchOptions = DEFAULTS,
+        cache_dir: str | Path | None = None,
+        threads: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.database, self.options = database, options
+        self._threads, self._progress = threads or processors(), progress
+        self._cache = ResultCache(None if cache_dir is None else Path(cache_dir).expanduser() / "searches")
+        self._index = ChainIndex(database)
+        self._engine: Engine | None = None
+
+    def search(
+        self,
+        queries: Sequence[str],
+        ids: Sequence[str] | None = None,
+        exclusion: Exclusion = DEFAULT_EXCLUSION,
+    ) -> list[list[Hit]]:
+        """Find the chains most similar to each query; see :meth:`Search.search`.
+
+        Raises:
+            DataError: A query holds other letters than those of the ESM alphabet; the program cannot run.
+            ValueError: There are not as many ids as queries.
+        """
+        if ids is not None and len(ids) != len(queries):
+            raise ValueError(f"{len(ids)} ids for {len(queries)} queries")
+        check_letters(queries)
+        own = [self._own_entries(None if ids is None else ids[i], exclusion) for i in range(len(queries))]
+        keys = [self._key(query, entries, exclusion) for query, entries in zip(queries, own, strict=True)]
+        known = {key: self._cache.get(key) for key in set(keys)}
+        missing = {key: i for i, key in enumerate(keys) if known[key] is None}
+        numbers = list(missing.values())
+        bar = tqdm(
+            total=len(numbers), desc="Searching", unit="chain", leave=False, file=sys.stderr,
+            disable=not (self._progress and numbers),
+        )  # fmt: skip
+        with bar:
+            for start in range(0, len(numbers), BATCH):
+                batch = numbers[start : start + BATCH]
+                for i, found in zip(batch, self._find([queries[i] for i in batch]), strict=True):
+                    hits = known[keys[i]] = self._choose(queries[i], found, own[i], exclusion)
+                    self._cache.put(keys[i], hits)
+                    bar.update()
+        return [list(known[key] or []) for key in keys]
+
+    def _own_entries(self, query_id: str | None, exclusion: Exclusion) -> frozenset[str]:
+        """The query's own entries, as far as the database has chains of them (others need no result of their own)."""
+        if query_id is None or not exclusion.own_entry:
+            return frozenset()
+        return entries_of(query_id) & self._index.known_entries
+
+    def _key(self, query: str, own: frozenset[str], exclusion: Exclusion) -> str:
+        parts = [RESULT_VERSION, self.database.fingerprint, asdict(self.options), exclusion.digest, sorted(own), query]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+
+    def _find(self, queries: Sequence[str]) -> list[Found]:
+        if self._engine is None:
+            program = ENGINES[self.options.program]
+            self._engine = program(self._index.sequences, self.options.evalue, self._threads)
+        return self._engine.find(queries)
+
+    def _choose(self, query: str, found: Found, own: frozenset[str], exclusion: Exclusion) -> list[Hit]:
+        """Take the best k hits that may be used."""
+        usable = self._index.usable(found.target, own, exclusion)
+        hits: list[Hit] = []
+        for start in range(0, len(usable), self.options.hits):  # the ceiling rarely asks for more than one round
+            some = usable[start : start + self.options.hits]
+            alignments = align(query, [self.database.sequence_of(chain) for _, chain in some])
+            for (rank, chain), alignment in zip(some, alignments, strict=True):
+                if alignment is not None and alignment.pair_identity <= exclusion.max_identity:
+                    hits.append(self._hit(chain, float(found.bits[rank]), float(found.evalue[rank]), alignment, query))
+            if len(hits) >= self.options.hits:
+                break
+        return hits[: self.options.hits]
+
+    def _hit(self, chain: int, bits: float, evalue: float, alignment: Alignment, query: str) -> Hit:
+        return Hit(
+            index=chain,
+            id=self.database.id_of(chain),
+            score=bits,
+            evalue=evalue,
+            identity=alignment.identity,
+            pair_identity=alignment.pair_identity,
+            coverage=len(alignment.query) / len(query),
+            query_positions=alignment.query,
+            hit_positions=alignment.hit,
+        )

@@ -1,0 +1,154 @@
+"""Making a structure database from structure files, reading only what the cache lacks.
+
+What is read goes into the structure cache that training uses: an entry made here holds secondary structure beside the
+chains, and serves both. So a build after another one reads new and changed files only, and so does the build of
+another database with files of the first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contactlm.data.cache import ReadReport, StructureCache, Task
+from contactlm.data.files import find_structures
+from contactlm.data.store import ChainStore
+from contactlm.retrieval.database import StructureDatabase, is_database
+from contactlm.structure.parse import read_backbones
+from contactlm.structure.secondary import SECONDARY_VERSION, STATE_LETTERS, secondary_structure
+from contactlm.types import DataError, StructureError
+
+log = logging.getLogger(__name__)
+_VERSION_KEY, _STATES_KEY = "secondary_version", "secondary"
+_STATE_OF_BYTE = np.zeros(256, dtype=np.uint8)
+_STATE_OF_BYTE[np.frombuffer(STATE_LETTERS.encode(), dtype=np.uint8)] = range(len(STATE_LETTERS))
+
+
+@dataclass
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        chains: Chains in the database.
+        residues: Their residues.
+        files: Structure files asked for.
+        parsed: Files that had to be read now; the others were in the cache.
+        problems: Files left out, with the reason.
+        unchanged: Whether the database was there already, just so.
+    """
+
+    chains: int
+    residues: int
+    files: int
+    parsed: int
+    problems: dict[str, str] = field(default_factory=dict)
+    unchanged: bool = False
+
+
+class BackboneCache(StructureCache):
+    """The structure cache, with secondary structure; options as for :class:`~contactlm.data.cache.StructureCache`."""
+
+    def collect(self, paths: Sequence[Path]) -> tuple[ChainStore, NDArray[np.uint8], ReadReport]:
+        """Read all chains of some files, with their secondary structure.
+
+        Args:
+            paths: Structure files; the chains come in this order.
+
+        Returns:
+            The chains, in memory; their secondary structure end to end, uint8 (N,); and what happened.
+
+        Raises:
+            DataError: A reader process died.
+        """
+        keys, problems = self._keys(paths)
+        readable = [path for path in paths if path in keys]
+        entries, parsed = self._entries([(path, keys[path]) for path in readable])
+        report = ReadReport(len(paths), parsed, dict(problems))
+        for path, entry in zip(readable, entries, strict=True):
+            if entry.meta["problem"] is not None:
+                report.problems[str(path)] = entry.meta["problem"]
+        text = "".join(states for entry in entries for states in entry.meta.get(_STATES_KEY, ()))
+        states = _STATE_OF_BYTE[np.frombuffer(text.encode("ascii"), dtype=np.uint8)]
+        return ChainStore.concatenate(entries), states, report
+
+    def _suffices(self, entry: ChainStore) -> bool:
+        return entry.meta["problem"] is not None or entry.meta.get(_VERSION_KEY) == SECONDARY_VERSION
+
+    def _task(self) -> Task:
+        import pydssp.pydssp_numpy  # noqa: F401 - before processes start: each would import torch for it
+
+        return _Reader(self.sequence)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads some files; a file that cannot be read becomes an empty entry with the reason."""
+
+    sequence: str
+
+    def __call__(self, task: Sequence[tuple[int, Path]]) -> list[tuple[int, ChainStore]]:
+        return [(i, self._entry(path)) for i, path in task]
+
+    def _entry(self, path: Path) -> ChainStore:
+        try:
+            read = read_backbones(path, self.sequence)
+        except StructureError as error:
+            return ChainStore.from_chains([], {"problem": error.reason})
+        states = [secondary_structure(backbone, chain.sequence) for chain, backbone in read]
+        text = ["".join(STATE_LETTERS[state] for state in each) for each in states]
+        meta = {"problem": None, _STATES_KEY: text, _VERSION_KEY: SECONDARY_VERSION}
+        return ChainStore.from_chains([chain for chain, _ in read], meta)
+
+
+def build_database(sources: Sequence[str | Path], out: str | Path, cache: BackboneCache) -> BuildReport:
+    """Make a structure database, or bring it up to date with its files.
+
+    The database afterwards holds exactly the chains of the files given now: files that are new or changed are read,
+    those that are gone are dropped. While it is made the old one stays in place.
+
+    Args:
+        sources: Folders of structure files, single files, and text files of paths.
+        out: The database's folder.
+        cache: Where chains are kept between builds.
+
+    Raises:
+        DataError: A source does not exist or holds no structure file; no chain could be read; ``out`` is something
+            else, or cannot be written.
+    """
+    folder = Path(out).expanduser()
+    if not is_database(folder) and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
+        raise DataError(f"out: {folder} is there, and is no structure database; give another folder, or remove it")
+    paths = list(dict.fromkeys(path for source in sources for path in find_structures(source, "structures")))
+    store, states, report = cache.collect(paths)
+    if not len(store):
+        first = next(iter(report.problems.items()), ("", "no protein chain"))
+        raise DataError(
+            f"structures: none of {len(paths)} files has a chain that can be read; the first: {': '.join(first)}"
+        )
+    names = [str(Path(source).expanduser().absolute()) for source in sources]
+    before = _fingerprint(folder)
+    database = StructureDatabase.write(folder, store, states, names)
+    return BuildReport(
+        chains=len(store),
+        residues=len(states),
+        files=report.files,
+        parsed=report.parsed,
+        problems=report.problems,
+        unchanged=database.fingerprint == before,
+    )
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """The fingerprint of a database that lies there and is whole."""
+    if not is_database(folder):
+        return None
+    try:
+        return StructureDatabase.open(folder).fingerprint
+    except DataError as error:
+        log.info("the database is made anew: %s", error)
+        return None

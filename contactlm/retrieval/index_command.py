@@ -1,0 +1,60 @@
+"""``contactlm index build``: a structure database from structure files."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from contactlm.data.selection import name_problems
+from contactlm.retrieval.build import BackboneCache, build_database
+
+SOME_SKIPPED = 3  # exit status, as of `predict`: done, but some files could not be used
+log = logging.getLogger(__name__)
+
+
+def index_command(arguments: Sequence[str]) -> int:
+    """Run ``contactlm index``.
+
+    Returns:
+        The exit status: 0, or 3 when files had to be left out (they are named). Arguments that cannot be parsed end
+        the process with 2.
+
+    Raises:
+        DataError: The database cannot be made.
+    """
+    parser = argparse.ArgumentParser("contactlm index", description="Databases of known structures.")
+    commands = parser.add_subparsers(required=True, metavar="build")
+    build = commands.add_parser(
+        "build",
+        help="make a structure database, or bring it up to date",
+        description="Make a structure database, or bring it up to date: only new and changed files are read.",
+    )
+    build.add_argument(
+        "--structures",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="Folders of structure files (.pdb .ent .cif .mmcif, each also .gz), single files, text files of paths.",
+    )
+    build.add_argument("--out", required=True, metavar="FOLDER", help="The database.")
+    build.add_argument("--workers", type=int, help="Processes that read; by default one a processor.")
+    build.add_argument("--cache_dir", help="Cache folder; by default $CONTACTLM_CACHE or ~/.cache/contactlm.")
+    build.add_argument(
+        "--sequence",
+        choices=("seqres", "observed"),
+        default="seqres",
+        help="Full sequences, or those of the resolved residues only.",
+    )
+    given = parser.parse_args(arguments)
+    cache = BackboneCache(given.cache_dir, given.sequence, given.workers)
+    report = build_database(given.structures, given.out, cache)
+    name_problems(list(report.problems.items()))
+    left_out = f", {len(report.problems)} left out (named above)" if report.problems else ""
+    state = "unchanged" if report.unchanged else "written"
+    sys.stdout.write(
+        f"{given.out} {state}: {report.chains} chains, {report.residues} residues from {report.files} files "
+        f"({report.parsed} read now{left_out})\n"
+    )
+    return SOME_SKIPPED if report.problems else 0
