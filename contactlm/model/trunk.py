@@ -6,11 +6,13 @@ Axis letters: B batch, T tokens, H heads, D head width, E hidden width (H x D).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from contactlm.alphabet import PAD
 from contactlm.model.blocks import TokenLayout
@@ -39,6 +41,20 @@ def check_tokens(tokens: Tensor, attention_mask: Tensor | None, positions: Tenso
 def rotary_angles(esm: Any, positions: Tensor) -> Tensor:
     """Return the angle of every position and frequency: float32 (B or 1, T, D / 2)."""
     return positions.unsqueeze(-1).float() * esm.rotary_embeddings.inv_freq.float()
+
+
+def checkpoint_layers(esm: Any) -> None:
+    """Let every layer but the last keep only its input while training, and run again in the backward pass.
+
+    The last layer's turn in the backward pass comes at once: nothing would be won. transformers' own switch makes the
+    embeddings ask for a gradient as well, which costs a frozen backbone a backward pass to its very beginning.
+
+    Args:
+        esm: An ``EsmModel``; its layers are changed.
+    """
+    for layer in esm.encoder.layer[:-1]:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
 def layer_shares(
