@@ -19,7 +19,7 @@ from contactlm.data.cache import StructureCache
 from contactlm.data.cluster import ClusterOptions, cluster_sequences
 from contactlm.data.complexes import best_of_chains, chain_sequences, join_chains, join_groups
 from contactlm.data.crop import CropScheme
-from contactlm.data.dataset import CropDataset, ShareSampler, StreamLoader, StreamSampler, collate
+from contactlm.data.dataset import CropDataset, StreamLoader, StreamSampler, share_loader
 from contactlm.data.download import RCSB
 from contactlm.data.leakage import tell_leaks, training_identity
 from contactlm.data.queries import read_queries
@@ -272,14 +272,7 @@ class ContactDataModule(L.LightningDataModule):
         return self._whole("predict") if len(self._chains["predict"]) else []
 
     def _whole(self, role: str) -> DataLoader[Any]:
-        store = self._chains[role]
-        return DataLoader(
-            CropDataset(store, 0, "whole", shuffle=False),
-            batch_size=self.eval_batch_size,
-            sampler=ShareSampler(len(store), *self._rank()),
-            collate_fn=collate,
-            **self._loader_options(),
-        )
+        return share_loader(self._chains[role], self.eval_batch_size, *self._rank(), **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         return {

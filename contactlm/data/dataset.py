@@ -310,3 +310,37 @@ class ShareSampler(DistributedSampler):
 
     def set_epoch(self, epoch: int) -> None:
         """Evaluation is the same in every epoch."""
+
+
+def share_loader(store: ChainStore, batch_size: int, rank: int, world_size: int, **options: Any) -> DataLoader[Any]:
+    """Batches of this process's share of whole chains.
+
+    A process without a share gets one batch of no chains: it takes part in what all processes do together.
+
+    Args:
+        store: The chains.
+        batch_size: Chains a batch.
+        rank: This process.
+        world_size: All processes.
+        options: Further arguments of the data loader.
+    """
+    sampler = ShareSampler(len(store), rank, world_size)
+    if not len(sampler):
+        return DataLoader([None], collate_fn=_no_chains, **options)  # type: ignore[arg-type]  # a list is a dataset
+    dataset = CropDataset(store, 0, "whole", shuffle=False)
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate, **options)
+
+
+def _no_chains(_: Sequence[None]) -> Batch:
+    """A batch of B = 0 chains."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    tokens = nothing.view(0, 3)
+    return Batch(
+        ids=[],
+        tokens=tokens,
+        attention_mask=tokens.bool(),
+        cb=torch.zeros(0, 1, 3),
+        lengths=nothing,
+        starts=nothing,
+        indices=nothing,
+    )
