@@ -82,6 +82,14 @@ COMMANDS = {
         "write a trained model for others to load: a PEFT adapter, or merged weights",
         entry="contactlm.export:export_command",
     ),
+    "pack": Command(
+        "write the chains of many structure files as shards to train from, locally or by URL",
+        (
+            ("contactlm pack --structures my/train --out my/train-packed --clusters", "goes on where it stopped"),
+            ("contactlm fit --config crop200 --data.train_dir my/train-packed", "the same samples as from the folder"),
+        ),
+        entry="contactlm.pack_command:pack_command",
+    ),
     "report": Command(
         "compare runs: figures, tables, and which arm wins",
         (("contactlm report runs/crop200 runs/full1020 --out report", "means over seeds, and every run"),),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -31,14 +32,13 @@ def join_chains(store: ChainStore) -> ChainStore:
         raise ValueError("chains of one file do not lie end to end: join them before any is left out")
     first = np.flatnonzero(is_first)
     spans = [slice(start, stop) for start, stop in zip(first, np.append(first, len(store))[1:], strict=True)]
-    return ChainStore(
-        [_name(store.ids[span]) for span in spans],
-        store.starts[first],
-        np.array([store.lengths[span].sum() for span in spans], dtype=np.int64),
-        store.cb,
-        store.tokens,
-        {**store.meta, "file_of_chain": files[first].tolist()},
-        [tuple(store.lengths[span].tolist()) for span in spans],
+    return replace(  # of the kind of store that came
+        store,
+        ids=[_name(store.ids[span]) for span in spans],
+        starts=store.starts[first],
+        lengths=np.array([store.lengths[span].sum() for span in spans], dtype=np.int64),
+        meta={**store.meta, "file_of_chain": files[first].tolist()},
+        chain_lengths=[tuple(store.lengths[span].tolist()) for span in spans],
     )
 
 

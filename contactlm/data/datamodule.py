@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,14 @@ from torch.utils.data import DataLoader
 
 from contactlm.data.batches import CostBound, CostSampler, WholeBatches, collate_weighted
 from contactlm.data.cache import StructureCache
-from contactlm.data.cluster import ClusterOptions, cluster_sequences
-from contactlm.data.complexes import best_of_chains, chain_sequences, join_chains, join_groups
+from contactlm.data.cluster import ClusterOptions
+from contactlm.data.complexes import join_chains, join_groups
 from contactlm.data.crop import CropScheme
 from contactlm.data.dataset import CropDataset, StreamLoader, StreamSampler, share_loader
 from contactlm.data.download import RCSB
-from contactlm.data.leakage import tell_leaks, training_identity
+from contactlm.data.groups import chain_keys, cluster_chains
+from contactlm.data.leakage import MANY_PAIRS, TooManyPairsError, store_identity, tell_leaks, tell_skipped
+from contactlm.data.manifest import ClusterRule
 from contactlm.data.queries import read_queries
 from contactlm.data.selection import Selection, by_length, name_problems, select_chains
 from contactlm.data.sources import Source
@@ -38,7 +41,8 @@ class ContactDataModule(L.LightningDataModule):
 
     Args:
         train_dir: Folder with structure files (``.pdb .ent .cif .mmcif``, each also ``.gz``; searched recursively), or
-            a text file that lists their paths. A part of it is held out as the dev set.
+            a text file that lists their paths; or folder or URL (``s3://…``, ``https://…``) of a set that
+            ``contactlm pack`` wrote. A part of it is held out as the dev set.
         test_dir: The same for the test set; None: no test set.
         train_ids: Text file with a PDB id a line, with a chain (``1abc_A``) or without; the structures are fetched from
             the Protein Data Bank. Used when neither ``train_dir`` nor ``test_dir`` is given. Lists that are shipped
@@ -76,6 +80,8 @@ class ContactDataModule(L.LightningDataModule):
         read_workers: Processes that read structure files when the cache lacks them; None: one a processor.
         cache_dir: Where chains are cached; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
         on_bad_file: ``"skip"``: a file that cannot be read is named, counted and left out; ``"raise"``: ends the run.
+        leak_report: Whether to look for training relatives of test (and dev) chains, and score by identity to them:
+            ``"auto"``: unless that takes more than some minutes; ``"always"``; ``"never"``.
         synthetic: Write a set of synthetic proteins first and use it in place of ``train_dir`` and ``test_dir``.
     """
 
@@ -108,6 +114,7 @@ class ContactDataModule(L.LightningDataModule):
         read_workers: int | None = None,
         cache_dir: str | None = None,
         on_bad_file: Literal["skip", "raise"] = "skip",
+        leak_report: Literal["auto", "always", "never"] = "auto",
         synthetic: SyntheticOptions | None = None,
     ) -> None:
         super().__init__()
@@ -120,7 +127,7 @@ class ContactDataModule(L.LightningDataModule):
         self.true_ends = true_ends
         self.eval_batch_size, self.dev_fraction, self.min_length = eval_batch_size, dev_fraction, min_length
         self.seed, self.split_seed = seed, split_seed
-        self.num_workers, self.on_bad_file = num_workers, on_bad_file
+        self.num_workers, self.on_bad_file, self.leak_report = num_workers, on_bad_file, leak_report
         self.assembly = assembly
         self._cache = partial(StructureCache, cache_dir, sequence, read_workers)
         self.predict_paths = predict_paths
@@ -142,7 +149,7 @@ class ContactDataModule(L.LightningDataModule):
             write_synthetic(self.synthetic)
         for source in self._sources().values():
             source.fetch()
-            self._cache().load(source.paths())
+            source.load(self._cache())
 
     def setup(self, stage: str) -> None:
         """Open the chains a stage needs: ``fit``, ``validate``, ``test`` or ``predict``."""
@@ -164,12 +171,26 @@ class ContactDataModule(L.LightningDataModule):
         if "train" not in self._chains:
             return
         for role in {"dev", "test"} & self._chains.keys() - self.identity.keys():
-            queries, entries = chain_sequences(self._chains[role])
-            training, _ = chain_sequences(self._chains["train"])
-            identity = training_identity(queries, training, self.cluster, self._cache().directory)
-            self.identity[role] = best_of_chains(identity, entries)
-            if self._is_main_process and len(queries):
-                tell_leaks(role, self.identity[role], self.cluster)
+            if (identity := self._identity(role)) is None:
+                continue
+            self.identity[role] = identity
+            if self._is_main_process and len(identity):
+                tell_leaks(role, identity, self.cluster)
+
+    def _identity(self, role: str) -> NDArray[np.float32] | None:
+        """Identity of each dev or test chain to its nearest training relative; None when that is not computed."""
+        if role == "dev" and self.split == "cluster" and self.cluster.program == "builtin":
+            return np.zeros(len(self._chains[role]), np.float32)  # relatives are on the same side of the split
+        if self.leak_report == "never":
+            return None
+        sets = self._chains[role], self._chains["train"]
+        most = math.inf if self.leak_report == "always" else MANY_PAIRS
+        try:
+            return store_identity(*sets, self.cluster, self._cache().directory, most)
+        except TooManyPairsError as error:
+            if self._is_main_process:
+                tell_skipped(role, error)
+            return None
 
     def _setup_predict(self) -> None:
         if not self.predict_paths:
@@ -204,7 +225,7 @@ class ContactDataModule(L.LightningDataModule):
     def _select(self, source: Source) -> Selection:
         """Read a source and keep the chains that can be used."""
         option = source.option
-        store, report = self._cache(progress=False).load(source.paths())
+        store, report = source.load(self._cache(progress=False))
         if report.problems and self.on_bad_file == "raise":
             path, reason = next(iter(report.problems.items()))
             raise DataError(f"{option}: {path}: {reason} (one of {len(report.problems)} files that cannot be read)")
@@ -220,10 +241,11 @@ class ContactDataModule(L.LightningDataModule):
         return selection
 
     def _split(self, store: ChainStore) -> None:
-        sequences, entries = chain_sequences(store)
-        groups = group_identical(sequences) if self.split == "random" else None
+        keys, entries = chain_keys(store)
+        groups = group_identical(keys) if self.split == "random" else None
         if groups is None or self.weights == "cluster":
-            clusters = cluster_sequences(sequences, self.cluster, self._cache().directory, progress=True)
+            rule = ClusterRule(self.cluster, self.min_length, self.assembly)
+            clusters = cluster_chains(store, rule, self._cache().directory)
             groups = clusters if groups is None else groups
         is_dev = split_groups(join_groups(groups, entries), self.dev_fraction, self.split_seed)
         if self.weights == "cluster":

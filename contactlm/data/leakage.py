@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,32 +14,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.data.cluster import best_identity
+from contactlm.data.complexes import best_of_chains, chain_sequences
+from contactlm.data.groups import LazySequences, chain_keys
 from contactlm.data.relations import ClusterOptions
-from contactlm.data.store import atomic_file
+from contactlm.data.store import ChainStore, atomic_file
+from contactlm.types import DataError
 
 log = logging.getLogger(__name__)
+MANY_PAIRS = 50_000_000  # of distinct sequences; about three minutes of one processor core (contactlm.data.cluster)
 
 
 def training_identity(
-    queries: Sequence[str], training: Sequence[str], options: ClusterOptions, cache_dir: Path
+    queries: Sequence[str],
+    training: Sequence[str],
+    options: ClusterOptions,
+    cache_dir: Path,
+    keys: Sequence[str] | None = None,
+    most_pairs: float = math.inf,
 ) -> NDArray[np.float32]:
     """Best identity of each query to a related training sequence, kept in the cache folder.
 
     Args:
         queries: n dev or test sequences.
-        training: The sequences trained on.
+        training: The sequences trained on; not looked at when the answer is in the cache and ``keys`` are given.
         options: When two sequences are related.
         cache_dir: The cache folder; one that cannot be written only costs time.
+        keys: What tells the training sequences from others, one each; None: the sequences themselves.
+        most_pairs: Do not compare more pairs of distinct sequences than this.
 
     Returns:
         float32 (n,): 0 where no training sequence is related, 1 where one is identical.
+
+    Raises:
+        TooManyPairsError: It is not in the cache, and there are more pairs.
     """
-    parts = ["identity-1", json.dumps(dataclasses.asdict(options), sort_keys=True), *queries, "/", *sorted(training)]
+    named = training if keys is None else keys
+    parts = ["identity-1", json.dumps(dataclasses.asdict(options), sort_keys=True), *queries, "/", *sorted(named)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
     path = cache_dir / "identity" / f"{key}.npy"
     known = _read(path, len(queries))
     if known is not None:
         return known
+    pairs = len(set(queries)) * len(set(named))
+    if pairs > most_pairs:
+        raise TooManyPairsError(f"{len(set(queries))} x {len(set(named))} distinct sequences")
     identity = best_identity(queries, training, options)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +66,29 @@ def training_identity(
     except OSError as error:
         log.info("identities are not kept in %s (%s)", cache_dir, error.strerror or error)
     return identity
+
+
+class TooManyPairsError(DataError):
+    """More pairs of sequences than may be compared without being asked to."""
+
+
+def store_identity(
+    queries: ChainStore, training: ChainStore, options: ClusterOptions, cache_dir: Path, most_pairs: float = math.inf
+) -> NDArray[np.float32]:
+    """Best identity of each entry's chains to a related training chain: :func:`training_identity` of two stores.
+
+    Of a packed training set no sequence is read when the answer is in the cache.
+
+    Returns:
+        float32 (entries of ``queries``,).
+
+    Raises:
+        TooManyPairsError: It is not in the cache, and there are more pairs of chains than ``most_pairs``.
+    """
+    sequences, entries = chain_sequences(queries)
+    keys = chain_keys(training)[0]
+    identity = training_identity(sequences, LazySequences(training), options, cache_dir, keys, most_pairs)
+    return best_of_chains(identity, entries)
 
 
 def _read(path: Path, n: int) -> NDArray[np.float32] | None:
@@ -70,3 +112,12 @@ def tell_leaks(role: str, identity: NDArray[np.float32], options: ClusterOptions
         )  # fmt: skip
     else:
         log.info("none of %d %s chains has a training relative (at least %s)", len(identity), role, terms)
+
+
+def tell_skipped(role: str, why: TooManyPairsError) -> None:
+    """Say that it is not known how near a set is to the training set, and how to get to know."""
+    log.warning(
+        "leak report of the %s set skipped, and with it scores by identity: comparing %s takes long; "
+        "data.leak_report=always computes it, once (it is kept in the cache folder)",
+        role, why,
+    )  # fmt: skip

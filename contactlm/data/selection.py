@@ -69,7 +69,7 @@ def select_chains(store: ChainStore, report: ReadReport, min_length: int) -> Sel
         elif resolved[i] < 2:
             dropped["without two resolved residues"] += 1
         else:
-            key = (file, store.tokens_of(i).tobytes())
+            key = (file, store.sequence_key(i))
             dropped["copies of a chain in the same file"] += key in best
             if key not in best or resolved[i] > resolved[best[key]]:
                 best[key] = i

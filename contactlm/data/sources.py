@@ -1,4 +1,4 @@
-"""Where structures come from: folders of the user, lists of PDB ids, or a synthetic set."""
+"""Where structures come from: folders of the user, packed sets, lists of PDB ids, or a synthetic set."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from contactlm.configs import config_folder
+from contactlm.data.cache import ReadReport, StructureCache
 from contactlm.data.download import RCSB, download_structures
 from contactlm.data.files import find_structures
 from contactlm.data.pdb_ids import read_id_list
 from contactlm.data.selection import name_problems
+from contactlm.data.shards import is_packed, open_pack
 from contactlm.data.store import ChainStore
 from contactlm.types import DataError
 
@@ -24,7 +26,8 @@ class Source:
 
     Attributes:
         option: The option that names it, for messages.
-        place: A folder, a structure file, or a text file of paths or (``is_ids``) of PDB ids.
+        place: A folder, a structure file, a text file of paths or (``is_ids``) of PDB ids, or folder or URL of a packed
+            set.
         is_ids: Whether ``place`` lists PDB ids.
         folder: Where the files of PDB ids are kept.
         base_url: Where they are fetched from.
@@ -58,6 +61,16 @@ class Source:
             return find_structures(self.place, self.option)
         entries = sorted({entry for entry, _ in self._ids()})
         return [path for path in (self.folder / f"{entry}.cif.gz" for entry in entries) if path.is_file()]
+
+    def load(self, cache: StructureCache) -> tuple[ChainStore, ReadReport]:
+        """Read all chains, or open them where they were packed; and what happened to the files.
+
+        Raises:
+            DataError: Nothing is there to read, or a packed set cannot be used.
+        """
+        if not self.is_ids and is_packed(self.place):
+            return open_pack(self.place, cache.directory, cache.sequence, self.option)
+        return cache.load(self.paths())
 
     def wanted(self, store: ChainStore) -> ChainStore:
         """Keep the chains that a list of PDB ids names; an id without a chain names all chains of its entry."""

@@ -74,6 +74,10 @@ class ChainStore:
         """Sequence of one chain, L letters."""
         return decode(self.tokens_of(index))
 
+    def sequence_key(self, index: int) -> bytes:
+        """What is equal for entries of equal sequence."""
+        return self.tokens_of(index).tobytes()
+
     def resolved_counts(self) -> NDArray[np.int64]:
         """Resolved residues of each chain, int64 (n,)."""
         known = np.concatenate([[0], np.cumsum(np.isfinite(self.cb[:, 0]), dtype=np.int64)])
