@@ -13,8 +13,8 @@ from contactlm.data.pack_writer import SHARD_RESIDUES
 from contactlm.data.relations import ClusterOptions
 
 MORE = """\
-Training takes a packed set in place of the folder, from a local path or a URL, and draws the same samples. A packing that
-was ended goes on where it stopped when the same command is given again."""
+Training takes a packed set in place of the folder, from a local path or a URL, and draws the same samples. A packing
+that was ended goes on where it stopped when the same command is given again."""
 DEFAULTS = ClusterOptions()
 
 

@@ -17,11 +17,12 @@ import logging
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -34,6 +35,7 @@ READER_VERSION = 1  # raise it whenever reading rules change: every entry is the
 FILES_PER_TASK = 4  # enough to make the exchange between processes cheap, few enough for a lively progress bar
 
 log = logging.getLogger(__name__)
+Task = Callable[[Sequence[tuple[int, Path]]], list[tuple[int, ChainStore]]]
 
 
 def default_cache_dir() -> Path:
@@ -133,17 +135,29 @@ class StructureCache:
         return keys, problems
 
     def _make_pack(self, items: Sequence[tuple[Path, str]]) -> tuple[ChainStore, int]:
-        """Collect the entries of all files, parsing those that have none."""
+        """Lay the entries of all files end to end."""
+        complete, parsed = self._entries(items)
+        problems = [entry.meta["problem"] for entry in complete]
+        files = [i for i, entry in enumerate(complete) for _ in range(len(entry))]
+        return ChainStore.concatenate(complete, {"problems": problems, "file_of_chain": files}), parsed
+
+    def _entries(self, items: Sequence[tuple[Path, str]]) -> tuple[list[ChainStore], int]:
+        """Collect the entries of all files, and count those that had to be parsed."""
         # read, not mapped: ten thousand maps would be ten thousand open files
         entries = [_open_or_none(self._entry_path(key), memory_map=False) for _, key in items]
-        missing = [i for i, entry in enumerate(entries) if entry is None]
+        missing = [i for i, entry in enumerate(entries) if entry is None or not self._suffices(entry)]
         for i, entry in self._parse([(i, items[i][0]) for i in missing]):
             self._try_write(entry, self._entry_path(items[i][1]))
             entries[i] = entry
-        complete = [entry for entry in entries if entry is not None]
-        problems = [entry.meta["problem"] for entry in complete]
-        files = [i for i, entry in enumerate(complete) for _ in range(len(entry))]
-        return ChainStore.concatenate(complete, {"problems": problems, "file_of_chain": files}), len(missing)
+        return [entry for entry in entries if entry is not None], len(missing)
+
+    def _suffices(self, entry: ChainStore) -> bool:
+        """Whether an entry holds all that is asked for; else its file is read again."""
+        return True
+
+    def _task(self) -> Task:
+        """What reads some files, in this process or another."""
+        return partial(parse_task, sequence=self.sequence)
 
     def _parse(self, items: Sequence[tuple[int, Path]]) -> Iterator[tuple[int, ChainStore]]:
         """Parse files, in parallel where that pays, with a progress bar that shows files, rate and failures."""
@@ -161,9 +175,9 @@ class StructureCache:
         ) as bar:
             failed = 0
             results = (
-                _in_processes(tasks, self.sequence, self.workers)
+                _in_processes(tasks, self._task(), self.workers)
                 if parallel and len(tasks) > 1
-                else (parse_task(task, self.sequence) for task in tasks)
+                else map(self._task(), tasks)
             )
             for done in results:
                 failed += sum(entry.meta["problem"] is not None for _, entry in done)
@@ -204,14 +218,14 @@ class StructureCache:
 
 
 def _in_processes(
-    tasks: Sequence[Sequence[tuple[int, Path]]], sequence: str, workers: int | None
+    tasks: Sequence[Sequence[tuple[int, Path]]], work: Task, workers: int | None
 ) -> Iterator[list[tuple[int, ChainStore]]]:
     """Run tasks in worker processes; results come as they are ready."""
     # fork starts at once; the children only run numpy and Biopython, so threads of the parent do not matter
     method = "fork" if sys.platform == "linux" else "spawn"
     executor: Executor
     with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as executor:
-        futures = [executor.submit(parse_task, task, sequence) for task in tasks]
+        futures = [executor.submit(work, task) for task in tasks]
         try:
             for future in as_completed(futures):
                 yield future.result()
