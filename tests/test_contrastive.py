@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_what_is_trained_is_what_was_asked_for(tiny_esm: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"lora": None}, {"lora": {"r": 2, "target_modules": ["value", "dense"]}}])
-def test_every_trainable_weight_gets_a_gradient(tiny_esm: Path, options: dict[str, object]) -> None:
+def test_every_trainable_weight_gets_a_gradient(tiny_esm: Path, options: dict[str, Any]) -> None:
     module = ContrastiveModule(str(tiny_esm), **options)
     cosine = module.cosine(make_tokens([30, 24]))
     labels = torch.randint(0, 2, cosine.shape, dtype=torch.int8)
@@ -150,11 +151,11 @@ def test_it_learns(tmp_path: Path) -> None:
 
 def test_resuming_gives_the_unbroken_run(tmp_path: Path, tiny_esm: Path, pdb_folders: tuple[Path, Path]) -> None:
     tokens = 6 * 3 * 32
-    options = {"module_class": ContrastiveModule}
-    whole, module, _, flops = run(tmp_path / "whole", tiny_esm, pdb_folders, tokens, **options)
+    own = ContrastiveModule
+    whole, module, _, flops = run(tmp_path / "whole", tiny_esm, pdb_folders, tokens, module_class=own)
     assert len(whole.losses) == 6 and len(set(whole.losses)) == 6
     again, resumed, _, flops_2 = run(
-        tmp_path / "again", tiny_esm, pdb_folders, tokens, tmp_path / "whole" / "step=3.ckpt", **options
+        tmp_path / "again", tiny_esm, pdb_folders, tokens, tmp_path / "whole" / "step=3.ckpt", own
     )
     assert again.losses == whole.losses[3:] and flops_2.total == flops.total
     for name, weight in module.state_dict().items():
@@ -204,9 +205,9 @@ def test_checkpoints_hold_the_projection_and_belong_to_the_class(
         ({"attention": "plain"}, "attention: no option of ContrastiveModule"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        ContrastiveModule(None, ARCHITECTURE, **options)  # type: ignore[arg-type]
+        ContrastiveModule(None, ARCHITECTURE, **options)
 
 
 def test_it_takes_the_options_of_contact_module() -> None:
