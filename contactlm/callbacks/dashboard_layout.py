@@ -42,18 +42,22 @@ def custom_layout() -> dict[str, dict[str, list[Any]]]:
 def run_hparams(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, bool | int | float | str]:
     """The options that tell runs apart, as plain values; what a project does not have is left out.
 
-    The arm (the logger's name), seed, learning rate, crop scheme and length, batch size, budget, precision, number of
-    processes, and the module's own hyperparameters, nested ones as ``lora.r``.
+    Arm (the logger's name), seed, learning rate, crop scheme and length, batch size, rank of LoRA (0 without) and
+    budget first; then the trainer's as ``trainer.…`` and the module's own hyperparameters as ``model.…``. TensorBoard
+    sorts them by name, and shows the first few.
     """
-    budget, optimizers = find_callback(trainer, TokenBudget), optimizer_facts(trainer)
+    budget, optimizers, hparams = find_callback(trainer, TokenBudget), optimizer_facts(trainer), pl_module.hparams
     options: dict[str, Any] = {"arm": str(trainer.loggers[0].name or "") if trainer.loggers else ""}
     options |= {"seed": run_seed(trainer), **scheme_facts(trainer)}
     if optimizers:
         options |= {"lr": optimizers[0]["lr"], "optimizer": optimizers[0]["optimizer"]}
+    if "lora" in hparams:
+        options["lora_r"] = (hparams["lora"] or {}).get("r", 0)
     if budget is not None:
         options["max_tokens"] = budget.max_tokens
-    options |= {"precision": str(trainer.precision), "processes": trainer.world_size}
-    return flat(options) | flat(dict(pl_module.hparams))
+    steps = {"accumulate_grad_batches": options.pop("accumulate_grad_batches", 1)}
+    options["trainer"] = {**steps, "precision": str(trainer.precision), "processes": trainer.world_size}
+    return flat({**options, "model": dict(hparams)})
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
