@@ -1,0 +1,64 @@
+"""The copy-the-homolog predictor: the contacts of known structures of relatives, carried over by the alignment.
+
+It learns nothing, and is the score that a model which reads such structures must beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contactlm.retrieval.database import StructureDatabase
+from contactlm.retrieval.hit import Hit
+from contactlm.structure.contacts import CONTACT_THRESHOLD
+
+SOFTNESS = 1.0
+"""Å over which a probability falls from 1/2 to 0.27: near pairs rank before those just below the threshold."""
+LEAST_WEIGHT = 1e-3  # of a hit without an identical residue: it counts where no other tells
+TRIVIAL_REACH = 2  # residues; see the trivial predictor of contactlm.scores
+
+
+def copy_homolog(
+    hits: Sequence[Hit], database: StructureDatabase, length: int, threshold: float = CONTACT_THRESHOLD
+) -> NDArray[np.float32]:
+    """Predict the contacts of a query from those of its hits.
+
+    A hit gives a pair of aligned, resolved residues the probability 1 / (1 + exp((d − threshold) / 1 Å)), d the distance
+    of their C-betas in the hit: above 1/2 exactly where the hit has a contact. Several hits are averaged, each with
+    its identity as weight. Of pairs that no hit knows, those at most 2 residues apart are contacts (the trivial
+    predictor), others not.
+
+    Args:
+        hits: Of one query; ``hits[:1]`` copies the best one alone. None at all: the trivial predictor.
+        database: Where they are from.
+        length: Residues of the query, L.
+        threshold: A contact is a distance below this, in Å.
+
+    Returns:
+        float32 (L, L), symmetric, 0 … 1.
+    """
+    total = np.zeros((length, length), dtype=np.float32)
+    weights = np.zeros((length, length), dtype=np.float32)
+    for hit in hits:
+        places, cb = _known(hit, database)
+        pairs = np.ix_(places, places)
+        weight = np.float32(max(hit.identity, LEAST_WEIGHT))
+        total[pairs] += weight * _probability(cb, threshold)
+        weights[pairs] += weight
+    offsets = np.arange(length)
+    trivial = np.abs(offsets[:, None] - offsets[None, :]) <= TRIVIAL_REACH
+    return np.where(weights > 0, total / np.maximum(weights, np.finfo(np.float32).tiny), trivial).astype(np.float32)
+
+
+def _known(hit: Hit, database: StructureDatabase) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Positions in the query that are aligned with resolved residues, (m,), and those residues' C-betas, (m, 3)."""
+    cb = database.cb_of(hit.index)[hit.hit_positions].astype(np.float64)
+    resolved = np.isfinite(cb[:, 0])
+    return hit.query_positions[resolved], cb[resolved]
+
+
+def _probability(cb: NDArray[np.float64], threshold: float) -> NDArray[np.float32]:
+    squared = sum((cb[:, None, axis] - cb[None, :, axis]) ** 2 for axis in range(3))
+    return (0.5 * (1 + np.tanh((threshold - np.sqrt(squared)) / (2 * SOFTNESS)))).astype(np.float32)
