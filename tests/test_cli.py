@@ -30,7 +30,7 @@ SMALL = ["--data.crop_length=30", "--data.batch_size=4", "--trainer.accelerator=
 
 
 def test_the_shipped_configs_are_the_documented_ones() -> None:
-    assert {"base", "crop200", "full1020", "quickstart"} <= set(CONFIGS)
+    assert {"base", "crop200", "full1020", "quickstart", "random8m"} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -38,6 +38,8 @@ def test_every_shipped_config_runs(name: str, tiny_esm: Path, pdb_folders: tuple
     arguments = ["fit", "--config", name, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]
     if name == "quickstart":
         arguments += ["--data.synthetic.n_train=12", "--data.synthetic.n_test=2", "--data.read_workers=0"]
+    elif name == "random8m":
+        arguments += [*data_options(pdb_folders), *SMALL]
     else:
         arguments += [*data_options(pdb_folders), f"--model.pretrained={tiny_esm}"]
     assert main(arguments) == 0
