@@ -12,7 +12,6 @@ from transformers import EsmModel
 from contactlm.model.contrastive import contrastive_loss, cosine_logits, cosine_similarities, draw_partners
 from contactlm.model.residue_encoder import ResidueEncoder
 from contactlm.module import ContactModule
-from contactlm.structure.labels import contact_labels
 from contactlm.types import ModelError
 
 OF_CONTACT_HEAD = ("train_head", "attention")  # options of ContactModule that mean nothing here
@@ -125,22 +124,21 @@ class ContrastiveModule(ContactModule):
         """
         return cosine_logits(self.cosine(tokens, attention_mask, positions))
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of a batch of crops; pairs are drawn from the global generator, whose state travels with checkpoints."""
-        cosine = self.cosine(batch["tokens"], batch["attention_mask"], batch.get("positions"))
-        loss = self.loss(cosine, contact_labels(batch["cb"]))
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]))
-        return loss
+    def pair_scores(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
+        """What :meth:`loss` takes: the similarities."""
+        return self.cosine(tokens, attention_mask, positions)
 
-    def loss(self, cosine: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """InfoNCE of pairs drawn anew, averaged per protein.
 
+        Draws from the global generator, whose state travels with checkpoints.
+
         Args:
-            cosine: float32 (B, L, L), see :meth:`cosine`.
+            scores: float32 (B, L, L), similarities as of :meth:`cosine`.
             labels: int8 (B, L, L): 1 contact, 0 none, −1 unknown.
         """
         drawn = draw_partners(labels, self.positives, self.negatives, self.loss_min_separation)
-        return contrastive_loss(cosine, *drawn, self.temperature)
+        return contrastive_loss(scores, *drawn, self.temperature)
 
 
 def _check_options(own: dict[str, float], options: dict[str, Any]) -> None:

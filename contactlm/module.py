@@ -19,6 +19,7 @@ from contactlm.checkpoint import CHECKPOINT_KEY, check_backbone, check_head, che
 from contactlm.inference import FullMap, WindowOptions, full_map, full_maps
 from contactlm.model.adapter import load_adapter, read_about, read_adapter
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
+from contactlm.model.execution import check_not_compiled, check_precision
 from contactlm.model.lora import LoraOptions, add_lora, contact_regression
 from contactlm.model.losses import contact_loss
 from contactlm.model.trunk import checkpoint_layers
@@ -185,19 +186,23 @@ class ContactModule(L.LightningModule):
         """The same as :meth:`contact_logits`."""
         return self.contact_logits(tokens, attention_mask, positions)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def pair_scores(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
+        """What :meth:`loss` takes, (B, T − 2, T − 2): the contact logits; override both to train on something else."""
+        return self.contact_logits(tokens, attention_mask, positions)
+
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Masked binary cross-entropy, averaged per protein; override it to train another objective.
 
         Args:
-            logits: float32 (B, L, L).
+            scores: float32 (B, L, L), contact logits.
             labels: int8 (B, L, L): 1 contact, 0 none, −1 unknown.
         """
-        return contact_loss(logits, labels, self.loss_min_separation)
+        return contact_loss(scores, labels, self.loss_min_separation)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of a batch of crops; labels are made from the coordinates, on the device."""
-        logits = self.contact_logits(batch["tokens"], batch["attention_mask"], batch.get("positions"))
-        loss = self.loss(logits, contact_labels(batch["cb"]))
+        scores = self.pair_scores(batch["tokens"], batch["attention_mask"], batch.get("positions"))
+        loss = self.loss(scores, contact_labels(batch["cb"]))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]), sync_dist=True)
         # batches of bounded cost differ in size: weighted by it, every protein counts the same
         return loss * batch["loss_weight"] if "loss_weight" in batch else loss
@@ -323,6 +328,11 @@ class ContactModule(L.LightningModule):
         head = [parameter for parameter in trainable if id(parameter) in of_head]
         groups: list[dict[str, Any]] = [{"params": rest}, {"params": head, "lr": lr * self.head_lr_factor}]
         return [group for group in groups if group["params"]]
+
+    def setup(self, stage: str) -> None:
+        """Refuse what would not do what it promises: true half precision, and torch.compile."""
+        check_precision(str(self.trainer.precision))
+        check_not_compiled(self)
 
     def on_fit_start(self) -> None:
         """Refuse crops that whole chains could not be scored with."""

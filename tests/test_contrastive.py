@@ -99,6 +99,39 @@ def test_every_trainable_weight_gets_a_gradient(tiny_esm: Path, options: dict[st
     assert held == {id(p) for p in module.parameters() if p.grad is not None}
 
 
+def gradients(module: ContrastiveModule, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    scores = module.pair_scores(tokens, None, None)
+    module.zero_grad()
+    scores.square().sum().backward()
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+def test_activation_checkpointing_changes_no_gradient(tiny_esm: Path) -> None:
+    tokens = make_tokens([30, 12])
+    plain, again = (
+        ContrastiveModule(str(tiny_esm), lora=None, activation_checkpointing=on).double() for on in (False, True)
+    )
+    runs: list[int] = []
+    esm: Any = again.backbone.esm
+    esm.encoder.layer[0].attention.self.query.register_forward_hook(lambda *_: runs.append(1))
+    expected, found = gradients(plain, tokens), gradients(again, tokens)
+    assert set(expected) == set(found) and len(runs) == 2
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-12, rtol=1e-9)
+
+
+def test_bfloat16_is_finite_and_close(tiny_esm: Path) -> None:
+    module, tokens = ContrastiveModule(str(tiny_esm), lora=None), make_tokens([40, 25])
+    exact = module.cosine(tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough, logits = module.cosine(tokens), module.contact_logits(tokens)
+        found = gradients(module, tokens)
+    assert rough.dtype == logits.dtype == torch.float32 and bool(logits.isfinite().all())
+    assert float((rough - exact).detach().abs().max()) < 0.05
+    assert all(bool(gradient.isfinite().all()) for gradient in found.values())
+
+
 def test_the_projection_has_a_learning_rate_of_its_own(tiny_esm: Path) -> None:
     module = ContrastiveModule(str(tiny_esm), head_lr_factor=10)
     groups = module.configure_optimizers().param_groups  # type: ignore[union-attr]
