@@ -20,6 +20,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -63,7 +64,7 @@ def cut(costs: Sequence[float], most: float) -> Parts:
         if not starts or (place - starts[-1] + 1) * largest > most:
             starts.append(place)
             largest = cost
-    return list(zip(starts, [*starts[1:], len(costs)], strict=True))
+    return list(pairwise([*starts, len(costs)]))
 
 
 def padding(lengths: NDArray[np.int64], parts: Parts) -> float:
@@ -173,7 +174,7 @@ class CostSampler(EpochSampler):
         lengths = self.stream.residues_of(epoch)
         sizes = [lengths[batch % len(self.stream)] for step in self.plan(epoch) for batch in step]
         ends = np.cumsum([len(batch) for batch in sizes]).tolist()
-        return padding(np.concatenate(sizes), list(zip([0, *ends], ends, strict=False)))
+        return padding(np.concatenate(sizes), list(pairwise([0, *ends])))
 
     def describe(self) -> str:
         """One line for the log."""
