@@ -139,14 +139,10 @@ def differences(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
 
 def remarks(runs: Sequence[Run]) -> list[str]:
     """Name what may differ between arms or machines and bears on what the numbers say."""
-    remarks = []
-    for name, each in (("machine", _machine), ("learning rates", _rates)):
-        for option, values in _unlike([run for run in runs if run.trained], each).items():
-            remarks.append(
-                f"{name} differ in {option}: {describe(values)}"
-                if name == "machine"
-                else f"{name} differ: {describe(values)}"
-            )
+    trained = [run for run in runs if run.trained]
+    machines, rates = _unlike(trained, _machine), _unlike(trained, _rates)
+    remarks = [f"machines differ in {option}: {describe(values)}" for option, values in machines.items()]
+    remarks += [f"learning rates differ: {describe(values)}" for values in rates.values()]
     for arm, members in by_arm(runs).items():
         for option, values in _unlike(members, _scheme).items():
             remarks.append(f"runs of arm {arm} differ in {option}: {describe(values, arms=False)}")
