@@ -169,7 +169,7 @@ class PackIndex:
         Raises:
             DataError: It is none.
         """
-        raw = np.memmap(path, np.uint8, "r")
+        raw = np.asarray(np.memmap(path, np.uint8, "r"))  # slices of a plain array cost less
         n, letters = (int(value) for value in raw[8:24].view("<u8")) if len(raw) >= 24 else (0, 0)
         expected = 24 + sum(n * np.dtype(kind).itemsize for kind in COLUMNS.values()) + letters
         if raw[:8].tobytes() != MAGIC or len(raw) != expected:

@@ -79,6 +79,7 @@ class PackWriter:
             "sequence": sequence,
             "residues": shard_residues,
         }
+        self._begun = False
         self._done: list[_Done] = []
         self._waiting: list[tuple[str, ChainStore | str, str]] = []
         self._residues = 0
@@ -155,18 +156,16 @@ class PackWriter:
         problems, files = self.problems, self.files
         index = PackIndex.concatenate([done.index for done in self._done])
         if not len(index):
-            named = "; ".join(f"{name}: {reason}" for name, reason in list(problems.items())[:1])
-            raise DataError(
-                f"nothing to pack: {len(problems)} of {self.files} files cannot be read; the first: {named}"
-            )
+            first = "".join(f"; the first: {name}: {reason}" for name, reason in list(problems.items())[:1])
+            raise DataError(f"nothing to pack: {len(problems)} of {files} files cannot be read{first}")
         shards = tuple(done.shard for done in self._done)
         if rule is not None:
             index = _cluster(Pack(LocalPlace(self.out), shards, index), rule)
         with self._writing():
             index.write(self.out / INDEX)
             _write(self.out / PROBLEMS, json.dumps(problems, indent=1).encode())
-            parts = (Part.of(self.out / name) for name in (INDEX, PROBLEMS))
-            manifest = Manifest(self.sequence, READER_VERSION, files, *parts, shards, rule)
+            listed, skipped = (Part.of(self.out / name) for name in (INDEX, PROBLEMS))
+            manifest = Manifest(self.sequence, READER_VERSION, files, listed, skipped, shards, rule)
             _write(self.out / MANIFEST, manifest.to_bytes())
             (self.out / JOURNAL).unlink()
             for path in set(self.out.glob("shard-*.chains")) - {self.out / shard.name for shard in shards}:

@@ -60,16 +60,16 @@ def select_chains(store: ChainStore, report: ReadReport, min_length: int) -> Sel
         report: What happened to the files.
         min_length: Shorter chains are left out.
     """
-    lengths, resolved = store.lengths, store.resolved_counts()
+    lengths, resolved, keys = store.lengths, store.resolved_counts(), store.sequence_keys()
     dropped: Counter[str] = Counter()
     best: dict[tuple[int, bytes], int] = {}
-    for i, file in enumerate(store.meta["file_of_chain"]):
+    for i, file in enumerate(np.asarray(store.meta["file_of_chain"]).tolist()):
         if lengths[i] < min_length:
             dropped[f"shorter than {min_length} residues"] += 1
         elif resolved[i] < 2:
             dropped["without two resolved residues"] += 1
         else:
-            key = (file, store.sequence_key(i))
+            key = (file, keys[i])
             dropped["copies of a chain in the same file"] += key in best
             if key not in best or resolved[i] > resolved[best[key]]:
                 best[key] = i

@@ -127,7 +127,7 @@ class Pack:
 
 def _map_shard(path: Path, part: ShardPart) -> _Mapped | None:
     """Map what a chain store holds after its header; None when it is not what the manifest says."""
-    raw = np.memmap(path, np.uint8, "r")
+    raw = np.asarray(np.memmap(path, np.uint8, "r"))  # slices of a plain array cost less
     if len(raw) < PREAMBLE or raw[:8].tobytes() != MAGIC:
         return None
     begin = PREAMBLE + int(raw[16:PREAMBLE].view("<u8")[0]) + 8 * part.chains
@@ -182,10 +182,12 @@ class PackedStore(ChainStore):
         first, last = self.pack.chains_between(self.starts, self.starts + self.lengths)
         return self.pack.index.resolved_before[last] - self.pack.index.resolved_before[first]
 
-    def sequence_key(self, index: int) -> bytes:
-        """What is equal for entries of equal sequence, as far as 64 bits tell, and chain lengths."""
-        span = slice(*self._chains(index))
-        return self.pack.index.sequence_keys[span].tobytes() + self.pack.index.lengths[span].tobytes()
+    def sequence_keys(self) -> list[bytes]:
+        """What is equal for entries of equal sequence and chain lengths, as far as 64 bits a chain tell."""
+        first, last = self.pack.chains_between(self.starts, self.starts + self.lengths)
+        spans = [slice(*span) for span in zip(first.tolist(), last.tolist(), strict=True)]
+        keys, lengths = self.pack.index.sequence_keys, self.pack.index.lengths
+        return [keys[span].tobytes() + lengths[span].tobytes() for span in spans]
 
     def chain_keys(self) -> tuple[list[str], NDArray[np.int64]]:
         """A digest of each of n chains, those of complexes one by one, and the entry of each, int64 (n,), ascending."""
@@ -236,11 +238,6 @@ class PackedStore(ChainStore):
             lengths=self.lengths[chosen],
             chain_lengths=None if self.chain_lengths is None else [self.chain_lengths[i] for i in chosen],
         )
-
-    def _chains(self, index: int) -> tuple[int, int]:
-        start = self.starts[index : index + 1]
-        first, last = self.pack.chains_between(start, start + self.lengths[index])
-        return int(first[0]), int(last[0])
 
 
 def open_pack(place: str, cache_dir: Path, sequence: str, option: str) -> tuple[PackedStore, ReadReport]:

@@ -74,9 +74,9 @@ class ChainStore:
         """Sequence of one chain, L letters."""
         return decode(self.tokens_of(index))
 
-    def sequence_key(self, index: int) -> bytes:
-        """What is equal for entries of equal sequence."""
-        return self.tokens_of(index).tobytes()
+    def sequence_keys(self) -> list[bytes]:
+        """What is equal for entries of equal sequence, one of each."""
+        return [self.tokens_of(i).tobytes() for i in range(len(self))]
 
     def resolved_counts(self) -> NDArray[np.int64]:
         """Resolved residues of each chain, int64 (n,)."""
