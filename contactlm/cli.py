@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,8 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from contactlm.callbacks.budget import TokenBudget
@@ -23,13 +23,16 @@ from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
 from contactlm.callbacks.memory import MemoryAdvice, memory_advice
+from contactlm.callbacks.progress import BudgetProgressBar
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.callbacks.writer import Format, PredictionWriter
 from contactlm.checkpoint import check_checkpoint
 from contactlm.checkpoint_io import AtomicCheckpointIO, find_last
+from contactlm.cli_help import HelpFormatter, arrange_help
 from contactlm.commands import ABOUT, COMMANDS, answer
 from contactlm.configs import BASE, config_folder, resolve_arguments
+from contactlm.console import score_table, set_up_log
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.module import ContactModule
 from contactlm.module_class import DEFAULT, NOT_PATHS, OPTION, chosen_class
@@ -41,16 +44,6 @@ log = logging.getLogger(__name__)
 
 SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-SHOWN_SCORES = (
-    "mcc_sep6",
-    "mcc",
-    "mcc_long",
-    "p_at_L_long",
-    "p_at_L5_long",
-    "auprc_sep6",
-    "intra_mcc_sep6",
-    "inter_mcc",
-)
 
 
 class ContactCLI(LightningCLI):
@@ -71,6 +64,7 @@ class ContactCLI(LightningCLI):
             parser_kwargs={
                 "prog": "contactlm",
                 "description": ABOUT,
+                "formatter_class": HelpFormatter,
                 **{name: {"default_config_files": base} for name in SUBCOMMANDS},
             },
         )
@@ -101,6 +95,9 @@ class ContactCLI(LightningCLI):
             parser.add_argument(
                 "--dtype", type=Literal["float16", "float32"], default="float32", help="Of probabilities in .npz files."
             )
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # we have a table of our own
+        arrange_help(parser, subcommand)
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -144,6 +141,20 @@ class ContactCLI(LightningCLI):
                 logger._version = trainer.loggers[0].version
         return trainer
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Show progress towards the budget, unless another progress bar or none is wanted."""
+        given = config["callbacks"] or []
+        bars = [
+            callback
+            for callback in (given if isinstance(given, list) else [given])
+            if isinstance(callback, ProgressBar)
+        ]
+        if config["enable_progress_bar"] in (None, True) and not bars:
+            callbacks = [*callbacks, BudgetProgressBar()]
+        if config["enable_model_summary"] is None:
+            config["enable_model_summary"] = False  # one line says enough
+        return super()._instantiate_trainer(config, callbacks)
+
     def before_fit(self) -> None:
         """Without a dev set there is no score to watch: keep the latest checkpoint then."""
         if self._trains_nothing:  # a fast_dev_run would ask for a step
@@ -161,16 +172,19 @@ class ContactCLI(LightningCLI):
         """Score the test set with the best checkpoint, and say where everything lies."""
         if self._trains_nothing:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-        lines = [_score_line("dev", self.trainer.callback_metrics)]  # test forgets the metrics of fit
+        lines = [self._scores("dev", ", last look at dev")]  # test forgets the metrics of fit
         checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
         if self._get(self.config, "trainer")["fast_dev_run"]:
             return
         if self._get(self.config, "test_after_fit") and "test" in self.datamodule.chains:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
-            lines.append(_score_line("test", self.trainer.callback_metrics))
+            lines.append(self._scores("test", ", best checkpoint" if checkpoint else ""))
             lines.append(f"map         {self._draw_example()}")
         if checkpoint:
-            lines.append(f"checkpoint  {checkpoint}")
+            saver = self.trainer.checkpoint_callback
+            best = getattr(saver, "best_model_score", None)
+            score = "" if best is None else f"  ({getattr(saver, 'monitor', '')} {float(best):.3f})"
+            lines.append(f"checkpoint  {checkpoint}{score}")
         lines.append(f"logs        {self.trainer.log_dir}")
         if self.datamodule.synthetic is not None:
             lines.append("The proteins are synthetic: the scores show that the package works, nothing about biology.")
@@ -178,11 +192,15 @@ class ContactCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Show the test scores."""
-        self.say(_score_line("test", self.trainer.callback_metrics))
+        self.say(self._scores("test"))
 
     def after_validate(self) -> None:
         """Show the dev scores."""
-        self.say(_score_line("dev", self.trainer.callback_metrics))
+        self.say(self._scores("dev"))
+
+    def _scores(self, prefix: str, remark: str = "") -> str:
+        threshold = self._get(self.config_init, "evaluation").threshold
+        return score_table(prefix, self.trainer.callback_metrics, remark, threshold)
 
     def before_predict(self) -> None:
         """Write maps as they come."""
@@ -227,43 +245,6 @@ def _plain_seed(seed: bool | int) -> int:
     return 0 if isinstance(seed, bool) else seed
 
 
-def _score_line(prefix: str, metrics: Mapping[str, Any]) -> str:
-    """One line of scores, the trivial predictor's behind those that it can be mistaken for."""
-    parts = []
-    for name in SHOWN_SCORES:
-        if (value := metrics.get(f"{prefix}/{name}")) is not None:
-            trivial = metrics.get(f"{prefix}/trivial_{name}")
-            parts.append(
-                f"{name} {float(value):.3f}" + (f" (trivial {float(trivial):.3f})" if trivial is not None else "")
-            )
-    return f"{prefix:<10}  " + (", ".join(parts) or "not scored")
-
-
-class _StandardError(logging.Handler):
-    """Writes to whatever standard error is at the moment."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{self.format(record)}\n")
-
-
-def _quiet() -> None:
-    """Show our own log; keep third parties' remarks that users cannot act on away."""
-    logger = logging.getLogger("contactlm")
-    if not logger.handlers:
-        logger.addHandler(_StandardError())
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-    for text in (
-        ".*does not have many workers.*",
-        "LightningCLI's args parameter is intended.*",
-        ".*treespec, LeafSpec.*",
-        ".*in eval mode at the start of training.*",
-        ".*isinstance\\(treespec.*",
-        ".*self.log\\('(dev|test)/.*sync_dist=True.*",  # these are scores of all processes already
-    ):
-        warnings.filterwarnings("ignore", message=text)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -272,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ``predict`` had to be skipped, 143 and 130 when SIGTERM or Ctrl-C ended a ``fit``, whose state is then saved for
         ``--ckpt_path last``. Arguments that cannot be parsed end the process with 2.
     """
-    _quiet()
+    set_up_log()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if (status := answer(given)) is not None:

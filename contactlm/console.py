@@ -1,0 +1,91 @@
+"""What the command line shows: its own log, tables of scores; and what it keeps quiet."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+SHOWN_SCORES = (
+    "mcc_sep6",
+    "mcc",
+    "mcc_short",
+    "mcc_medium",
+    "mcc_long",
+    "p_at_L_long",
+    "p_at_L5_long",
+    "auprc_sep6",
+    "intra_mcc_sep6",
+    "inter_mcc",
+)
+# Third parties' remarks that a user of the command line can do nothing about.
+QUIET_WARNINGS = (
+    ".*does not have many workers.*",
+    "LightningCLI's args parameter is intended.*",
+    ".*treespec, LeafSpec.*",
+    ".*in eval mode at the start of training.*",
+    ".*isinstance\\(treespec.*",
+    ".*self.log\\('(dev|test)/.*sync_dist=True.*",  # these are scores of all processes already
+)
+QUIET_LOGS = ("lightning.pytorch", "lightning.fabric")  # seeds, tips and devices; warnings do not come this way
+
+
+class _StandardError(logging.Handler):
+    """Writes to whatever standard error is at the moment, above progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+        sys.stderr.flush()
+
+
+def set_up_log() -> None:
+    """Show our own log; keep third parties' remarks that users cannot act on away."""
+    logger = logging.getLogger("contactlm")
+    if not logger.handlers:
+        logger.addHandler(_StandardError())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    for name in QUIET_LOGS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in QUIET_WARNINGS:
+        warnings.filterwarnings("ignore", message=text)
+
+
+def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", threshold: float = 0.5) -> str:
+    """The main scores of a set as a table, one line a score, the trivial predictor's beside.
+
+    Args:
+        prefix: ``dev`` or ``test``.
+        metrics: Logged values, by their full names (``dev/mcc_sep6``).
+        remark: What to add to the head.
+        threshold: That of the scores that are not at the tuned one.
+
+    Returns:
+        Lines such as ``test  mcc_sep6   0.412   0.466   (trivial 0.000)``: the second number is that at the tuned
+        threshold, where there is one.
+    """
+    rows = [(name, metrics[f"{prefix}/{name}"]) for name in SHOWN_SCORES if f"{prefix}/{name}" in metrics]
+    if not rows:
+        return f"{prefix:<4}  not scored"
+    proteins, tuned = metrics.get(f"{prefix}/proteins"), metrics.get(f"{prefix}/tuned_threshold")
+    number = "" if proteins is None else f" of {float(proteins):.0f} proteins"
+    head = f"scores{number}{remark}"
+    width = max(len(head) - 6, *(len(name) for name, _ in rows))
+    lines = [f"{head:<{width + 6}}  at {threshold:g}" + ("" if tuned is None else f"  at {float(tuned):.3f} (tuned)")]
+    for name, value in rows:
+        at_tuned, trivial = (metrics.get(f"{prefix}/{other}") for other in (f"{name}_tuned", f"trivial_{name}"))
+        cells = f"{_number(value):>6}  " + ("" if tuned is None else f"{_number(at_tuned):>16}  ")
+        beside = "" if trivial is None else f"(trivial {_number(trivial)})"
+        lines.append(f"{prefix:<4}  {name:<{width}}  {cells}{beside}".rstrip())
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return ""
+    return "–" if math.isnan(float(value)) else f"{float(value) + 0.0:.3f}".replace("-0.000", "0.000")
