@@ -75,5 +75,12 @@ def make_untrained(folder: Path, score: float, **other: Any) -> Path:
     """Write what `contactlm test` leaves of a model that was not trained."""
     nothing = dict.fromkeys(("steps", "tokens", "residues", "flops", "forward_flops", "trained_parameters"), 0)
     terms = {name: value for name, value in equal_terms().items() if name not in ("budget", "train", "dev", "split")}
-    none = {"dev_history": [], "progress": [], "dev": {}, "tested_at": None, "command": "test", "equal": terms}
+    none: dict[str, Any] = {
+        "dev_history": [],
+        "progress": [],
+        "dev": {},
+        "tested_at": None,
+        "command": "test",
+        "equal": terms,
+    }
     return make_run(folder, "zeroshot", 0, score, **nothing, **none, **other)

@@ -21,10 +21,19 @@ from contactlm.run_file import read_run, write_run
 from contactlm.types import ContactLMError
 from tests.test_callbacks import data_module, trainer
 
+Folders = tuple[Path, Path]
 BATCH = 4 * 32  # tokens
 
 
-def fit(path: Path, tiny_esm: Path, folders, tokens: int, *more: L.Callback, ckpt: Path | None = None, **options: Any):
+def fit(
+    path: Path,
+    tiny_esm: Path,
+    folders: Folders,
+    tokens: int,
+    *more: L.Callback,
+    ckpt: Path | None = None,
+    **options: Any,
+) -> tuple[L.Trainer, dict[str, Any]]:
     """A run with a record: (the trainer, its record as it was written)."""
     record = RunRecord()
     torch.manual_seed(0)
@@ -36,7 +45,7 @@ def fit(path: Path, tiny_esm: Path, folders, tokens: int, *more: L.Callback, ckp
     return runner, read_run(path / "arm" / "version_0")
 
 
-def test_sums_scores_and_history(tmp_path: Path, tiny_esm: Path, pdb_folders) -> None:
+def test_sums_scores_and_history(tmp_path: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
     runner, written = fit(tmp_path, tiny_esm, pdb_folders, 5 * BATCH, accumulate_grad_batches=2)
     assert (written["status"], written["arm"], written["seed"]) == ("finished", "arm", 0)
     assert (written["tokens"], written["residues"]) == (5 * BATCH, 5 * 4 * 30)
@@ -52,14 +61,14 @@ def test_sums_scores_and_history(tmp_path: Path, tiny_esm: Path, pdb_folders) ->
     assert written["trained_parameters"] == sum(p.numel() for p in module.parameters() if p.requires_grad)
     assert written["optimizer"] == [{"optimizer": "Adam", "lr": 1e-4}]
 
-    runner.test(runner.lightning_module, datamodule=runner.datamodule, verbose=False)
+    runner.test(runner.lightning_module, datamodule=runner.datamodule, verbose=False)  # type: ignore[attr-defined]  # a connector sets it
     tested = read_run(tmp_path / "arm" / "version_0")
     assert tested["test"]["mcc_sep6"] == float(runner.callback_metrics["test/mcc_sep6"])
     assert tested["test"]["trivial_mcc"] == float(runner.callback_metrics["test/trivial_mcc"])
     assert tested["tokens"] == 5 * BATCH and tested["dev_history"] == written["dev_history"]
 
 
-def test_forward_flops_are_those_of_the_forward_pass(tmp_path: Path, tiny_esm: Path, pdb_folders) -> None:
+def test_forward_flops_are_those_of_the_forward_pass(tmp_path: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
     _, written = fit(tmp_path, tiny_esm, pdb_folders, 3 * BATCH)
     module = ContactModule(str(tiny_esm))
     with flop_counter() as counter:
@@ -68,7 +77,7 @@ def test_forward_flops_are_those_of_the_forward_pass(tmp_path: Path, tiny_esm: P
     assert written["flops"] > 2 * counter.get_total_flops()
 
 
-def test_a_resumed_run_goes_on_with_sums_and_history(tmp_path: Path, tiny_esm: Path, pdb_folders) -> None:
+def test_a_resumed_run_goes_on_with_sums_and_history(tmp_path: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
     runner, first = fit(tmp_path / "first", tiny_esm, pdb_folders, 4 * BATCH)
     runner.save_checkpoint(tmp_path / "a.ckpt")
     _, resumed = fit(tmp_path / "again", tiny_esm, pdb_folders, 6 * BATCH, ckpt=tmp_path / "a.ckpt")
@@ -84,7 +93,9 @@ class Break(L.Callback):
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == 3:
             raise self.error
 
@@ -92,7 +103,9 @@ class Break(L.Callback):
 @pytest.mark.parametrize(
     ("error", "status"), [(RuntimeError("full"), "failed: RuntimeError"), (KeyboardInterrupt(), "interrupted")]
 )
-def test_a_run_that_breaks_off_says_so(tmp_path: Path, tiny_esm: Path, pdb_folders, error, status: str) -> None:
+def test_a_run_that_breaks_off_says_so(
+    tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, error: BaseException, status: str
+) -> None:
     with pytest.raises((type(error), SystemExit)):  # Lightning ends the process after Ctrl-C
         fit(tmp_path, tiny_esm, pdb_folders, 9 * BATCH, Break(error))
     written = read_run(tmp_path / "arm" / "version_0")
@@ -100,7 +113,7 @@ def test_a_run_that_breaks_off_says_so(tmp_path: Path, tiny_esm: Path, pdb_folde
     assert len(written["dev_history"]) == 1
 
 
-def test_what_should_be_equal_shows_what_was_changed(tmp_path: Path, tiny_esm: Path, pdb_folders) -> None:
+def test_what_should_be_equal_shows_what_was_changed(tmp_path: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
     def terms(name: str, window: int = 1022, tokens: int = BATCH, **data: Any) -> dict[str, Any]:
         record = RunRecord()
         runner = trainer(tmp_path, TokenBudget(tokens), record, logger=CSVLogger(tmp_path, name=name, version=0))
@@ -109,8 +122,8 @@ def test_what_should_be_equal_shows_what_was_changed(tmp_path: Path, tiny_esm: P
 
     plain = terms("plain")
     assert plain == terms("other_crops", crop_length=20, batch_size=2)  # arms may differ in these
-    changed = {
-        "dev_split": ({"split_seed": 1}, {"split_seed", "train", "dev"}),
+    changed: dict[str, tuple[dict[str, Any], set[str]]] = {
+        "dev split": ({"split_seed": 1}, {"split_seed", "train", "dev"}),
         "budget": ({"tokens": 2 * BATCH}, {"budget"}),
         "window": ({"window": 500}, {"window"}),
         "chains": ({"min_length": 45}, {"min_length", "train", "dev", "test"}),
@@ -148,7 +161,7 @@ def losses(path: Path) -> list[str]:
 
 
 def test_the_same_command_and_seed_give_the_same_curves(
-    tmp_path: Path, tiny_esm: Path, pdb_folders, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["contactlm"])

@@ -20,6 +20,7 @@ from contactlm.report.table import curve_rows, markdown, table_rows, trivial_sco
 from tests.made_runs import LOOKS, STEPS_PER_LOOK, TOKENS_PER_STEP, chains, equal_terms, make_run, make_untrained
 
 CROP, FULL = (0.40, 0.44, 0.42), (0.20, 0.24, 0.19)
+Folders = tuple[Path, Path]
 FILES = {"mcc.png", "mcc_sep6.png", "p_at_L_long.png", "table.csv", "table.md", "curves.csv"}
 
 
@@ -92,11 +93,13 @@ def test_the_points_of_the_figures(two_arms: Path) -> None:
     figure = draw_score(runs, "mcc_sep6")
     left, right = figure.axes
     assert left.get_yscale() == "log" and right.get_yscale() == "linear"
-    cost = left.lines[0].get_xydata()
+    cost = np.asarray(left.lines[0].get_xydata())
     np.testing.assert_allclose(cost, [(steps, 2 * steps) for steps in (1, 2, 5, 10, 20, 50, 100)])  # seeds cost 1, 2, 3
-    curve = right.lines[0].get_xydata()
+    curve = np.asarray(right.lines[0].get_xydata())
     np.testing.assert_allclose(curve[:, 1], np.mean(CROP) * np.arange(1, LOOKS + 1) / LOOKS)
-    crosses = {(x, round(y, 6)) for line in right.lines if line.get_marker() == "X" for x, y in line.get_xydata()}
+    crosses = {
+        (x, round(y, 6)) for line in right.lines if line.get_marker() == "X" for x, y in np.asarray(line.get_xydata())
+    }
     assert crosses == {(323_200, round(float(np.mean(scores)), 6)) for scores in (CROP, FULL)}
 
 
@@ -126,7 +129,9 @@ def test_nine_arms_can_be_told_apart() -> None:
         ({"a": (0.50, 0.52), "b": (0.48, 0.52), "c": (0.1, 0.1)}, ["b"]),
     ],
 )
-def test_an_arm_wins_only_when_spreads_do_not_overlap(tmp_path: Path, scores, rivals: list[str]) -> None:
+def test_an_arm_wins_only_when_spreads_do_not_overlap(
+    tmp_path: Path, scores: dict[str, tuple[float, ...]], rivals: list[str]
+) -> None:
     for arm, values in scores.items():
         for seed, score in enumerate(values):
             make_run(tmp_path / f"{arm}{seed}", arm, seed, score)
@@ -179,7 +184,7 @@ def test_what_sets_runs_apart_is_named(two_arms: Path, other: dict[str, object],
     assert f"({odd})" in line
 
 
-def test_unequal_runs_are_not_mixed_unless_asked(two_arms: Path, tmp_path: Path, capsys) -> None:
+def test_unequal_runs_are_not_mixed_unless_asked(two_arms: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     make_run(two_arms / "odd", "crop200", 3, 0.9, equal=equal_terms(budget=1000))
     out = tmp_path / "out"
     assert report(two_arms, "--out", out) == 0
@@ -204,7 +209,7 @@ def test_random_weights_and_synthetic_proteins_are_said_plainly(tmp_path: Path) 
     assert "fewer than two arms" in text
 
 
-def test_runs_that_cannot_be_used_are_named(two_arms: Path, tmp_path: Path, capsys) -> None:
+def test_runs_that_cannot_be_used_are_named(two_arms: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     make_run(two_arms / "killed", "crop200", 7, 0.9, status="running", tokens=1234)
     make_run(two_arms / "blank", "crop200", 8, 0.9, test={}, dev={}, dev_history=[])
     again = make_run(two_arms / "again", "crop200", 0, CROP[0], written="2027-01-01T00:00:00+00:00")
@@ -283,7 +288,13 @@ def test_missing_values_stay_empty(tmp_path: Path) -> None:
     assert differences(runs) == {}
 
 
-def test_two_real_arms(tmp_path: Path, tiny_esm: Path, pdb_folders, monkeypatch, capsys) -> None:
+def test_two_real_arms(
+    tmp_path: Path,
+    tiny_esm: Path,
+    pdb_folders: Folders,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["contactlm"])
     data = [f"--data.train_dir={pdb_folders[0]}", f"--data.test_dir={pdb_folders[1]}", "--data.read_workers=0"]
