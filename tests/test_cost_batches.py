@@ -33,7 +33,7 @@ def budget_of(folders: tuple[Path, Path], steps: int) -> int:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_in_mid_epoch_gives_the_unbroken_run(
-    tmp_path: Path, tiny_esm: Path, pdb_folders, workers: int
+    tmp_path: Path, tiny_esm: Path, pdb_folders: tuple[Path, Path], workers: int
 ) -> None:
     steps = 9
     tokens = budget_of(pdb_folders, steps)
@@ -67,7 +67,11 @@ def test_every_protein_counts_the_same(tiny_esm: Path) -> None:
 
 
 def test_fit_on_batches_of_bounded_cost(
-    tmp_path: Path, tiny_esm: Path, pdb_folders, capsys, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    tiny_esm: Path,
+    pdb_folders: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["contactlm"])

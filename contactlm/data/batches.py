@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from contactlm.data.crop import Stream, generator
-from contactlm.data.dataset import Batch, CropDataset, EpochSampler, Sample, collate
+from contactlm.data.dataset import Batch, CropDataset, Sample, collate
+from contactlm.data.place import EpochSampler
 
 SPECIAL = 2  # <cls> and <eos>
 MOVE = 0.03  # a length's largest random move, relative

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from contactlm.alphabet import CLS, EOS, PAD
 from contactlm.assembly import chain_numbers, residue_positions
 from contactlm.data.crop import CropScheme, Segments, Stream, crop_segments, epoch_order, generator
+from contactlm.data.place import EpochSampler
 from contactlm.data.store import ChainStore
 from contactlm.data.weights import ClusterTurns
 
@@ -86,6 +87,7 @@ class CropDataset(Dataset[Sample]):
         self.seed = seed
         self.shuffle = shuffle
         self.true_ends = true_ends
+        self.groups = groups
         self._turns = None if groups is None else ClusterTurns(groups, seed)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
 
@@ -196,36 +198,6 @@ def _positions(samples: Sequence[Sample], L: int) -> Tensor:
     return positions
 
 
-class EpochSampler(DistributedSampler):  # a DistributedSampler, so that Lightning does not put its own in its place
-    """Says what this process takes, and knows its place: an epoch, and how many of its batches were trained on.
-
-    Args:
-        rank: This process.
-        world_size: All processes.
-    """
-
-    batch_size: int | None  # None: what it yields are whole batches
-
-    def __init__(self, rank: int, world_size: int) -> None:
-        self.rank, self.num_replicas = rank, world_size
-        self.epoch = 0
-        self._skip = (0, 0)  # (epoch, its batches that were trained on already)
-
-    @property
-    def first_batch(self) -> int:
-        """The epoch's first batch that was not trained on yet."""
-        return self._skip[1] if self._skip[0] == self.epoch else 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next (Lightning does)."""
-        self.epoch = epoch
-
-    def resume(self, epoch: int, batch: int) -> None:
-        """Begin with batch ``batch`` of epoch ``epoch``, because all before it were trained on already."""
-        self.epoch = epoch  # worker processes fetch ahead, before Lightning says which epoch it is
-        self._skip = (epoch, batch)
-
-
 class StreamSampler(EpochSampler):
     """Numbers of the samples this process takes, batch after batch.
 
@@ -281,13 +253,13 @@ class StreamLoader(DataLoader[Any]):
         self.place = place
 
     def state_dict(self) -> dict[str, int]:
-        """Where in the stream the run stands."""
+        """Where in the stream the run stands, and how many batches an epoch has."""
         epoch, batch = self.place()
-        return {"epoch": epoch, "batch": batch}
+        return {"epoch": epoch, "batch": batch, "batches": self.sampler.batches}  # type: ignore[attr-defined]  # an EpochSampler
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on where the saved run stood."""
-        self.sampler.resume(state_dict["epoch"], state_dict["batch"])  # type: ignore[attr-defined]  # an EpochSampler
+        self.sampler.resume(**state_dict)  # type: ignore[attr-defined]  # an EpochSampler
 
 
 class ShareSampler(DistributedSampler):

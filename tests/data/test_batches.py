@@ -300,7 +300,9 @@ def real_chains(tmp_path_factory: pytest.TempPathFactory) -> ContactDataModule:
     "bound", [CostBound("tokens", m) for m in (1500, 3000, 8192)] + [PAIRS, CostBound("pairs", 10**6)]
 )
 def test_padding_on_real_files(real_chains: ContactDataModule, bound: CostBound) -> None:
-    for groups in (None, real_chains._train_clusters):
+    weighted = real_chains.train_dataloader().dataset
+    assert isinstance(weighted, CropDataset)
+    for groups in (None, weighted.groups):
         dataset = CropDataset(real_chains.chains["train"], 0, "whole", groups=groups)
         for world in (1, 4):
             sampler = CostSampler(dataset, bound, 0, world)
@@ -312,9 +314,9 @@ def test_padding_on_real_files(real_chains: ContactDataModule, bound: CostBound)
 
 
 def test_clusters_of_real_files_are_visited_once_an_epoch(real_chains: ContactDataModule) -> None:
-    groups = real_chains._train_clusters
     dataset = real_chains.train_dataloader().dataset
-    assert groups is not None and isinstance(dataset, CropDataset)
+    assert isinstance(dataset, CropDataset) and dataset.groups is not None
+    groups = dataset.groups
     sizes = np.bincount(groups)
     assert len(sizes) == len(dataset) < len(groups) and sizes.max() > 2
     counts = np.zeros(len(groups))
@@ -336,3 +338,17 @@ def test_a_loader_of_workers_sees_no_more_than_its_share() -> None:
         )
         seen += [name for batch in loader for name in batch["ids"]]
     assert sorted(seen) == sorted(dataset.store.ids)
+
+
+def test_going_on_with_another_number_of_batches_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    dataset = made(40)
+    loaders = [StreamLoader(WholeBatches(dataset), CostSampler(dataset, b), lambda: (1, 2)) for b in (TOKENS, PAIRS)]
+    state = loaders[0].state_dict()
+    assert state == {"epoch": 1, "batch": 2, "batches": len(loaders[0])}
+    with caplog.at_level("WARNING", logger="contactlm"):
+        loaders[0].load_state_dict(state)
+        loaders[1].load_state_dict(state | {"batch": 0})  # between epochs nothing comes twice
+        loaders[1].load_state_dict({"epoch": 1, "batch": 2})  # as older checkpoints have it
+        assert not caplog.records
+        loaders[1].load_state_dict(state)
+    assert f"had {len(loaders[0])} batches an epoch and process, this one has {len(loaders[1])}" in caplog.text

@@ -1,0 +1,53 @@
+"""A run's place in its data: what a sampler has to know to go on where a run stopped."""
+
+from __future__ import annotations
+
+import logging
+
+from torch.utils.data import DistributedSampler
+
+log = logging.getLogger(__name__)
+
+
+class EpochSampler(DistributedSampler):  # a DistributedSampler, so that Lightning does not put its own in its place
+    """Says what this process takes, and knows its place: an epoch, and how many of its batches were trained on.
+
+    Args:
+        rank: This process.
+        world_size: All processes.
+    """
+
+    batch_size: int | None  # None: what it yields are whole batches
+    batches: int  # of one process, the same in every epoch
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.num_replicas = rank, world_size
+        self.epoch = 0
+        self._skip = (0, 0)  # (epoch, its batches that were trained on already)
+
+    @property
+    def first_batch(self) -> int:
+        """The epoch's first batch that was not trained on yet."""
+        return self._skip[1] if self._skip[0] == self.epoch else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next (Lightning does)."""
+        self.epoch = epoch
+
+    def resume(self, epoch: int, batch: int, batches: int | None = None) -> None:
+        """Begin with batch ``batch`` of epoch ``epoch``, because all before it were trained on already.
+
+        Args:
+            epoch: Pass over the data, from 0.
+            batch: Batch of the epoch, from 0.
+            batches: Batches an epoch had in the run that goes on; the user is told when it is another number now.
+        """
+        self.epoch = epoch  # worker processes fetch ahead, before Lightning says which epoch it is
+        self._skip = (epoch, batch)
+        if batches not in (None, self.batches) and batch and self.rank == 0:
+            log.warning(
+                "the run that goes on had %d batches an epoch and process, this one has %d (other data, size of "
+                "batches or number of processes): chains of the epoch it stopped in may come twice or not at all",
+                batches,
+                self.batches,
+            )
