@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from contactlm.model.blocks import TokenLayout
 from contactlm.model.contact_attention import contact_attention, contact_attention_plain, contact_logits
 from contactlm.model.loading import backbone_checksum, load_esm
 from contactlm.model.lora import contact_regression
-from contactlm.model.trunk import Attention, check_tokens, layer_shares, rotary_angles
+from contactlm.model.trunk import Attention, SharingLayer, check_tokens, rotary_angles
 from contactlm.types import ModelError
 
 __all__ = ["ContactBackbone", "backbone_checksum", "load_esm"]
@@ -50,6 +49,7 @@ class ContactBackbone(nn.Module):
         self.attention = attention
         for index, layer in enumerate(esm.encoder.layer):
             layer.attention.self.layer_idx = index
+            layer.__class__ = SharingLayer
         self._freeze_unread()
 
     def _freeze_unread(self) -> None:
@@ -106,18 +106,14 @@ class ContactBackbone(nn.Module):
         """Return the sum of the layers' ``weighted`` (B, T, T) and all their margins (B, C, T)."""
         layers, total, margins = self.esm.encoder.layer, hidden.new_zeros(()), []
         for index, layer in enumerate(layers):
-            run = partial(
-                layer_shares,
-                layer,
-                layout=layout,
-                attention=_ATTENTION[self.attention],
-                last=layer is layers[-1],
-                active=None if active is None else active[index],
-            )
-            if layer.gradient_checkpointing and self.training:
-                # The shares are outputs of the checkpointed function, so that its second run adds nothing twice.
-                run = partial(layer._gradient_checkpointing_func, run)
-            hidden, share, margin = run(hidden, angles, weights[index])
+            how = {
+                "layout": layout,
+                "attention": _ATTENTION[self.attention],
+                "last": layer is layers[-1],
+                "active": None if active is None else active[index],
+            }
+            # The shares are outputs of the layer: where it is checkpointed, its second run adds nothing twice.
+            hidden, share, margin = layer(hidden, angles, weights[index], shares=how)
             total = total + share
             margins.append(margin)
         return total, torch.cat(margins, dim=1)

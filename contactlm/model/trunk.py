@@ -5,7 +5,7 @@ Axis letters: B batch, T tokens, H heads, D head width, E hidden width (H x D).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers.models.esm.modeling_esm import EsmLayer
 
 from contactlm.alphabet import PAD
 from contactlm.model.blocks import TokenLayout
@@ -55,6 +56,27 @@ def checkpoint_layers(esm: Any) -> None:
     for layer in esm.encoder.layer[:-1]:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+
+class SharingLayer(EsmLayer):
+    """The stock layer, which is also called for its contact shares.
+
+    Called, and not run from outside, it does what is hooked to it: activation checkpointing, and the gathering of its
+    weights where they are spread over processes.
+    """
+
+    def forward(self, hidden: Tensor, *arguments: Any, shares: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """Run the layer.
+
+        Args:
+            hidden: (B, T, E).
+            arguments: With ``shares``: ``angles`` and ``head_weight`` of :func:`layer_shares`; else the stock layer's.
+            shares: The other arguments of :func:`layer_shares`; None runs the stock layer.
+            options: The stock layer's.
+        """
+        if shares is None:
+            return super().forward(hidden, *arguments, **options)
+        return layer_shares(self, hidden, *arguments, **shares)
 
 
 def layer_shares(
