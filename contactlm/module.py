@@ -20,6 +20,7 @@ from contactlm.inference import FullMap, WindowOptions, full_map, full_maps
 from contactlm.model.adapter import load_adapter, read_about, read_adapter
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
 from contactlm.model.execution import check_not_compiled, check_precision
+from contactlm.model.execution import check_crop_length, check_execution
 from contactlm.model.lora import LoraOptions, add_lora, contact_regression
 from contactlm.model.losses import contact_loss
 from contactlm.model.trunk import checkpoint_layers
@@ -334,15 +335,14 @@ class ContactModule(L.LightningModule):
         check_precision(str(self.trainer.precision))
         check_not_compiled(self)
 
+    def setup(self, stage: str) -> None:
+        """Refuse what would not do what it promises: true half precision, and torch.compile."""
+        check_execution(self, str(self.trainer.precision))
+
     def on_fit_start(self) -> None:
         """Refuse crops that whole chains could not be scored with."""
         crop_length = getattr(self.trainer.datamodule, "crop_length", None)  # type: ignore[attr-defined]
-        window = self.windows.window
-        if crop_length is not None and window is not None and crop_length > window:
-            raise ModelError(
-                f"crop_length is {crop_length}, longer than the window of {window} residues that whole chains are "
-                "scored with; lower data.crop_length, or raise model.window (null: one pass at any length)"
-            )
+        check_crop_length(crop_length, self.windows.window)
 
     def on_train_start(self) -> None:
         """Go on with the dropout masks of the run that is resumed."""

@@ -20,6 +20,7 @@ def contact_loss(logits: Tensor, labels: Tensor, min_separation: int = 1) -> Ten
     Returns:
         A scalar. A protein without known pairs contributes nothing; when no protein has any, 0 with zero gradients.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision cannot count the pairs
     L = labels.shape[-1]
     place = torch.arange(L, device=labels.device)
     far_enough = (place[:, None] - place).abs() >= min_separation
