@@ -19,7 +19,6 @@ from contactlm.checkpoint import CHECKPOINT_KEY, check_backbone, check_head, che
 from contactlm.inference import FullMap, WindowOptions, full_map, full_maps
 from contactlm.model.adapter import load_adapter, read_about, read_adapter
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
-from contactlm.model.execution import check_not_compiled, check_precision
 from contactlm.model.execution import check_crop_length, check_execution
 from contactlm.model.lora import LoraOptions, add_lora, contact_regression
 from contactlm.model.losses import contact_loss
@@ -329,11 +328,6 @@ class ContactModule(L.LightningModule):
         head = [parameter for parameter in trainable if id(parameter) in of_head]
         groups: list[dict[str, Any]] = [{"params": rest}, {"params": head, "lr": lr * self.head_lr_factor}]
         return [group for group in groups if group["params"]]
-
-    def setup(self, stage: str) -> None:
-        """Refuse what would not do what it promises: true half precision, and torch.compile."""
-        check_precision(str(self.trainer.precision))
-        check_not_compiled(self)
 
     def setup(self, stage: str) -> None:
         """Refuse what would not do what it promises: true half precision, and torch.compile."""
