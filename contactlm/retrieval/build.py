@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from contactlm.data.cache import ReadReport, StructureCache, Task
 from contactlm.data.files import find_structures
 from contactlm.data.store import ChainStore
-from contactlm.retrieval.database import StructureDatabase, is_database
+from contactlm.retrieval.database import StructureDatabase, is_database, may_hold
 from contactlm.structure.parse import read_backbones
 from contactlm.structure.secondary import SECONDARY_VERSION, STATE_LETTERS, secondary_structure
 from contactlm.types import DataError, StructureError
@@ -121,7 +121,7 @@ def build_database(sources: Sequence[str | Path], out: str | Path, cache: Backbo
             else, or cannot be written.
     """
     folder = Path(out).expanduser()
-    if not is_database(folder) and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
+    if not may_hold(folder):
         raise DataError(f"out: {folder} is there, and is no structure database; give another folder, or remove it")
     paths = list(dict.fromkeys(path for source in sources for path in find_structures(source, "structures")))
     store, states, report = cache.collect(paths)

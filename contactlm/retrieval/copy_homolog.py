@@ -25,10 +25,10 @@ def copy_homolog(
 ) -> NDArray[np.float32]:
     """Predict the contacts of a query from those of its hits.
 
-    A hit gives a pair of aligned, resolved residues the probability 1 / (1 + exp((d − threshold) / 1 Å)), d the distance
-    of their C-betas in the hit: above 1/2 exactly where the hit has a contact. Several hits are averaged, each with
-    its identity as weight. Of pairs that no hit knows, those at most 2 residues apart are contacts (the trivial
-    predictor), others not.
+    A hit gives a pair of aligned, resolved residues the probability 1 / (1 + exp((d − threshold) / 1 Å)), d being the
+    distance of their C-betas in the hit: above 1/2 exactly where the hit has a contact. Several hits are averaged,
+    each with its identity as weight. Of pairs that no hit knows, those at most 2 residues apart are contacts (the
+    trivial predictor), others not.
 
     Args:
         hits: Of one query; ``hits[:1]`` copies the best one alone. None at all: the trivial predictor.

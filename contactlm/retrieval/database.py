@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ from contactlm.types import DataError
 FORMAT = "contactlm structure database"
 FORMAT_VERSION = 1  # raise it whenever the files' meaning changes: older databases are then refused
 MANIFEST = "manifest.json"
+LEFT_BEHIND = 24 * 3600.0  # seconds after which a data file that no manifest names is deleted
+_DATA_NAME = re.compile(r"[0-9a-f]{32}\.(?:chains|states)|\.tmp-.*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +141,7 @@ class StructureDatabase:
             replaced = _data_files(path)
             with atomic_file(path / MANIFEST) as handle:
                 handle.write(_sealed(about))
-            for stale in replaced - _data_files(path):
+            for stale in (replaced | _leftovers(path)) - _data_files(path):
                 stale.unlink(missing_ok=True)
         except OSError as error:
             raise DataError(f"{path}: the structure database cannot be written ({error})") from error
@@ -153,6 +157,13 @@ def rebuild_command(path: Path, sources: Sequence[str] = ()) -> str:
 def is_database(path: Path) -> bool:
     """Whether a structure database lies there, of whatever version, damaged or not."""
     return (path / MANIFEST).is_file()
+
+
+def may_hold(path: Path) -> bool:
+    """Whether a database may be written there: nothing lies there, or one that may lack its manifest."""
+    if not path.is_dir():
+        return not path.exists()
+    return is_database(path) or all(_DATA_NAME.fullmatch(file.name) for file in path.iterdir())
 
 
 def _fingerprint(store: ChainStore, states: NDArray[np.uint8]) -> str:
@@ -201,6 +212,12 @@ def _read_states(path: Path, checksum: int, residues: int) -> NDArray[np.uint8]:
     if len(states) != residues or zlib.crc32(states.data) != checksum:
         raise DataError(f"{path}: damaged (its checksum does not fit)")
     return states
+
+
+def _leftovers(folder: Path) -> set[Path]:
+    """Data files of builds that were killed; young ones may be of another build that goes on."""
+    old = time.time() - LEFT_BEHIND
+    return {file for file in folder.iterdir() if _DATA_NAME.fullmatch(file.name) and file.stat().st_mtime < old}
 
 
 def _data_files(folder: Path) -> set[Path]:
