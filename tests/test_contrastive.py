@@ -268,8 +268,8 @@ def test_fit_test_validate_predict_export(
     best = next((run_folder / "checkpoints").glob("best-*.ckpt"))
     assert torch.load(last, weights_only=True)["hyper_parameters"]["negatives"] == 12
 
-    def scores(prefix: str, text: str) -> str:
-        return next(line for line in text.splitlines() if line.startswith(prefix))
+    def scores(prefix: str, text: str) -> list[str]:
+        return next(line.split() for line in text.splitlines() if line.startswith(prefix))
 
     for command, prefix in (("test", "test"), ("validate", "dev")):
         assert main([command, f"--ckpt_path={best}", *data]) == 0  # the checkpoint names the class

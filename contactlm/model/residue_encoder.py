@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +9,7 @@ from transformers import EsmModel
 
 from contactlm.model.blocks import TokenLayout
 from contactlm.model.contact_attention import Shares
-from contactlm.model.trunk import check_tokens, layer_shares, rotary_angles
+from contactlm.model.trunk import SharingLayer, check_tokens, rotary_angles
 from contactlm.types import ModelError
 
 
@@ -37,6 +34,8 @@ class ResidueEncoder(nn.Module):
                 "is not supported; set it to 0 in the model's config.json"
             )
         self.esm = esm
+        for layer in esm.encoder.layer:
+            layer.__class__ = SharingLayer
         for unread in (esm.contact_head, esm.pooler):
             if unread is not None:
                 unread.requires_grad_(False)
@@ -65,13 +64,9 @@ class ResidueEncoder(nn.Module):
         angles = rotary_angles(self.esm, positions)
         hidden = self.esm.embeddings(input_ids=tokens, attention_mask=mask.long())
         no_head = angles.new_zeros(0)
+        how = {"layout": layout, "attention": _fused_attention, "last": False}
         for layer in self.esm.encoder.layer:
-            run: Any = partial(
-                layer_shares, layer, head_weight=no_head, layout=layout, attention=_fused_attention, last=False
-            )
-            if layer.gradient_checkpointing and self.training:
-                run = partial(layer._gradient_checkpointing_func, run)
-            hidden, _, _ = run(hidden, angles)
+            hidden, _, _ = layer(hidden, angles, no_head, shares=how)
         residues = slice(1, -1)
         return self.esm.encoder.emb_layer_norm_after(hidden[:, residues]), layout.residue[:, residues]
 
