@@ -100,7 +100,7 @@ class SafeCheckpoint(ModelCheckpoint):
         """Take the signals over (Lightning has set its own handlers by now, and restores what was before them)."""
         super().on_train_start(trainer, pl_module)
         self._step_before = trainer.global_step
-        self._tried_at = (-1, time.monotonic())
+        self._tried_at = (trainer.global_step if trainer.ckpt_path else -1, time.monotonic())
         self._stopping = 0
         self._signals = StopSignals(quiet=not trainer.is_global_zero)
         if self.stop_on_signals:
@@ -200,8 +200,10 @@ class SafeCheckpoint(ModelCheckpoint):
             return
         self._tried_at = (trainer.global_step, time.monotonic())
         self._to_flush = True
+        best_saved_at = self._last_global_step_saved
         with self._taken_back_on_failure():
             super()._save_last_checkpoint(trainer, monitor_candidates)
+        self._last_global_step_saved = best_saved_at  # or Lightning would not look whether this step is the best
 
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         with self._taken_back_on_failure():
