@@ -19,7 +19,7 @@ exit status:
   0    done
   1    something you can mend, said in one message
   2    arguments that cannot be understood
-  3    predict: done, but some inputs had to be skipped (they are named)
+  3    predict, index: done, but some inputs had to be skipped (they are named)
   130  interrupted by Ctrl-C (143: by SIGTERM)"""
 
 
@@ -89,6 +89,11 @@ COMMANDS = {
             ("contactlm fit --config crop200 --data.train_dir my/train-packed", "the same samples as from the folder"),
         ),
         entry="contactlm.pack_command:pack_command",
+    ),
+    "index": Command(
+        "make a database of known structures, for models that read them",
+        (("contactlm index build --structures my/structures --out db", "again: reads new and changed files only"),),
+        entry="contactlm.retrieval.index_command:index_command",
     ),
     "report": Command(
         "compare runs: figures, tables, and which arm wins",
