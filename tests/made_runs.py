@@ -51,6 +51,7 @@ def make_run(folder: Path, arm: str, seed: int, score: float, **other: Any) -> P
         "status": "finished",
         "written": f"2026-01-0{seed + 1}T00:00:00+00:00",
         "module": "ContactModule",
+        "pretrained": "facebook/esm2_t6_8M_UR50D",
         "scheme": {"crop": "random", "crop_length": 200, "batch_size": 16, "accumulate_grad_batches": 1},
         "optimizer": [{"optimizer": "Adam", "lr": 1e-4}],
         "machine": {"device": "cpu", "threads": 1},

@@ -15,13 +15,14 @@ from lightning.pytorch.loggers import CSVLogger
 from contactlm import ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, RunRecord, TokenBudget
 from contactlm.callbacks.flops import flop_counter
-from contactlm.callbacks.run_facts import fingerprint
+from contactlm.callbacks.run_facts import fingerprint, weights_facts
 from contactlm.cli import main
 from contactlm.run_file import read_run, write_run
 from contactlm.types import ContactLMError
 from tests.test_callbacks import data_module, trainer
 
 Folders = tuple[Path, Path]
+SMALL = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
 BATCH = 4 * 32  # tokens
 
 
@@ -86,6 +87,7 @@ def test_a_resumed_run_goes_on_with_sums_and_history(tmp_path: Path, tiny_esm: P
         assert resumed[name] == whole[name], name
     assert [row["tokens"] for row in resumed["dev_history"]] == [row["tokens"] for row in whole["dev_history"]]
     assert resumed["dev_history"][: len(first["dev_history"])] == first["dev_history"]
+    assert resumed["equal"] == whole["equal"]
     assert resumed["seconds"]["training"] > first["seconds"]["training"]
 
 
@@ -153,6 +155,30 @@ def test_records_are_plain_json_and_damage_is_told(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ContactLMError, match="not a run directory"):
         read_run(tmp_path)
+
+
+def test_weights_that_no_one_has_trained_are_called_random(tmp_path: Path, tiny_esm: Path) -> None:
+    module = ContactModule(str(tiny_esm))  # a directory as any other, of weights as they are initialised
+    assert weights_facts(module)["weights"] == "random"
+    assert weights_facts(ContactModule(None, SMALL))["weights"] == "random"
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.LayerNorm):
+            torch.nn.init.normal_(layer.bias)
+            break
+    assert weights_facts(module) == {"weights": "pretrained", "backbone": module.backbone_checksum}
+
+
+def test_a_resumed_run_still_says_what_it_began_with(tmp_path: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
+    written = []
+    for part, ckpt in (("a", None), ("b", tmp_path / "a.ckpt")):
+        record = RunRecord()
+        runner = trainer(tmp_path, TokenBudget(BATCH), record, logger=CSVLogger(tmp_path, name=part, version=0))
+        module = ContactModule(str(tiny_esm), lora=None)  # all weights are trained
+        runner.fit(module, data_module(pdb_folders), ckpt_path=ckpt)
+        runner.save_checkpoint(tmp_path / "a.ckpt")
+        written.append(read_run(tmp_path / part / "version_0")["equal"])
+    assert weights_facts(module)["weights"] == "pretrained"  # as it would seem from the weights by now
+    assert written[0] == written[1] and written[1]["weights"] == "random"
 
 
 def losses(path: Path) -> list[str]:

@@ -60,6 +60,7 @@ class RunRecord(L.Callback):
         self.progress: list[dict[str, int]] = []
         self._facts: dict[str, Any] = {}
         self._results: dict[str, Any] = {}
+        self._began_with: dict[str, Any] = {}
         self._folder: str | None = None
         self._fitted = False
         self._began = self._batch_began = self._look_began = 0.0
@@ -144,7 +145,7 @@ class RunRecord(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say of a run that did not come to its end that it did not."""
         if self._facts:
-            interrupted = isinstance(exception, KeyboardInterrupt)
+            interrupted = isinstance(exception, (KeyboardInterrupt, SystemExit))  # signals end as SystemExit
             self._write(trainer, pl_module, "interrupted" if interrupted else f"failed: {type(exception).__name__}")
 
     # -- what is kept ------------------------------------------------------------------------------------------------
@@ -167,6 +168,7 @@ class RunRecord(L.Callback):
             "machine": machine_facts(trainer, pl_module),
             "equal": equal_facts(trainer, pl_module),
         }
+        self._facts["equal"] |= self._began_with  # a resumed run's weights are no longer those it began with
         self._results = {"dev": {}, "test": {}, "tested_at": None}
 
     def _count(self, trainer: L.Trainer) -> None:
@@ -197,7 +199,9 @@ class RunRecord(L.Callback):
         """Sums and scores so far."""
         seconds = dict(self.training["seconds"], total=self._seconds_before + time.perf_counter() - self._began)
         training = {**self.training, "seconds": seconds, "memory": dict(self.training["memory"])}
-        return {"training": training, "dev": [dict(row) for row in self.dev], "progress": list(self.progress)}
+        began_with = {k: v for k, v in self._facts.get("equal", {}).items() if k in ("weights", "backbone")}
+        history = {"dev": [dict(row) for row in self.dev], "progress": list(self.progress)}
+        return {"training": training, **history, "began_with": began_with}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a test after ``fit`` only takes down which checkpoint it scores."""
@@ -207,6 +211,7 @@ class RunRecord(L.Callback):
             return
         self.training, self.dev = state_dict["training"], list(state_dict["dev"])
         self.progress = list(state_dict["progress"])
+        self._began_with = dict(state_dict.get("began_with", {}))
 
 
 def _scores(trainer: L.Trainer, prefix: str) -> dict[str, float]:

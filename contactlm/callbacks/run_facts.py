@@ -62,7 +62,10 @@ def _evaluation_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str
 
 
 def weights_facts(module: L.LightningModule) -> dict[str, Any]:
-    """Which backbone a run starts from: published weights by name and checksum, or random ones by architecture."""
+    """Which backbone a run starts from: pretrained weights by checksum, or random ones by architecture.
+
+    A directory may hold weights that no one has trained: these are called random too.
+    """
     hparams = module.hparams
     if "pretrained" not in hparams:
         return {}
@@ -70,7 +73,14 @@ def weights_facts(module: L.LightningModule) -> dict[str, Any]:
         # the seed they are drawn with may go with the run's
         return {"weights": "random", "backbone": json.dumps(hparams.get("architecture"), sort_keys=True)}
     backbone = getattr(module, "backbone_checksum", None) or str(hparams["pretrained"])
-    return {"weights": "pretrained", "backbone": backbone}
+    return {"weights": "random" if is_as_initialised(module) else "pretrained", "backbone": backbone}
+
+
+def is_as_initialised(module: torch.nn.Module) -> bool:
+    """Whether no layer norm has moved from weight 1 and bias 0, which the first steps of any training change."""
+    norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.LayerNorm) and layer.elementwise_affine]
+    moved = [bool((layer.weight != 1).any() or (layer.bias != 0).any()) for layer in norms]
+    return bool(norms) and not any(moved)
 
 
 def chain_set(trainer: L.Trainer, role: str) -> dict[str, Any] | None:
@@ -116,7 +126,8 @@ def data_places(trainer: L.Trainer) -> dict[str, str]:
 def scheme_facts(trainer: L.Trainer) -> dict[str, Any]:
     """What arms differ in: how training samples are cut and batched."""
     data = trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
-    facts = {name: getattr(data, name) for name in ("crop", "crop_length", "batch_size") if hasattr(data, name)}
+    names = ("crop", "crop_length", "true_ends", "batch_size", "batch_tokens", "batch_pairs", "weights")
+    facts = {name: getattr(data, name) for name in names if hasattr(data, name)}
     return facts | {"accumulate_grad_batches": trainer.accumulate_grad_batches}
 
 

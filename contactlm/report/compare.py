@@ -96,11 +96,11 @@ def judge(runs: Sequence[Run], score: str) -> Verdict | None:
         score: Such as ``mcc_sep6``.
 
     Returns:
-        The verdict; None when fewer than two arms have the score.
+        The verdict; None when no arm has the score.
     """
     spreads = {arm: arm_spread(members, lambda run: run.test.get(score)) for arm, members in by_arm(runs).items()}
     known = {arm: spread for arm, spread in spreads.items() if spread is not None}
-    if len(known) < 2:
+    if not known:
         return None
     ordered = dict(sorted(known.items(), key=lambda item: -item[1].mean))
     best, *others = ordered

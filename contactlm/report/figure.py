@@ -26,6 +26,7 @@ FIGURES = {
 # Okabe and Ito's colours, which colour-blind readers can tell apart (their yellow is too pale for a line), and grey
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F")
 STYLES = ("-", "--", "-.", ":")
+LEAST_RANGE = 0.1  # of a score's axis, so that small changes do not look large
 POINTS = 200  # at which curves of several seeds are averaged
 CROSS: dict[str, Any] = {
     "marker": "X",
@@ -145,6 +146,9 @@ def _label(left: Axes, right: Axes, score: str) -> None:
     right.set_ylabel(FIGURES.get(score, score))
     right.set_title("dev set by tokens; cross: test set", fontsize="medium")
     right.xaxis.set_major_formatter(EngFormatter(sep=""))
+    right.set_xlim(left=min(0, right.get_xlim()[0]))
+    low, high = right.get_ylim()
+    right.set_ylim(min(low, (low + high - LEAST_RANGE) / 2), max(high, (low + high + LEAST_RANGE) / 2))
     right.grid(color="#dddddd", linewidth=0.6)
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)

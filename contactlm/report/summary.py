@@ -16,7 +16,10 @@ RULE = "An arm wins when its mean − sd lies above every other arm's mean + sd;
 def summarize(runs: Sequence[Run]) -> list[str]:
     """Statements about a group of runs, one a line: terms, verdicts, and what bears on them."""
     arms = by_arm(runs)
-    lines = [f"{len(runs)} runs of {len(arms)} arms: " + ", ".join(f"{a} ({len(r)})" for a, r in arms.items())]
+    lines = [
+        f"{count(len(runs), 'run')} of {count(len(arms), 'arm')}: "
+        + ", ".join(f"{a} ({len(r)})" for a, r in arms.items())
+    ]
     lines += _terms(runs) + [_statement(runs, score) for score in JUDGED]
     without = [str(run.path) for run in runs if not run.test]
     if without:
@@ -41,6 +44,11 @@ def group_lines(groups: Sequence[Sequence[Run]]) -> list[str]:
     return lines
 
 
+def count(number: int, thing: str) -> str:
+    """Such as ``1 run`` and ``2 runs``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def _terms(runs: Sequence[Run]) -> list[str]:
     lines = []
     budgets = {run.equal["budget"] for run in runs if run.equal.get("budget")}
@@ -51,6 +59,9 @@ def _terms(runs: Sequence[Run]) -> list[str]:
             "WEIGHTS ARE RANDOMLY INITIALISED, not those of a pretrained model: the numbers compare training schemes "
             "from scratch and say nothing about published ESM2."
         )
+    starts = {str(run.record["pretrained"]) for run in runs if run.equal.get("weights") == "pretrained"}
+    if starts:
+        lines.append(f"training starts from the weights of {' or '.join(sorted(starts))}")
     if any(run.equal.get("synthetic") for run in runs):
         lines.append("PROTEINS ARE SYNTHETIC: the numbers say nothing about real proteins.")
     return lines
@@ -59,7 +70,7 @@ def _terms(runs: Sequence[Run]) -> list[str]:
 def _statement(runs: Sequence[Run], score: str) -> str:
     verdict = judge(runs, score)
     if verdict is None:
-        return f"test {JUDGED[score]} ({score}): fewer than two arms have it, so there is nothing to compare"
+        return f"test {JUDGED[score]} ({score}): no arm has it"
     spreads = ", ".join(f"{arm} {spread.text()}" for arm, spread in verdict.spreads.items())
     trivial = trivial_scores(runs, "test").get(score)
     beside = "" if trivial is None else f"; the trivial predictor has {trivial:.3f}"
@@ -69,6 +80,8 @@ def _statement(runs: Sequence[Run], score: str) -> str:
 
 
 def _outcome(verdict: Verdict) -> str:
+    if len(verdict.spreads) == 1:
+        return "one arm only, so there is nothing to compare"
     if not verdict.rivals:
         return f"{verdict.best} wins"
     single = [arm for arm in verdict.single if arm == verdict.best or arm in verdict.rivals]
