@@ -10,7 +10,7 @@ An epoch of N samples is cut into K batches for each of W processes, and all of 
   batches whose lengths are far apart are split until at most 3.5 % is padding. An epoch whose cut takes fewer batches
   than that splits those where it saves most padding.
 * *Each sample once.* Nothing is carried over to the next epoch or left out. Only where there are fewer samples than
-  the W processes need to have a batch each, up to W − 1 samples are taken a second time (the epoch's first).
+  the W processes need to have a batch each, up to W − 1 are taken again (the epoch's first).
 * *Like costs.* The W batches of one step are neighbours in cost, dealt to the processes at random; the steps are
   shuffled.
 """

@@ -59,8 +59,9 @@ class ContactDataModule(L.LightningDataModule):
             next to the crop, as they do in the passes of the sliding window.
         batch_size: Training samples a batch and device.
         batch_tokens: In place of ``batch_size``: as many training samples of like length as make at most so many tokens
-            in a batch of one device, padding included (for whole chains, whose lengths differ). Every protein weighs
-            the same in the loss, in whichever batch it comes. A longer chain is a batch alone.
+            in a batch of one device, padding included (for whole chains, whose lengths differ); fewer where lengths lie
+            so far apart that an epoch would be more than about 4 % padding. Every protein weighs the same in the loss,
+            in whichever batch it comes. A longer chain is a batch alone.
         batch_pairs: The same with a bound on B × L², which memory grows with; one of the two can be given.
         weights: ``"uniform"``: an epoch is every chain once; ``"cluster"``: one chain of each cluster of relatives, by
             turns, so that a chain weighs 1 / cluster size. Of complexes, those with related chains are a cluster.
