@@ -110,8 +110,8 @@ class RemotePlace:
         url = f"{self.url}/{MANIFEST}"
         with _transport(url):
             try:
-                with fsspec.open(url, "rb") as source:
-                    raw = source.read()
+                files, remote = fsspec.url_to_fs(url)
+                raw = files.cat_file(remote)
             except FileNotFoundError as error:
                 raise DataError(
                     f"{url} does not exist: {self.url} is not a packed set, or its upload is not complete; give the "
