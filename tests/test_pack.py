@@ -8,6 +8,7 @@ import shutil
 import signal
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,7 +219,7 @@ def test_training_from_a_packed_set_is_training_from_the_folder(folder: Path, tm
     for place in (folder, tmp_path / "packed"):
         data = ContactDataModule(str(place), crop_length=30, batch_size=4, cache_dir=str(tmp_path), read_workers=0)
         module = ContactModule(None, architecture, lora=None)
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         L.Trainer(max_steps=6, accelerator="cpu", limit_val_batches=0, enable_model_summary=False, **quiet).fit(
             module, data
         )

@@ -143,9 +143,9 @@ def batches(place: str, cache: str, count: int) -> None:
             begin = time.perf_counter()
             batch = collate([dataset[BATCH * n + i] for i in range(BATCH)])
             times[name].append(time.perf_counter() - begin)
-        if n % 20 == 0:
+        if n % 25 == 0:
             begin = time.perf_counter()
-            scores = module.pair_scores(batch["tokens"], batch["attention_mask"])
+            scores = module.pair_scores(batch["tokens"], batch["attention_mask"], None)
             module.loss(scores, contact_labels(batch["cb"])).backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -77,7 +77,8 @@ def test_the_chains_are_those_of_the_folder(folder: Path, packed: Path, tmp_path
 
 def samples(data: ContactDataModule, rank: int, world: int, batches: int) -> list[tuple[Any, ...]]:
     data._rank = lambda: (rank, world)  # type: ignore[method-assign]
-    loader, taken = data.train_dataloader(), []
+    loader = data.train_dataloader()
+    taken: list[tuple[Any, ...]] = []
     epoch = 0
     while len(taken) < batches:
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # a sampler of ours
@@ -176,7 +177,7 @@ def test_residues_are_mapped_not_copied(packed: Path, tmp_path: Path) -> None:
     store, _ = open_pack(str(packed), tmp_path, "seqres", "train_dir")
     chosen = store.select(np.arange(len(store))[::-1]).select([3, 1])
     for array in (chosen.cb_of(0), chosen.tokens_of(1)):
-        base = array
+        base: Any = array
         while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
             base = base.base
         assert isinstance(base, np.memmap) and not array.flags.writeable
