@@ -7,7 +7,7 @@ writer itself (reading so many files would measure the reader). Copies have the 
 there are few distinct ones; ``--shuffle`` permutes each copy's residues instead, which makes them distinct and
 unrelated: every one is then given a cluster of its own without asking the aligner. Clusters are recorded in the set.
 
-  pack    seconds and bytes a residue, peak memory of the packing process
+  pack    seconds of processor time and bytes a residue, peak memory of the packing process
   start   prepare_data and setup("fit") of the data module, in a process of its own, imports left out; without a test
           set, and with the test structures (their leak report computed, then taken from the cache)
   batch   16 x 200: making it from the packed set and from the same chains in one chain store, turn by turn, beside a
@@ -15,8 +15,9 @@ unrelated: every one is then given a cluster of its own without asking the align
   memory  anonymous and file-backed resident memory over the batches: the file-backed part is the mapped shards'
           pages, which all processes share and the system takes back when it needs them
 
-Further: ``--reader N`` measures how fast N files are read and packed by one process; ``--grid 0.01`` counts the labels
-that would change if coordinates were rounded to that grid (Å); ``--index N`` times opening an index of N chains.
+Further: ``--reader N`` measures how fast N files are read and packed by one process (processor time); ``--grid 0.01``
+counts the labels that would change if coordinates were rounded to that grid (Å); ``--index N`` times opening an index
+of N chains.
 """
 
 from __future__ import annotations
@@ -84,17 +85,17 @@ def pack(out: Path, cache: str, chains: int, shuffle: bool) -> None:
     originals = real_files(cache)
     if shuffle:
         pack_writer.cluster_sequences = lambda sequences, *_, **__: group_identical(sequences)
-    begin = time.perf_counter()
+    begin = time.process_time()
     writer = pack_writer.PackWriter(out)
     for name, store in copies(originals, chains, shuffle):
         writer.add(name, store)
-    between = time.perf_counter()
+    between = time.process_time()
     manifest = writer.finish(ClusterRule())
     residues, size = (sum(getattr(shard, name) for shard in manifest.shards) for name in ("residues", "size"))
     print(
-        f"pack: {chains} chains, {residues} residues, {len(manifest.shards)} shards: {between - begin:.1f} s, clusters "
-        f"and index {time.perf_counter() - between:.1f} s; {size / residues:.3f} bytes a residue in shards, "
-        f"{(size + manifest.index.size) / residues:.3f} with the index; peak memory "
+        f"pack: {chains} chains, {residues} residues, {len(manifest.shards)} shards: {between - begin:.1f} s of "
+        f"processor time, clusters and index {time.process_time() - between:.1f} s; {size / residues:.3f} bytes a "
+        f"residue in shards, {(size + manifest.index.size) / residues:.3f} with the index; peak memory "
         f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
     )
 
@@ -113,7 +114,8 @@ def start(place: str, cache: str, test: bool) -> None:
     grown = {name: round(after[name] - before[name]) for name in after}
     spent = time.process_time() - spent
     print(
-        f"start: {seconds:.2f} s ({spent:.2f} s of processor time), {sizes}, identities of {known}, memory grew by {grown} MB"
+        f"start: {seconds:.2f} s ({spent:.2f} s of processor time), {sizes}, identities of {known}, "
+        f"memory grew by {grown} MB"
     )
 
 
@@ -170,14 +172,15 @@ def reader(files: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         chosen = find_structures(SHARED / "train")[:files]
         (Path(scratch) / "list.txt").write_text("".join(f"{path}\n" for path in chosen))
-        begin = time.perf_counter()
+        begin = time.process_time()
         manifest = pack_structures([f"{scratch}/list.txt"], Path(scratch) / "out", workers=0, progress=False)
-        seconds = time.perf_counter() - begin
+        seconds = time.process_time() - begin
     residues, chains = (sum(getattr(shard, name) for shard in manifest.shards) for name in ("residues", "chains"))
     size = sum(path.stat().st_size for path in chosen)
     print(
         f"reader: {manifest.files} files ({size / 1e6:.0f} MB compressed), {chains} chains, {residues} residues in "
-        f"{seconds:.1f} s on one core: {manifest.files / seconds:.1f} files/s, {residues / seconds:.0f} residues/s"
+        f"{seconds:.1f} s of processor time: {manifest.files / seconds:.1f} files/s, "
+        f"{residues / seconds:.0f} residues/s"
     )
 
 
