@@ -5,6 +5,7 @@ made again.
 
 * ``entries/ab/abcd….chains``: the chains of one structure file, or the reason why it has none. The name is a hash of
   the file's content and of everything else that decides what is read (name stem, suffix, reader settings, version).
+  An entry made for a structure database holds secondary structure in its meta data as well.
 * ``packs/….chains``: the entries of one list of files laid end to end; memory-mapped by every process.
 * ``index/….json``: size and modification time of files whose hash is known, so that a start hashes only what changed.
 """

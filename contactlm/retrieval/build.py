@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from contactlm.data.cache import ReadReport, StructureCache, Task
 from contactlm.data.files import find_structures
 from contactlm.data.store import ChainStore
-from contactlm.retrieval.database import StructureDatabase, is_database, may_hold
+from contactlm.retrieval.database import StructureDatabase, fingerprint_of, is_database, may_hold
 from contactlm.structure.parse import read_backbones
 from contactlm.structure.secondary import SECONDARY_VERSION, STATE_LETTERS, secondary_structure
 from contactlm.types import DataError, StructureError
@@ -131,24 +131,27 @@ def build_database(sources: Sequence[str | Path], out: str | Path, cache: Backbo
             f"structures: none of {len(paths)} files has a chain that can be read; the first: {': '.join(first)}"
         )
     names = [str(Path(source).expanduser().absolute()) for source in sources]
-    before = _fingerprint(folder)
-    database = StructureDatabase.write(folder, store, states, names)
+    before = _open_or_none(folder)
+    wanted = (fingerprint_of(store, states), tuple(names))
+    unchanged = before is not None and (before.fingerprint, before.sources) == wanted
+    if not unchanged:
+        StructureDatabase.write(folder, store, states, names)
     return BuildReport(
         chains=len(store),
         residues=len(states),
         files=report.files,
         parsed=report.parsed,
         problems=report.problems,
-        unchanged=database.fingerprint == before,
+        unchanged=unchanged,
     )
 
 
-def _fingerprint(folder: Path) -> str | None:
-    """The fingerprint of a database that lies there and is whole."""
+def _open_or_none(folder: Path) -> StructureDatabase | None:
+    """The database that lies there, if it is whole."""
     if not is_database(folder):
         return None
     try:
-        return StructureDatabase.open(folder).fingerprint
+        return StructureDatabase.open(folder)
     except DataError as error:
         log.info("the database is made anew: %s", error)
         return None

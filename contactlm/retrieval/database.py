@@ -121,7 +121,7 @@ class StructureDatabase:
             DataError: It cannot be written.
         """
         kept = ChainStore(store.ids, store.starts, store.lengths, store.cb, store.tokens)
-        fingerprint = _fingerprint(kept, states)
+        fingerprint = fingerprint_of(kept, states)
         about = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -154,6 +154,19 @@ def rebuild_command(path: Path, sources: Sequence[str] = ()) -> str:
     return f"contactlm index build --structures {given} --out {shlex.quote(str(path))}"
 
 
+def fingerprint_of(store: ChainStore, states: NDArray[np.uint8]) -> str:
+    """Return what tells databases apart, 32 hexadecimal digits: made of ids, sequences, coordinates and states.
+
+    Args:
+        store: The chains, end to end without gaps between them.
+        states: Their secondary structure, uint8 (N,).
+    """
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, store.ids, store.lengths.tolist()]).encode())
+    for array in (store.tokens, store.cb, states):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:32]
+
+
 def is_database(path: Path) -> bool:
     """Whether a structure database lies there, of whatever version, damaged or not."""
     return (path / MANIFEST).is_file()
@@ -164,13 +177,6 @@ def may_hold(path: Path) -> bool:
     if not path.is_dir():
         return not path.exists()
     return is_database(path) or all(_DATA_NAME.fullmatch(file.name) for file in path.iterdir())
-
-
-def _fingerprint(store: ChainStore, states: NDArray[np.uint8]) -> str:
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, store.ids, store.lengths.tolist()]).encode())
-    for array in (store.tokens, store.cb, states):
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:32]
 
 
 def _sealed(about: dict[str, Any]) -> bytes:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from tqdm.auto import tqdm
 
@@ -143,6 +143,9 @@ class StructureSearch:
                     self._cache.put(keys[i], hits)
                     bar.update()
         return [list(known[key] or []) for key in keys]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_engine": None}  # programs cannot be sent to other processes: each starts its own
 
     def _own_entries(self, query_id: str | None, exclusion: Exclusion) -> frozenset[str]:
         """The query's own entries, as far as the database has chains of them (others need no result of their own)."""

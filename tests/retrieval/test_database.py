@@ -63,9 +63,10 @@ def test_real_structures_have_helices_and_strands(shared: Path, tmp_path: Path) 
 def test_a_build_reads_only_what_is_new_or_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = folder_of(tmp_path / "in"), tmp_path / "db"
     first = build_database([source], out, cache_of(tmp_path))
-    before = snapshot(out)
+    before, written = snapshot(out), (out / "manifest.json").stat().st_mtime_ns
     again = build_database([source], out, cache_of(tmp_path))
     assert (first.parsed, again.parsed, again.unchanged) == (4, 0, True) and snapshot(out) == before
+    assert (out / "manifest.json").stat().st_mtime_ns == written  # nothing was written for nothing
 
     read: list[str] = []
 
@@ -207,8 +208,9 @@ def test_what_killed_builds_left_is_deleted_in_the_end(tmp_path: Path) -> None:
     for file in (young, old):
         file.write_bytes(b"half")
     os.utime(old, (0, 0))
+    write_pdb(source / "9new.pdb", {"A": random_sequence(78, 45)})
     build_database([source], out, cache_of(tmp_path))
-    assert young.exists() and not old.exists() and len(StructureDatabase.open(out)) == 2
+    assert young.exists() and not old.exists() and len(StructureDatabase.open(out)) == 3
 
 
 def test_a_failed_write_leaves_the_old_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

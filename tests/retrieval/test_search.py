@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -158,6 +159,8 @@ def test_threads_and_batches_do_not_change_the_answer(tmp_path: Path, monkeypatc
     monkeypatch.setattr(search_module, "BATCH", 3)
     again = StructureSearch(database, threads=2).search(queries[::-1])[::-1]
     assert all(same(a, b) for a, b in zip(expected, again, strict=True))
+    sent = pickle.loads(pickle.dumps(StructureSearch(database, threads=1)))
+    assert same(sent.search([QUERY])[0], expected[0])
     shared_cache = tmp_path / "together"
     searches = [StructureSearch(database, cache_dir=shared_cache, threads=1) for _ in range(3)]
     with ThreadPoolExecutor(3) as executor:
