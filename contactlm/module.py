@@ -235,10 +235,9 @@ class ContactModule(L.LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[ContactMap]:
         """Contact maps of a batch of whole chains, with labels where coordinates are known."""
-        maps = self._full_maps(batch, progress=True)
         chain_of = _of_residues(batch, "chain_of")
         predicted = []
-        for row, full in enumerate(maps):
+        for row, full in enumerate(self._full_maps(batch, progress=True)):
             length = len(full.probability)
             cb = batch["cb"][row, :length]
             sequence = decode(batch["tokens"][row, 1 : length + 1].cpu().numpy())
@@ -300,6 +299,10 @@ class ContactModule(L.LightningModule):
         finally:
             self.train(training)
 
+    def configure_model(self) -> None:
+        """Let a strategy that spreads weights over processes (``fsdp``, ``ModelParallelStrategy``) do so by layers."""
+        self.backbone.shard(self.device_mesh)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer over what is trainable; none for a run of no steps."""
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -316,9 +319,8 @@ class ContactModule(L.LightningModule):
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
-        entry: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
-        if hasattr(scheduler, "monitor"):
-            entry["monitor"] = scheduler.monitor
+        monitor = {"monitor": scheduler.monitor} if hasattr(scheduler, "monitor") else {}
+        entry = {"scheduler": scheduler, "interval": "step", **monitor}
         return {"optimizer": optimizer, "lr_scheduler": entry}  # type: ignore[return-value]
 
     def _groups(self, trainable: list[torch.nn.Parameter], lr: float) -> list[Any]:
@@ -326,8 +328,8 @@ class ContactModule(L.LightningModule):
         of_head = {id(parameter) for parameter in self.head_parameters()}
         rest = [parameter for parameter in trainable if id(parameter) not in of_head]
         head = [parameter for parameter in trainable if id(parameter) in of_head]
-        groups: list[dict[str, Any]] = [{"params": rest}, {"params": head, "lr": lr * self.head_lr_factor}]
-        return [group for group in groups if group["params"]]
+        both = ({"params": rest}, {"params": head, "lr": lr * self.head_lr_factor})
+        return [group for group in both if group["params"]]
 
     def setup(self, stage: str) -> None:
         """Refuse what would not do what it promises: true half precision, and torch.compile."""

@@ -1,5 +1,7 @@
 """Several processes do what one does: gloo on the CPU."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from contactlm import ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, TokenBudget
 from contactlm.model.lora import LoraOptions
 from tests.conftest import random_sequence, write_pdb
-from tests.processes import run_ranks
+from tests.processes import free_port, output, rank_env, run_ranks, start, wait_until
 from tests.test_callbacks import data_module, trainer
+from tests.test_interruption import call, command
 
 Folders = tuple[Path, Path]
 
@@ -166,3 +169,113 @@ def test_every_protein_is_scored_once_whatever_the_number_of_processes(
             assert [row["id"] for row in other["rows"]] == [row["id"] for row in one["rows"]]
             for ours, theirs in zip(other["rows"], one["rows"], strict=True):
                 assert ours["auprc_sep6"] == pytest.approx(theirs["auprc_sep6"], abs=1e-6, nan_ok=True)
+
+
+def sharded_gradients(tiny_esm: Path) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
+    """Loss and gradients of this process's half of a batch, with weights spread over both processes (FSDP2)."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    os.environ["RANK"] = os.environ["LOCAL_RANK"]
+    torch.distributed.init_process_group("gloo")
+    rank, results = int(os.environ["RANK"]), {}
+    for kind, module in some_modules(tiny_esm).items():
+        module.backbone.shard(init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",)))
+        sharded = dict(module.named_parameters())
+        assert all(type(weight.data).__name__ == "DTensor" for weight in sharded.values())
+        half = slice(4 * rank, 4 * rank + 4)
+        loss = module.loss(module.contact_logits(TOKENS[half]), LABELS[half])
+        loss.backward()
+        gradients = {name: weight.grad.full_tensor() for name, weight in sharded.items() if weight.grad is not None}
+        results[kind] = (float(loss.detach()), gradients)
+    torch.distributed.destroy_process_group()
+    return results
+
+
+TOKENS = torch.randint(4, 24, (8, 22), generator=torch.Generator().manual_seed(1))
+LABELS = torch.randint(-1, 2, (8, 20, 20), generator=torch.Generator().manual_seed(2)).to(torch.int8)
+
+
+def some_modules(tiny_esm: Path) -> dict[str, ContactModule]:
+    return {
+        "lora": ContactModule(str(tiny_esm), lora=LoraOptions(dropout=0.0)),
+        "all weights": ContactModule(str(tiny_esm), lora=None),
+        "checkpointed": ContactModule(str(tiny_esm), lora=None, activation_checkpointing=True),
+    }
+
+
+def test_weights_spread_over_processes_give_the_same_gradients(tmp_path: Path, tiny_esm: Path) -> None:
+    ranks = run_ranks(sharded_gradients, 2, tiny_esm, folder=tmp_path)
+    for kind, module in some_modules(tiny_esm).items():
+        loss = module.loss(module.contact_logits(TOKENS), LABELS)
+        loss.backward()
+        assert sum(rank[kind][0] for rank in ranks) / 2 == pytest.approx(float(loss.detach()), abs=1e-6)
+        for rank in ranks:
+            nearly_equal(rank[kind][1], {n: p.grad for n, p in module.named_parameters() if p.grad is not None})
+
+
+def call_noting_reads(arguments: list[str]) -> int:
+    """The command line as one of several processes; each structure file that is parsed leaves a line in ``parsed``."""
+    from contactlm.data import cache
+
+    read = cache.read_chains
+
+    def noting(path: Path, **options: Any) -> Any:
+        with Path("parsed").open("a") as handle:
+            handle.write(f"{path}\n")
+        return read(path, **options)
+
+    cache.read_chains = noting  # type: ignore[assignment]
+    return call(arguments)
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_asked_to_end(tmp_path: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
+    options = ["--trainer.strategy=ddp", "--trainer.devices=2", "--checkpoint.last_every_n_steps=null"]
+    arguments = command(tiny_esm, pdb_folders, *options, "--budget.max_tokens=100000000")
+    port = free_port()
+    processes = [
+        start(call_noting_reads, arguments, folder=tmp_path, name=f"rank{rank}", env=rank_env(rank, 2, port))
+        for rank in range(2)
+    ]
+    try:
+        wait_until(lambda: any(tmp_path.rglob("*.ckpt")), processes[0], timeout=200)
+        assert processes[0].pid is not None
+        os.kill(processes[0].pid, signal.SIGTERM)
+        for process in processes:
+            process.join(120)
+    finally:
+        for process in processes:
+            process.kill()
+    texts = [output(tmp_path, f"rank{rank}") for rank in range(2)]
+    # the other one was asked by the first, and its end is no crash
+    assert [process.exitcode for process in processes] == [143, 0], texts
+    saved = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)
+    assert f"SIGTERM: stopped after step {saved['global_step']};" in texts[0] and "SIGTERM" not in texts[1]
+    assert saved["callbacks"]["TokenBudget"]["tokens"] == 2 * 3 * 32 * saved["global_step"]
+    parsed = (tmp_path / "parsed").read_text().split()
+    assert len(parsed) == len(set(parsed)) == 13 + 3  # once a machine, not once a process
+
+
+def test_world_size_and_rank_are_those_of_slurm(monkeypatch: pytest.MonkeyPatch, pdb_folders: Folders) -> None:
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+    from lightning.fabric.utilities import rank_zero
+    from lightning.pytorch.utilities import rank_zero as pytorch_rank_zero
+
+    for module in (rank_zero, pytorch_rank_zero):  # a trainer of another rank leaves its rank here
+        monkeypatch.setattr(module.rank_zero_only, "rank", 0)
+    slurm = {"JOB_ID": 4711, "JOB_NAME": "contacts", "NTASKS": 4, "NTASKS_PER_NODE": 2, "NNODES": 2}
+    task = {"PROCID": 3, "LOCALID": 1, "NODEID": 1, "NODELIST": "node[07-08]"}
+    for name, value in {**slurm, **task}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "")  # so that what is set here goes away again
+    monkeypatch.delenv("MASTER_PORT")
+    runner = L.Trainer(accelerator="cpu", strategy="ddp", devices=2, num_nodes=2, logger=False)
+    environment = runner.strategy.cluster_environment  # type: ignore[attr-defined]
+    assert isinstance(environment, SLURMEnvironment) and environment.main_address == "node07"
+    assert (runner.world_size, runner.global_rank, runner.local_rank) == (4, 3, 1)
+    data = data_module(pdb_folders, batch_size=2)
+    data.setup("fit")
+    data.trainer = runner
+    # eleven chains, four processes with batches of two: the last one's share of the two batches of an epoch
+    assert list(data.train_dataloader().sampler) == [6, 7, 14, 15]

@@ -87,18 +87,11 @@ class SafeCheckpoint(ModelCheckpoint):
 
     # --- when ---
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Remove what killed runs left half written."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and trainer.is_global_zero:
-            places = [self.dirpath, Path(trainer.ckpt_path).parent if trainer.ckpt_path else None]
-            for place in places:
-                if place is not None and "://" not in str(place):
-                    remove_temporaries(Path(place))
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals over (Lightning has set its own handlers by now, and restores what was before them)."""
         super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._remove_leftovers(trainer)
         self._step_before = trainer.global_step
         self._tried_at = (trainer.global_step if trainer.ckpt_path else -1, time.monotonic())
         self._stopping = 0
@@ -172,6 +165,13 @@ class SafeCheckpoint(ModelCheckpoint):
             if trainer.should_stop and self._validation_is_due:
                 return  # the last validation cannot be put off to a resumed run: that one would not train
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _remove_leftovers(self, trainer: L.Trainer) -> None:
+        """Remove what killed runs left half written: here, and where the resumed run wrote."""
+        places = [self.dirpath, Path(trainer.ckpt_path).parent if trainer.ckpt_path else None]
+        for place in places:
+            if place is not None and "://" not in str(place):
+                remove_temporaries(Path(place))
 
     def _is_trial(self, trainer: L.Trainer) -> bool:
         return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # a connector sets it
