@@ -22,6 +22,7 @@ from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_es
 from contactlm.model.execution import check_crop_length, check_execution
 from contactlm.model.lora import LoraOptions, add_lora, contact_regression
 from contactlm.model.losses import contact_loss
+from contactlm.model.sharding import shard_layers
 from contactlm.model.trunk import checkpoint_layers
 from contactlm.outputs import ContactMap
 from contactlm.random_state import random_state, restore_random_state
@@ -301,7 +302,7 @@ class ContactModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Let a strategy that spreads weights over processes (``fsdp``, ``ModelParallelStrategy``) do so by layers."""
-        self.backbone.shard(self.device_mesh)
+        shard_layers(self.backbone, self.device_mesh)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer over what is trainable; none for a run of no steps."""
@@ -326,8 +327,7 @@ class ContactModule(L.LightningModule):
     def _groups(self, trainable: list[torch.nn.Parameter], lr: float) -> list[Any]:
         """Two parameter groups: the head with its own learning rate, and the rest."""
         of_head = {id(parameter) for parameter in self.head_parameters()}
-        rest = [parameter for parameter in trainable if id(parameter) not in of_head]
-        head = [parameter for parameter in trainable if id(parameter) in of_head]
+        rest, head = ([p for p in trainable if (id(p) in of_head) is wanted] for wanted in (False, True))
         both = ({"params": rest}, {"params": head, "lr": lr * self.head_lr_factor})
         return [group for group in both if group["params"]]
 

@@ -12,6 +12,7 @@ import torch
 from contactlm import ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, TokenBudget
 from contactlm.model.lora import LoraOptions
+from contactlm.model.sharding import shard_layers
 from tests.conftest import random_sequence, write_pdb
 from tests.processes import free_port, output, rank_env, run_ranks, start, wait_until
 from tests.test_callbacks import data_module, trainer
@@ -179,7 +180,7 @@ def sharded_gradients(tiny_esm: Path) -> dict[str, tuple[float, dict[str, torch.
     torch.distributed.init_process_group("gloo")
     rank, results = int(os.environ["RANK"]), {}
     for kind, module in some_modules(tiny_esm).items():
-        module.backbone.shard(init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",)))
+        shard_layers(module.backbone, init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",)))
         sharded = dict(module.named_parameters())
         assert all(type(weight.data).__name__ == "DTensor" for weight in sharded.values())
         half = slice(4 * rank, 4 * rank + 4)

@@ -6,9 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
-from torch.distributed.fsdp.wrap import wrap
 from transformers import EsmModel
 
 from contactlm.model.blocks import TokenLayout
@@ -102,21 +99,6 @@ class ContactBackbone(nn.Module):
             return logits
         inside = layout.residue[:, residues]
         return logits.masked_fill(~(inside[:, :, None] & inside[:, None, :]), 0)
-
-    def shard(self, mesh: DeviceMesh | None) -> None:
-        """Spread the weights over processes; every layer gathers its own when it is run.
-
-        Args:
-            mesh: The processes, along the dimension ``data_parallel``, for PyTorch's FSDP2; None wraps the layers where
-                FSDP 1 is being set up, and does nothing elsewhere.
-        """
-        layers = self.esm.encoder.layer
-        if mesh is None:
-            for index, layer in enumerate(layers):
-                layers[index] = layer if isinstance(layer, FullyShardedDataParallel) else wrap(layer)
-        elif not isinstance(self, FSDPModule):
-            for part in (*layers, self):
-                fully_shard(part, mesh=mesh["data_parallel"])
 
     def _shares(
         self, hidden: Any, angles: Tensor, weights: Tensor, active: list[list[int]] | None, layout: TokenLayout

@@ -1,0 +1,36 @@
+"""Weights spread over processes, layer by layer, for backbones that one device cannot hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp.wrap import wrap
+
+from contactlm.model.trunk import SharingLayer
+from contactlm.types import ModelError
+
+
+def shard_layers(backbone: Any, mesh: DeviceMesh | None) -> None:
+    """Spread a backbone's weights over processes; every layer gathers its own when it is run.
+
+    Args:
+        backbone: A :class:`~contactlm.model.backbone.ContactBackbone`; changed.
+        mesh: The processes, along the dimension ``data_parallel``, for PyTorch's FSDP2; None wraps the layers where
+            FSDP 1 is being set up, and does nothing elsewhere.
+
+    Raises:
+        ModelError: A mesh, and a backbone that does not call its layers.
+    """
+    layers = backbone.esm.encoder.layer
+    if mesh is None:
+        for index, layer in enumerate(layers):
+            if isinstance(layer, SharingLayer):  # not wrapped yet
+                layers[index] = wrap(layer)
+        return
+    if not all(isinstance(layer, SharingLayer) for layer in layers):
+        raise ModelError(f"{type(backbone).__name__}: its weights cannot be spread over processes; use strategy ddp")
+    if not isinstance(backbone, FSDPModule):
+        for part in (*layers, backbone):
+            fully_shard(part, mesh=mesh["data_parallel"])
