@@ -21,6 +21,7 @@ from contactlm.callbacks import LossGuard, TokenBudget
 from contactlm.cli import main
 from contactlm.model.losses import contact_loss
 from contactlm.types import ContactLMError, TrainingError
+from tests.processes import run_ranks
 from tests.test_callbacks import data_module, trainer
 
 NAN, INF = float("nan"), float("inf")
@@ -148,6 +149,37 @@ def test_of_accumulated_batches_the_bad_one_is_named_and_the_whole_step_skipped(
     assert guard.skipped == 1
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith("step 1: the loss is not finite (loss nan)") and warning.endswith("proteins: batch 2")
+
+
+class OddInOneProcess(Foreign):
+    """Loss of batch 1 infinite, though with finite gradients, and of batch 3 not a number; in the second process."""
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if self.global_rank == 1:
+            loss = loss + (INF if batch_idx == 1 else 0)
+            loss = loss * (NAN if batch_idx == 3 else 1)
+        return loss
+
+
+def train_in_one_of_two_processes() -> tuple[list[bool], int, list[str], list[float]]:
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("contactlm.callbacks.guard").addHandler(handler)
+    guard, watch, module, _ = run(
+        Path.cwd(), [1] * 5, OddInOneProcess(), strategy="ddp", devices=2, use_distributed_sampler=False
+    )
+    return watch.unchanged, guard.skipped, messages, module.layer.weight.flatten().tolist()
+
+
+def test_all_processes_skip_what_is_not_finite_in_one(tmp_path: Path) -> None:
+    first, second = run_ranks(train_in_one_of_two_processes, 2, folder=tmp_path)
+    for unchanged, skipped, _, _ in (first, second):
+        assert unchanged == [False, True, False, True, False] and skipped == 2
+    assert first[3] == second[3]
+    assert first[2] == []  # the process whose batch it was names it
+    assert [message.rsplit(": ", 1)[1] for message in second[2]] == ["batch 1", "batch 3"]
 
 
 def test_the_schedule_and_the_steps_go_on(tmp_path: Path) -> None:
@@ -334,7 +366,7 @@ def test_cli_ends_with_one_message_and_resumes(
     assert [float(row) for row in rows] == [0, 0, 1]
     (saved,) = tmp_path.rglob("last.ckpt")
     state = torch.load(saved, weights_only=True)
-    assert state["callbacks"]["LossGuard"]["skipped"] in (1, 2)
+    assert state["callbacks"]["LossGuard"].keys() == {"skipped", "consecutive", "empty"}
     assert all(bool(weight.isfinite().all()) for weight in state["state_dict"].values())
     monkeypatch.setattr(ContactModule, "loss", intact)
     assert main([*arguments, f"--ckpt_path={saved}"]) == 0
