@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.fsdp.wrap import wrap
+import torch.distributed
 
 from contactlm.model.trunk import SharingLayer
 from contactlm.types import ModelError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def shard_layers(backbone: Any, mesh: DeviceMesh | None) -> None:
@@ -23,6 +24,11 @@ def shard_layers(backbone: Any, mesh: DeviceMesh | None) -> None:
     Raises:
         ModelError: A mesh, and a backbone that does not call its layers.
     """
+    if not torch.distributed.is_available():
+        return
+    from torch.distributed.fsdp import FSDPModule, fully_shard  # not in every build of torch
+    from torch.distributed.fsdp.wrap import wrap
+
     layers = backbone.esm.encoder.layer
     if mesh is None:
         for index, layer in enumerate(layers):
