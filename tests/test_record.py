@@ -69,6 +69,21 @@ def test_sums_scores_and_history(tmp_path: Path, tiny_esm: Path, pdb_folders: Fo
     assert tested["tokens"] == 5 * BATCH and tested["dev_history"] == written["dev_history"]
 
 
+def test_looks_at_a_model_that_was_not_trained_belong_to_its_run(
+    tmp_path: Path, tiny_esm: Path, pdb_folders: Folders
+) -> None:
+    runner, untrained = fit(tmp_path, tiny_esm, pdb_folders, BATCH, max_steps=0)
+    assert (untrained["tokens"], untrained["flops"], untrained["memory"]["training"]) == (0, 0, None)
+    data = runner.datamodule  # type: ignore[attr-defined]  # a connector sets it
+    runner.validate(runner.lightning_module, datamodule=data, verbose=False)
+    runner.test(runner.lightning_module, datamodule=data, verbose=False)
+    written = read_run(tmp_path / "arm" / "version_0")
+    assert (written["command"], written["equal"]) == ("fit", untrained["equal"])
+    assert written["equal"]["budget"] == BATCH and written["equal"]["train"]["chains"] > 0
+    assert written["dev"]["proteins"] and written["test"]["proteins"] == 3
+    assert 0 < written["seconds"]["evaluation"] <= written["seconds"]["total"]
+
+
 def test_forward_flops_are_those_of_the_forward_pass(tmp_path: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
     _, written = fit(tmp_path, tiny_esm, pdb_folders, 3 * BATCH)
     module = ContactModule(str(tiny_esm))

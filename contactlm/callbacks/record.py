@@ -99,7 +99,7 @@ class RunRecord(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock of evaluation; what memory training took is known best before the first one."""
         if trainer.state.fn != TrainerFn.FITTING:
-            self._start(trainer, pl_module)
+            self._start_evaluation(trainer, pl_module)
         elif not trainer.sanity_checking:
             self._note_training_memory(pl_module)
         self._look_began = time.perf_counter()
@@ -119,21 +119,17 @@ class RunRecord(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Training is over."""
-        self._note_training_memory(pl_module)
+        if self.training["tokens"]:
+            self._note_training_memory(pl_module)
         last = {name: self.training[name] for name in ("steps", "tokens", "flops", "forward_flops")}
         if last["steps"] and (not self.progress or self.progress[-1] != last):
             self.progress.append(last)
         self._write(trainer, pl_module, "finished")
         self._fitted = True
-        self._seconds_before = self.training["seconds"]["total"]
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score what was trained here, or a checkpoint."""
-        if self._fitted:
-            self._began = time.perf_counter()
-        else:
-            self._start(trainer, pl_module)
-            self._count(trainer)  # what the checkpoint's callbacks say was spent
+        self._start_evaluation(trainer, pl_module)
         self._look_began = time.perf_counter()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -149,9 +145,18 @@ class RunRecord(L.Callback):
             self._write(trainer, pl_module, "interrupted" if interrupted else f"failed: {type(exception).__name__}")
 
     # -- what is kept ------------------------------------------------------------------------------------------------
+    def _start_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._fitted:
+            self._start_clock()
+        else:
+            self._start(trainer, pl_module)
+            self._count(trainer)  # what the checkpoint's callbacks say was spent
+
+    def _start_clock(self) -> None:
+        self._began, self._seconds_before = time.perf_counter(), self.training["seconds"]["total"]
+
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began = time.perf_counter()
-        self._seconds_before = self.training["seconds"]["total"]
+        self._start_clock()
         name = trainer.loggers[0].name if trainer.loggers else None
         self._facts = {
             "arm": self.arm or name or type(pl_module).__name__,
