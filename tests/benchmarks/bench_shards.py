@@ -11,8 +11,8 @@ unrelated: every one is then given a cluster of its own without asking the align
   start   prepare_data and setup("fit") of the data module, in a process of its own, imports left out; without a test
           set, and with the test structures (their leak report computed, then taken from the cache)
   batch   16 x 200: making it from the packed set and from the same chains in one chain store, turn by turn, beside a
-          training step of ESM2-8M (LoRA, forward, backward, Adam) in the same process; medians, and their ratios
-  memory  anonymous and file-backed resident memory over the batches: the file-backed part is the mapped shards'
+          training step of ESM2-8M (LoRA, forward, backward, Adam) in the same process; medians of processor time
+  memory  anonymous and file-backed resident memory over ten times the batches, loader only: the file-backed part is the mapped shards'
           pages, which all processes share and the system takes back when it needs them
 
 Further: ``--reader N`` measures how fast N files are read and packed by one process (processor time); ``--grid 0.01``
@@ -120,7 +120,10 @@ def start(place: str, cache: str, test: bool) -> None:
 
 
 def batches(place: str, cache: str, count: int) -> None:
-    """Time batches of the packed set against one store, and both against a training step; watch memory."""
+    """Time batches of the packed set against one store, and both against a training step; watch memory.
+
+    Processor time on one thread: beside other jobs the clock on the wall would flatter the short of two times.
+    """
     import torch
 
     from contactlm import ContactDataModule, ContactModule
@@ -139,29 +142,41 @@ def batches(place: str, cache: str, count: int) -> None:
     module = ContactModule(None, architecture).train()
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], 1e-4)
     times: dict[str, list[float]] = {name: [] for name in (*sets, "step")}
-    memory = []
     for n in range(count):
         for name, dataset in sets.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             batch = collate([dataset[BATCH * n + i] for i in range(BATCH)])
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(time.process_time() - begin)
         if n % 25 == 0:
-            begin = time.perf_counter()
+            begin = time.process_time()
             scores = module.pair_scores(batch["tokens"], batch["attention_mask"], None)
             module.loss(scores, contact_labels(batch["cb"])).backward()
             optimizer.step()
             optimizer.zero_grad()
-            times["step"].append(time.perf_counter() - begin)
-        if n % max(1, count // 10) == 0:
-            memory.append(resident())
+            times["step"].append(time.process_time() - begin)
     middle = {name: 1000 * statistics.median(values) for name, values in times.items()}
     print(
-        f"batch of {BATCH} x {LENGTH}: packed {middle['packed']:.2f} ms, one store {middle['store']:.2f} ms, training "
-        f"step {middle['step']:.0f} ms ({len(times['step'])} steps): packed takes "
+        f"processor time, medians: batch of {BATCH} x {LENGTH}: packed {middle['packed']:.2f} ms, one store "
+        f"{middle['store']:.2f} ms, training step {middle['step']:.0f} ms ({len(times['step'])} steps): packed takes "
         f"{100 * middle['packed'] / middle['step']:.2f} % of the step; slowest {1000 * max(times['packed']):.1f} ms"
     )
-    rows = ", ".join(f"{row['Anon']:.0f}+{row['File']:.0f}" for row in memory)
-    print(f"memory over {count} batches, anonymous + file-backed, MB: {rows}")
+
+
+def memory(place: str, cache: str, count: int) -> None:
+    """Watch memory while batches are made, and nothing else."""
+    from contactlm import ContactDataModule
+    from contactlm.data.dataset import CropDataset, collate
+
+    data = ContactDataModule(place, cache_dir=cache)
+    data.prepare_data()
+    data.setup("fit")
+    dataset, rows = CropDataset(data.chains["train"], LENGTH), []
+    for n in range(count):
+        collate([dataset[BATCH * n + i] for i in range(BATCH)])
+        if n % max(1, count // 10) == 0 or n == count - 1:
+            rows.append(resident())
+    said = ", ".join(f"{row['Anon']:.1f}+{row['File']:.0f}" for row in rows)
+    print(f"memory over {count} batches, anonymous + file-backed, MB: {said}")
 
 
 def reader(files: int) -> None:
@@ -264,6 +279,7 @@ def main() -> None:
         for test in (False, False, True, True):
             apart("start", str(out), cache, test)
         apart("batches", str(out), cache, options.batches)
+        apart("memory", str(out), cache, 10 * options.batches)
     finally:
         if not options.keep:
             shutil.rmtree(scratch, ignore_errors=True)
