@@ -3,6 +3,10 @@
 What is read goes into the structure cache that training uses: an entry made here holds secondary structure beside the
 chains, and serves both. So a build after another one reads new and changed files only, and so does the build of
 another database with files of the first.
+
+Measured (tests/benchmarks/bench_search.py, processor time of one core): 20 s per 1,000 chains of 205 residues, of which
+secondary structure takes about two thirds, so about 33 minutes for 100,000 chains on one core, divided by the reader
+processes; 0.1 s when nothing has changed (409 files).
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
 """The programs that find similar sequences: phmmer in the package, MMseqs2 where it is installed.
 
-phmmer (Eddy 2011; the pyhmmer library) is the default. Chosen by measuring, on one core: with the 455 distinct
-sequences of 564 chains as database and 440 sequences as queries, phmmer and Smith-Waterman (pyopal) behind the k-mer
-prefilter of :mod:`contactlm.data.prefilter` both find all 131 listed relatives (30-95 % identity; 46 below 40 %) at
-E ≤ 1e-3, phmmer in 19 ms a query, pyopal in 2 ms. With 30,000 sequences (6.5 million residues) phmmer takes 56 ms a
-query and 30 MB, pyopal 94 ms and 410 MB: phmmer is the one that goes on to databases of 100,000 chains. Its E-values
-also allow for odd composition.
+phmmer (Eddy 2011; the pyhmmer library) is the default. Chosen by measuring (tests/benchmarks/bench_search.py,
+processor time of one core of a busy two-core machine): with the 455 distinct sequences of 564 chains as database and
+440 sequences as queries, phmmer and Smith-Waterman (pyopal) behind the k-mer prefilter of
+:mod:`contactlm.data.prefilter` both find all 131 listed pairs of relatives (30-95 % identity; 46 of them below 40 %) at
+E ≤ 1e-3, phmmer in 19 ms a query, pyopal in 2.4 ms. With 100,000 chains (20.5 million residues) phmmer is ready in
+1.7 s, takes 185 ms a query of 181 residues and 181 MB; pyopal 9.5 s, 445 ms and 986 MB. The large database is where
+time matters; and phmmer's E-values allow for odd composition.
+
+phmmer's filters pass matches of P ≤ 1e-5 only: in a database of fewer than 100 sequences the largest E-value of a hit
+is therefore below 1e-3.
 """
 
 from __future__ import annotations

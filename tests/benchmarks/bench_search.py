@@ -8,7 +8,8 @@ of one thread, so that other work on the machine matters little. Three parts:
 * build: a database of train and homologs, cold, and again when nothing has changed;
 * recall: the listed relatives that each program finds at E <= 1e-3 (pyopal's E-value by Karlin and Altschul), test
   and train chains asking a database of train and homologs, and the time a query takes;
-* scale: a database of that many chains, the real ones and random sequences of their composition and lengths.
+* scale: a database of that many chains, the real ones and random sequences of their composition and lengths, opened
+  and searched.
 """
 
 from __future__ import annotations
@@ -147,19 +148,30 @@ def write_large(database: StructureDatabase, chains: int, folder: Path) -> None:
     print(f"{chains} chains, {len(states)} residues: written and opened in {took:.1f} s, {size / 1e6:.0f} MB")
 
 
-def search_large(folder: Path) -> None:
+def resident() -> float:
+    """Memory of this process at the moment, in MB (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+def search_large(folder: Path, program: str) -> None:
     """Open and search a database; in a process of its own, for its memory."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     database, opened = seconds(lambda: StructureDatabase.open(folder))
-    search, ready = seconds(lambda: StructureSearch(database, threads=1))
     queries = list(dict.fromkeys(database.sequence_of(i) for i in range(0, 500, 20)))
-    _, first = seconds(lambda: search.search(queries[:1]))
-    _, rest = seconds(lambda: search.search(queries[1:]))
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    length = np.mean([len(query) for query in queries])
+    before = resident()
+    find: Callable[[str], Any]
+    if program == "phmmer":
+        search, ready = seconds(lambda: StructureSearch(database, threads=1))
+        find = lambda query: search.search([query])  # noqa: E731
+    else:
+        targets = list(dict.fromkeys(database.sequence_of(i) for i in range(len(database))))
+        opal, ready = seconds(lambda: Opal(targets, queries, prefilter=True))
+        find = opal.find
+    _, first = seconds(lambda: find(queries[0]))
+    _, rest = seconds(lambda: [find(query) for query in queries[1:]])
     print(
-        f"opened in {opened:.2f} s; ready to search in {ready + first:.1f} s (the first query in it), then "
-        f"{1000 * rest / (len(queries) - 1):.0f} ms a query of {length:.0f} residues; {grown:.0f} MB (with the map)"
+        f"{program}: database opened in {opened:.2f} s; ready in {ready + first:.1f} s (the first query in it), then "
+        f"{1000 * rest / (len(queries) - 1):.0f} ms a query of {np.mean([len(q) for q in queries]):.0f} residues; "
+        f"{resident() - before:.0f} MB beside the map"
     )
 
 
@@ -178,9 +190,11 @@ def main() -> None:
         sys.stdout.flush()
         write_large(database, options.chains, scratch / "large")
         sys.stdout.flush()
-        child = multiprocessing.get_context("spawn").Process(target=search_large, args=(scratch / "large",))
-        child.start()
-        child.join()
+        for program in ("phmmer", "pyopal behind the prefilter"):
+            arguments = (scratch / "large", program)
+            child = multiprocessing.get_context("spawn").Process(target=search_large, args=arguments)
+            child.start()
+            child.join()
 
 
 if __name__ == "__main__":
