@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from contactlm import commands
@@ -14,6 +15,8 @@ def main() -> int:
     try:
         if (status := commands.answer(sys.argv[1:])) is not None:
             return status
+        if not sys.stderr.isatty():  # a log file: no bar, of ours or others', shall fill it (read when tqdm is imported)
+            os.environ.setdefault("TQDM_MININTERVAL", "30")
         from contactlm import cli  # seconds may pass here
 
         return cli.main()

@@ -32,7 +32,7 @@ from contactlm.checkpoint_io import AtomicCheckpointIO, find_last
 from contactlm.cli_help import HelpFormatter, arrange_help
 from contactlm.commands import ABOUT, COMMANDS, answer
 from contactlm.configs import BASE, config_folder, resolve_arguments
-from contactlm.console import score_table, set_up_log
+from contactlm.console import run_line, score_table, set_up_log
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.module import ContactModule
 from contactlm.module_class import DEFAULT, NOT_PATHS, OPTION, chosen_class
@@ -159,6 +159,8 @@ class ContactCLI(LightningCLI):
         """Without a dev set there is no score to watch: keep the latest checkpoint then."""
         if self._trains_nothing:  # a fast_dev_run would ask for a step
             self.trainer.fit_loop.epoch_loop.max_steps = 0
+        if self.trainer.is_global_zero:
+            log.info("%s", run_line(self.trainer, self.model, self._get(self.config_init, "budget").max_tokens))
         checkpoint = self.trainer.checkpoint_callback
         if self.datamodule.dev_fraction == 0 and isinstance(checkpoint, SafeCheckpoint):
             checkpoint.monitor, checkpoint.save_top_k = None, 1

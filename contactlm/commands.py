@@ -50,7 +50,7 @@ COMMANDS = {
         (
             ("contactlm fit --config quickstart", "minutes, offline: synthetic proteins"),
             ("contactlm fit --config crop200 --data.train_dir my/train --data.test_dir my/test", "the real job"),
-            ("contactlm fit --config crop200 … --ckpt_path runs/crop200/version_0/checkpoints/last.ckpt", "go on"),
+            ("contactlm fit --config crop200 … --ckpt_path last", "go on where the newest run of this name stopped"),
         ),
     ),
     "validate": Command(

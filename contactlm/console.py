@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 from tqdm import tqdm
 
 SHOWN_SCORES = (
@@ -83,6 +84,16 @@ def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", thres
         beside = "" if trivial is None else f"(trivial {_number(trivial)})"
         lines.append(f"{prefix:<4}  {name:<{width}}  {cells}{beside}".rstrip())
     return "\n".join(lines)
+
+
+def run_line(trainer: L.Trainer, module: L.LightningModule, max_tokens: int | None) -> str:
+    """What is about to be trained, and on what, in one line."""
+    weights = [weight.numel() for weight in module.parameters()]
+    trained = [weight.numel() for weight in module.parameters() if weight.requires_grad]
+    budget = "without a budget" if max_tokens is None else f"for {max_tokens:,} tokens"
+    device, processes = trainer.strategy.root_device, trainer.world_size
+    where = f"{device}" if processes == 1 else f"{processes} × {device.type}"
+    return f"training {sum(trained):,} of {sum(weights):,} weights {budget} on {where}, precision {trainer.precision}"
 
 
 def _number(value: Any) -> str:

@@ -22,11 +22,12 @@ from contactlm.callbacks.throughput import known_peak
 from contactlm.types import ContactLMError
 from tests.test_callbacks import ForeignModule, data_module, trainer
 
+Folders = tuple[Path, Path]
 Run = tuple[EventAccumulator, L.Trainer, list[ContactEvaluation]]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path, pdb_folders) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path, pdb_folders: Folders) -> Run:
     """A small run with a test after it, and what its event files hold."""
     folder = tmp_path_factory.mktemp("dashboard")
     logger = TensorBoardLogger(folder, name="arm", default_hp_metric=False)
@@ -122,14 +123,14 @@ def test_hparams_are_plain_and_their_metrics_are_filled(run: Run) -> None:
     assert numbers == {"lr": 1e-4, "crop_length": 30, "batch_size": 4, "lora_r": 8, "seed": 0}
 
 
-def test_without_tensorboard_nothing_happens(tmp_path: Path, pdb_folders, tiny_esm: Path) -> None:
+def test_without_tensorboard_nothing_happens(tmp_path: Path, pdb_folders: Folders, tiny_esm: Path) -> None:
     runner = trainer(tmp_path, TensorBoardDashboard(), max_steps=2, logger=CSVLogger(tmp_path), num_sanity_val_steps=0)
     runner.fit(ContactModule(str(tiny_esm)), data_module(pdb_folders))
     assert not list(tmp_path.rglob("*tfevents*"))
 
 
 def test_dashboard_in_a_foreign_project(tmp_path: Path) -> None:
-    loader = DataLoader(torch.ones(6, 4), batch_size=2)
+    loader: DataLoader = DataLoader(torch.ones(6, 4), batch_size=2)  # type: ignore[arg-type]
     logger = TensorBoardLogger(tmp_path, name="")
     runner = trainer(tmp_path, TensorBoardDashboard(), ContactEvaluation(), logger=logger, max_epochs=3)
     runner.fit(ForeignModule(), loader, loader)
@@ -140,7 +141,7 @@ def test_dashboard_in_a_foreign_project(tmp_path: Path) -> None:
     assert "by_tokens/dev/mcc_sep6" not in events.Tags()["scalars"]  # tokens are not counted here
 
 
-def test_pictures_change_nothing_in_the_training(tmp_path: Path, pdb_folders, tiny_esm: Path) -> None:
+def test_pictures_change_nothing_in_the_training(tmp_path: Path, pdb_folders: Folders, tiny_esm: Path) -> None:
     weights = []
     for extra in ([], [TensorBoardDashboard(), ThroughputMeter()]):
         torch.manual_seed(0)
@@ -249,7 +250,7 @@ class Delays(L.Callback):
 
 
 def test_speed_is_that_of_training_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pdb_folders, tiny_esm
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pdb_folders: Folders, tiny_esm: Path
 ) -> None:
     clock = Clock()
     monkeypatch.setattr("contactlm.callbacks.throughput.time.perf_counter", clock)
@@ -273,7 +274,7 @@ def test_a_peak_is_known_of_gpus_only() -> None:
 
 
 def test_speed_needs_counted_tokens(tmp_path: Path) -> None:
-    loader = DataLoader(torch.ones(6, 4), batch_size=2)
+    loader: DataLoader = DataLoader(torch.ones(6, 4), batch_size=2)  # type: ignore[arg-type]
     with pytest.raises(ContactLMError, match="TokenBudget\\(None\\)"):
         trainer(tmp_path, ThroughputMeter(), max_epochs=1).fit(ForeignModule(), loader)
 

@@ -43,6 +43,7 @@ class BudgetProgressBar(TQDMProgressBar):
         self._budget: TokenBudget | None = None
         self._began: tuple[float, int] | None = None  # time and tokens, once the first batch is over
         self._refreshed = self._wrote = 0.0
+        self._line_at = -1  # tokens
 
     @property
     def has_terminal(self) -> bool:
@@ -166,8 +167,9 @@ class BudgetProgressBar(TQDMProgressBar):
             return
         now = time.monotonic()
         if self.is_disabled:
-            if self._is_time_for_line(now) or (force and self._began is not None and self.seconds_between_lines > 0):
-                self._wrote = now
+            due = force and self.seconds_between_lines > 0 and self._line_at != self._budget.tokens
+            if self._is_time_for_line(now) or (due and self._began is not None):
+                self._wrote, self._line_at = now, self._budget.tokens
                 log.info("%s: %.0f %% of %s tokens; %s", *self._spent(), self.status())
             return
         if force or now - self._refreshed >= REFRESH_SECONDS:
