@@ -113,7 +113,7 @@ class _ContactAttention(torch.autograd.Function):
         results = _attend(query, key, value, head_weight, layout, shift=not unshifted)
         if unshifted and not bool((results[-1].abs() <= _SAFE_LOG_SUM).all()):
             results = _attend(query, key, value, head_weight, layout, shift=True)
-        ctx.save_for_backward(query, key, value, head_weight, results[-1])
+        ctx.save_for_backward(query, key, value, head_weight, _without_padding_rows(results[-1], layout))
         ctx.layout = layout
         return results[:-1]
 
@@ -191,6 +191,13 @@ def _attend(
         context = raw.new_empty(B, T, H, raw.shape[-1]).transpose(1, 2)
         torch.div(raw, sums.unsqueeze(-1), out=context)
     return context, weighted, margins, sums.log2_().add_(tops)
+
+
+def _without_padding_rows(log_sums: Tensor, layout: TokenLayout) -> Tensor:
+    """Make P = 0 where a query is padding: the backward pass cuts other blocks, with rows that had no sum here."""
+    lengths = torch.tensor(layout.lengths, device=log_sums.device)
+    padding = torch.arange(log_sums.shape[-1], device=log_sums.device) >= lengths[:, None]
+    return log_sums.masked_fill_(padding[:, None], torch.inf)
 
 
 class _Scores:

@@ -88,6 +88,33 @@ def test_scores_beyond_the_range_of_exponents():
     assert all(bool(x.isfinite().all()) for x in contact_attention(*single, layout))
 
 
+def test_scores_of_padding_queries_reach_no_gradient(monkeypatch):
+    # The passes group samples differently, so that a row of padding may be computed in one of them only: here the
+    # fourth sample's last two, with the first three in the forward pass, with the fifth in the backward pass.
+    for limit in ("CPU_BYTES_PER_THREAD", "CPU_MAX_BYTES"):
+        monkeypatch.setattr(blocks, limit, 1600)
+    lengths = [8, 8, 8, 3, 10]
+    plans = [plan_blocks(lengths, 1, torch.device("cpu"), 4 * arrays) for arrays in (1, 2)]
+    assert [[block.samples for block in plan] for plan in plans] == [
+        [slice(0, 4), slice(4, 5)],
+        [slice(0, 3), slice(3, 5)],
+    ]
+    layout, mask = make_layout(lengths)
+    query, key, value, weight = make_inputs(lengths, 1, 4, dtype=torch.float32)
+    with torch.no_grad():
+        query[~mask[:, None].expand(query.shape[:3])] *= 1e4
+    gradients = []
+    for operation in (contact_attention, contact_attention_plain):
+        context, weighted, margins = operation(query, key, value, weight, layout)
+        real = mask[:, None, :, None]
+        pairs = layout.residue[:, :, None] & layout.residue[:, None]
+        total = (context * real).square().sum() + (weighted * pairs).sum() + margins.square().sum()
+        gradients.append(torch.autograd.grad(total, (query, key, value, weight)))
+    for ours, plain in zip(*gradients, strict=True):
+        assert torch.isfinite(ours).all()
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("lengths", [[6, 4], [3, 5]])
 def test_gradcheck(monkeypatch, lengths):
     monkeypatch.setattr(blocks, "CPU_BYTES_PER_THREAD", 200)
