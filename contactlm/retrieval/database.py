@@ -7,8 +7,8 @@ the new one, never half of each::
     <fingerprint>.chains    a chain store: ids, sequences, C-beta coordinates (see contactlm.data.store)
     <fingerprint>.states    secondary structure, uint8 a residue, in the order of the store
 
-14 bytes a residue: 100,000 chains of 205 residues take 290 MB, and open in 0.1 s of processor time. Nothing here depends
-on a language model.
+14 bytes a residue: 100,000 chains of 205 residues take 290 MB, and open in 0.1 s of processor time. Nothing here
+depends on a language model.
 """
 
 from __future__ import annotations
