@@ -12,6 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -77,12 +78,13 @@ class Pack:
         Raises:
             DataError: A shard is missing, damaged or cannot be fetched.
         """
-        first, last = int(np.searchsorted(self.index.starts, start, "right")) - 1, self.index.starts.searchsorted(stop)
+        starts = self.index.starts
+        first, last = int(starts.searchsorted(start, "right")) - 1, int(starts.searchsorted(stop))
         parts, chain = [], first
         while chain < last:
-            shard = int(np.searchsorted(self._first, chain, "right")) - 1
-            end = int(min(last, self._first[shard + 1]))
-            before = self.index.starts[self._first[shard]]
+            shard = int(self._first.searchsorted(chain, "right")) - 1
+            end = min(last, int(self._first[shard + 1]))
+            before = int(starts[self._first[shard]])
             whole = self._checked(kind, shard, chain, end)
             parts.append(whole[max(0, start - before) : stop - before])
             chain = end
@@ -102,12 +104,9 @@ class Pack:
         return array
 
     def _is_intact(self, kind: Kind, array: NDArray[Any], shard: int, first: int, last: int) -> bool:
-        begin = self.index.starts[self._first[shard]]
+        ends = (self.index.starts[first : last + 1] - self.index.starts[self._first[shard]]).tolist()
         digest, known = (checksum, self.index.checksums) if kind == "cb" else (sequence_key, self.index.sequence_keys)
-        return all(
-            digest(array[self.index.starts[i] - begin : self.index.starts[i + 1] - begin]) == known[i]
-            for i in range(first, last)
-        )
+        return [digest(array[begin:end]) for begin, end in pairwise(ends)] == known[first:last].tolist()
 
     def _map(self, number: int) -> _Mapped:
         """Map a shard; the least used one goes when there are too many."""

@@ -12,8 +12,8 @@ unrelated: every one is then given a cluster of its own without asking the align
           set, and with the test structures (their leak report computed, then taken from the cache)
   batch   16 x 200: making it from the packed set and from the same chains in one chain store, turn by turn, beside a
           training step of ESM2-8M (LoRA, forward, backward, Adam) in the same process; medians of processor time
-  memory  anonymous and file-backed resident memory over ten times the batches, loader only: the file-backed part is the mapped shards'
-          pages, which all processes share and the system takes back when it needs them
+  memory  anonymous and file-backed resident memory over ten times the batches, loader only: the file-backed part is
+          the mapped shards' pages, which all processes share and the system takes back when it needs them
 
 Further: ``--reader N`` measures how fast N files are read and packed by one process (processor time); ``--grid 0.01``
 counts the labels that would change if coordinates were rounded to that grid (Å); ``--index N`` times opening an index
