@@ -15,7 +15,7 @@ def main() -> int:
     try:
         if (status := commands.answer(sys.argv[1:])) is not None:
             return status
-        if not sys.stderr.isatty():  # a log file: no bar, of ours or others', shall fill it (read when tqdm is imported)
+        if not sys.stderr.isatty():  # no bar, of ours or others', shall fill a log file; read when tqdm is imported
             os.environ.setdefault("TQDM_MININTERVAL", "30")
         from contactlm import cli  # seconds may pass here
 
