@@ -159,8 +159,10 @@ class SafeCheckpoint(ModelCheckpoint):
         late = (
             self.last_every_n_minutes is not None and time.monotonic() - moment >= 60 * self.last_every_n_minutes
         ) or (self.last_every_n_steps is not None and trainer.global_step - max(step, 0) >= self.last_every_n_steps)
-        wishes = torch.tensor([self._signals.received or 0, int(late)], device=trainer.strategy.root_device)
-        self._stopping, due = (int(wish) for wish in trainer.strategy.reduce(wishes, reduce_op="max"))
+        self._stopping, due = self._signals.received or 0, int(late)
+        if trainer.world_size > 1:
+            wishes = torch.tensor([self._stopping, due], device=trainer.strategy.root_device)
+            self._stopping, due = trainer.strategy.reduce(wishes, reduce_op="max").tolist()
         if (self._stopping or due or at_end) and step != trainer.global_step and not self._is_trial(trainer):
             if trainer.should_stop and self._validation_is_due:
                 return  # the last validation cannot be put off to a resumed run: that one would not train
