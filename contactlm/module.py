@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from contactlm.alphabet import decode, encode
 from contactlm.assembly import residue_positions
-from contactlm.checkpoint import CHECKPOINT_KEY, check_backbone, check_head, check_weights, class_name
 from contactlm.inference import FullMap, WindowOptions, full_map, full_maps
 from contactlm.model.adapter import load_adapter, read_about, read_adapter
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
@@ -25,11 +23,10 @@ from contactlm.model.losses import contact_loss
 from contactlm.model.sharding import shard_layers
 from contactlm.model.trunk import checkpoint_layers
 from contactlm.outputs import ContactMap
-from contactlm.random_state import random_state, restore_random_state
 from contactlm.structure.labels import contact_labels
+from contactlm.trained_weights import TrainedWeights
 from contactlm.types import ModelError
 
-CHECKPOINT_FORMAT = 1
 PRIOR_LOGIT = -3.0  # about one pair in twenty touches: where a contact head that knows nothing starts
 
 
@@ -48,7 +45,7 @@ class Evaluated(TypedDict):
     chain_of: list[Tensor] | None  # of complexes: int64 (L,), each residue's chain number; on the CPU
 
 
-class ContactModule(L.LightningModule):
+class ContactModule(TrainedWeights):
     """Predicts contacts from sequence; usable right after construction, with or without a Trainer.
 
     Args:
@@ -78,8 +75,6 @@ class ContactModule(L.LightningModule):
     Raises:
         ModelError: Options that do not fit together, or a backbone that cannot be loaded.
     """
-
-    head = "contact head"  # what maps are read from; a checkpoint of another one is refused
 
     def __init__(
         self,
@@ -117,12 +112,7 @@ class ContactModule(L.LightningModule):
         self.loss_min_separation = loss_min_separation
         self.windows = WindowOptions(window, overlap)
         self.threshold = threshold
-        self._random_state: dict[str, Tensor] | None = None
-        # Found on dev by ContactEvaluation; travels with checkpoints and exports.
-        self.tuned_threshold: float | None = (
-            None if pretrained is None else read_about(pretrained).get("tuned_threshold")
-        )
-        self.strict_loading = False  # a checkpoint holds what was trained; on_load_checkpoint is strict about that
+        self.tuned_threshold = None if pretrained is None else read_about(pretrained).get("tuned_threshold")
         esm = load_esm(pretrained, architecture, init_seed)
         self.backbone_checksum = backbone_checksum(esm) if pretrained is not None else None
         if lora is not None:
@@ -191,6 +181,14 @@ class ContactModule(L.LightningModule):
         """What :meth:`loss` takes, (B, T − 2, T − 2): the contact logits; override both to train on something else."""
         return self.contact_logits(tokens, attention_mask, positions)
 
+    def training_labels(self, cb: Tensor) -> Tensor:
+        """What :meth:`loss` compares with: contacts, int8 (B, L, L); override it for another kind of label.
+
+        Args:
+            cb: float32 (B, L, 3), C-beta coordinates in Å; NaN where unresolved or padding.
+        """
+        return contact_labels(cb)
+
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Masked binary cross-entropy, averaged per protein; override it to train another objective.
 
@@ -203,7 +201,7 @@ class ContactModule(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of a batch of crops; labels are made from the coordinates, on the device."""
         scores = self.pair_scores(batch["tokens"], batch["attention_mask"], batch.get("positions"))
-        loss = self.loss(scores, contact_labels(batch["cb"]))
+        loss = self.loss(scores, self.training_labels(batch["cb"]))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]), sync_dist=True)
         # batches of bounded cost differ in size: weighted by it, every protein counts the same
         return loss * batch["loss_weight"] if "loss_weight" in batch else loss
@@ -339,57 +337,6 @@ class ContactModule(L.LightningModule):
         """Refuse crops that whole chains could not be scored with."""
         crop_length = getattr(self.trainer.datamodule, "crop_length", None)  # type: ignore[attr-defined]
         check_crop_length(crop_length, self.windows.window)
-
-    def on_train_start(self) -> None:
-        """Go on with the dropout masks of the run that is resumed."""
-        if self._random_state is not None:
-            restore_random_state(self._random_state, self.device)
-            self._random_state = None
-
-    def saved_names(self) -> set[str]:
-        """Names of the weights a checkpoint holds: the trainable ones; all where there is no backbone to return to."""
-        if self.hparams["pretrained"] is None:
-            return set(self.state_dict())
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights; those a checkpoint never holds (a frozen backbone's) do not count as missing."""
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        saved = self.saved_names()
-        missing = [name for name in result.missing_keys if name in saved]
-        if strict and (missing or result.unexpected_keys):
-            raise ModelError(f"the weights do not fit: missing {missing}, unknown {list(result.unexpected_keys)}")
-        return type(result)(missing, result.unexpected_keys)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was trained, the name of the backbone and a checksum of its weights."""
-        names = self.saved_names()
-        checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in names}
-        checkpoint[CHECKPOINT_KEY] = {
-            "format": CHECKPOINT_FORMAT,
-            "class": class_name(type(self)),
-            "head": self.head,
-            "backbone": self.hparams["pretrained"],
-            "backbone_checksum": self.backbone_checksum,
-            "tuned_threshold": self.tuned_threshold,
-            "random_state": random_state(self.device),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not belong on this model.
-
-        Raises:
-            ModelError: Another head or backbone, or weights that do not fit.
-        """
-        about = checkpoint.get(CHECKPOINT_KEY)
-        if about is None:
-            raise ModelError("the checkpoint was not written by contactlm; to load weights alone, use load_state_dict")
-        check_head(about, self.head)
-        check_backbone(about, self.hparams["pretrained"], self.backbone_checksum)
-        self.tuned_threshold = about["tuned_threshold"]
-        self._random_state = about["random_state"]
-        saved = self.saved_names()
-        check_weights(checkpoint["state_dict"], {n: w for n, w in self.state_dict().items() if n in saved})
 
 
 def _of_residues(batch: Mapping[str, Any], name: str, first: int = 0) -> list[Tensor] | None:

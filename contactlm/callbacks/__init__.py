@@ -18,8 +18,8 @@ __all__ = [
     "MemoryAdvice",
     "PredictionWriter",
     "RunRecord",
+    "SafeCheckpoint",
     "TensorBoardDashboard",
     "ThroughputMeter",
-    "SafeCheckpoint",
     "TokenBudget",
 ]
