@@ -295,7 +295,6 @@ def test_the_command_says_what_is_wrong(
 
 
 def test_help_mentions_the_command(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
+    assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert stop.value.code == 0 and "contactlm export" in text and "predict" in text
+    assert "export" in text and "predict" in text
