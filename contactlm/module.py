@@ -113,7 +113,7 @@ class ContactModule(TrainedWeights):
         self.windows = WindowOptions(window, overlap)
         self.threshold = threshold
         self.tuned_threshold = None if pretrained is None else read_about(pretrained).get("tuned_threshold")
-        esm = load_esm(pretrained, architecture, init_seed)
+        esm = self.load_backbone(pretrained, architecture, init_seed)
         self.backbone_checksum = backbone_checksum(esm) if pretrained is not None else None
         if lora is not None:
             add_lora(esm, lora)
@@ -123,6 +123,10 @@ class ContactModule(TrainedWeights):
             checkpoint_layers(esm)
         self.backbone = self.build_backbone(esm, attention, train_head)
         self.train()  # Hugging Face loads in eval mode, and Lightning leaves that as it is
+
+    def load_backbone(self, pretrained: str | None, architecture: dict[str, Any] | None, init_seed: int) -> Any:
+        """Make the language model; override it, and what follows from it, for another family."""
+        return load_esm(pretrained, architecture, init_seed)
 
     def build_backbone(self, esm: Any, attention: Literal["streamed", "plain"], train_head: bool) -> torch.nn.Module:
         """Make the trunk, with ``.esm``, and its head; override it (and :meth:`contact_logits`) for another head."""

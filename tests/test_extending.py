@@ -49,9 +49,8 @@ class DistanceBins(ContactModule):
 class Nearness(nn.Module):
     """A backbone of another kind: near in sequence, near in space; ``scale`` is all it learns."""
 
-    def __init__(self, esm: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.esm = esm.requires_grad_(False)
         self.scale = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
@@ -62,8 +61,11 @@ class Nearness(nn.Module):
 class NearnessModule(ContactModule):
     head = "nearness"
 
+    def load_backbone(self, pretrained, architecture, init_seed) -> nn.Module:
+        return Nearness()
+
     def build_backbone(self, esm, attention, train_head) -> nn.Module:
-        return Nearness(esm)
+        return esm
 
 
 def batch_of(*lengths: int):
