@@ -90,7 +90,7 @@ def test_the_same_few_proteins_are_drawn_through_training(run: Run) -> None:
     for tag in tags:
         images = run[0].Images(tag)
         assert [image.step for image in images] == [2, 4, 6, 8, 10]
-        assert {(image.width, image.height) for image in images} == {(480, 450)}
+        assert {(image.width, image.height) for image in images} == {(560, 525)}
         assert len({image.encoded_image_string for image in images}) > 1  # the model learns
 
 
@@ -220,7 +220,7 @@ def test_a_long_protein_makes_no_larger_picture() -> None:
         exhibits = Exhibits()
         exhibits.add({"ids": ["$x_1$"], "probability": [probability], "labels": [probability.to(torch.int8)]})
         (exhibit,) = exhibits.chosen()
-        assert draw(exhibit, 0.5).shape == (450, 480, 3)
+        assert draw(exhibit, 0.5).shape == (525, 560, 3)
 
 
 class Clock:

@@ -14,7 +14,7 @@ from contactlm.outputs import ContactMap
 from contactlm.scores import BAND_STARTS, select_pairs
 
 LENGTHS = (50, 100, 200, 400)  # residues: the proteins nearest to these lengths are drawn
-PICTURE_INCHES, PICTURE_DPI = (4.8, 4.5), 100
+PICTURE_INCHES, PICTURE_DPI = (5.6, 5.25), 100
 CURVE_POINTS = 201  # thresholds 0, 0.005, … 1
 
 
@@ -68,7 +68,7 @@ def draw(exhibit: Exhibit, threshold: float) -> NDArray[np.uint8]:
     """Draw the predicted map above the diagonal and the true one below.
 
     Returns:
-        RGB, uint8 (450, 480, 3), whatever the protein's length.
+        RGB, uint8 (525, 560, 3), whatever the protein's length.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and not every run draws
     from matplotlib.figure import Figure
