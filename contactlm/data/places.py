@@ -211,7 +211,7 @@ def _transport(url: str) -> Iterator[None]:
         raise DataError(f"{url} does not exist: the set there is not complete; pack or upload it again") from error
     except (ImportError, ValueError) as error:  # a scheme whose package is missing, or that no one knows
         raise DataError(f"{url}: {error}; copy the set to a local folder, or install what the scheme needs") from error
-    except (OSError, asyncio.TimeoutError, *_foreign_errors()) as error:
+    except _transport_errors() as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise  # not the network's fault
         raise _LostError(
@@ -220,9 +220,10 @@ def _transport(url: str) -> Iterator[None]:
         ) from error
 
 
-def _foreign_errors() -> tuple[type[BaseException], ...]:
+def _transport_errors() -> tuple[type[BaseException], ...]:
     loaded = ((sys.modules.get(module), name) for module, name in _FOREIGN_ERRORS)
-    return tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))
+    foreign: list[type[BaseException]] = [getattr(module, name) for module, name in loaded if hasattr(module, name)]
+    return (OSError, asyncio.TimeoutError, *foreign)
 
 
 def _has_size(path: Path, size: int) -> bool:
