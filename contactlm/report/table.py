@@ -13,7 +13,7 @@ from contactlm.outputs import atomic_path
 from contactlm.report.compare import Spread, arm_spread, by_arm
 from contactlm.report.read import Run
 
-TEST_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
+TEST_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6", "mcc_sep6_tuned")
 DEV_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long")
 TRIVIAL = "trivial (|i − j| ≤ 2)"
 MEBIBYTE = 2**20
