@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from contactlm import ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, TokenBudget
+from contactlm.types import DataError
 from tests.test_callbacks import data_module, trainer
 
 
@@ -60,3 +61,13 @@ def test_resuming_at_any_step_gives_the_unbroken_run(tmp_path: Path, tiny_esm: P
         assert (budget_2.tokens, flops_2.total) == (budget.tokens, flops.total)
         for name, weight in module.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("name", ["seed", "split_seed"])
+def test_a_run_does_not_go_on_under_another_seed(tmp_path: Path, tiny_esm: Path, pdb_folders, name: str) -> None:
+    run(tmp_path / "first", tiny_esm, pdb_folders, 2 * 3 * 32)
+    checkpoint = tmp_path / "first" / "step=1.ckpt"
+    with pytest.raises(DataError, match=rf"{name}\w* is 7, but 0 in the run to go on with .*step=1.ckpt"):
+        run(tmp_path / "again", tiny_esm, pdb_folders, 2 * 3 * 32, checkpoint, **{name: 7})
+    module, data = ContactModule(str(tiny_esm)), data_module(pdb_folders, **{name: 7})
+    trainer(tmp_path / "test", ContactEvaluation()).test(module, data, ckpt_path=checkpoint, verbose=False)

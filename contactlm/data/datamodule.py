@@ -12,6 +12,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -25,6 +26,7 @@ from contactlm.data.download import RCSB
 from contactlm.data.groups import chain_keys, cluster_chains
 from contactlm.data.leakage import MANY_PAIRS, TooManyPairsError, store_identity, tell_leaks, tell_skipped
 from contactlm.data.manifest import ClusterRule
+from contactlm.data.place import check_same_seeds
 from contactlm.data.queries import read_queries
 from contactlm.data.selection import Selection, by_length, name_problems, select_chains
 from contactlm.data.sources import Source
@@ -257,6 +259,15 @@ class ContactDataModule(L.LightningDataModule):
             log.info("%d chains to train on, %d held out as dev set", (~is_dev).sum(), is_dev.sum())
             if self.split == "random":
                 log.warning("split is random: relatives of dev chains are trained on, and dev scores flatter the model")
+
+    def state_dict(self) -> dict[str, int]:
+        """The seeds, which a run that goes on must have again."""
+        return {"seed": self.seed, "split_seed": self.split_seed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Refuse to train on in a run of other seeds."""
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            check_same_seeds(state_dict, self.state_dict(), self.trainer.ckpt_path)
 
     @property
     def _is_main_process(self) -> bool:

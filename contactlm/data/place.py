@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 
 from torch.utils.data import DistributedSampler
+
+from contactlm.types import DataError
 
 log = logging.getLogger(__name__)
 
@@ -50,4 +54,24 @@ class EpochSampler(DistributedSampler):  # a DistributedSampler, so that Lightni
                 "batches or number of processes): chains of the epoch it stopped in may come twice or not at all",
                 batches,
                 self.batches,
+            )
+
+
+def check_same_seeds(before: Mapping[str, int], now: Mapping[str, int], checkpoint: str | Path | None) -> None:
+    """Refuse to go on with a run of other seeds: its steps would be counted, and reported, as those of this one.
+
+    Args:
+        before: Seeds of the run that goes on, by name; empty where its checkpoint does not say.
+        now: Those of this run.
+        checkpoint: The file, for the message.
+
+    Raises:
+        DataError: One is another.
+    """
+    for name, seed in before.items():
+        if now[name] != seed:
+            option = "seed_everything" if name == "seed" else f"data.{name}"
+            raise DataError(
+                f"{option} is {now[name]}, but {seed} in the run to go on with ({checkpoint}): give --{option} {seed}, "
+                "or leave --ckpt_path out, which starts a run of its own"
             )
