@@ -17,6 +17,8 @@ def main() -> int:
             return status
         if not sys.stderr.isatty():  # no bar, of ours or others', shall fill a log file; read when tqdm is imported
             os.environ.setdefault("TQDM_MININTERVAL", "30")
+        # model_class and class_path may name a file in the folder at hand; last, so that it hides nothing
+        sys.path.append("")
         from contactlm import cli  # seconds may pass here
 
         return cli.main()

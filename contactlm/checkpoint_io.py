@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from contactlm.outputs import atomic_path
+from contactlm.types import ModelError
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,9 @@ def find_last(trainer_config: Mapping[str, Any], dirpath: str | Path | None) -> 
 
     Returns:
         The checkpoint, or None where there is none, and the folder it was looked for in.
+
+    Raises:
+        ModelError: The first logger is neither CSVLogger nor TensorBoardLogger, and ``dirpath`` is None.
     """
     folder, pattern = (Path(dirpath), "") if dirpath else _runs(trainer_config)
     found = [path for path in folder.expanduser().glob(f"{pattern}last*.ckpt") if path.is_file()]
@@ -100,6 +104,12 @@ def _runs(trainer_config: Mapping[str, Any]) -> tuple[Path, str]:
         return root, "checkpoints/"
     if first is None or first is True:
         return root / "lightning_logs", "*/checkpoints/"
+    kind = str(first.get("class_path", "")).rpartition(".")[2]
+    if kind not in ("CSVLogger", "TensorBoardLogger"):
+        raise ModelError(
+            f"ckpt_path: last: only a run itself knows where {kind} has its checkpoints; give the path of last.ckpt, "
+            "choose a folder for checkpoints (checkpoint.dirpath), or put a CSVLogger first in trainer.logger"
+        )
     options = first.get("init_args") or {}
     name = options.get("name") or "lightning_logs"
     return Path(options.get("save_dir") or root) / name, "*/checkpoints/"

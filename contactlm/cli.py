@@ -36,6 +36,8 @@ from contactlm.console import run_line, score_table, set_up_log
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.module import ContactModule
 from contactlm.module_class import DEFAULT, NOT_PATHS, OPTION, chosen_class
+from contactlm.run_config import RunConfig
+from contactlm.run_directory import run_directory
 from contactlm.signals import Stopped
 from contactlm.structure.labels import contact_labels
 from contactlm.types import ContactLMError, ModelError
@@ -59,6 +61,7 @@ class ContactCLI(LightningCLI):
         super().__init__(
             chosen_class(args),
             ContactDataModule,
+            save_config_callback=RunConfig,
             args=self.arguments,
             auto_configure_optimizers=False,
             parser_kwargs={
@@ -187,7 +190,7 @@ class ContactCLI(LightningCLI):
             best = getattr(saver, "best_model_score", None)
             score = "" if best is None else f"  ({getattr(saver, 'monitor', '')} {float(best):.3f})"
             lines.append(f"checkpoint  {checkpoint}{score}")
-        lines.append(f"logs        {self.trainer.log_dir}")
+        lines.append(f"logs        {run_directory(self.trainer)}")
         if self.datamodule.synthetic is not None:
             lines.append("The proteins are synthetic: the scores show that the package works, nothing about biology.")
         self.say("\n".join(lines))
@@ -230,7 +233,7 @@ class ContactCLI(LightningCLI):
             chain_lengths=None if store.chain_lengths is None else store.chain_lengths[index],
         )
         predicted.labels = contact_labels(torch.tensor(store.cb_of(index))[None])[0].numpy()
-        path = Path(self.trainer.log_dir or ".") / f"{store.ids[index]}.png"
+        path = Path(run_directory(self.trainer) or ".") / f"{store.ids[index]}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         predicted.save(path)
         return str(path)

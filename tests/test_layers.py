@@ -40,13 +40,19 @@ ALLOWED = {
     "trained_weights": {"checkpoint", "random_state"},
     "module": {"trained_weights", "model", "inference", "windows", "outputs", "structure", "assembly"},
     "contrastive": {"module", "model"},
+    "retrieval_module": {"module", "model", "retrieval", "data", "inference", "windows", "checkpoint"},
     "module_class": {"module", "checkpoint"},
     "predict": {"module", "module_class", "outputs", "model"},
     "export": {"module", "checkpoint", "model"},
     "pack_command": {"data", "commands"},
     "run_file": {"outputs"},
+    "run_directory": set(),
+    "run_config": {"run_directory"},
     "report": {"run_file", "outputs"},
-    "callbacks": {"run_file", "signals", "assembly", "module", "metrics", "complex_scores", "scores", "outputs"},
+    "callbacks": {
+        *("run_directory", "run_file", "signals", "assembly", "module"),
+        *("metrics", "complex_scores", "scores", "outputs"),
+    },
 }
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

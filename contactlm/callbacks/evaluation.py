@@ -10,6 +10,7 @@ import lightning as L
 
 from contactlm.complex_scores import ComplexScores
 from contactlm.metrics import ContactScores
+from contactlm.run_directory import run_directory
 from contactlm.scores import nan_mean
 
 STRATA = (0.3, 0.5)
@@ -39,7 +40,7 @@ class ContactEvaluation(L.Callback):
 
     Args:
         threshold: A pair is called a contact when its probability is above it.
-        write_rows: Write each protein's scores to ``test_scores.csv`` in the log directory.
+        write_rows: Write each protein's scores to ``test_scores.csv`` in the run directory.
     """
 
     def __init__(self, threshold: float = 0.5, write_rows: bool = True) -> None:
@@ -111,7 +112,7 @@ class ContactEvaluation(L.Callback):
         if self._scores.tuned_threshold is not None:
             scores["tuned_threshold"] = self._scores.tuned_threshold
         self._log(pl_module, "test", scores | self._complexes.compute() | self._by_identity(trainer, "test"))
-        folder = trainer.log_dir  # the processes agree on it: all must ask
+        folder = run_directory(trainer)  # the processes agree on it: all must ask
         if self.write_rows and trainer.is_global_zero and folder is not None:
             write_rows(Path(folder) / "test_scores.csv", self.rows)
 

@@ -23,6 +23,7 @@ from contactlm.callbacks.run_facts import (
     run_seed,
     scheme_facts,
 )
+from contactlm.run_directory import run_directory
 from contactlm.run_file import write_run
 
 # Scores kept of every look at dev; the last look and the test keep all.
@@ -70,7 +71,7 @@ class RunRecord(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the run directory, in all processes (it is broadcast)."""
         wanted = stage in ("fit", "validate", "test") and trainer.loggers and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        self._folder = trainer.log_dir if wanted else None
+        self._folder = run_directory(trainer) if wanted else None
         self._fitted &= stage != "fit"
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
