@@ -230,6 +230,36 @@ def test_runs_that_cannot_be_used_are_named(two_arms: Path, tmp_path: Path, caps
     assert printed.count("left out:") == 5
 
 
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_a_checkpoint_that_is_scored_again_is_no_further_seed(two_arms: Path, command: str) -> None:
+    before = summarize(find_runs([two_arms]).runs)
+    terms = {name: value for name, value in equal_terms().items() if name not in ("budget", "train", "dev", "split")}
+    options = {"test": {}} if command == "validate" else {}
+    again = make_run(two_arms / "again", "crop200", 0, 0.1, command=command, equal=terms, tested_at=None, **options)
+    elsewhere = make_run(
+        two_arms / "other", "crop200", 0, 0.1, command="test", equal=terms | {"test": chains(5, "eeee")}
+    )
+    found = find_runs([two_arms])
+    assert found.left_out == {again: f"scores a checkpoint of the same arm and seed as {two_arms}/crop200/version_0"}
+    same_set, other_set = group_equal(found.runs)
+    assert summarize(same_set) == before
+    assert [run.path for run in other_set] == [elsewhere]
+
+
+def test_test_scores_that_came_later_stand_with_the_run_that_trained(two_arms: Path) -> None:
+    whole = find_runs([two_arms]).runs
+    first = next(run for run in whole if run.arm == "crop200" and run.seed == 0)
+    terms = {name: value for name, value in first.equal.items() if name not in ("budget", "train", "dev", "split")}
+    make_run(first.path, "crop200", 0, CROP[0], test={}, tested_at=None)
+    later = make_run(two_arms / "later", "crop200", 0, CROP[0], command="test", equal=terms, tested_at=None)
+    found = find_runs([two_arms])
+    assert later in found.left_out and len(found.left_out) == 1
+    assert summarize(found.runs) == summarize(whole)
+    joined = next(run for run in found.runs if run.path == first.path)
+    assert joined.test == first.test and joined.equal == first.equal
+    assert joined.dev["mcc_sep6"] == pytest.approx(first.history[-1]["mcc_sep6"])  # of the checkpoint tested
+
+
 def test_what_bears_on_a_comparison_is_noted(two_arms: Path) -> None:
     make_run(
         two_arms / "slow",

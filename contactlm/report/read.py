@@ -153,7 +153,32 @@ def _leave_out_repeated(found: Found) -> None:
         if key in newest:
             found.left_out[newest[key].path] = f"same arm and seed as the later run {run.path}"
         newest[key] = run
-    found.runs = list(newest.values())
+    found.runs = _join_evaluations(list(newest.values()), found.left_out)
+
+
+def _join_evaluations(runs: Sequence[Run], left_out: dict[Path, str]) -> list[Run]:
+    """Let scores of a checkpoint stand with the run that trained it, as those of one seed and not of two."""
+    trained = {id(run): run for run in runs if run.record.get("command") == "fit" or not run.trained}
+    others = [run for run in runs if id(run) not in trained]
+    for run in others:
+        of_run = next((key for key, fit in trained.items() if fit.trained and _is_checkpoint_of(run, fit)), None)
+        if of_run is None:
+            trained[id(run)] = run
+            continue
+        fit = trained[of_run]
+        if run.test and not fit.test:
+            at = {name: run.record[name] for name in ("steps", "tokens", "flops")}
+            trained[of_run] = Run(fit.path, {**fit.record, "test": run.record["test"], "tested_at": at})
+            left_out[run.path] = f"its test scores stand with those of {fit.path}, which trained the checkpoint"
+        else:
+            left_out[run.path] = f"scores a checkpoint of the same arm and seed as {fit.path}"
+    return list(trained.values())
+
+
+def _is_checkpoint_of(run: Run, fit: Run) -> bool:
+    """Whether a run that trained nothing itself is on equal terms with one of its arm and seed that did."""
+    shared = [name for name, value in run.equal.items() if value is not None and fit.equal.get(name) is not None]
+    return (run.arm, run.seed) == (fit.arm, fit.seed) and all(run.equal[name] == fit.equal[name] for name in shared)
 
 
 def _defined(scores: dict[str, float | None]) -> dict[str, float]:
