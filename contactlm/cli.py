@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
 
 class ContactCLI(LightningCLI):
@@ -271,6 +273,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ContactLMError, MisconfigurationException) as error:
         sys.stderr.write(f"contactlm: error: {error}\n")
         return 1
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        sys.stderr.write(
+            f"contactlm: error: {error.filename or 'a file'} cannot be written ({error.strerror}): give a folder that "
+            "can be, with room (save_dir of trainer.logger, checkpoint.dirpath); a fit goes on with --ckpt_path last\n"
+        )
+        return 1
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes an exit status of 1 of Ctrl-C
+            raise KeyboardInterrupt from end
+        raise
     except (RuntimeError, MemoryError) as error:
         if (advice := memory_advice(error)) is None:
             raise

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,30 @@ def test_what_a_user_can_mend_is_one_clear_message(tmp_path: Path, tiny_esm: Pat
     with pytest.raises(SystemExit) as stop:
         main(["fit", *data_options(pdb_folders), *model, "--data.crop_size=30"])
     assert stop.value.code == 2 and "crop_size" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_message(
+    tmp_path: Path, tiny_esm: Path, pdb_folders, capsys
+) -> None:
+    (tmp_path / "runs").write_text("a file where the folder of all runs would be\n")
+    arguments = ["fit", "--config=crop200", *data_options(pdb_folders), *SMALL, f"--model.pretrained={tiny_esm}"]
+    text = complaint(capsys, arguments)
+    assert text.startswith(f"contactlm: error: {tmp_path}/runs") and "cannot be written (Not a directory)" in text
+
+
+def test_ctrl_c_while_scoring_is_no_error_of_the_user(
+    tiny_esm: Path, pdb_folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("contactlm.ContactModule.test_step", interrupt)
+    handler = signal.getsignal(signal.SIGINT)  # Lightning ignores further ones
+    try:
+        with pytest.raises(KeyboardInterrupt):  # `python -m contactlm` and the installed command end with 130
+            main(["test", *data_options(pdb_folders), f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu"])
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_a_checkpoint_for_another_backbone_is_refused(tmp_path: Path, tiny_esm: Path, pdb_folders, capsys) -> None:
