@@ -106,6 +106,22 @@ def test_a_resumed_run_goes_on_with_sums_and_history(tmp_path: Path, tiny_esm: P
     assert resumed["seconds"]["training"] > first["seconds"]["training"]
 
 
+def test_scores_of_a_checkpoint_are_those_of_the_seed_it_was_trained_with(
+    tmp_path: Path, tiny_esm: Path, pdb_folders: Folders
+) -> None:
+    options: dict[str, Any] = {"logger": CSVLogger(tmp_path, name="arm", version=1)}
+    counters = (TokenBudget(2 * BATCH), FlopsMeter(), ContactEvaluation())
+    first = trainer(tmp_path, *counters, RunRecord(), **options)
+    first.fit(ContactModule(str(tiny_esm)), data_module(pdb_folders, seed=7))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    options["logger"] = CSVLogger(tmp_path, name="arm", version=2)
+    second = trainer(tmp_path, *counters, RunRecord(), **options)
+    second.test(ContactModule(str(tiny_esm)), data_module(pdb_folders), ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    fitted, tested = (read_run(tmp_path / "arm" / f"version_{version}") for version in (1, 2))
+    assert (fitted["seed"], tested["seed"]) == (7, 7)
+    assert tested["tokens"] == fitted["tokens"] == 2 * BATCH
+
+
 class Break(L.Callback):
     def __init__(self, error: BaseException) -> None:
         self.error = error

@@ -62,6 +62,7 @@ class RunRecord(L.Callback):
         self._facts: dict[str, Any] = {}
         self._results: dict[str, Any] = {}
         self._began_with: dict[str, Any] = {}
+        self._trained_with: int | None = None  # the seed of the run whose checkpoint is scored or goes on
         self._folder: str | None = None
         self._fitted = False
         self._began = self._batch_began = self._look_began = 0.0
@@ -161,7 +162,7 @@ class RunRecord(L.Callback):
         name = trainer.loggers[0].name if trainer.loggers else None
         self._facts = {
             "arm": self.arm or name or type(pl_module).__name__,
-            "seed": run_seed(trainer),
+            "seed": run_seed(trainer) if self._trained_with is None else self._trained_with,
             "command": trainer.state.fn.value if trainer.state.fn is not None else None,
             "version": __version__,
             "module": type(pl_module).__name__,
@@ -207,7 +208,7 @@ class RunRecord(L.Callback):
         training = {**self.training, "seconds": seconds, "memory": dict(self.training["memory"])}
         began_with = {k: v for k, v in self._facts.get("equal", {}).items() if k in ("weights", "backbone")}
         history = {"dev": [dict(row) for row in self.dev], "progress": list(self.progress)}
-        return {"training": training, **history, "began_with": began_with}
+        return {"training": training, **history, "began_with": began_with, "seed": self._facts.get("seed")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a test after ``fit`` only takes down which checkpoint it scores."""
@@ -218,6 +219,7 @@ class RunRecord(L.Callback):
         self.training, self.dev = state_dict["training"], list(state_dict["dev"])
         self.progress = list(state_dict["progress"])
         self._began_with = dict(state_dict.get("began_with", {}))
+        self._trained_with = state_dict.get("seed")
 
 
 def _scores(trainer: L.Trainer, prefix: str) -> dict[str, float]:
