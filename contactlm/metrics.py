@@ -49,6 +49,16 @@ class ProteinMCC(ProteinStates):
         max_separation: Greatest |i - j|, None for no limit.
         threshold: A pair is predicted to be a contact when its probability is above it.
         **kwargs: For ``torchmetrics.Metric``.
+
+    Examples:
+        >>> import torch
+        >>> from contactlm.metrics import ProteinMCC
+        >>> labels = torch.tensor([[-1, 1, 0], [1, -1, 1], [0, 1, -1]])
+        >>> probability = torch.tensor([[0.0, 0.9, 0.2], [0.9, 0.0, 0.4], [0.2, 0.4, 0.0]])
+        >>> mcc = ProteinMCC(min_separation=1)
+        >>> mcc.update(probability, labels)
+        >>> mcc.compute(), mcc.undefined
+        (tensor(0.5000), 0)
     """
 
     def __init__(
@@ -110,6 +120,15 @@ class PrecisionAtL(ProteinStates):
         min_separation: Least |i - j| of the pairs scored; 24 takes long-range pairs.
         max_separation: Greatest |i - j|, None for no limit.
         **kwargs: For ``torchmetrics.Metric``.
+
+    Examples:
+        >>> import torch
+        >>> from contactlm.metrics import PrecisionAtL
+        >>> labels = torch.tensor([[-1, 1, 0], [1, -1, 1], [0, 1, -1]])
+        >>> precision = PrecisionAtL(k=1, min_separation=1)  # the three most probable of three pairs
+        >>> precision.update(torch.full((3, 3), 0.5), labels)
+        >>> precision.compute()
+        tensor(0.6667)
     """
 
     def __init__(self, k: int = 1, min_separation: int = 24, max_separation: int | None = None, **kwargs: Any) -> None:

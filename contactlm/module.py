@@ -74,6 +74,15 @@ class ContactModule(TrainedWeights):
 
     Raises:
         ModelError: Options that do not fit together, or a backbone that cannot be loaded.
+
+    Examples:
+        >>> import torch
+        >>> from contactlm import ContactModule
+        >>> tiny = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> model = ContactModule(None, architecture=tiny, lora=None)  # or ContactModule("facebook/esm2_t6_8M_UR50D")
+        >>> tokens = torch.tensor([[0, 20, 15, 11, 5, 2]])  # <cls> M K T A <eos>
+        >>> model.contact_logits(tokens).shape
+        torch.Size([1, 4, 4])
     """
 
     def __init__(

@@ -110,6 +110,15 @@ class ContactMap:
 
         Raises:
             ValueError: Another suffix.
+
+        Examples:
+            >>> import numpy as np
+            >>> from contactlm import ContactMap
+            >>> predicted = ContactMap("mine", "MKVLA", np.full((5, 5), 0.25))
+            >>> [predicted.save(f"maps/mine{suffix}").name for suffix in (".npz", ".rr", ".png")]
+            ['mine.npz', 'mine.rr', 'mine.png']
+            >>> ContactMap.load("maps/mine.npz")
+            ContactMap('mine', 5 residues)
         """
         path = Path(path).expanduser()
         writer = WRITERS.get(path.suffix.lower())

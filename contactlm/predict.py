@@ -44,6 +44,15 @@ def predict_contacts(
     Raises:
         ValueError: A letter that is not of the alphabet.
         ContactLMError: A model that cannot be loaded, an empty sequence, or window and overlap that do not fit.
+
+    Examples:
+        >>> from contactlm import ContactModule, predict_contacts
+        >>> tiny = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> model = ContactModule(None, architecture=tiny, lora=None)  # random weights; or give a checkpoint
+        >>> predict_contacts("MKTAYIAKQRQISFVKSHFSRQ", model)
+        ContactMap('query', 22 residues)
+        >>> [predicted.probability.shape for predicted in predict_contacts(["MKTAYIAKQR", "MKVLA"], model)]
+        [(10, 10), (5, 5)]
     """
     module = load_model(model)
     if isinstance(sequences, str):

@@ -56,6 +56,14 @@ class Chain:
         ca: C-alpha coordinates, float32 (L, 3), in Å; NaN where unresolved.
         cb: Virtual C-beta coordinates, float32 (L, 3), in Å; NaN where unresolved.
         resolved: bool (L,), whether the residue has coordinates.
+
+    Examples:
+        >>> import numpy as np
+        >>> from contactlm import Chain
+        >>> places = np.array([[0, 0, 0], [3.8, 0, 0], [np.nan] * 3], dtype=np.float32)
+        >>> chain = Chain("mine_A", "MKV", ca=places, cb=places, resolved=np.array([True, True, False]))
+        >>> len(chain), chain.sequence
+        (3, 'MKV')
     """
 
     id: str

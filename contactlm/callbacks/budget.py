@@ -35,6 +35,14 @@ class TokenBudget(L.Callback):
 
     Raises:
         ContactLMError: The budget is not positive.
+
+    Examples:
+        >>> import lightning as L
+        >>> from contactlm.callbacks import TokenBudget
+        >>> budget = TokenBudget(max_tokens=5_000_000)
+        >>> trainer = L.Trainer(max_epochs=-1, min_epochs=0, callbacks=[budget], logger=False, accelerator="cpu")
+        >>> budget.tokens, budget.fraction, budget.spent
+        (0, 0.0, False)
     """
 
     def __init__(self, max_tokens: int | None = 5_000_000, count: Count = count_tokens) -> None:

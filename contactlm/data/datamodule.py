@@ -86,6 +86,17 @@ class ContactDataModule(L.LightningDataModule):
         leak_report: Whether to look for training relatives of test (and dev) chains, and score by identity to them:
             ``"auto"``: unless that takes more than some minutes; ``"always"``; ``"never"``.
         synthetic: Write a set of synthetic proteins first and use it in place of ``train_dir`` and ``test_dir``.
+
+    Examples:
+        >>> from contactlm import ContactDataModule
+        >>> from contactlm.data.synthetic import SyntheticOptions
+        >>> made = SyntheticOptions("proteins", n_train=8, n_test=2)  # or ContactDataModule("my/train", "my/test", …)
+        >>> data = ContactDataModule(synthetic=made, crop_length=40, batch_size=4, read_workers=0)
+        >>> data.prepare_data()
+        >>> data.setup("fit")
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch["tokens"].shape, batch["cb"].shape
+        (torch.Size([4, 42]), torch.Size([4, 40, 3]))
     """
 
     def __init__(

@@ -67,6 +67,15 @@ def contact_map(cb: NDArray, threshold: float = CONTACT_THRESHOLD) -> NDArray[np
 
     Raises:
         ValueError: ``cb`` is not of shape (L, 3).
+
+    Examples:
+        >>> import numpy as np
+        >>> from contactlm import contact_map
+        >>> contact_map(np.array([[0, 0, 0], [5, 0, 0], [12, 0, 0], [np.nan] * 3]))
+        array([[-1,  1,  0, -1],
+               [ 1, -1,  1, -1],
+               [ 0,  1, -1, -1],
+               [-1, -1, -1, -1]], dtype=int8)
     """
     cb = np.asarray(cb, dtype=np.float64)
     if cb.ndim != 2 or cb.shape[1] != 3:

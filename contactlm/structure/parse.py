@@ -55,6 +55,14 @@ def read_chains(path: str | Path, sequence: str = "seqres") -> list[Chain]:
     Raises:
         StructureError: The file cannot be read, or holds no protein chain; the message says which and why.
         ValueError: ``sequence`` is neither of the two.
+
+    Examples:
+        >>> from contactlm import read_chains
+        >>> from contactlm.data.synthetic import SyntheticOptions, write_synthetic
+        >>> train, test = write_synthetic(SyntheticOptions("proteins", n_train=1, n_test=1))  # PDB files to play with
+        >>> [chain] = read_chains(test / "test00000.pdb")
+        >>> chain.id, len(chain), chain.cb.shape, bool(chain.resolved.all())
+        ('test00000_A', 67, (67, 3), True)
     """
     return [chain for chain, _ in read_backbones(path, sequence)]
 
