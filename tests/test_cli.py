@@ -12,6 +12,7 @@ from contactlm.cli import main
 from contactlm.configs import config_folder
 from contactlm.outputs import ContactMap
 from tests.conftest import make_tiny_esm, random_sequence, write_pdb
+from tests.retrieval.made import made_database
 
 CONFIGS = sorted(path.stem for path in config_folder().glob("*.yaml"))
 
@@ -35,14 +36,21 @@ def test_the_shipped_configs_are_the_documented_ones() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_shipped_config_runs(name: str, tiny_esm: Path, pdb_folders: tuple[Path, Path]) -> None:
+def test_every_shipped_config_runs(name: str, tmp_path: Path, tiny_esm: Path, pdb_folders: tuple[Path, Path]) -> None:
     arguments = ["fit", "--config", name, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]
     if name == "quickstart":
         arguments += ["--data.synthetic.n_train=12", "--data.synthetic.n_test=2", "--data.read_workers=0"]
+    elif name.startswith("synthetic_"):
+        sizes = {"n_train": 3, "n_test": 1, "min_length": 150, "max_length": 160}
+        arguments += [f"--data.synthetic.{option}={value}" for option, value in sizes.items()]
+        arguments += ["--data.read_workers=0"]
+        arguments += [f"--model.pretrained={tiny_esm}"] if name == "synthetic_long" else []
     elif name == "random8m":
         arguments += [*data_options(pdb_folders), *SMALL]
     else:
         arguments += [*data_options(pdb_folders), f"--model.pretrained={tiny_esm}"]
+    if name == "retrieval":
+        arguments.append(f"--model.index={made_database(tmp_path, {'1abc_A': random_sequence(3, 44)}).path}")
     assert main(arguments) == 0
 
 
@@ -50,15 +58,16 @@ def fit(tiny_esm: Path, folders: tuple[Path, Path], *more: str) -> int:
     return main(["fit", "--config=crop200", *data_options(folders), *SMALL, f"--model.pretrained={tiny_esm}", *more])
 
 
-def scores_of(text: str, prefix: str) -> str:
-    return next(line for line in text.splitlines() if line.startswith(prefix))
+def scores_of(text: str, prefix: str) -> list[str]:
+    """The words of the first line of scores; columns are as wide as the rest of the table needs."""
+    return next(line.split() for line in text.splitlines() if line.startswith(prefix))
 
 
 def test_fit_test_resume_validate(tmp_path: Path, tiny_esm: Path, pdb_folders, capsys: pytest.CaptureFixture) -> None:
     assert fit(tiny_esm, pdb_folders, "--budget.max_tokens=600") == 0
     run = tmp_path / "runs" / "crop200" / "version_0"
     printed = capsys.readouterr().out
-    assert "mcc_sep6" in scores_of(printed, "dev") and "trivial" in scores_of(printed, "test")
+    assert "mcc_sep6" in scores_of(printed, "dev") and "(trivial" in scores_of(printed, "test")
     best = next((run / "checkpoints").glob("best-*.ckpt"))
     assert f"checkpoint  {best.relative_to(tmp_path)}" in printed
     assert list(run.glob("events.out.tfevents.*")) and (run / "config.yaml").is_file()
