@@ -234,7 +234,7 @@ def test_runs_that_cannot_be_used_are_named(two_arms: Path, tmp_path: Path, caps
 def test_a_checkpoint_that_is_scored_again_is_no_further_seed(two_arms: Path, command: str) -> None:
     before = summarize(find_runs([two_arms]).runs)
     terms = {name: value for name, value in equal_terms().items() if name not in ("budget", "train", "dev", "split")}
-    options = {"test": {}} if command == "validate" else {}
+    options: dict[str, object] = {"test": {}} if command == "validate" else {}
     again = make_run(two_arms / "again", "crop200", 0, 0.1, command=command, equal=terms, tested_at=None, **options)
     elsewhere = make_run(
         two_arms / "other", "crop200", 0, 0.1, command="test", equal=terms | {"test": chains(5, "eeee")}

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -65,9 +66,10 @@ def test_resuming_at_any_step_gives_the_unbroken_run(tmp_path: Path, tiny_esm: P
 
 @pytest.mark.parametrize("name", ["seed", "split_seed"])
 def test_a_run_does_not_go_on_under_another_seed(tmp_path: Path, tiny_esm: Path, pdb_folders, name: str) -> None:
+    other: dict[str, Any] = {name: 7}
     run(tmp_path / "first", tiny_esm, pdb_folders, 2 * 3 * 32)
     checkpoint = tmp_path / "first" / "step=1.ckpt"
     with pytest.raises(DataError, match=rf"{name}\w* is 7, but 0 in the run to go on with .*step=1.ckpt"):
-        run(tmp_path / "again", tiny_esm, pdb_folders, 2 * 3 * 32, checkpoint, **{name: 7})
-    module, data = ContactModule(str(tiny_esm)), data_module(pdb_folders, **{name: 7})
+        run(tmp_path / "again", tiny_esm, pdb_folders, 2 * 3 * 32, checkpoint, **other)
+    module, data = ContactModule(str(tiny_esm)), data_module(pdb_folders, **other)
     trainer(tmp_path / "test", ContactEvaluation()).test(module, data, ckpt_path=checkpoint, verbose=False)
