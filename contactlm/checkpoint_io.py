@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from contactlm.checkpoint import check_checkpoint
 from contactlm.outputs import atomic_path
 from contactlm.types import ModelError
 
@@ -77,12 +78,15 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
             os.close(folder)
 
 
-def find_last(trainer_config: Mapping[str, Any], dirpath: str | Path | None) -> tuple[Path | None, Path]:
+def find_last(
+    trainer_config: Mapping[str, Any], dirpath: str | Path | None, seed: int | None = None
+) -> tuple[Path | None, Path]:
     """Find the newest ``last.ckpt`` of all runs of one name.
 
     Args:
         trainer_config: Options of the trainer; its first logger has the folder and the name of the run.
         dirpath: Where checkpoints are kept, if that was chosen; None: in each run's own folder.
+        seed: Only of runs with this seed (and of those that do not say theirs); None: of all.
 
     Returns:
         The checkpoint, or None where there is none, and the folder it was looked for in.
@@ -92,7 +96,13 @@ def find_last(trainer_config: Mapping[str, Any], dirpath: str | Path | None) -> 
     """
     folder, pattern = (Path(dirpath), "") if dirpath else _runs(trainer_config)
     found = [path for path in folder.expanduser().glob(f"{pattern}last*.ckpt") if path.is_file()]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None), folder
+    newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return next((path for path in newest_first if seed is None or _seed_of(path) in (seed, None)), None), folder
+
+
+def _seed_of(path: Path) -> int | None:
+    """The seed of the data in a checkpoint; None where it does not say."""
+    return check_checkpoint(path).get("ContactDataModule", {}).get("seed")
 
 
 def _runs(trainer_config: Mapping[str, Any]) -> tuple[Path, str]:
@@ -111,5 +121,5 @@ def _runs(trainer_config: Mapping[str, Any]) -> tuple[Path, str]:
             "choose a folder for checkpoints (checkpoint.dirpath), or put a CSVLogger first in trainer.logger"
         )
     options = first.get("init_args") or {}
-    name = options.get("name") or "lightning_logs"
+    name = options.get("name", "lightning_logs") or ""  # without a name, runs lie in the folder itself
     return Path(options.get("save_dir") or root) / name, "*/checkpoints/"

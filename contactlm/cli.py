@@ -124,7 +124,8 @@ class ContactCLI(LightningCLI):
 
         So the command that starts a run is the one that goes on with it.
         """
-        path, folder = find_last(config["trainer"], config["checkpoint"]["dirpath"])
+        seed = _plain_seed(config["seed_everything"]) if self.config["subcommand"] == "fit" else None
+        path, folder = find_last(config["trainer"], config["checkpoint"]["dirpath"], seed)
         if path is None and self.config["subcommand"] != "fit":
             raise ModelError(f"ckpt_path: last: no last.ckpt in {folder} and below; give the path of a checkpoint")
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning puts it there

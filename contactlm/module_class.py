@@ -70,7 +70,7 @@ def chosen_class(arguments: Sequence[str]) -> type[ContactModule]:
             name = _named_in(value) or name
         elif option == f"--{OPTION}":
             name = value
-        elif option == "--ckpt_path" and value not in NOT_PATHS:
+        elif option == "--ckpt_path" and value not in (*NOT_PATHS, "null"):
             checkpoint = value
     if name is None:
         return ContactModule if checkpoint is None else checkpoint_class(checkpoint)

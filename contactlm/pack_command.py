@@ -11,6 +11,7 @@ from contactlm.data.manifest import ClusterRule
 from contactlm.data.pack import pack_structures
 from contactlm.data.pack_writer import SHARD_RESIDUES
 from contactlm.data.relations import ClusterOptions
+from contactlm.types import DataError
 
 MORE = """\
 Training takes a packed set in place of the folder, from a local path or a URL, and draws the same samples. A packing
@@ -29,6 +30,8 @@ def pack_command(arguments: Sequence[str]) -> int:
         ContactLMError: There is nothing to pack, or the folder cannot be used.
     """
     given = _parser().parse_args(arguments)
+    if given.workers is not None and given.workers < 0:
+        raise DataError(f"--workers is {given.workers}; give 0 (this process reads) or more")
     options = ClusterOptions(given.identity, given.coverage, program=given.cluster_program)
     manifest = pack_structures(
         given.structures,

@@ -264,3 +264,16 @@ def test_a_full_disk_costs_no_older_checkpoint_and_not_the_run(
     assert warnings and all("older checkpoints are kept" in line and "No space left" in line for line in warnings)
     assert [f"failure {n + 1} of this run" in line for n, line in enumerate(warnings)] == [True] * len(warnings)
     assert "best-step=3.ckpt" in text.splitlines()[-2], "the best that exists is the best"
+
+
+def test_last_is_the_newest_of_the_same_seed(tmp_path: Path) -> None:
+    trainer = {"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path), "name": ""}}}
+    for version, about in enumerate([{"seed": 0}, {"seed": 1}, None]):
+        path = tmp_path / f"version_{version}" / "checkpoints" / "last.ckpt"
+        path.parent.mkdir(parents=True)
+        torch.save({"contactlm": {}, **({} if about is None else {"ContactDataModule": about})}, path)
+        os.utime(path, ns=(version, version))
+        paths = {seed: find_last(trainer, None, seed)[0] for seed in (None, 0, 1)}
+        expected = {0: {None: 0, 0: 0}, 1: {None: 1, 0: 0, 1: 1}, 2: {None: 2, 0: 2, 1: 2}}[version]
+        found = {seed: int(path.parent.parent.name[-1]) for seed, path in paths.items() if path is not None}
+        assert found == expected  # the last one does not say its seed

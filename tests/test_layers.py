@@ -36,7 +36,7 @@ ALLOWED = {
     "checkpoint": set(),
     "random_state": set(),
     "signals": set(),
-    "checkpoint_io": {"outputs"},
+    "checkpoint_io": {"outputs", "checkpoint"},
     "trained_weights": {"checkpoint", "random_state"},
     "module": {"trained_weights", "model", "inference", "windows", "outputs", "structure", "assembly"},
     "contrastive": {"module", "model"},

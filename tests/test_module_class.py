@@ -25,6 +25,7 @@ OWN = f"{__name__}.SquaredModule"
 
 def test_without_a_word_it_is_contact_module() -> None:
     assert chosen_class(["fit", "--model.lora", "null"]) is ContactModule
+    assert chosen_class(["fit", "--ckpt_path", "null"]) is ContactModule
     assert import_module_class("contactlm.ContactModule") is ContactModule
 
 

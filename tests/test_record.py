@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -237,3 +239,17 @@ def test_the_same_command_and_seed_give_the_same_curves(
     assert records[0]["equal"] == records[2]["equal"]
     assert [record["seed"] for record in records] == [5, 5, 6]
     assert records[0]["tested_at"]["tokens"] in [row["tokens"] for row in records[0]["dev_history"]]
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, record: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    warnings: list[str] = []
+    monkeypatch.setattr("contactlm.callbacks.record.write_run", full)
+    monkeypatch.setattr("contactlm.callbacks.record.log.warning", lambda text, *values: warnings.append(text % values))
+    record = RunRecord()
+    record._folder = tmp_path
+    module: Any = SimpleNamespace(device=torch.device("cpu"))
+    record._write(SimpleNamespace(is_global_zero=True), module, "running")  # type: ignore[arg-type]
+    assert warnings == [f"{tmp_path}: run.json cannot be written (No space left on device); the run goes on"]

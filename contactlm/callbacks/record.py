@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import math
 import time
 from datetime import datetime, timezone
@@ -25,6 +27,8 @@ from contactlm.callbacks.run_facts import (
 )
 from contactlm.run_directory import run_directory
 from contactlm.run_file import write_run
+
+log = logging.getLogger(__name__)
 
 # Scores kept of every look at dev; the last look and the test keep all.
 HISTORY = ("mcc", "mcc_sep6", "mcc_short", "mcc_medium", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
@@ -200,7 +204,13 @@ class RunRecord(L.Callback):
             written = datetime.now(timezone.utc).isoformat(timespec="seconds")
             about = {**self._facts, "status": status, "written": written}
             history = {"dev_history": self.dev, "progress": self.progress}
-            write_run(self._folder, {**about, **self.training, **self._results, **history})
+            try:
+                write_run(self._folder, {**about, **self.training, **self._results, **history})
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                # a full disk shall not end the run; the next write may find room
+                log.warning("%s: run.json cannot be written (%s); the run goes on", self._folder, error.strerror)
 
     def state_dict(self) -> dict[str, Any]:
         """Sums and scores so far."""

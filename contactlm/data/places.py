@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 import fsspec
 from filelock import FileLock
@@ -254,5 +255,5 @@ def is_packed(place: str) -> bool:
 def packed_place(place: str, cache_dir: Path) -> LocalPlace | RemotePlace:
     """A folder, or the place behind a URL; ``file://`` is a folder."""
     if place.startswith("file://"):
-        return LocalPlace(Path(place.removeprefix("file://")))
+        return LocalPlace(Path(unquote(place.removeprefix("file://"))))
     return RemotePlace(place, cache_dir) if "://" in place else LocalPlace(Path(place).expanduser())

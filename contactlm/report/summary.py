@@ -9,7 +9,12 @@ from contactlm.report.compare import Verdict, by_arm, describe, differences, jud
 from contactlm.report.read import Run
 from contactlm.report.table import trivial_scores
 
-JUDGED = {"mcc_sep6": "MCC at |i − j| ≥ 6", "mcc_long": "long-range MCC", "p_at_L_long": "long-range P@L"}
+JUDGED = {
+    "mcc_sep6": "MCC at |i − j| ≥ 6",
+    "mcc_sep6_tuned": "the same at the threshold tuned on dev",
+    "mcc_long": "long-range MCC",
+    "p_at_L_long": "long-range P@L",
+}
 RULE = "An arm wins when its mean − sd lies above every other arm's mean + sd; that is no test of significance."
 
 
