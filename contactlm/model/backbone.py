@@ -82,41 +82,83 @@ class ContactBackbone(nn.Module):
         Raises:
             ModelError: Tokens that are not (B, T) with T at least 3, or a mask or positions of another shape.
         """
+        mask, layout, places = self.read(tokens, attention_mask, positions)
+        logits, _ = self.logits_and_hidden(tokens, mask, layout, places, hidden=False)
+        return self.without_padding(logits, layout)
+
+    @property
+    def operation(self) -> Attention:
+        """The attention that hands over contact shares."""
+        return _ATTENTION[self.attention]
+
+    def read(
+        self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None
+    ) -> tuple[Tensor, TokenLayout, Tensor]:
+        """Check a batch; return which tokens are attended to, which are what, and their positions (1 or B, T)."""
         mask = check_tokens(tokens, attention_mask, positions)
-        layout = TokenLayout.of(tokens, mask)
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
-        hidden = self.esm.embeddings(input_ids=tokens, attention_mask=mask.long())
+        return mask, TokenLayout.of(tokens, mask), positions
+
+    def logits_and_hidden(
+        self, tokens: Tensor, mask: Tensor, layout: TokenLayout, positions: Tensor, hidden: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the layers.
+
+        Args:
+            tokens: int64 (B, T).
+            mask: bool (B, T), as of :meth:`read`; ``layout`` and ``positions`` alike.
+            layout: Which tokens are what.
+            positions: int64 (1 or B, T).
+            hidden: Whether to run the last layer to its end.
+
+        Returns:
+            Contact logits (B, T − 2, T − 2), meaningless where a residue is padding; and the last layer's output
+            (B, T, E), before the final layer norm, or None.
+        """
+        embedded = self.esm.embeddings(input_ids=tokens, attention_mask=mask.long())
         regression = contact_regression(self.esm)
         weights, bias = regression.weight.view(len(self.esm.encoder.layer), -1), regression.bias
         active = _active_heads(weights)
-        weighted, margins = self._shares(hidden, rotary_angles(self.esm, positions), weights, active, layout)
+        angles = rotary_angles(self.esm, positions)
+        output, weighted, margins = self._shares(embedded, angles, weights, active, layout, hidden)
         if active is not None:
             weights = torch.cat([weight[heads] for weight, heads in zip(weights, active, strict=True)])
         residues = slice(1, -1)
-        logits = contact_logits(weighted[:, residues, residues], margins[:, :, residues], weights.flatten(), bias)
+        margins = margins[:, :, residues]
+        return contact_logits(weighted[:, residues, residues], margins, weights.flatten(), bias), output
+
+    @staticmethod
+    def without_padding(logits: Tensor, layout: TokenLayout) -> Tensor:
+        """Set the logits of padding and of ``<eos>`` to 0."""
         if layout.regular and layout.unpadded:
             return logits
-        inside = layout.residue[:, residues]
+        inside = layout.residue[:, 1:-1]
         return logits.masked_fill(~(inside[:, :, None] & inside[:, None, :]), 0)
 
     def _shares(
-        self, hidden: Any, angles: Tensor, weights: Tensor, active: list[list[int]] | None, layout: TokenLayout
-    ) -> tuple[Tensor, Tensor]:
-        """Return the sum of the layers' ``weighted`` (B, T, T) and all their margins (B, C, T)."""
+        self,
+        hidden: Any,
+        angles: Tensor,
+        weights: Tensor,
+        active: list[list[int]] | None,
+        layout: TokenLayout,
+        to_the_end: bool,
+    ) -> tuple[Any, Tensor, Tensor]:
+        """Return the last layer's output, the layers' summed ``weighted`` (B, T, T) and their margins (B, C, T)."""
         layers, total, margins = self.esm.encoder.layer, hidden.new_zeros(()), []
         for index, layer in enumerate(layers):
             how = {
                 "layout": layout,
-                "attention": _ATTENTION[self.attention],
-                "last": layer is layers[-1],
+                "attention": self.operation,
+                "last": layer is layers[-1] and not to_the_end,
                 "active": None if active is None else active[index],
             }
             # The shares are outputs of the layer: where it is checkpointed, its second run adds nothing twice.
             hidden, share, margin = layer(hidden, angles, weights[index], shares=how)
             total = total + share
             margins.append(margin)
-        return total, torch.cat(margins, dim=1)
+        return hidden, total, torch.cat(margins, dim=1)
 
 
 def _active_heads(weights: Tensor) -> list[list[int]] | None:

@@ -109,8 +109,8 @@ def layer_shares(
     heads = block.self
     normed = block.LayerNorm(hidden)
     split = (*hidden.shape[:2], heads.num_attention_heads, heads.attention_head_size)
-    query = _rotate(heads.query(normed).view(split), angles, heads.attention_head_size**-0.5)
-    key = _rotate(heads.key(normed).view(split), angles, 1.0)
+    query = rotate(heads.query(normed).view(split), angles, heads.attention_head_size**-0.5)
+    key = rotate(heads.key(normed).view(split), angles, 1.0)
     value = None if last else heads.value(normed).view(split).transpose(1, 2)
     if active is None:
         context, weighted, margins = attention(query, key, value, head_weight, layout)
@@ -151,7 +151,7 @@ def _attend_some(
     return torch.cat([context, rest], 1)[:, torch.cat([some, others]).argsort()], weighted, margins
 
 
-def _rotate(x: Tensor, angles: Tensor, scale: float) -> Tensor:
+def rotate(x: Tensor, angles: Tensor, scale: float) -> Tensor:
     """Rotate (B, T, H, D) by its positions' angles (Su et al. 2021) and return it as (B, H, T, D)."""
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     cos = (angles.cos() * scale).to(dtype).unsqueeze(2)
