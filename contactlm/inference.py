@@ -34,7 +34,8 @@ from contactlm.alphabet import CLS, EOS, PAD
 from contactlm.types import DataError, ModelError
 from contactlm.windows import Pass, Segment, WindowOptions, batch_by_cost, plan_passes
 
-LogitsFn = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+LogitsFn = Callable[..., Tensor]
+Shown = tuple[int, Tensor]  # number of a chain, and its residues that a row of a batch shows: int64 (n,), on the CPU
 
 _HELD_PAIRS = 32 * 1024**2  # several chains at once share batches while their maps take at most this many pairs
 _ROWS = 256  # rows normalised at a time
@@ -58,10 +59,14 @@ class FullMap:
 
 @dataclass(frozen=True, eq=False)
 class _Chain:
-    """Tokens (L,), any integer type, and positions int64 (L,) on the CPU, None where they are 0 … L − 1."""
+    """Tokens (L,), any integer type, and positions int64 (L,) on the CPU, None where they are 0 … L − 1.
+
+    ``number`` counts the chains from 0.
+    """
 
     tokens: Tensor
     positions: Tensor | None
+    number: int
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -101,6 +106,7 @@ def full_maps(
     options: WindowOptions | None = None,
     device: torch.device | str | None = None,
     positions: Iterable[Tensor | None] | None = None,
+    tell_shown: bool = False,
 ) -> Iterator[FullMap]:
     """Predict the contact maps of several chains, batching passes of similar length across chains.
 
@@ -113,6 +119,9 @@ def full_maps(
         options: As for :func:`full_map`.
         device: As for :func:`full_map`.
         positions: As for :func:`full_map`, one for each chain; None: 0 … L − 1 in all.
+        tell_shown: Call ``logits_fn`` with the keyword ``shown`` as well: for each row of the batch the number of its
+            chain and the residues of it that the row shows, a list of :data:`Shown`. For models that know more of a
+            chain than the residues at hand.
 
     Yields:
         One map for each chain.
@@ -130,10 +139,10 @@ def full_maps(
         if places is not None:
             places = _checked_positions(places, len(tokens), index)
         if group and sum(len(chain) ** 2 for chain in group) + len(tokens) ** 2 > _HELD_PAIRS:
-            yield from _map_group(logits_fn, group, options, device)
+            yield from _map_group(logits_fn, group, options, device, tell_shown)
             group = []
-        group.append(_Chain(tokens, places))
-    yield from _map_group(logits_fn, group, options, device)
+        group.append(_Chain(tokens, places, index))
+    yield from _map_group(logits_fn, group, options, device, tell_shown)
 
 
 def _check_tokens(tokens: Tensor, index: int) -> None:
@@ -168,7 +177,11 @@ def _checked_positions(positions: Tensor, length: int, index: int) -> Tensor:
 
 
 def _map_group(
-    logits_fn: LogitsFn, chains: list[_Chain], options: WindowOptions, device: torch.device | str | None
+    logits_fn: LogitsFn,
+    chains: list[_Chain],
+    options: WindowOptions,
+    device: torch.device | str | None,
+    tell_shown: bool,
 ) -> Iterator[FullMap]:
     """Run all passes of a few chains, then yield their maps in order."""
     plans = [plan_passes(len(chain), options) for chain in chains]
@@ -178,7 +191,7 @@ def _map_group(
     with tqdm(total=len(tasks), unit="pass", leave=False, disable=not (options.progress and several)) as bar:
         for batch in batch_by_cost([piece.residues + 2 for _, piece in tasks], options.max_cost):
             members = [tasks[k] for k in batch]
-            logits = _run(logits_fn, [(chains[chain], piece) for chain, piece in members], device)
+            logits = _run(logits_fn, [(chains[chain], piece) for chain, piece in members], device, tell_shown)
             for (chain, piece), own in zip(members, logits, strict=True):
                 blends[chain].add(piece, own[: piece.residues, : piece.residues])
             bar.update(len(batch))
@@ -199,12 +212,15 @@ def _how(length: int, plan: list[Pass], options: WindowOptions) -> dict[str, Any
     }
 
 
-def _run(logits_fn: LogitsFn, members: list[tuple[_Chain, Pass]], device: torch.device | str | None) -> Tensor:
+def _run(
+    logits_fn: LogitsFn, members: list[tuple[_Chain, Pass]], device: torch.device | str | None, tell_shown: bool
+) -> Tensor:
     """One batch through the model: contact logits (B, T − 2, T − 2), on the device."""
     place = members[0][0].tokens.device if device is None else torch.device(device)
     tokens, mask, positions = _collate(members)
+    told = {"shown": [(chain.number, _residues(piece)) for chain, piece in members]} if tell_shown else {}
     with torch.no_grad():
-        logits = logits_fn(tokens.to(place), mask.to(place), None if positions is None else positions.to(place))
+        logits = logits_fn(tokens.to(place), mask.to(place), None if positions is None else positions.to(place), **told)
     B, T = tokens.shape
     if logits.shape != (B, T - 2, T - 2):
         raise ModelError(
@@ -224,7 +240,7 @@ def _collate(members: list[tuple[_Chain, Pass]]) -> tuple[Tensor, Tensor, Tensor
     tokens = torch.full((B, T), PAD)
     positions = torch.zeros(B, T, dtype=torch.int64)
     for row, (chain, piece) in enumerate(members):
-        residues = torch.cat([torch.arange(*segment) for segment in piece.segments])
+        residues = _residues(piece)
         n = len(residues)
         tokens[row, 0], tokens[row, n + 1] = CLS, EOS
         tokens[row, 1 : n + 1] = chain.tokens[residues.to(chain.tokens.device)].long()
@@ -233,6 +249,11 @@ def _collate(members: list[tuple[_Chain, Pass]]) -> tuple[Tensor, Tensor, Tensor
         positions[row, n + 1] = positions[row, n] + 1
     needed = any(len(piece.segments) == 2 or chain.positions is not None for chain, piece in members)
     return tokens, tokens != PAD, positions if needed else None
+
+
+def _residues(piece: Pass) -> Tensor:
+    """The residues of a pass, int64 (n,)."""
+    return torch.cat([torch.arange(*segment) for segment in piece.segments])
 
 
 def _context(segment: Segment, piece: Pass, length: int, device: torch.device | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from contactlm.alphabet import decode, encode
 from contactlm.assembly import residue_positions
-from contactlm.inference import FullMap, WindowOptions, full_map, full_maps
+from contactlm.inference import FullMap, WindowOptions, full_maps
 from contactlm.model.adapter import load_adapter, read_about, read_adapter
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
 from contactlm.model.execution import check_crop_length, check_execution
@@ -85,6 +85,8 @@ class ContactModule(TrainedWeights):
         torch.Size([1, 4, 4])
     """
 
+    backbone_class: type[ContactBackbone] = ContactBackbone
+
     def __init__(
         self,
         pretrained: str | None = "facebook/esm2_t6_8M_UR50D",
@@ -142,7 +144,7 @@ class ContactModule(TrainedWeights):
         head = contact_regression(esm).requires_grad_(train_head)
         if self.hparams["pretrained"] is None:
             torch.nn.init.constant_(head.bias, PRIOR_LOGIT)
-        return ContactBackbone(esm, attention)
+        return self.backbone_class(esm, attention)
 
     @classmethod
     def from_adapter(cls, directory: str | Path, pretrained: str | None = None, **options: Any) -> ContactModule:
@@ -194,6 +196,10 @@ class ContactModule(TrainedWeights):
         """What :meth:`loss` takes, (B, T − 2, T − 2): the contact logits; override both to train on something else."""
         return self.contact_logits(tokens, attention_mask, positions)
 
+    def batch_scores(self, batch: dict[str, Any]) -> Tensor:
+        """The scores of a batch of crops; override it where a batch brings more than tokens and positions."""
+        return self.pair_scores(batch["tokens"], batch["attention_mask"], batch.get("positions"))
+
     def training_labels(self, cb: Tensor) -> Tensor:
         """What :meth:`loss` compares with: contacts, int8 (B, L, L); override it for another kind of label.
 
@@ -213,7 +219,7 @@ class ContactModule(TrainedWeights):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of a batch of crops; labels are made from the coordinates, on the device."""
-        scores = self.pair_scores(batch["tokens"], batch["attention_mask"], batch.get("positions"))
+        scores = self.batch_scores(batch)
         loss = self.loss(scores, self.training_labels(batch["cb"]))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]), sync_dist=True)
         # batches of bounded cost differ in size: weighted by it, every protein counts the same
@@ -243,7 +249,20 @@ class ContactModule(TrainedWeights):
         chains = [tokens[1 : length + 1] for tokens, length in zip(batch["tokens"], lengths, strict=True)]
         positions = _of_residues(batch, "positions", first=1)
         windows = replace(self.windows, progress=progress)
-        return list(full_maps(self.contact_logits, chains, windows, self.device, positions))
+        return list(self.chain_maps(batch["ids"], chains, windows, positions))
+
+    def chain_maps(
+        self, ids: Sequence[str], chains: Sequence[Tensor], windows: WindowOptions, positions: Sequence[Any] | None
+    ) -> Iterator[FullMap]:
+        """Full-length maps of whole chains; override it where more is known of a chain than the residues of a pass.
+
+        Args:
+            ids: Their ids.
+            chains: Residue tokens (L,) of each.
+            windows: How they are cut into passes.
+            positions: Places of each one's residues, int64 (L,); None: 0 … L − 1 in all.
+        """
+        return full_maps(self.contact_logits, chains, windows, self.device, positions)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[ContactMap]:
         """Contact maps of a batch of whole chains, with labels where coordinates are known."""
@@ -285,7 +304,7 @@ class ContactModule(TrainedWeights):
             positions = torch.from_numpy(residue_positions(chain_lengths))
             if len(positions) != len(tokens):
                 raise ModelError(f"chain_lengths: {len(positions)} residues in all, but the sequence has {len(tokens)}")
-        full = self._in_eval_mode(tokens, WindowOptions(window, overlap), positions)
+        full = self._in_eval_mode(id, tokens, WindowOptions(window, overlap), positions)
         if chain_lengths is not None:
             full.how["chain_lengths"] = list(chain_lengths)
         return self.as_contact_map(id, sequence, full)
@@ -303,11 +322,11 @@ class ContactModule(TrainedWeights):
             return self.threshold
         return 0.5 if self.tuned_threshold is None else self.tuned_threshold
 
-    def _in_eval_mode(self, tokens: Tensor, options: WindowOptions, positions: Tensor | None) -> FullMap:
+    def _in_eval_mode(self, id: str, tokens: Tensor, options: WindowOptions, positions: Tensor | None) -> FullMap:
         training = self.training
         self.eval()
         try:
-            return full_map(self.contact_logits, tokens, options, self.device, positions)
+            return next(iter(self.chain_maps([id], [tokens], options, [positions])))
         finally:
             self.train(training)
 
@@ -326,7 +345,7 @@ class ContactModule(TrainedWeights):
                 "`contactlm test`, or let something learn"
             )
         optimizer = self.optimizer(trainable)
-        if self.head_lr_factor != 1.0:
+        if any(factor != 1.0 for _, factor in self.lr_factors()):
             optimizer = self.optimizer(self._groups(trainable, optimizer.defaults["lr"]))
         if self.scheduler is None:
             return optimizer
@@ -335,12 +354,19 @@ class ContactModule(TrainedWeights):
         entry = {"scheduler": scheduler, "interval": "step", **monitor}
         return {"optimizer": optimizer, "lr_scheduler": entry}  # type: ignore[return-value]
 
+    def lr_factors(self) -> list[tuple[list[torch.nn.Parameter], float]]:
+        """Parts that have a learning rate of their own: their parameters, and how often the others' rate it is."""
+        return [(self.head_parameters(), self.head_lr_factor)]
+
     def _groups(self, trainable: list[torch.nn.Parameter], lr: float) -> list[Any]:
-        """Two parameter groups: the head with its own learning rate, and the rest."""
-        of_head = {id(parameter) for parameter in self.head_parameters()}
-        rest, head = ([p for p in trainable if (id(p) in of_head) is wanted] for wanted in (False, True))
-        both = ({"params": rest}, {"params": head, "lr": lr * self.head_lr_factor})
-        return [group for group in both if group["params"]]
+        """Parameter groups: the rest, and each part with its own learning rate."""
+        parts = self.lr_factors()
+        factor_of = {id(parameter): factor for own, factor in parts for parameter in own}
+        groups: list[Any] = [{"params": [p for p in trainable if id(p) not in factor_of]}]
+        for own, factor in parts:
+            of_part = {id(parameter) for parameter in own}
+            groups.append({"params": [p for p in trainable if id(p) in of_part], "lr": lr * factor})
+        return [group for group in groups if group["params"]]
 
     def setup(self, stage: str) -> None:
         """Refuse what would not do what it promises: true half precision, and torch.compile."""

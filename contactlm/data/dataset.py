@@ -23,6 +23,7 @@ class PlacedSample(TypedDict, total=False):
     """What a sample has beside, where rotary attention would not see the residues' true distances by itself."""
 
     positions: NDArray[np.int64]  # (L',): place of each residue in its chain, or in its complex (contactlm.assembly)
+    residues: NDArray[np.int64]  # (L',): number of each in its chain, where they do not follow one another
     end: int  # place after the chain's last residue, where <eos> stays at the real end
     chain_of: NDArray[np.int64]  # (L',), number of each residue's chain, of complexes only
 
@@ -41,6 +42,7 @@ class PlacedBatch(TypedDict, total=False):
     """What only some batches have beside: those of samples with positions, those of a bounded cost."""
 
     positions: Tensor  # int64 (B, T): what the rotary embedding sees, <cls> at 0; 0 on <pad>
+    residues: Tensor  # int64 (B, L): each residue's number in its chain, of crops with gaps; 0 at padding
     chain_of: Tensor  # int64 (B, L): number of each residue's chain, of complexes only; −1 at padding
     loss_weight: Tensor  # float32 (): what the batch's mean loss counts, where batches differ in size
 
@@ -140,6 +142,8 @@ class CropDataset(Dataset[Sample]):
             return
         places = np.arange(length) if of_chains is None else residue_positions(of_chains)
         sample["positions"] = _taken(places, segments)
+        if len(segments) > 1:
+            sample["residues"] = _taken(np.arange(length), segments)
         if self.true_ends:
             sample["end"] = int(places[-1]) + 1
         if of_chains is not None:
@@ -174,6 +178,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
     if "positions" in samples[0]:
         batch["positions"] = _positions(samples, L)
+    if any("residues" in sample for sample in samples):
+        batch["residues"] = torch.zeros((B, L), dtype=torch.int64)
+        for row, sample in enumerate(samples):
+            followed = np.arange(sample["start"], sample["start"] + lengths[row])
+            batch["residues"][row, : lengths[row]] = torch.from_numpy(sample.get("residues", followed))
     if "chain_of" in samples[0]:
         batch["chain_of"] = torch.full((B, L), -1)
         for row, sample in enumerate(samples):
