@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from contactlm.module import ContactModule
     from contactlm.outputs import ContactMap
     from contactlm.predict import predict_contacts
+    from contactlm.retrieval_module import RetrievalModule
     from contactlm.structure.contacts import contact_map
     from contactlm.structure.parse import read_chains
     from contactlm.types import Chain
@@ -27,6 +28,7 @@ _HOMES = {
     "ContactMap": "contactlm.outputs",
     "ContactModule": "contactlm.module",
     "ContrastiveModule": "contactlm.contrastive",
+    "RetrievalModule": "contactlm.retrieval_module",
     "contact_map": "contactlm.structure.contacts",
     "predict_contacts": "contactlm.predict",
     "read_chains": "contactlm.structure.parse",
@@ -38,6 +40,7 @@ __all__ = [
     "ContactMap",
     "ContactModule",
     "ContrastiveModule",
+    "RetrievalModule",
     "contact_map",
     "predict_contacts",
     "read_chains",

@@ -96,14 +96,14 @@ class StructureDatabase:
         folder = Path(path).expanduser()
         about = _read_manifest(folder)
         sources = tuple(about["sources"])
+        if not about["chains"]:
+            raise DataError(f"{folder}: holds no chain. Make it again: {rebuild_command(folder, sources)}")
         try:
             store = ChainStore.open(folder / about["chains_file"])
             states = _read_states(folder / about["states_file"], about["states_crc32"], len(store.tokens))
         except DataError as error:
             again = rebuild_command(folder, sources)
             raise DataError(f"{folder}: a damaged structure database: {error}. Make it again: {again}") from error
-        if not len(store):
-            raise DataError(f"{folder}: holds no chain. Make it again: {rebuild_command(folder, sources)}")
         return cls(folder, store, states, about["fingerprint"], sources)
 
     @classmethod

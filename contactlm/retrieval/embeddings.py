@@ -1,0 +1,135 @@
+"""What a frozen backbone makes of the helices and strands of a database: their residues' mean final states.
+
+A segment's mean depends on its own chain alone, whichever query hits it: it is computed once, when its chain is first
+a hit, and kept on disk, one small file a chain, below a folder that names the database (by fingerprint) and the
+backbone (by checksum). So other databases and backbones have other folders, and a file that says otherwise, or is
+damaged, is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contactlm.alphabet import CLS, EOS
+from contactlm.data.store import atomic_file
+from contactlm.model.residue_encoder import ResidueEncoder
+from contactlm.retrieval.database import StructureDatabase
+
+log = logging.getLogger(__name__)
+EMBEDDING_VERSION = 1  # raise it whenever other vectors are made: kept ones are then made again
+PIECE = 1022  # residues in one pass, as ESM2 was trained
+
+
+class FrozenEncoder:
+    """A backbone as it was before training, loaded when it is first asked.
+
+    Args:
+        load: Loads it: an ``EsmModel`` in float32.
+        checksum: Of its weights.
+    """
+
+    def __init__(self, load: Callable[[], Any], checksum: str) -> None:
+        self.checksum = checksum
+        self.device = torch.device("cpu")
+        self._load = load
+        self._encoder: ResidueEncoder | None = None
+
+    @torch.no_grad()
+    def states(self, tokens: NDArray[np.uint8]) -> Tensor:
+        """Final states of a chain's residues, float32 (L, E), on the CPU; chains go one by one, in even pieces.
+
+        Args:
+            tokens: Residue tokens, (L,).
+        """
+        if self._encoder is None:
+            self._encoder = ResidueEncoder(self._load()).requires_grad_(False).eval()
+        encoder = self._encoder.to(self.device)
+        pieces = torch.from_numpy(tokens.astype(np.int64)).to(self.device).tensor_split(-(-len(tokens) // PIECE))
+        ends = [torch.full((1,), end, device=self.device) for end in (CLS, EOS)]
+        with torch.autocast(self.device.type, enabled=False):
+            return torch.cat([encoder(torch.cat([ends[0], piece, ends[1]])[None])[0][0] for piece in pieces]).cpu()
+
+    def release(self) -> None:
+        """Free its memory, until it is asked again."""
+        self._encoder = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encoder": None}
+
+
+class SegmentStates:
+    """Mean states of the segments of a database's chains.
+
+    Args:
+        database: The chains.
+        encoder: The backbone.
+        cache_dir: The cache folder; means are kept in ``segments/`` below it. None: they are not kept. A folder that
+            cannot be written costs time only.
+    """
+
+    def __init__(self, database: StructureDatabase, encoder: FrozenEncoder, cache_dir: Path | None) -> None:
+        self.database, self.encoder = database, encoder
+        names = {"version": EMBEDDING_VERSION, "database": database.fingerprint, "backbone": encoder.checksum}
+        self._names: dict[str, Any] = names
+        self._folder = None
+        if cache_dir is not None:
+            self._folder = cache_dir / "segments" / f"{database.fingerprint}-{encoder.checksum[:32]}"
+        self._warned = False
+
+    def of(self, index: int) -> NDArray[np.float32]:
+        """Means of a chain's segments, float32 (segments, E), in the order of ``database.segments_of``."""
+        means = self._kept(index)
+        if means is None:
+            means = self._make(index)
+            self._keep(index, means)
+        return means
+
+    def path_of(self, index: int) -> Path | None:
+        """Where a chain's means are kept."""
+        return None if self._folder is None else self._folder / f"{index // 1000}" / f"{index}.means"
+
+    def _make(self, index: int) -> NDArray[np.float32]:
+        states = self.encoder.states(self.database.store.tokens_of(index)).numpy()
+        spans = [states[segment.start : segment.stop].mean(0) for segment in self.database.segments_of(index)]
+        return np.stack(spans) if spans else np.zeros((0, states.shape[1]), np.float32)
+
+    def _kept(self, index: int) -> NDArray[np.float32] | None:
+        path = self.path_of(index)
+        if path is None:
+            return None
+        try:
+            head, body = path.read_bytes().split(b"\n", 1)
+            about = json.loads(head)
+            if about != {**self._names, "chain": index, "shape": about["shape"], "crc32": zlib.crc32(body)}:
+                raise ValueError("it is of another database or backbone, or its checksum does not fit")
+            return np.frombuffer(body, "<f4").reshape(about["shape"]).astype(np.float32)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s: segment states that cannot be used (%s): they are made again", path, error)
+            return None
+
+    def _keep(self, index: int, means: NDArray[np.float32]) -> None:
+        path = self.path_of(index)
+        if path is None:
+            return
+        body = np.ascontiguousarray(means, "<f4").tobytes()
+        about = {**self._names, "chain": index, "shape": list(means.shape), "crc32": zlib.crc32(body)}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as handle:
+                handle.write(json.dumps(about).encode() + b"\n" + body)
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                log.warning("segment states cannot be kept in %s (%s)", path.parent, error.strerror or error)
