@@ -345,7 +345,7 @@ class ContactModule(TrainedWeights):
                 "`contactlm test`, or let something learn"
             )
         optimizer = self.optimizer(trainable)
-        if any(factor != 1.0 for _, factor in self.lr_factors()):
+        if self.lr_factors():
             optimizer = self.optimizer(self._groups(trainable, optimizer.defaults["lr"]))
         if self.scheduler is None:
             return optimizer
@@ -356,7 +356,7 @@ class ContactModule(TrainedWeights):
 
     def lr_factors(self) -> list[tuple[list[torch.nn.Parameter], float]]:
         """Parts that have a learning rate of their own: their parameters, and how often the others' rate it is."""
-        return [(self.head_parameters(), self.head_lr_factor)]
+        return [] if self.head_lr_factor == 1.0 else [(self.head_parameters(), self.head_lr_factor)]
 
     def _groups(self, trainable: list[torch.nn.Parameter], lr: float) -> list[Any]:
         """Parameter groups: the rest, and each part with its own learning rate."""

@@ -151,6 +151,11 @@ class RetrievalModule(ContactModule):
                 self._hold_out(store.ids, _sequences(store))
         self._exclusion = None
 
+    def teardown(self, stage: str) -> None:
+        """Free the frozen backbone."""
+        super().teardown(stage)
+        self.evidence.segment_states.encoder.release()
+
     def _hold_out(self, ids: Sequence[str], sequences: Sequence[str]) -> None:
         self._held_out["ids"].update(ids)
         self._held_out["sequences"].update(sequences)

@@ -158,7 +158,9 @@ def test_a_crop_is_shown_its_part_of_what_is_known_of_the_chain(tiny_esm: Path, 
     assert (evidence.segment_of >= 0).any()
 
 
-def test_windows_are_shown_their_part_of_what_is_known_of_the_chain(tiny_esm: Path, relatives: Path) -> None:
+def test_windows_are_shown_their_part_of_what_is_known_of_the_chain(
+    tiny_esm: Path, relatives: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, calls = awake(made(tiny_esm, relatives)), []
     inner = module.contact_logits
 
@@ -166,7 +168,7 @@ def test_windows_are_shown_their_part_of_what_is_known_of_the_chain(tiny_esm: Pa
         calls.append((tokens, evidence))
         return inner(tokens, mask, positions, evidence)
 
-    module.contact_logits = noting  # type: ignore[method-assign]
+    monkeypatch.setattr(module, "contact_logits", noting)
     windows = WindowOptions(60, max_cost=3 * 62**2)
     chains = [torch.tensor(tokens_of(s)[0, 1:-1].tolist()) for s in (QUERY, random_sequence(3, 80), QUERY[20:100])]
     maps = list(module.chain_maps(["a", "b", "c"], chains, windows, None))

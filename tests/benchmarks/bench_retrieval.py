@@ -65,7 +65,7 @@ def main(pretrained: str | None) -> None:
             loss = module.loss(module.batch_scores(batch), module.training_labels(batch["cb"]))
             optimizers[name].zero_grad()  # type: ignore[union-attr]
             loss.backward()
-            optimizers[name].step()  # type: ignore[union-attr, call-arg]
+            optimizers[name].step()  # type: ignore[union-attr]
 
         for number, batch in enumerate(batches):
             for name in modules:

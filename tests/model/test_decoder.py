@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from contactlm.model.contact_attention import contact_attention, contact_attenti
 from contactlm.model.decoder import ContactDecoder
 from contactlm.model.evidence import Evidence
 from contactlm.model.template import SCALE, TemplateBias
+from contactlm.model.trunk import Attention
 from contactlm.types import ModelError
 from tests.model.made import make_tokens
 
 E = 24
+SCALE_OF_MAPS = 10.0
 
 
 def made_evidence(B: int, L: int, K: int = 3, S: int = 16, seed: int = 0) -> Evidence:
@@ -46,7 +49,8 @@ def made_decoder(layers: int = 2, width: int = 48) -> ContactDecoder:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         decoder.head_weight.normal_(generator=generator)
-        for layer in decoder.layers:
+        each: Any = decoder.layers
+        for layer in each:
             for linear in (layer.query, layer.key, layer.ask, layer.offer):
                 linear.weight.mul_(4)
     return decoder
@@ -60,6 +64,10 @@ def turned(x: Tensor, places: Tensor) -> Tensor:
     return torch.cat([z.real, z.imag], -1).transpose(1, 2)
 
 
+def heads_of(x: Tensor) -> Tensor:
+    return x.view(*x.shape[:2], -1, 16)
+
+
 def attend(query: Tensor, key: Tensor, keep: Tensor) -> Tensor:
     scores = query @ key.mT / math.sqrt(query.shape[-1])
     return scores.masked_fill(~keep, -torch.inf).softmax(-1)
@@ -68,7 +76,6 @@ def attend(query: Tensor, key: Tensor, keep: Tensor) -> Tensor:
 def written_out(decoder: ContactDecoder, states: Tensor, places: Tensor, evidence: Evidence, mask: Tensor) -> Tensor:
     """The decoder's logits with all maps at hand, in float64."""
     B, T, _ = states.shape
-    heads = lambda x: x.view(B, x.shape[1], -1, 16)  # noqa: E731
     own = decoder.segments
     tokens, centres, there = [], [], []
     for b in range(B):
@@ -90,12 +97,15 @@ def written_out(decoder: ContactDecoder, states: Tensor, places: Tensor, evidenc
         residue[b, 1 : length - 1] = True
     both = residue[:, :, None] & residue[:, None, :]
     hidden, logits = decoder.enter(states), torch.zeros(B, T, T, dtype=torch.float64)
-    for layer, weights in zip(decoder.layers, SCALE_OF_MAPS * decoder.head_weight, strict=True):
-        key, value = (heads(part) for part in layer.offer(segments).chunk(2, -1))
-        P = attend(turned(heads(layer.ask(layer.norm_cross(hidden))), places), turned(key, centre), keep[:, None, None])
+    layers: Any = decoder.layers
+    for layer, weights in zip(layers, SCALE_OF_MAPS * decoder.head_weight, strict=True):
+        key, value = (heads_of(part) for part in layer.offer(segments).chunk(2, -1))
+        P = attend(
+            turned(heads_of(layer.ask(layer.norm_cross(hidden))), places), turned(key, centre), keep[:, None, None]
+        )
         hidden = hidden + layer.take((P @ value.transpose(1, 2)).transpose(1, 2).flatten(2))
         normed = layer.norm_self(hidden)
-        query, key = turned(heads(layer.query(normed)), places), turned(heads(layer.key(normed)), places)
+        query, key = turned(heads_of(layer.query(normed)), places), turned(heads_of(layer.key(normed)), places)
         P = attend(query, key, mask[:, None, None])
         for h, w in enumerate(weights):
             S = P[:, h].masked_fill(~both, 0)
@@ -103,12 +113,11 @@ def written_out(decoder: ContactDecoder, states: Tensor, places: Tensor, evidenc
             r = S.sum(-1)
             logits = logits + w * (S - r[:, :, None] * r[:, None, :] / r.sum(-1)[:, None, None])
         if not layer.last:
-            hidden = hidden + layer.output((P @ heads(layer.value(normed)).transpose(1, 2)).transpose(1, 2).flatten(2))
+            hidden = hidden + layer.output(
+                (P @ heads_of(layer.value(normed)).transpose(1, 2)).transpose(1, 2).flatten(2)
+            )
             hidden = hidden + layer.feed_forward(hidden)
     return logits[:, 1:-1, 1:-1].masked_fill(~both[:, 1:-1, 1:-1], 0)
-
-
-SCALE_OF_MAPS = 10.0
 
 
 def run(
@@ -116,8 +125,8 @@ def run(
     lengths: list[int],
     evidence: Evidence,
     places: Tensor | None = None,
-    attention=contact_attention,
-):
+    attention: Attention = contact_attention,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tokens = make_tokens(lengths)
     mask = tokens != 1
     layout = TokenLayout.of(tokens, mask)
