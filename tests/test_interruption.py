@@ -186,7 +186,9 @@ def losses(folder: Path) -> dict[int, set[str]]:
 
 
 def last_state(folder: Path) -> dict[str, Any]:
-    path, _ = find_last({"logger": [{"init_args": {"save_dir": folder / "runs", "name": "crop200"}}]}, None)
+    path, _ = find_last(
+        {"logger": [{"class_path": "CSVLogger", "init_args": {"save_dir": folder / "runs", "name": "crop200"}}]}, None
+    )
     assert path is not None
     return torch.load(path, weights_only=True)
 

@@ -96,6 +96,7 @@ def test_our_callbacks_and_metrics_with_neither() -> None:
 
 
 def test_metrics_by_hand_and_by_callback_agree() -> None:
+    torch.manual_seed(0)
     own = project("own_callbacks")
     from contactlm.callbacks import ContactEvaluation
 

@@ -70,17 +70,17 @@ def main(path: str, model: ContactModule | None = None, max_tokens: int = 100_00
     proteins = ProteinFile(path)
     dev = set(range(0, len(proteins), 10))
     train = torch.utils.data.Subset(proteins, [n for n in range(len(proteins)) if n not in dev])
-    loaders = [
+    train_loader, dev_loader = (
         DataLoader(subset, batch_size=4, shuffle=subset is train, collate_fn=to_batch)
         for subset in (train, torch.utils.data.Subset(proteins, sorted(dev)))
-    ]
+    )
     trainer = L.Trainer(
         max_epochs=-1,
         callbacks=[TokenBudget(max_tokens), ContactEvaluation()],
         logger=False,
         enable_checkpointing=False,
     )
-    trainer.fit(model or ContactModule("facebook/esm2_t6_8M_UR50D"), *loaders)
+    trainer.fit(model or ContactModule("facebook/esm2_t6_8M_UR50D"), train_loader, dev_loader)
     return trainer
 
 

@@ -79,4 +79,4 @@ def main(train_dir: str, test_dir: str, max_epochs: int = 20) -> L.Trainer:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(sys.argv[1], sys.argv[2])
