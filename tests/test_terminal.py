@@ -116,6 +116,7 @@ def test_a_log_gets_lines_not_bars(
         monkeypatch.setenv("TQDM_DISABLE", "1")
         monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(logging.getLogger("contactlm"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("contactlm"), "handlers", [])  # those of a command run before
     with caplog.at_level(logging.INFO, logger="contactlm.callbacks.progress"):
         fit(tmp_path, tiny_esm, pdb_folders, BudgetProgressBar(seconds_between_lines=60), 6 * 128)
     # in a whole session the log may be captured twice
