@@ -218,7 +218,8 @@ def test_examples_of_the_help_can_be_parsed(monkeypatch: pytest.MonkeyPatch) -> 
     for command in ("fit", "validate", "test", "predict"):
         for example, _ in commands.COMMANDS[command].examples:
             words = [word.strip("'") for word in example.split()[1:] if word != "…"]
-            ContactCLI(resolve_arguments(words))
+            parsed = ContactCLI(resolve_arguments(words))
+            assert parsed.config["subcommand"] == command
 
 
 def command_of(tiny_esm: Path, folders: Folders, *more: str) -> list[str]:

@@ -94,7 +94,7 @@ class MemoryAdvice(L.Callback):
         remedy = _TO_TRAIN if self._stage in ("train", "") else _TO_EVALUATE
         note = f"out of memory {doing}, precision {trainer.precision}: {remedy} ({_first_line(exception)})"
         # what add_note does, which Python 3.10 does not have yet
-        exception.__notes__ = [*getattr(exception, "__notes__", []), note]  # type: ignore[attr-defined]
+        exception.__notes__ = [*getattr(exception, "__notes__", []), note]  # type: ignore[attr-defined]  # see above
 
 
 def _describe(batch: Any) -> str:

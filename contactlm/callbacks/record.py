@@ -75,7 +75,8 @@ class RunRecord(L.Callback):
     # -- the course of a run -----------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the run directory, in all processes (it is broadcast)."""
-        wanted = stage in ("fit", "validate", "test") and trainer.loggers and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector sets it
+        wanted = stage in ("fit", "validate", "test") and trainer.loggers and not is_trial
         self._folder = run_directory(trainer) if wanted else None
         self._fitted &= stage != "fit"
 

@@ -286,10 +286,8 @@ def test_options_of_the_data_module() -> None:
 
 
 @pytest.fixture(scope="module")
-def real_chains(tmp_path_factory: pytest.TempPathFactory) -> ContactDataModule:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "pdb" / "train"
-    if not folder.is_dir():
-        pytest.skip("real structure files are not at hand")
+def real_chains(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ContactDataModule:
+    folder = shared / "pdb" / "train"
     cache = str(tmp_path_factory.mktemp("cache"))
     data = ContactDataModule(str(folder), dev_fraction=0.0, weights="cluster", cache_dir=cache, read_workers=0)
     data.setup("fit")
