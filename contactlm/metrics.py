@@ -16,6 +16,7 @@ from torch import Tensor
 from contactlm.protein_states import Maps, ProteinStates, each_protein
 from contactlm.scores import (
     BANDS,
+    MAIN_NAMES,
     MCC_NAMES,
     RANKING_NAMES,
     Pairs,
@@ -35,7 +36,6 @@ from contactlm.scores import (
 from contactlm.thresholds import THRESHOLD_STEPS, threshold_confusion, tune_threshold
 from contactlm.types import DataError
 
-TRIVIAL_NAMES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
 POOLED_NAMES = ("mcc", "mcc_sep6")
 
 
@@ -247,7 +247,7 @@ class ContactScores(ProteinStates):
             for name, k, c, r in zip(names, keys, counts, ranking, strict=True)
         ]
         result = mean_scores(self._proteins)
-        for name in [f"trivial_{name}" for name in TRIVIAL_NAMES] + [f"{name}_tuned" for name in MCC_NAMES if tuned]:
+        for name in [f"trivial_{name}" for name in MAIN_NAMES] + [f"{name}_tuned" for name in MCC_NAMES if tuned]:
             result[name] = nan_mean([row[name] for row in self._proteins])
         model, _, trivial = (mcc_scores(bands) for bands in counts.sum(0))
         for name in POOLED_NAMES:
@@ -302,7 +302,7 @@ def _protein_row(residues: int, counts: Tensor, ranking: Tensor, tuned: bool) ->
     # To the trivial predictor all pairs of these ranges are alike: precision is the share of contacts among them.
     sums = dict(zip(MCC_NAMES, range_counts(counts[0]), strict=True))
     trivial = mcc_scores(counts[2])
-    for name in TRIVIAL_NAMES:
+    for name in MAIN_NAMES:
         if name not in MCC_NAMES:
             truth = sums[f"mcc_{name.split('_')[-1]}"].sum(1).tolist()
             trivial[name] = math.nan if math.isnan(ranked[name]) else truth[1] / sum(truth)

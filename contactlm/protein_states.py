@@ -45,9 +45,14 @@ class ProteinStates(Metric):
 
     def __init__(self, row_shapes: dict[str, tuple[tuple[int, ...], torch.dtype]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._row_shapes = row_shapes
-        for name in row_shapes:
-            self.add_state(name, default=[], dist_reduce_fx="cat")
+        self._row_shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for name, (shape, dtype) in row_shapes.items():
+            self.add_rows(name, shape, dtype)
+
+    def add_rows(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Add a state, with the shape and dtype of one protein's row."""
+        self._row_shapes[name] = (shape, dtype)
+        self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def append(self, name: str, rows: Tensor) -> None:
         """Add rows (n, ...) to a state, on the metric's device."""

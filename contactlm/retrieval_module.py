@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -21,7 +22,8 @@ from contactlm.inference import FullMap, Shown, WindowOptions, full_maps
 from contactlm.model.backbone import backbone_checksum
 from contactlm.model.evidence import Evidence
 from contactlm.model.retrieval_backbone import RetrievalBackbone
-from contactlm.module import ContactModule
+from contactlm.module import ContactModule, Evaluated
+from contactlm.retrieval.copy_homolog import copy_contacts
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
 from contactlm.retrieval.exclude import Exclusion
@@ -35,6 +37,13 @@ log = logging.getLogger(__name__)
 HELD_OUT = "held_out"  # where a checkpoint says which proteins must not be evidence
 HELD_OUT_ROLES = ("dev", "test")
 _PREPARED_AT_A_TIME = 64  # chains
+
+
+class EvaluatedWithHits(Evaluated):
+    """What validation and test steps of :class:`RetrievalModule` return, one entry a protein."""
+
+    copied: list[Tensor]  # float32 (L, L) in [0, 1]: the contacts of its hits, carried over by the alignments
+    hit_identity: list[float]  # pair identity of its best hit; NaN: it has none
 
 
 class RetrievalModule(ContactModule):
@@ -248,6 +257,17 @@ class RetrievalModule(ContactModule):
         for full, own in zip(maps, evidence, strict=True):
             full.how["hits"] = list(own.ids)
             yield full
+
+    def _evaluate(self, batch: dict[str, Any]) -> EvaluatedWithHits:
+        """Full-length maps with their labels, and what copying the hits' contacts predicts."""
+        sequences = [
+            decode(tokens[1 : length + 1].cpu().numpy())
+            for tokens, length in zip(batch["tokens"], batch["lengths"].tolist(), strict=True)
+        ]
+        evidence = self._of_chains(batch["ids"], sequences)
+        copied = [torch.from_numpy(copy_contacts(own.cb, own.similarity[:, 0].tolist())) for own in evidence]
+        nearest = [float(own.similarity[0, 0]) if own.ids else math.nan for own in evidence]
+        return EvaluatedWithHits(**super()._evaluate(batch), copied=copied, hit_identity=nearest)
 
     def _pass_logits(
         self,

@@ -26,6 +26,7 @@ ALLOWED = {
     "protein_states": {"scores"},
     "metrics": {"scores", "thresholds", "protein_states"},
     "complex_scores": {"metrics", "scores"},
+    "hit_scores": {"metrics", "scores", "protein_states"},
     "outputs": {"assembly", "scores", "map_figure"},
     "map_figure": {"scores", "outputs"},
     "assembly": set(),
@@ -51,7 +52,7 @@ ALLOWED = {
     "report": {"run_file", "outputs"},
     "callbacks": {
         *("run_directory", "run_file", "signals", "assembly", "module"),
-        *("metrics", "complex_scores", "scores", "outputs"),
+        *("metrics", "complex_scores", "hit_scores", "scores", "outputs"),
     },
 }
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -18,10 +18,14 @@ from contactlm.cli import main
 from contactlm.data.dataset import CropDataset, collate
 from contactlm.data.store import ChainStore
 from contactlm.inference import WindowOptions
+from contactlm.metrics import ContactScores
 from contactlm.model.evidence import Evidence
 from contactlm.outputs import ContactMap
+from contactlm.retrieval.copy_homolog import copy_homolog
 from contactlm.retrieval.database import StructureDatabase
+from contactlm.retrieval.exclude import Exclusion
 from contactlm.retrieval.tokens import collate_evidence
+from contactlm.structure.contacts import contact_map
 from contactlm.structure.parse import read_chains
 from contactlm.types import ContactLMError, DataError, ModelError
 from tests.conftest import make_tiny_esm, random_sequence
@@ -238,6 +242,29 @@ def test_dev_and_test_chains_are_never_evidence(
     free = RetrievalModule.load_from_checkpoint(tmp_path / "a.ckpt", index=str(set_database), weights_only=True)
     predicted = free.predict_map(data.chains["test"].sequence_of(0), id=data.chains["test"].ids[0])
     assert predicted.how["hits"][0] == data.chains["test"].ids[0]  # for predictions the protein itself may be used
+
+
+def test_copying_is_scored_beside_the_model(
+    tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, set_database: Path
+) -> None:
+    module, evaluation = made(tiny_esm, set_database), ContactEvaluation()
+    data = data_module(pdb_folders, dev_fraction=0.3)
+    (logged,) = trainer(tmp_path, evaluation).test(module, data, verbose=False)
+    store, copied, identities = data.chains["test"], ContactScores(), []
+    exclusion = Exclusion.of_proteins(store.ids, [store.sequence_of(n) for n in range(len(store))])
+    for n in range(len(store)):
+        (hits,) = module.evidence.search.search([store.sequence_of(n)], [store.ids[n]], exclusion)
+        identities.append(hits[0].pair_identity if hits else None)
+        labels = torch.from_numpy(contact_map(np.array(store.cb_of(n))))
+        probability = copy_homolog(hits, module.evidence.database, len(labels))
+        copied.update(torch.from_numpy(probability), labels, store.ids[n], [n])
+    assert [row["hit_identity"] for row in evaluation.rows] == pytest.approx(identities)
+    rows = {row["id"]: row["copy_mcc_sep6"] for row in evaluation.rows}
+    assert rows == pytest.approx({row["id"]: row["mcc_sep6"] for row in copied.rows})
+    expected = copied.compute()
+    assert logged["test/copy_mcc_sep6"] == pytest.approx(expected["mcc_sep6"])
+    assert logged["test/copy_mcc_sep6@hit>=50"] == pytest.approx(expected["mcc_sep6"])  # all have a near relative
+    assert logged["test/proteins@hit>=50"] == len(store) and logged["test/mcc@hit>=50"] == logged["test/mcc"]
 
 
 def test_resuming_gives_the_unbroken_run(

@@ -9,12 +9,12 @@ from typing import Any
 import lightning as L
 
 from contactlm.complex_scores import ComplexScores
+from contactlm.hit_scores import HitScores, means_by
 from contactlm.metrics import ContactScores
 from contactlm.run_directory import run_directory
-from contactlm.scores import nan_mean
+from contactlm.scores import MAIN_NAMES
 
 STRATA = (0.3, 0.5)
-MAIN = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
 
 
 class ContactEvaluation(L.Callback):
@@ -38,6 +38,11 @@ class ContactEvaluation(L.Callback):
     ``ContactDataModule`` has it), the main scores are also logged by identity: ``test/mcc_sep6@id<30`` for proteins
     without a training relative of 30 % identity, ``…@id30-50``, ``…@id>=50``, and ``proteins@…`` with their numbers.
 
+    Steps that also return ``copied`` (one (L, L) map a protein, the contacts carried over from its relatives of known
+    structure) and ``hit_identity`` (pair identity of its best hit, NaN where there is none), as those of
+    :class:`contactlm.RetrievalModule` do, have the main scores of copying logged as ``copy_…``, and both by that
+    identity: ``test/mcc_sep6@nohit``, ``…@hit<30``, ``…@hit30-50``, ``…@hit>=50``.
+
     Args:
         threshold: A pair is called a contact when its probability is above it.
         write_rows: Write each protein's scores to ``test_scores.csv`` in the run directory.
@@ -48,16 +53,18 @@ class ContactEvaluation(L.Callback):
         self.write_rows = write_rows
         self._scores = ContactScores(threshold)
         self._complexes = ComplexScores(threshold)
+        self._hits = HitScores(threshold)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """Every protein's scores of the last evaluation."""
-        return self._complexes.with_columns(self._scores.rows)
+        return self._hits.with_columns(self._complexes.with_columns(self._scores.rows))
 
     def _forget(self, pl_module: L.LightningModule, tuned: float | None) -> None:
         # on the module's device: NCCL gathers nothing on the CPU
         self._scores = ContactScores(self.threshold, tuned).to(pl_module.device)
         self._complexes = ComplexScores(self.threshold, tuned, pl_module.device)
+        self._hits = HitScores(self.threshold).to(pl_module.device)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the proteins of the evaluation before."""
@@ -92,10 +99,14 @@ class ContactEvaluation(L.Callback):
         self._add(outputs)
 
     def _add(self, outputs: Any) -> None:
-        proteins = [outputs[name] for name in ("probability", "labels", "ids")]
-        proteins += [outputs.get(name) for name in ("indices", "chain_of")]
-        self._scores.update(*proteins)
-        self._complexes.update(*proteins)
+        probability, labels, ids = (outputs[name] for name in ("probability", "labels", "ids"))
+        indices, chain_of = (outputs.get(name) for name in ("indices", "chain_of"))
+        self._scores.update(probability, labels, ids, indices, chain_of)
+        self._complexes.update(probability, labels, ids, indices, chain_of)
+        if "copied" in outputs:
+            self._hits.update(outputs["copied"], labels, ids, indices, chain_of, outputs["hit_identity"])
+        else:
+            self._hits.update([], [], [])  # a metric that was never updated warns
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the dev scores and tune the threshold."""
@@ -104,17 +115,22 @@ class ContactEvaluation(L.Callback):
             scores["tuned_threshold"], scores["mcc_sep6_tuned"] = self._scores.tune_threshold()
             if hasattr(pl_module, "tuned_threshold"):
                 pl_module.tuned_threshold = scores["tuned_threshold"]  # type: ignore[assignment]  # modules take any attribute
-        self._log(pl_module, "dev", scores | self._complexes.compute() | self._by_identity(trainer, "dev"))
+        self._log(pl_module, "dev", scores | self._of_parts(trainer, "dev"))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the test scores; write each protein's."""
         scores = self._scores.compute()
         if self._scores.tuned_threshold is not None:
             scores["tuned_threshold"] = self._scores.tuned_threshold
-        self._log(pl_module, "test", scores | self._complexes.compute() | self._by_identity(trainer, "test"))
+        self._log(pl_module, "test", scores | self._of_parts(trainer, "test"))
         folder = run_directory(trainer)  # the processes agree on it: all must ask
         if self.write_rows and trainer.is_global_zero and folder is not None:
             write_rows(Path(folder) / "test_scores.csv", self.rows)
+
+    def _of_parts(self, trainer: L.Trainer, role: str) -> dict[str, float]:
+        """Scores of complexes, of copying, and of strata."""
+        copied = self._complexes.compute() | self._hits.compute()
+        return copied | self._by_identity(trainer, role) | self._hits.by_stratum(self.rows)
 
     def _by_identity(self, trainer: L.Trainer, role: str) -> dict[str, float]:
         """Main scores of proteins in each stratum of identity to the training set that has any."""
@@ -124,10 +140,7 @@ class ContactEvaluation(L.Callback):
         strata: dict[str, list[dict[str, Any]]] = {}
         for row in self._scores.rows:
             strata.setdefault(stratum(float(known[row["index"]])), []).append(row)
-        scores = {
-            f"{name}@{place}": nan_mean([r[name] for r in rows]) for place, rows in strata.items() for name in MAIN
-        }
-        return scores | {f"proteins@{place}": float(len(rows)) for place, rows in strata.items()}
+        return means_by(strata, MAIN_NAMES)
 
     def _log(self, pl_module: L.LightningModule, prefix: str, scores: dict[str, float]) -> None:
         # the scores are of all processes already: every process logs the same, so that checkpoints can watch them

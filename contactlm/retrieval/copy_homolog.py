@@ -27,7 +27,7 @@ def copy_homolog(
 
     A hit gives a pair of aligned, resolved residues the probability 1 / (1 + exp((d − threshold) / 1 Å)), d being the
     distance of their C-betas in the hit: above 1/2 exactly where the hit has a contact. Several hits are averaged,
-    each with its identity as weight. Of pairs that no hit knows, those at most 2 residues apart are contacts (the
+    each with its pair identity as weight. Of pairs that no hit knows, those at most 2 residues apart are contacts (the
     trivial predictor), others not.
 
     Args:
@@ -39,24 +39,37 @@ def copy_homolog(
     Returns:
         float32 (L, L), symmetric, 0 … 1.
     """
+    cb = np.full((len(hits), length, 3), np.nan)
+    for number, hit in enumerate(hits):
+        cb[number, hit.query_positions] = database.cb_of(hit.index)[hit.hit_positions]
+    return copy_contacts(cb, [hit.pair_identity for hit in hits], threshold)
+
+
+def copy_contacts(
+    cb: NDArray[np.floating], pair_identity: Sequence[float], threshold: float = CONTACT_THRESHOLD
+) -> NDArray[np.float32]:
+    """Do the same with what is known of a query's residues.
+
+    Args:
+        cb: (K, L, 3), Å, C-beta of the residue that each is aligned with in each hit; NaN: none, or unresolved.
+        pair_identity: Of each of the K hits.
+        threshold: As of :func:`copy_homolog`.
+
+    Returns:
+        As there.
+    """
+    length = cb.shape[1]
     total = np.zeros((length, length), dtype=np.float32)
     weights = np.zeros((length, length), dtype=np.float32)
-    for hit in hits:
-        places, cb = _known(hit, database)
+    for own, identity in zip(cb, pair_identity, strict=True):
+        places = np.flatnonzero(np.isfinite(own[:, 0]))
         pairs = np.ix_(places, places)
-        weight = np.float32(max(hit.identity, LEAST_WEIGHT))
-        total[pairs] += weight * _probability(cb, threshold)
+        weight = np.float32(max(identity, LEAST_WEIGHT))
+        total[pairs] += weight * _probability(own[places].astype(np.float64), threshold)
         weights[pairs] += weight
     offsets = np.arange(length)
     trivial = np.abs(offsets[:, None] - offsets[None, :]) <= TRIVIAL_REACH
     return np.where(weights > 0, total / np.maximum(weights, np.finfo(np.float32).tiny), trivial).astype(np.float32)
-
-
-def _known(hit: Hit, database: StructureDatabase) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Positions in the query that are aligned with resolved residues, (m,), and those residues' C-betas, (m, 3)."""
-    cb = database.cb_of(hit.index)[hit.hit_positions].astype(np.float64)
-    resolved = np.isfinite(cb[:, 0])
-    return hit.query_positions[resolved], cb[resolved]
 
 
 def _probability(cb: NDArray[np.float64], threshold: float) -> NDArray[np.float32]:

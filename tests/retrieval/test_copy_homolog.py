@@ -48,7 +48,7 @@ def test_several_hits_are_averaged_by_identity(tmp_path: Path) -> None:
     (hits,) = StructureSearch(database, threads=1).search([QUERY])
     one, two = (copy_homolog([hit], database, len(QUERY)) for hit in hits)
     both = copy_homolog(hits, database, len(QUERY))
-    a, b = hits[0].identity, hits[1].identity
+    a, b = hits[0].pair_identity, hits[1].pair_identity
     shared = np.intersect1d(hits[0].query_positions, hits[1].query_positions)
     pairs = np.ix_(shared, shared)
     assert a > b and len(shared) > 80

@@ -1,0 +1,117 @@
+"""What the structures of relatives tell by themselves: scores of copied contacts, and how near each relative is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contactlm.metrics import ContactScores
+from contactlm.protein_states import Maps
+from contactlm.scores import MAIN_NAMES, nan_mean
+
+COPY_COLUMNS = {name: f"copy_{name}" for name in MAIN_NAMES}
+IDENTITY_COLUMN = "hit_identity"
+BOUNDS = (0.3, 0.5)
+STRATA = ("nohit", "hit<30", "hit30-50", "hit>=50")
+
+
+def hit_stratum(identity: float | None) -> str:
+    """Name the stratum of a protein: one of :data:`STRATA`.
+
+    Args:
+        identity: Share of identical residues among the pairs aligned with its best hit, 0 … 1; None or NaN: no hit.
+    """
+    if identity is None or math.isnan(identity):
+        return STRATA[0]
+    return STRATA[1 + sum(identity >= bound for bound in BOUNDS)]
+
+
+def means_by(strata: Mapping[str, Iterable[Mapping[str, Any]]], names: Iterable[str]) -> dict[str, float]:
+    """Means of scores over the proteins of each stratum.
+
+    Args:
+        strata: Rows of scores by the name of their stratum.
+        names: Of the scores.
+
+    Returns:
+        ``name@stratum`` for each, and ``proteins@stratum``, the number of proteins.
+    """
+    scores: dict[str, float] = {}
+    for stratum, members in strata.items():
+        rows = list(members)
+        scores |= {f"{name}@{stratum}": nan_mean([row[name] for row in rows]) for name in names}
+        scores[f"proteins@{stratum}"] = float(len(rows))
+    return scores
+
+
+class HitScores(ContactScores):
+    """Scores of the copy-the-homolog predictor for the proteins of a set, and how near the best hit of each is.
+
+    Args:
+        threshold: As of :class:`contactlm.metrics.ContactScores`.
+        **kwargs: For ``torchmetrics.Metric``.
+    """
+
+    def __init__(self, threshold: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(threshold, **kwargs)
+        self.add_rows("identity", (), torch.float32)
+
+    def update(
+        self,
+        probability: Maps,
+        labels: Maps,
+        ids: str | Sequence[str],
+        indices: Sequence[int] | None = None,
+        chain_of: Sequence[Tensor] | None = None,
+        identity: Sequence[float] = (),
+    ) -> None:
+        """Add proteins.
+
+        Args:
+            probability: What copying predicts; this and the rest as of
+                :meth:`contactlm.metrics.ContactScores.update`.
+            labels: As there.
+            ids: As there.
+            indices: As there.
+            chain_of: As there.
+            identity: Pair identity of each protein's best hit, 0 … 1; NaN: it has none.
+
+        Raises:
+            ValueError: Shapes or numbers do not fit, or values outside [0, 1].
+        """
+        if len(identity) != len([ids] if isinstance(ids, str) else ids):
+            raise ValueError(f"got {len(identity)} identities of best hits and {len(ids)} ids")
+        super().update(probability, labels, ids, indices, chain_of)
+        self.append("identity", torch.tensor(list(identity), dtype=torch.float32))
+
+    def compute(self) -> dict[str, float]:
+        """Means of the main scores as ``copy_…``; empty without any protein. On several ranks a collective call."""
+        scores = super().compute()
+        _, kept = self._distinct()
+        for row, value in zip(self._proteins, self.gathered("identity")[kept].tolist(), strict=True):
+            row[IDENTITY_COLUMN] = None if math.isnan(value) else value
+        return {new: scores[name] for name, new in COPY_COLUMNS.items()} if kept else {}
+
+    def with_columns(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add to the rows of a model's scores what copying reaches and ``hit_identity`` (None: no hit)."""
+        own = {(row["id"], row["index"]): row for row in self.rows}
+        if not own:
+            return rows
+        wanted = {IDENTITY_COLUMN: IDENTITY_COLUMN, **COPY_COLUMNS}
+        return [row | {new: own[row["id"], row["index"]][name] for name, new in wanted.items()} for row in rows]
+
+    def by_stratum(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+        """Main scores of a model and of copying as ``mcc_sep6@hit<30`` and the like, of strata that have a protein.
+
+        Args:
+            rows: Each protein's scores, with the columns that :meth:`with_columns` adds; without them: nothing.
+        """
+        strata: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            if IDENTITY_COLUMN in row:
+                strata.setdefault(hit_stratum(row[IDENTITY_COLUMN]), []).append(row)
+        return means_by(strata, (*MAIN_NAMES, *COPY_COLUMNS.values()))
