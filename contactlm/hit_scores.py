@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,41 +11,10 @@ from torch import Tensor
 
 from contactlm.metrics import ContactScores
 from contactlm.protein_states import Maps
-from contactlm.scores import MAIN_NAMES, nan_mean
+from contactlm.scores import MAIN_NAMES, means_by
+from contactlm.strata import COPY, HIT_IDENTITY, hit_stratum
 
-COPY_COLUMNS = {name: f"copy_{name}" for name in MAIN_NAMES}
-IDENTITY_COLUMN = "hit_identity"
-BOUNDS = (0.3, 0.5)
-STRATA = ("nohit", "hit<30", "hit30-50", "hit>=50")
-
-
-def hit_stratum(identity: float | None) -> str:
-    """Name the stratum of a protein: one of :data:`STRATA`.
-
-    Args:
-        identity: Share of identical residues among the pairs aligned with its best hit, 0 … 1; None or NaN: no hit.
-    """
-    if identity is None or math.isnan(identity):
-        return STRATA[0]
-    return STRATA[1 + sum(identity >= bound for bound in BOUNDS)]
-
-
-def means_by(strata: Mapping[str, Iterable[Mapping[str, Any]]], names: Iterable[str]) -> dict[str, float]:
-    """Means of scores over the proteins of each stratum.
-
-    Args:
-        strata: Rows of scores by the name of their stratum.
-        names: Of the scores.
-
-    Returns:
-        ``name@stratum`` for each, and ``proteins@stratum``, the number of proteins.
-    """
-    scores: dict[str, float] = {}
-    for stratum, members in strata.items():
-        rows = list(members)
-        scores |= {f"{name}@{stratum}": nan_mean([row[name] for row in rows]) for name in names}
-        scores[f"proteins@{stratum}"] = float(len(rows))
-    return scores
+COPY_COLUMNS = {name: COPY + name for name in MAIN_NAMES}
 
 
 class HitScores(ContactScores):
@@ -93,7 +62,7 @@ class HitScores(ContactScores):
         scores = super().compute()
         _, kept = self._distinct()
         for row, value in zip(self._proteins, self.gathered("identity")[kept].tolist(), strict=True):
-            row[IDENTITY_COLUMN] = None if math.isnan(value) else value
+            row[HIT_IDENTITY] = None if math.isnan(value) else value
         return {new: scores[name] for name, new in COPY_COLUMNS.items()} if kept else {}
 
     def with_columns(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -101,7 +70,7 @@ class HitScores(ContactScores):
         own = {(row["id"], row["index"]): row for row in self.rows}
         if not own:
             return rows
-        wanted = {IDENTITY_COLUMN: IDENTITY_COLUMN, **COPY_COLUMNS}
+        wanted = {HIT_IDENTITY: HIT_IDENTITY, **COPY_COLUMNS}
         return [row | {new: own[row["id"], row["index"]][name] for name, new in wanted.items()} for row in rows]
 
     def by_stratum(self, rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -112,6 +81,6 @@ class HitScores(ContactScores):
         """
         strata: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
-            if IDENTITY_COLUMN in row:
-                strata.setdefault(hit_stratum(row[IDENTITY_COLUMN]), []).append(row)
+            if HIT_IDENTITY in row:
+                strata.setdefault(hit_stratum(row[HIT_IDENTITY]), []).append(row)
         return means_by(strata, (*MAIN_NAMES, *COPY_COLUMNS.values()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -306,6 +306,23 @@ def nan_mean(values: Sequence[float]) -> float:
     """Mean of the values that are not NaN; NaN where there is none."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
+
+
+def means_by(strata: Mapping[str, Sequence[Mapping[str, Any]]], names: Iterable[str]) -> dict[str, float]:
+    """Means of scores over the proteins of each stratum.
+
+    Args:
+        strata: Rows of scores by the name of their stratum.
+        names: Of the scores.
+
+    Returns:
+        ``name@stratum`` for each, and ``proteins@stratum``, the number of proteins.
+    """
+    scores: dict[str, float] = {}
+    for stratum, rows in strata.items():
+        scores |= {f"{name}@{stratum}": nan_mean([row[name] for row in rows]) for name in names}
+        scores[f"proteins@{stratum}"] = float(len(rows))
+    return scores
 
 
 def mean_scores(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:

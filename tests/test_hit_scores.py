@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from contactlm.hit_scores import HitScores, hit_stratum
+from contactlm.hit_scores import HitScores
 from contactlm.metrics import ContactScores
+from contactlm.strata import hit_stratum
 from tests.test_complex_scores import made
 
 IDENTITY = [0.4, math.nan, 0.5, 0.1, 0.3, 0.95, math.nan]

@@ -26,7 +26,8 @@ ALLOWED = {
     "protein_states": {"scores"},
     "metrics": {"scores", "thresholds", "protein_states"},
     "complex_scores": {"metrics", "scores"},
-    "hit_scores": {"metrics", "scores", "protein_states"},
+    "strata": set(),
+    "hit_scores": {"metrics", "scores", "protein_states", "strata"},
     "outputs": {"assembly", "scores", "map_figure"},
     "map_figure": {"scores", "outputs"},
     "assembly": set(),
@@ -49,10 +50,10 @@ ALLOWED = {
     "run_file": {"outputs"},
     "run_directory": set(),
     "run_config": {"run_directory"},
-    "report": {"run_file", "outputs"},
+    "report": {"run_file", "outputs", "strata"},
     "callbacks": {
         *("run_directory", "run_file", "signals", "assembly", "module"),
-        *("metrics", "complex_scores", "hit_scores", "scores", "outputs"),
+        *("metrics", "complex_scores", "hit_scores", "scores", "strata", "outputs"),
     },
 }
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

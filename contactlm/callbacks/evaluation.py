@@ -9,12 +9,11 @@ from typing import Any
 import lightning as L
 
 from contactlm.complex_scores import ComplexScores
-from contactlm.hit_scores import HitScores, means_by
+from contactlm.hit_scores import HitScores
 from contactlm.metrics import ContactScores
 from contactlm.run_directory import run_directory
-from contactlm.scores import MAIN_NAMES
-
-STRATA = (0.3, 0.5)
+from contactlm.scores import MAIN_NAMES, means_by
+from contactlm.strata import training_stratum
 
 
 class ContactEvaluation(L.Callback):
@@ -139,20 +138,13 @@ class ContactEvaluation(L.Callback):
             return {}
         strata: dict[str, list[dict[str, Any]]] = {}
         for row in self._scores.rows:
-            strata.setdefault(stratum(float(known[row["index"]])), []).append(row)
+            strata.setdefault(training_stratum(float(known[row["index"]])), []).append(row)
         return means_by(strata, MAIN_NAMES)
 
     def _log(self, pl_module: L.LightningModule, prefix: str, scores: dict[str, float]) -> None:
         # the scores are of all processes already: every process logs the same, so that checkpoints can watch them
         for name, value in scores.items():
             pl_module.log(f"{prefix}/{name}", value, prog_bar=name == "mcc_sep6", rank_zero_only=False, sync_dist=False)
-
-
-def stratum(identity: float) -> str:
-    """Name the stratum of an identity to the nearest training relative, 0 where there is none."""
-    if identity < STRATA[0]:
-        return "id<30"
-    return "id30-50" if identity < STRATA[1] else "id>=50"
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from contactlm.outputs import atomic_path
 from contactlm.report.compare import group_equal
 from contactlm.report.figure import FIGURES, draw_score, save_figure
+from contactlm.report.hits import hit_markdown, hit_rows, hit_strata
 from contactlm.report.read import Run, find_runs
 from contactlm.report.summary import RULE, group_lines, left_out_lines, summarize
 from contactlm.report.table import curve_rows, markdown, table_rows, write_csv
@@ -30,6 +31,7 @@ example:
   contactlm report runs/crop200 runs/full1020 --out report
 """
 REPORT = "report.md"
+HITS = "hits.csv"
 
 
 def report_command(arguments: Sequence[str]) -> int:
@@ -77,9 +79,9 @@ def write_report(places: Sequence[str | Path], out: str | Path, mixed: bool = Fa
         for number, group in enumerate(groups, start=1):
             place = folder if len(groups) == 1 else folder / f"set{number}"
             summary = summarize(group)
-            _write_group(group, place)
+            tables = _write_group(group, place)
             lines += [*([f"set{number}:"] if len(groups) > 1 else []), *summary]
-            text += [*([f"## set{number}"] if len(groups) > 1 else []), *_bullets(summary), markdown(group)]
+            text += [*([f"## set{number}"] if len(groups) > 1 else []), *_bullets(summary), tables]
         last = [*left_out_lines(found.left_out), RULE]
         with atomic_path(folder / REPORT) as temporary:
             temporary.write_text("\n\n".join([*text, *last]) + "\n", encoding="utf-8")
@@ -92,19 +94,25 @@ def _bullets(lines: Sequence[str]) -> list[str]:
     return ["\n".join(f"- {line.replace('|', chr(92) + '|')}" for line in lines)]
 
 
-def _write_group(runs: Sequence[Run], folder: Path) -> None:
+def _write_group(runs: Sequence[Run], folder: Path) -> str:
+    """Write figures and tables of runs that may be compared; the tables as Markdown."""
     for score in FIGURES:
         save_figure(draw_score(runs, score), folder / f"{score}.png")
     write_csv(folder / "table.csv", table_rows(runs))
     if curves := curve_rows(runs):
         write_csv(folder / "curves.csv", curves)
+    tables = markdown(runs)
+    if strata := hit_strata(runs):
+        write_csv(folder / HITS, hit_rows(strata))
+        tables += "\n\n" + hit_markdown(strata)
     with atomic_path(folder / "table.md") as temporary:
-        temporary.write_text(markdown(runs) + "\n", encoding="utf-8")
+        temporary.write_text(tables + "\n", encoding="utf-8")
+    return tables
 
 
 def _clear_sets(folder: Path) -> None:
     """Remove what an earlier report wrote: its groups may have been others."""
-    names = [*(f"{score}.png" for score in FIGURES), "table.csv", "table.md", "curves.csv"]
+    names = [*(f"{score}.png" for score in FIGURES), "table.csv", "table.md", "curves.csv", HITS]
     if not (folder / REPORT).is_file():
         return
     for place in (folder, *folder.glob("set*/")):

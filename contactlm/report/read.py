@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from contactlm.types import ContactLMError
 
 FINISHED = "finished"
 METRICS = "metrics.csv"
+PROTEINS = "test_scores.csv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +25,12 @@ class Run:
     Attributes:
         path: Its directory.
         record: What ``run.json`` says; see :class:`contactlm.callbacks.RunRecord`.
+        tested_in: Directory of the run that scored it on test, where that is another one.
     """
 
     path: Path
     record: dict[str, Any]
+    tested_in: Path | None = None
 
     @property
     def arm(self) -> str:
@@ -64,6 +69,29 @@ class Run:
     def progress(self) -> list[dict[str, int]]:
         """``steps``, ``tokens``, ``flops`` and ``forward_flops`` in the course of training."""
         return self.record.get("progress") or []
+
+    def proteins(self) -> dict[tuple[str, str], dict[str, float]]:
+        """Scores of each test protein, by id and index, from ``test_scores.csv``; NaN where a field is empty.
+
+        No protein where the run has no such file.
+
+        Raises:
+            ContactLMError: The file cannot be read.
+        """
+        path = (self.tested_in or self.path) / PROTEINS
+        try:
+            with path.open(newline="", encoding="utf-8") as handle:
+                rows = list(csv.DictReader(handle))
+            return {
+                (row.pop("id"), row.pop("index")): {
+                    name: math.nan if text == "" else float(text) for name, text in row.items()
+                }
+                for row in rows
+            }
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+            raise ContactLMError(f"{path}: cannot be read ({error!r}); score the checkpoint again") from error
 
     @property
     def trained(self) -> bool:
@@ -168,7 +196,7 @@ def _join_evaluations(runs: Sequence[Run], left_out: dict[Path, str]) -> list[Ru
         fit = trained[of_run]
         if run.test and not fit.test:
             at = {name: run.record[name] for name in ("steps", "tokens", "flops")}
-            trained[of_run] = Run(fit.path, {**fit.record, "test": run.record["test"], "tested_at": at})
+            trained[of_run] = Run(fit.path, {**fit.record, "test": run.record["test"], "tested_at": at}, run.path)
             left_out[run.path] = f"its test scores stand with those of {fit.path}, which trained the checkpoint"
         else:
             left_out[run.path] = f"scores a checkpoint of the same arm and seed as {fit.path}"

@@ -147,9 +147,9 @@ def markdown(runs: Sequence[Run]) -> str:
     test = [f"test {name}" for name in TEST_SCORES]
     return "\n\n".join(
         (
-            "### Scores: mean ± sd over seeds\n\n" + _grid(["arm", "seeds", *test, "dev mcc_sep6"], scores),
-            "### Cost of training: mean over seeds\n\n" + _grid(["arm", *_COSTS.values()], costs),
-            "### Every run\n\n" + _grid(["arm", "seed", *test, *_COSTS.values()], each),
+            "### Scores: mean ± sd over seeds\n\n" + grid(["arm", "seeds", *test, "dev mcc_sep6"], scores),
+            "### Cost of training: mean over seeds\n\n" + grid(["arm", *_COSTS.values()], costs),
+            "### Every run\n\n" + grid(["arm", "seed", *test, *_COSTS.values()], each),
         )
     )
 
@@ -183,6 +183,7 @@ def _number(value: float | None) -> str:
     return "" if value is None or np.isnan(value) else f"{value:.3f}"
 
 
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left and the others to the right."""
     alignment = [":--", *["--:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, alignment, *rows))

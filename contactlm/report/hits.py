@@ -1,0 +1,144 @@
+"""Scores by identity to the best hit, of arms that read known structures and of those that do not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from contactlm.report.compare import Spread, by_arm
+from contactlm.report.read import Run
+from contactlm.report.table import grid
+from contactlm.strata import COPY, HIT_IDENTITY, HIT_STRATA, hit_stratum
+
+SCORES = ("mcc_sep6", "p_at_L_long")
+TITLES = ("no hit", "below 30 %", "30–50 %", "50 % and above")
+COPYING = "copy the homolog"
+
+Protein = tuple[str, str]  # id and index in the test set
+Table = Mapping[Protein, Mapping[str, float]]
+Values = dict[str, dict[str, float]]  # score by stratum and name
+
+
+@dataclass
+class Strata:
+    """Test scores of all arms by stratum.
+
+    Attributes:
+        proteins: Number of proteins by stratum.
+        arms: Of each arm, its runs' scores; then those of copying the hits of the arms that have some.
+        remarks: What could not be used, or does not agree.
+    """
+
+    proteins: dict[str, int] = field(default_factory=dict)
+    arms: dict[str, list[Values]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+def hit_strata(runs: Sequence[Run]) -> Strata | None:
+    """Take the test scores of some runs apart by the identity of each protein's best hit.
+
+    Which protein belongs where is told by a run that knows its hits (see :class:`contactlm.RetrievalModule`), and holds
+    for all runs.
+
+    Args:
+        runs: Runs with one test set.
+
+    Returns:
+        The scores; None where no run knows hits.
+
+    Raises:
+        ContactLMError: Scores of a run that cannot be read.
+    """
+    tables = {id(run): run.proteins() for run in runs if run.test}
+    knowing = [run for run in runs if any(HIT_IDENTITY in row for row in tables.get(id(run), {}).values())]
+    if not knowing:
+        return None
+    nearest = _nearest(tables[id(knowing[0])])
+    strata = Strata({name: sum(place == name for place in nearest.values()) for name in HIT_STRATA})
+    others = [run for run in knowing if _nearest(tables[id(run)]) != nearest]
+    if others:
+        names = ", ".join(str(run.path) for run in others)
+        strata.remarks.append(f"strata are those of the hits of {knowing[0].path}; other hits were found in {names}")
+    for arm, members in by_arm(runs).items():
+        for run in members:
+            table = tables.get(id(run), {})
+            if table.keys() != nearest.keys():
+                strata.remarks.append(f"{run.path}: left out by stratum, has no scores of the same proteins")
+                continue
+            strata.arms.setdefault(arm, []).append(_means(table, nearest, ""))
+    strata.arms |= _copying([run for run in knowing if tables[id(run)].keys() == nearest.keys()], tables, nearest)
+    return strata
+
+
+def _nearest(table: Table) -> dict[Protein, str]:
+    return {name: hit_stratum(row.get(HIT_IDENTITY)) for name, row in table.items()}
+
+
+def _means(table: Table, nearest: Mapping[Protein, str], prefix: str) -> Values:
+    """Means over the proteins where a score is defined, by stratum."""
+    means: Values = {}
+    for stratum in HIT_STRATA:
+        rows = [table[name] for name, place in nearest.items() if place == stratum]
+        values = {score: [row.get(prefix + score, math.nan) for row in rows] for score in SCORES}
+        known = {score: [v for v in each if not math.isnan(v)] for score, each in values.items()}
+        means[stratum] = {score: float(np.mean(each)) for score, each in known.items() if each}
+    return means
+
+
+def _copying(
+    runs: Sequence[Run], tables: Mapping[int, Table], nearest: Mapping[Protein, str]
+) -> dict[str, list[Values]]:
+    """Copying does not depend on training: arms with the same hits share a row."""
+    found: list[tuple[Values, list[str]]] = []
+    for run in runs:
+        values = _means(tables[id(run)], nearest, COPY)
+        arms = next((arms for known, arms in found if known == values), None)
+        if arms is None:
+            found.append((values, [run.arm]))
+        elif run.arm not in arms:
+            arms.append(run.arm)
+    if len(found) == 1:
+        return {COPYING: [found[0][0]]}
+    return {f"{COPYING} ({', '.join(arms)})": [values] for values, arms in found}
+
+
+def hit_rows(strata: Strata) -> list[dict[str, Any]]:
+    """Rows of ``hits.csv``: mean and sd over the runs of each arm, by score and stratum."""
+    rows: list[dict[str, Any]] = []
+    for arm, runs in strata.arms.items():
+        for score in SCORES:
+            for stratum, number in strata.proteins.items():
+                spread = _spread(runs, stratum, score)
+                about = {"arm": arm, "score": score, "stratum": stratum, "proteins": number}
+                if spread is None:
+                    rows.append({**about, "mean": None, "sd": None, "seeds": 0})
+                else:
+                    rows.append({**about, "mean": spread.mean, "sd": spread.sd, "seeds": spread.n})
+    return rows
+
+
+def hit_markdown(strata: Strata) -> str:
+    """A table a score: arms by stratum."""
+    header = [f"{title} ({number})" for title, number in zip(TITLES, strata.proteins.values(), strict=True)]
+    parts = ["### By identity to the best hit of known structure (number of test proteins)"]
+    for score in SCORES:
+        rows = [
+            [arm, *(_text(_spread(runs, stratum, score)) for stratum in HIT_STRATA)]
+            for arm, runs in strata.arms.items()
+        ]
+        parts.append(grid([f"test {score}", *header], rows))
+    return "\n\n".join([*parts, *(f"- {remark}" for remark in strata.remarks)])
+
+
+def _spread(runs: Sequence[Values], stratum: str, score: str) -> Spread | None:
+    return Spread.of(run[stratum].get(score) for run in runs)
+
+
+def _text(spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    return f"{spread.mean:.3f}" if spread.sd is None else spread.text()

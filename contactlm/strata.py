@@ -1,0 +1,28 @@
+"""Strata of proteins by identity: to the nearest training protein, and to the best hit of known structure."""
+
+from __future__ import annotations
+
+import math
+
+BOUNDS = (0.3, 0.5)
+TRAINING_STRATA = ("id<30", "id30-50", "id>=50")
+NO_HIT = "nohit"
+HIT_STRATA = (NO_HIT, "hit<30", "hit30-50", "hit>=50")
+HIT_IDENTITY = "hit_identity"  # column of test_scores.csv
+COPY = "copy_"  # what scores of copying the hits' contacts begin with
+
+
+def training_stratum(identity: float) -> str:
+    """Name the stratum of an identity to the nearest training relative, 0 … 1; 0 where there is none."""
+    return TRAINING_STRATA[sum(identity >= bound for bound in BOUNDS)]
+
+
+def hit_stratum(identity: float | None) -> str:
+    """Name the stratum of a protein by its best hit.
+
+    Args:
+        identity: Share of identical residues among the pairs aligned with it, 0 … 1; None or NaN: no hit.
+    """
+    if identity is None or math.isnan(identity):
+        return NO_HIT
+    return HIT_STRATA[1 + sum(identity >= bound for bound in BOUNDS)]
