@@ -154,6 +154,8 @@ class RetrievalModule(ContactModule):
     def setup(self, stage: str) -> None:
         """Take note of the dev and test proteins, which must not be evidence unless for predictions."""
         super().setup(stage)
+        # Lightning would remark that it takes the hook of this module and not the data module's, as it should
+        warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer`")
         self._evaluated = stage != "predict"
         for role, store in self._stores().items():
             if role in HELD_OUT_ROLES:
@@ -178,8 +180,6 @@ class RetrievalModule(ContactModule):
         super().on_fit_start()
         if "train" not in self._stores():
             raise ModelError("RetrievalModule searches with whole chains: train it with a ContactDataModule")
-        # Lightning would remark that it takes the hook of this module and not the data module's, as it should
-        warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer`")
         self._use_device()
         for role in ("train", "dev"):
             store = self._stores().get(role)

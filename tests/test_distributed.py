@@ -9,14 +9,17 @@ import lightning as L
 import pytest
 import torch
 
-from contactlm import ContactModule
+from contactlm import ContactModule, RetrievalModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, TokenBudget
 from contactlm.model.lora import LoraOptions
 from contactlm.model.sharding import shard_layers
+from contactlm.structure.parse import read_chains
 from tests.conftest import random_sequence, write_pdb
 from tests.processes import free_port, output, rank_env, run_ranks, start, wait_until
+from tests.retrieval.made import mutated
 from tests.test_callbacks import data_module, trainer
 from tests.test_interruption import call, command
+from tests.test_retrieval_module import write_database
 
 Folders = tuple[Path, Path]
 
@@ -56,7 +59,8 @@ def train(
     """Train in this process, one of ``world_size``; what came of it, as plain values."""
     torch.manual_seed(0)
     watch, budget, flops, evaluation = Watch(), TokenBudget(tokens), FlopsMeter(), ContactEvaluation()
-    module = ContactModule(str(tiny_esm), optimizer=sgd, **model)
+    kind = RetrievalModule if "index" in model else ContactModule
+    module = kind(str(tiny_esm), optimizer=sgd, **model)
     data = data_module(folders, batch_size=batch_size)
     runner = trainer(
         Path.cwd(), watch, budget, flops, evaluation, val_check_interval=2, check_val_every_n_epoch=None,
@@ -83,6 +87,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "all weights": ({"lora": None}, {}),
     "head": ({"lora": None, "freeze_backbone": True}, {}),
     "accumulated": ({"lora": LoraOptions(dropout=0.0)}, {"accumulate_grad_batches": 2}),
+    "retrieval": ({"lora": LoraOptions(dropout=0.0), "index": "db", "decoder_lr_factor": 1.0}, {}),
 }
 
 
@@ -109,6 +114,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path) -> list[di
         write_pdb(folders[0] / f"t{i:02d}.pdb", {"A": random_sequence(i, 32 + i // 4)}, seed=i)
     for i in range(3):
         write_pdb(folders[1] / f"s{i}.pdb", {"A": random_sequence(100 + i, 40 + 9 * i)}, seed=100 + i)
+    own = {path.stem: read_chains(path)[0].sequence for path in folders[0].iterdir()}
+    write_database(folder / "db", {f"near-{name}_A": mutated(sequence, 0.15, 1) for name, sequence in own.items()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTACTLM_CACHE", str(folder / "cache"))
         patch.chdir(folder)

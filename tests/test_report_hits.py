@@ -95,7 +95,8 @@ def test_without_hits_there_is_no_such_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [b"\xff\xfe\x00", b"id,mcc\na,0\n", b"id,index,mcc\na,0,x\n", b"id,index\na,0,1,2\n"]
+    "damage",
+    [b"\xff\xfe\x00", b"id,mcc\na,0\n", b"id,index,mcc\na,0,x\n", b"id,index\na,0,1\n", b"id,index,mcc\na,0\n"],
 )
 def test_scores_that_cannot_be_read_end_with_a_message(
     tmp_path: Path, capsys: pytest.CaptureFixture, damage: bytes

@@ -14,7 +14,7 @@ from contactlm.report.read import Run
 from contactlm.report.table import grid
 from contactlm.strata import COPY, HIT_IDENTITY, HIT_STRATA, hit_stratum
 
-SCORES = ("mcc_sep6", "p_at_L_long")
+SCORES = ("mcc_sep6", "mcc_sep6_tuned", "p_at_L_long")
 TITLES = ("no hit", "below 30 %", "30–50 %", "50 % and above")
 COPYING = "copy the homolog"
 
@@ -110,7 +110,7 @@ def hit_rows(strata: Strata) -> list[dict[str, Any]]:
     """Rows of ``hits.csv``: mean and sd over the runs of each arm, by score and stratum."""
     rows: list[dict[str, Any]] = []
     for arm, runs in strata.arms.items():
-        for score in SCORES:
+        for score in _known(strata):
             for stratum, number in strata.proteins.items():
                 spread = _spread(runs, stratum, score)
                 about = {"arm": arm, "score": score, "stratum": stratum, "proteins": number}
@@ -125,13 +125,19 @@ def hit_markdown(strata: Strata) -> str:
     """A table a score: arms by stratum."""
     header = [f"{title} ({number})" for title, number in zip(TITLES, strata.proteins.values(), strict=True)]
     parts = ["### By identity to the best hit of known structure (number of test proteins)"]
-    for score in SCORES:
+    for score in _known(strata):
         rows = [
             [arm, *(_text(_spread(runs, stratum, score)) for stratum in HIT_STRATA)]
             for arm, runs in strata.arms.items()
         ]
         parts.append(grid([f"test {score}", *header], rows))
-    return "\n\n".join([*parts, *(f"- {remark}" for remark in strata.remarks)])
+    remarks = "\n".join(f"- {remark}" for remark in strata.remarks)
+    return "\n\n".join([*parts, *([remarks] if remarks else [])])
+
+
+def _known(strata: Strata) -> list[str]:
+    found = {score for runs in strata.arms.values() for run in runs for values in run.values() for score in values}
+    return [score for score in SCORES if score in found]
 
 
 def _spread(runs: Sequence[Values], stratum: str, score: str) -> Spread | None:
