@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from contactlm.atomic import atomic_path
 from contactlm.checkpoint import check_checkpoint
-from contactlm.outputs import atomic_path
 from contactlm.types import ModelError
 
 log = logging.getLogger(__name__)

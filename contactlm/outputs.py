@@ -7,11 +7,8 @@ the old file or the new one.
 from __future__ import annotations
 
 import json
-import re
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +19,7 @@ from numpy.typing import NDArray
 
 from contactlm import __version__
 from contactlm.assembly import chain_numbers
+from contactlm.atomic import atomic_path
 from contactlm.scores import check_probability, score_protein
 from contactlm.types import DataError
 
@@ -252,26 +250,6 @@ def write_png(contact_map: ContactMap, path: str | Path) -> None:
 
 
 WRITERS: dict[str, Callable[[ContactMap, Path], None]] = {".npz": write_npz, ".rr": write_rr, ".png": write_png}
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; afterwards it replaces ``path``, or goes when an error came up."""
-    path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # a long name plus a suffix may be too long
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Remove the files that :func:`atomic_path` could not, because their process was killed."""
-    for path in folder.glob(".*.tmp"):
-        if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name):
-            path.unlink(missing_ok=True)
 
 
 def _as_json(how: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from contactlm.outputs import atomic_path
+from contactlm.atomic import atomic_path
 from contactlm.types import ContactLMError
 
 RUN_FILE = "run.json"

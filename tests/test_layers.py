@@ -9,10 +9,11 @@ import contactlm
 
 PACKAGE = Path(contactlm.__file__).parent
 # What a part may import, besides itself and the ground floor. Data and model know each other only through types.
-GROUND = {"types", "alphabet", "__init__"}
+GROUND = {"types", "alphabet", "atomic", "__init__"}
 ALLOWED = {
     "types": set(),
     "alphabet": set(),
+    "atomic": set(),
     "__init__": set(),
     "fasta": set(),
     "commands": set(),
@@ -33,12 +34,12 @@ ALLOWED = {
     "assembly": set(),
     "data": {"structure", "fasta", "configs", "assembly"},
     "model": set(),
-    "retrieval": {"data", "structure", "model", "outputs"},
+    "retrieval": {"data", "structure", "model"},
     "inference": {"windows", "model"},
     "checkpoint": set(),
     "random_state": set(),
     "signals": set(),
-    "checkpoint_io": {"outputs", "checkpoint"},
+    "checkpoint_io": {"checkpoint"},
     "trained_weights": {"checkpoint", "random_state"},
     "module": {"trained_weights", "model", "inference", "windows", "outputs", "structure", "assembly"},
     "contrastive": {"module", "model"},
@@ -47,10 +48,10 @@ ALLOWED = {
     "predict": {"module", "module_class", "outputs", "model"},
     "export": {"module", "checkpoint", "model"},
     "pack_command": {"data", "commands"},
-    "run_file": {"outputs"},
+    "run_file": set(),
     "run_directory": set(),
     "run_config": {"run_directory"},
-    "report": {"run_file", "outputs", "strata"},
+    "report": {"run_file", "strata"},
     "callbacks": {
         *("run_directory", "run_file", "signals", "assembly", "module"),
         *("metrics", "complex_scores", "hit_scores", "scores", "strata", "outputs"),

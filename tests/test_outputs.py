@@ -16,8 +16,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from contactlm.atomic import atomic_path
 from contactlm.map_figure import block_maximum, make_figure, title
-from contactlm.outputs import ContactMap, atomic_path, write_npz, write_rr
+from contactlm.outputs import ContactMap, write_npz, write_rr
 from contactlm.scores import score_protein
 from contactlm.types import DataError
 

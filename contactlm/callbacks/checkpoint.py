@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from contactlm.outputs import remove_temporaries
+from contactlm.atomic import remove_temporaries
 from contactlm.signals import Stopped, StopSignals
 from contactlm.types import ContactLMError
 

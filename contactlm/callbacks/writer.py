@@ -15,7 +15,8 @@ import lightning as L
 import numpy as np
 
 from contactlm.assembly import residue_positions
-from contactlm.outputs import ContactMap, atomic_path, remove_temporaries, write_npz
+from contactlm.atomic import atomic_path, remove_temporaries
+from contactlm.outputs import ContactMap, write_npz
 from contactlm.types import ContactLMError
 
 log = logging.getLogger(__name__)

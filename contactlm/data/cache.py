@@ -28,7 +28,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from contactlm.data.store import ChainStore, atomic_file
+from contactlm.atomic import atomic_file
+from contactlm.data.store import ChainStore
 from contactlm.structure.parse import read_chains
 from contactlm.types import DataError, StructureError
 

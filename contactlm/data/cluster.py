@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from contactlm.atomic import atomic_file
 from contactlm.data.alignment import check_letters
 from contactlm.data.relations import ClusterOptions, Relations, find_relations, make_pool
-from contactlm.data.store import atomic_file
 
 __all__ = ["ClusterOptions", "best_identity", "cluster_sequences", "related_pairs"]
 

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
+from contactlm.atomic import atomic_file
 from contactlm.data.fetch import Fetcher, FetchError, is_complete
 from contactlm.data.pdb_ids import parse_id, read_id_list
-from contactlm.data.store import atomic_file
 from contactlm.types import DataError
 
 __all__ = ["DownloadReport", "download_structures", "read_id_list"]

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from contactlm.atomic import atomic_file
 from contactlm.data.cluster import best_identity
 from contactlm.data.complexes import best_of_chains, chain_sequences
 from contactlm.data.groups import LazySequences, chain_keys
 from contactlm.data.relations import ClusterOptions
-from contactlm.data.store import ChainStore, atomic_file
+from contactlm.data.store import ChainStore
 from contactlm.types import DataError
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.data.store import ChainStore, atomic_file
+from contactlm.atomic import atomic_file
+from contactlm.data.store import ChainStore
 from contactlm.types import DataError
 
 MAGIC = b"CLMPIDX1"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from contactlm.atomic import atomic_file, is_temporary, remove_temporaries
 from contactlm.data.cache import READER_VERSION, ReadReport
 from contactlm.data.cluster import cluster_sequences
 from contactlm.data.complexes import chain_sequences, join_chains
@@ -21,10 +22,8 @@ from contactlm.data.pack_index import UNCLUSTERED, PackIndex
 from contactlm.data.places import LocalPlace
 from contactlm.data.selection import select_chains
 from contactlm.data.shards import Pack, PackedStore
-from contactlm.data.store import ChainStore, atomic_file
+from contactlm.data.store import ChainStore
 from contactlm.types import DataError
-
-TEMPORARY = ".tmp-"  # how names of half-written files begin (contactlm.data.store.atomic_file)
 
 log = logging.getLogger(__name__)
 SHARD_RESIDUES = 4_000_000  # 52 MB: quick to fetch, and few enough files for millions of chains
@@ -193,8 +192,7 @@ class PackWriter:
 
     def _begin(self) -> None:
         """Begin the journal with what is done, and remove what a killed process may have left half written."""
-        for path in self.out.glob(f"{TEMPORARY}*"):
-            path.unlink()
+        remove_temporaries(self.out)
         lines = [self._settings, *(done.entry() for done in self._done)]
         _write(self.out / JOURNAL, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
         self._begun = True
@@ -205,7 +203,7 @@ class PackWriter:
 
     def _read_journal(self) -> list[dict[str, Any]]:
         """What an earlier writer of the same settings has done."""
-        names = {path.name for path in self.out.iterdir() if not path.name.startswith(TEMPORARY)}
+        names = {path.name for path in self.out.iterdir() if not is_temporary(path)}
         if MANIFEST in names:
             raise DataError(
                 f"out: {self.out} holds a packed set already; give another folder, or delete this one first"

@@ -14,8 +14,8 @@ from urllib.parse import unquote
 import fsspec
 from filelock import FileLock
 
+from contactlm.atomic import atomic_file
 from contactlm.data.manifest import INDEX, JOURNAL, MANIFEST, Manifest, Part, hash_file
-from contactlm.data.store import atomic_file
 from contactlm.types import DataError
 
 log = logging.getLogger(__name__)

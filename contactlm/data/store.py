@@ -13,8 +13,6 @@ The checksum is compared whenever a store is opened: a damaged file is an error,
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.alphabet import decode, encode
+from contactlm.atomic import atomic_file
 from contactlm.types import Chain, DataError
 
 MAGIC = b"CLMSTOR1"
@@ -199,33 +198,5 @@ class ChainStore:
         )
 
 
-class atomic_file:  # noqa: N801 - used like a function: `with atomic_file(path) as handle`
-    """Open a temporary file beside ``path`` for writing bytes; rename it to ``path`` only when all went well."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-
-    def __enter__(self) -> Any:
-        self.handle = tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=".tmp-", delete=False)
-        return self.handle
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        temporary = Path(self.handle.name)
-        try:
-            self.handle.close()  # flushes: a full disk may show only here
-            if kind is None:
-                temporary.chmod(0o666 & ~_umask())
-                temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
 def _chain_lengths(store: ChainStore, index: int) -> tuple[int, ...]:
     return (int(store.lengths[index]),) if store.chain_lengths is None else store.chain_lengths[index]
-
-
-def _umask() -> int:
-    """The process's file mode mask (a temporary file is private; what replaces it should be as any other file)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

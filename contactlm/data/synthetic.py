@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 from Bio.Data.IUPACData import protein_letters_1to3
 
+from contactlm.atomic import atomic_file
 from contactlm.data import synthetic_bundle, synthetic_fold
 from contactlm.data.files import is_structure_file
-from contactlm.data.store import atomic_file
 from contactlm.data.synthetic_bundle import bundle_protein
 from contactlm.data.synthetic_fold import SyntheticProtein, synthetic_protein
 from contactlm.data.synthetic_geometry import with_cb

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from contactlm.outputs import atomic_path
+from contactlm.atomic import atomic_path
 from contactlm.report.compare import group_equal
 from contactlm.report.figure import FIGURES, draw_score, save_figure
 from contactlm.report.hits import hit_markdown, hit_rows, hit_strata

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from contactlm.outputs import atomic_path
+from contactlm.atomic import atomic_path
 from contactlm.report.compare import Spread, by_arm
 from contactlm.report.read import Run
 from contactlm.report.table import trivial_scores

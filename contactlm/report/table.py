@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from contactlm.outputs import atomic_path
+from contactlm.atomic import atomic_path
 from contactlm.report.compare import Spread, arm_spread, by_arm
 from contactlm.report.read import Run
 

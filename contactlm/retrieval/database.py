@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.data.store import ChainStore, atomic_file
+from contactlm.atomic import TEMPORARY_NAME, atomic_file
+from contactlm.data.store import ChainStore
 from contactlm.structure.secondary import Segment, find_segments
 from contactlm.types import DataError
 
@@ -35,7 +36,7 @@ FORMAT = "contactlm structure database"
 FORMAT_VERSION = 1  # raise it whenever the files' meaning changes: older databases are then refused
 MANIFEST = "manifest.json"
 LEFT_BEHIND = 24 * 3600.0  # seconds after which a data file that no manifest names is deleted
-_DATA_NAME = re.compile(r"[0-9a-f]{32}\.(?:chains|states)|\.tmp-.*")
+_DATA_NAME = re.compile(rf"[0-9a-f]{{32}}\.(?:chains|states)|{TEMPORARY_NAME}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contactlm.alphabet import CLS, EOS
-from contactlm.data.store import atomic_file
+from contactlm.atomic import atomic_file
 from contactlm.model.residue_encoder import ResidueEncoder
 from contactlm.retrieval.database import StructureDatabase
 

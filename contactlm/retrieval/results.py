@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.data.store import atomic_file
+from contactlm.atomic import atomic_file
 from contactlm.retrieval.hit import Hit
 
 log = logging.getLogger(__name__)

@@ -261,7 +261,7 @@ def test_several_processes_fetch_a_shard_once(packed: Path, tmp_path: Path) -> N
             results = pool.starmap(use_remote, [(server.url, tmp_path / "shared", i) for i in range(8)])
         assert results == [expected] * 8
         assert set(server.shards_asked) == {2}
-    assert not list((tmp_path / "shared").rglob(".tmp-*"))
+    assert not list((tmp_path / "shared").rglob(".*.tmp"))
 
 
 def use_remote(url: str, cache: Path, seed: int) -> list[bytes]:
@@ -286,7 +286,7 @@ def test_a_damaged_download_is_fetched_again_once(
             use(server.url, tmp_path / "b")
         assert server.asked[name] == 4 and server.url in str(caught.value)
         assert ("upload the set again" if fault == "damaged" else "check the network") in str(caught.value)
-    assert not list((tmp_path / "b").rglob(".tmp-*"))
+    assert not list((tmp_path / "b").rglob(".*.tmp"))
 
 
 def flip(path: Path, place: int) -> None:
