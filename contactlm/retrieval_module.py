@@ -151,6 +151,18 @@ class RetrievalModule(ContactModule):
             self._exclusion = evaluated if self._evaluated else Exclusion.nothing()
         return self._exclusion
 
+    @property
+    def run_facts(self) -> dict[str, dict[str, Any]]:
+        """For ``run.json``: the database, which runs that are compared must share, and what is read of it."""
+        database = self.evidence.database
+        chains = {"chains": len(database), "residues": len(database.store.tokens), "checksum": database.fingerprint}
+        names = ("hits", "decoder_layers", "decoder_width", "template_bias")
+        scheme = {name: self.hparams[name] for name in names}
+        return {
+            "equal": {"structures": chains, "max_identity": self.max_identity},
+            "scheme": scheme | {"shuffled_hits": self.evidence.shuffled},
+        }
+
     def setup(self, stage: str) -> None:
         """Take note of the dev and test proteins, which must not be evidence unless for predictions."""
         super().setup(stage)

@@ -12,6 +12,10 @@ import yaml
 from contactlm.cli import ContactCLI, main
 from contactlm.configs import config_folder, resolve_arguments
 
+RETRIEVAL = {
+    *("model_class", "model.index", "model.hits", "model.decoder_layers", "model.decoder_width", "model.template_bias"),
+    *("model.decoder_lr_factor", "model.max_identity", "model.shuffled_hits", "model.cache_dir"),
+}
 # What each arm tests: the options that may differ from crop200.
 TESTED = {
     "full1020": {"data.crop", "data.crop_length", "data.batch_size", "trainer.accumulate_grad_batches"},
@@ -33,6 +37,11 @@ TESTED = {
         "model.attention",
     },
 }
+BESIDE_RETRIEVAL = {
+    "retrieval_tokens": {"model.template_bias": (True, False)},
+    "retrieval_shuffled": {"model.shuffled_hits": (False, True)},
+}
+TESTED |= dict.fromkeys(("retrieval", *BESIDE_RETRIEVAL), RETRIEVAL)
 TOKENS_OF_A_LOOK = 20 * 16 * 202  # batches of crop200 between two looks at the dev set
 
 
@@ -65,6 +74,13 @@ def test_an_arm_differs_from_crop200_in_what_it_tests_alone(arm: str, monkeypatc
     differing = {key for key in plain.keys() | own.keys() if plain.get(key, "none") != own.get(key, "none")}
     assert differing <= TESTED[arm]
     assert own["budget.max_tokens"] == 5_000_000
+
+
+@pytest.mark.parametrize("arm", BESIDE_RETRIEVAL)
+def test_a_control_differs_from_retrieval_in_one_option(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, own = options_of("retrieval", monkeypatch), options_of(arm, monkeypatch)
+    assert {key: (full[key], own[key]) for key in full if full[key] != own[key]} == BESIDE_RETRIEVAL[arm]
+    assert full.keys() == own.keys()
 
 
 @pytest.mark.parametrize("arm", TESTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import json
 from pathlib import Path
@@ -25,6 +26,7 @@ from contactlm.retrieval.copy_homolog import copy_homolog
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.exclude import Exclusion
 from contactlm.retrieval.tokens import collate_evidence
+from contactlm.run_file import read_run
 from contactlm.structure.contacts import contact_map
 from contactlm.structure.parse import read_chains
 from contactlm.types import ContactLMError, DataError, ModelError
@@ -399,6 +401,13 @@ def test_fit_test_validate_predict(
     def scores(prefix: str, text: str) -> list[str]:
         return next(line.split() for line in text.splitlines() if line.startswith(prefix))
 
+    record = read_run(run_folder)
+    assert record["equal"]["structures"]["chains"] == len(StructureDatabase.open(set_database))
+    assert record["scheme"]["hits"] == 4 and record["scheme"]["shuffled_hits"] is False
+    with (run_folder / "test_scores.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    copied = [float(row["copy_mcc"]) for row in rows if row["hit_identity"]]
+    assert copied and np.mean([float(row["copy_mcc"]) for row in rows]) == pytest.approx(record["test"]["copy_mcc"])
     for command, prefix in (("test", "test"), ("validate", "dev")):
         assert main([command, f"--ckpt_path={best}", *data, index]) == 0  # the checkpoint names the class
         assert scores(prefix, capsys.readouterr().out) == scores(prefix, printed)

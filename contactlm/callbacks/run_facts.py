@@ -35,12 +35,17 @@ def equal_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]
         "synthetic": is_synthetic(trainer),
         **_evaluation_facts(trainer, module),
     }
-    facts |= {"precision": str(trainer.precision), **weights_facts(module)}
+    facts |= {"precision": str(trainer.precision), **weights_facts(module), **module_facts(module, "equal")}
     if trainer.state.fn == TrainerFn.FITTING:
         budget = find_callback(trainer, TokenBudget)
         facts |= {"budget": None if budget is None else budget.max_tokens, **_split_facts(trainer)}
         facts |= {role: chain_set(trainer, role) for role in ("train", "dev")}
     return facts
+
+
+def module_facts(module: L.LightningModule, kind: str) -> dict[str, Any]:
+    """What a module says of itself, if it has an attribute ``run_facts``: of kind ``equal`` or ``scheme``."""
+    return getattr(module, "run_facts", {}).get(kind, {})
 
 
 def _split_facts(trainer: L.Trainer) -> dict[str, Any]:
