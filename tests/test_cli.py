@@ -49,7 +49,7 @@ def test_every_shipped_config_runs(name: str, tmp_path: Path, tiny_esm: Path, pd
         arguments += [*data_options(pdb_folders), *SMALL]
     else:
         arguments += [*data_options(pdb_folders), f"--model.pretrained={tiny_esm}"]
-    if name == "retrieval":
+    if name.startswith("retrieval"):
         arguments.append(f"--model.index={made_database(tmp_path, {'1abc_A': random_sequence(3, 44)}).path}")
     assert main(arguments) == 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from contactlm.callbacks.evaluation import write_rows
 from contactlm.cli import main
@@ -59,6 +60,8 @@ def test_strata_of_one_arm_hold_for_all(tmp_path: Path, capsys: pytest.CaptureFi
     assert float(undefined["mean"]) == pytest.approx(np.mean([run[2] / 2 for run in plain]))
     copied = rows["copy the homolog", "mcc_sep6", "hit>=50"]
     assert float(copied["mean"]) == pytest.approx(np.mean([0.8, 0.9, 0.85])) and copied["sd"] == ""
+    with Image.open(tmp_path / "out" / "hits.png") as image:
+        assert min(image.size) > 400 and len(set(image.convert("L").getdata())) > 50
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| test mcc_sep6 | no hit (2) | below 30 % (1) | 30–50 % (2) | 50 % and above (3) |" in text
     assert "| copy the homolog | 0.000 | 0.300 | 0.600 | 0.850 |" in text

@@ -11,6 +11,7 @@ from contactlm.atomic import atomic_path
 from contactlm.report.compare import group_equal
 from contactlm.report.figure import FIGURES, draw_score, save_figure
 from contactlm.report.hits import hit_markdown, hit_rows, hit_strata
+from contactlm.report.hits_figure import draw_hits
 from contactlm.report.read import Run, find_runs
 from contactlm.report.summary import RULE, group_lines, left_out_lines, summarize
 from contactlm.report.table import curve_rows, markdown, table_rows, write_csv
@@ -31,7 +32,7 @@ example:
   contactlm report runs/crop200 runs/full1020 --out report
 """
 REPORT = "report.md"
-HITS = "hits.csv"
+HITS = "hits"  # of arms that read known structures
 
 
 def report_command(arguments: Sequence[str]) -> int:
@@ -103,7 +104,8 @@ def _write_group(runs: Sequence[Run], folder: Path) -> str:
         write_csv(folder / "curves.csv", curves)
     tables = markdown(runs)
     if strata := hit_strata(runs):
-        write_csv(folder / HITS, hit_rows(strata))
+        save_figure(draw_hits(strata), folder / f"{HITS}.png")
+        write_csv(folder / f"{HITS}.csv", hit_rows(strata))
         tables += "\n\n" + hit_markdown(strata)
     with atomic_path(folder / "table.md") as temporary:
         temporary.write_text(tables + "\n", encoding="utf-8")
@@ -112,7 +114,8 @@ def _write_group(runs: Sequence[Run], folder: Path) -> str:
 
 def _clear_sets(folder: Path) -> None:
     """Remove what an earlier report wrote: its groups may have been others."""
-    names = [*(f"{score}.png" for score in FIGURES), "table.csv", "table.md", "curves.csv", HITS]
+    names = [*(f"{name}.png" for name in (*FIGURES, HITS)), *(f"{name}.csv" for name in ("table", "curves", HITS))]
+    names.append("table.md")
     if not (folder / REPORT).is_file():
         return
     for place in (folder, *folder.glob("set*/")):

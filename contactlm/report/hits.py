@@ -112,7 +112,7 @@ def hit_rows(strata: Strata) -> list[dict[str, Any]]:
     for arm, runs in strata.arms.items():
         for score in _known(strata):
             for stratum, number in strata.proteins.items():
-                spread = _spread(runs, stratum, score)
+                spread = spread_of(runs, stratum, score)
                 about = {"arm": arm, "score": score, "stratum": stratum, "proteins": number}
                 if spread is None:
                     rows.append({**about, "mean": None, "sd": None, "seeds": 0})
@@ -127,7 +127,7 @@ def hit_markdown(strata: Strata) -> str:
     parts = ["### By identity to the best hit of known structure (number of test proteins)"]
     for score in _known(strata):
         rows = [
-            [arm, *(_text(_spread(runs, stratum, score)) for stratum in HIT_STRATA)]
+            [arm, *(_text(spread_of(runs, stratum, score)) for stratum in HIT_STRATA)]
             for arm, runs in strata.arms.items()
         ]
         parts.append(grid([f"test {score}", *header], rows))
@@ -140,7 +140,8 @@ def _known(strata: Strata) -> list[str]:
     return [score for score in SCORES if score in found]
 
 
-def _spread(runs: Sequence[Values], stratum: str, score: str) -> Spread | None:
+def spread_of(runs: Sequence[Values], stratum: str, score: str) -> Spread | None:
+    """A score of an arm in a stratum, over its runs; None where no protein of it has one."""
     return Spread.of(run[stratum].get(score) for run in runs)
 
 

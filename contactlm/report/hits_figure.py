@@ -1,0 +1,66 @@
+"""A figure of test scores by identity to the best hit of known structure. Without pyplot."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from contactlm.report.figure import arm_styles
+from contactlm.report.hits import COPYING, TITLES, Strata, spread_of
+from contactlm.strata import HIT_STRATA
+
+PANELS = {"mcc_sep6": "test MCC, |i − j| ≥ 6", "p_at_L_long": "test P@L, long range (|i − j| ≥ 24)"}
+MARKERS = "osv^<>pX"
+WIDTH = 0.7  # of a stratum that its arms share; strata are 1 apart
+
+
+def draw_hits(strata: Strata) -> Figure:
+    """Draw a figure: a panel a score, a column a stratum, a marker an arm (mean ± 1 sd over seeds).
+
+    Args:
+        strata: Scores of all arms by stratum.
+    """
+    rows = -(-len(strata.arms) // 4)
+    figure = Figure(figsize=(11, 3.9 + 0.25 * rows), dpi=150, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for ax, (score, title) in zip(panels, PANELS.items(), strict=True):
+        _draw_panel(ax, strata, score)
+        ax.set_title(title, fontsize="medium")
+    panels[0].set_ylabel("mean over proteins")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    return figure
+
+
+def _draw_panel(ax: Axes, strata: Strata, score: str) -> None:
+    arms = list(strata.arms)
+    styles = arm_styles([arm for arm in arms if not arm.startswith(COPYING)])
+    step = WIDTH / max(1, len(arms) - 1)
+    for number, (arm, runs) in enumerate(strata.arms.items()):
+        shift = step * (number - (len(arms) - 1) / 2)
+        spreads = [spread_of(runs, stratum, score) for stratum in HIT_STRATA]
+        known = [(place, spread) for place, spread in enumerate(spreads) if spread is not None]
+        copying = arm not in styles
+        ax.errorbar(
+            [place + shift for place, _ in known],
+            [spread.mean for _, spread in known],
+            yerr=[spread.sd or 0.0 for _, spread in known],
+            label=arm,
+            linestyle="none",
+            capsize=3,
+            elinewidth=1,
+            marker="D" if copying else MARKERS[number % len(MARKERS)],
+            markersize=6,
+            markerfacecolor="white" if copying else None,
+            color="#000000" if copying else styles[arm]["color"],
+        )
+    counts = strata.proteins.values()
+    names = [f"{title}\n{n} protein{'s' * (n != 1)}" for title, n in zip(TITLES, counts, strict=True)]
+    ax.set_xticks(range(len(names)), names, fontsize="small")
+    ax.set_xlabel("identity to the best hit of known structure")
+    for edge in range(1, len(names)):
+        ax.axvline(edge - 0.5, color="#dddddd", linewidth=0.6)
+    ax.set_xlim(-0.5, len(names) - 0.5)
+    ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_axisbelow(True)
