@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from contactlm import ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, TokenBudget
 from contactlm.types import DataError
+from tests.conftest import random_sequence, write_pdb
 from tests.test_callbacks import data_module, trainer
 
 
@@ -64,12 +66,30 @@ def test_resuming_at_any_step_gives_the_unbroken_run(tmp_path: Path, tiny_esm: P
             assert torch.equal(resumed.state_dict()[name], weight), name
 
 
-@pytest.mark.parametrize("name", ["seed", "split_seed"])
-def test_a_run_does_not_go_on_under_another_seed(tmp_path: Path, tiny_esm: Path, pdb_folders, name: str) -> None:
-    other: dict[str, Any] = {name: 7}
+@pytest.mark.parametrize(
+    ("name", "value", "first"),
+    [("seed", 7, 0), ("split_seed", 7, 0), ("dev_fraction", 0.5, 0.1), ("split", "random", "cluster")],
+)
+def test_a_run_does_not_go_on_under_another_seed_or_split(
+    tmp_path: Path, tiny_esm: Path, pdb_folders, name: str, value: Any, first: Any
+) -> None:
+    other: dict[str, Any] = {name: value}
     run(tmp_path / "first", tiny_esm, pdb_folders, 2 * 3 * 32)
     checkpoint = tmp_path / "first" / "step=1.ckpt"
-    with pytest.raises(DataError, match=rf"{name}\w* is 7, but 0 in the run to go on with .*step=1.ckpt"):
+    with pytest.raises(DataError, match=rf"{name}\w* is {value}, but {first} in the run to go on with .*step=1.ckpt"):
         run(tmp_path / "again", tiny_esm, pdb_folders, 2 * 3 * 32, checkpoint, **other)
     module, data = ContactModule(str(tiny_esm)), data_module(pdb_folders, **other)
     trainer(tmp_path / "test", ContactEvaluation()).test(module, data, ckpt_path=checkpoint, verbose=False)
+
+
+def test_a_run_that_goes_on_with_other_chains_says_so(
+    tmp_path: Path, tiny_esm: Path, pdb_folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = shutil.copytree(pdb_folders[0], tmp_path / "train"), pdb_folders[1]
+    run(tmp_path / "first", tiny_esm, folders, 2 * 3 * 32)
+    checkpoint = tmp_path / "first" / "step=1.ckpt"
+    run(tmp_path / "again", tiny_esm, folders, 2 * 3 * 32, checkpoint)
+    assert "other training chains" not in caplog.text
+    write_pdb(folders[0] / "t99.pdb", {"A": random_sequence(99, 50)}, seed=99)
+    run(tmp_path / "more", tiny_esm, folders, 2 * 3 * 32, checkpoint)
+    assert "had other training chains: " in caplog.text and "may have been trained on" in caplog.text

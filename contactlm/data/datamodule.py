@@ -26,7 +26,7 @@ from contactlm.data.download import RCSB
 from contactlm.data.groups import chain_keys, cluster_chains
 from contactlm.data.leakage import MANY_PAIRS, TooManyPairsError, store_identity, tell_leaks, tell_skipped
 from contactlm.data.manifest import ClusterRule
-from contactlm.data.place import check_same_seeds
+from contactlm.data.place import chains_digest, check_same_run
 from contactlm.data.queries import read_queries
 from contactlm.data.selection import Selection, by_length, name_problems, select_chains
 from contactlm.data.sources import Source
@@ -148,6 +148,7 @@ class ContactDataModule(L.LightningDataModule):
         self.split, self.cluster, self.weights = split, cluster, weights
         self.bound = _cost_bound(batch_tokens, batch_pairs)
         self._train_clusters: NDArray[np.int64] | None = None
+        self._train_digest: dict[str, int] | None = None
         self.identity: dict[str, NDArray[np.float32]] = {}
         self._chains: dict[str, ChainStore] = {}
         self.problems: dict[str, str] = {}
@@ -271,14 +272,17 @@ class ContactDataModule(L.LightningDataModule):
             if self.split == "random":
                 log.warning("split is random: relatives of dev chains are trained on, and dev scores flatter the model")
 
-    def state_dict(self) -> dict[str, int]:
-        """The seeds, which a run that goes on must have again."""
-        return {"seed": self.seed, "split_seed": self.split_seed}
+    def state_dict(self) -> dict[str, Any]:
+        """Seeds, split and training chains, which a run that goes on must have again."""
+        options = {name: getattr(self, name) for name in ("seed", "split_seed", "split", "dev_fraction")}
+        if self._train_digest is None and "train" in self._chains:
+            self._train_digest = chains_digest(self._chains["train"])
+        return options if self._train_digest is None else {**options, "train": self._train_digest}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Refuse to train on in a run of other seeds."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to train on in a run of another seed or split; tell of other training chains."""
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            check_same_seeds(state_dict, self.state_dict(), self.trainer.ckpt_path)
+            check_same_run(state_dict, self.state_dict(), self.trainer.ckpt_path)
 
     @property
     def _is_main_process(self) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch.utils.data import DistributedSampler
 
+from contactlm.data.store import ChainStore
 from contactlm.types import DataError
 
 log = logging.getLogger(__name__)
@@ -57,21 +61,40 @@ class EpochSampler(DistributedSampler):  # a DistributedSampler, so that Lightni
             )
 
 
-def check_same_seeds(before: Mapping[str, int], now: Mapping[str, int], checkpoint: str | Path | None) -> None:
-    """Refuse to go on with a run of other seeds: its steps would be counted, and reported, as those of this one.
+def chains_digest(store: ChainStore) -> dict[str, int]:
+    """What tells one set of chains from another: number of chains and residues, and a checksum of ids and lengths."""
+    lengths = np.ascontiguousarray(store.lengths, "<i8")
+    checksum = zlib.crc32(lengths.tobytes(), zlib.crc32("\n".join(store.ids).encode()))
+    return {"chains": len(store), "residues": int(lengths.sum()), "checksum": checksum}
+
+
+def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str | Path | None) -> None:
+    """Refuse to go on with a run of another seed or split: its steps would be counted, and reported, as those of this.
+
+    Other training chains are told: some structures may have come or gone, but the dev set may then hold chains that
+    were trained on.
 
     Args:
-        before: Seeds of the run that goes on, by name; empty where its checkpoint does not say.
+        before: Options of the run that goes on, by name, and as ``train`` the digest of its training chains; what its
+            checkpoint does not say is not checked.
         now: Those of this run.
         checkpoint: The file, for the message.
 
     Raises:
-        DataError: One is another.
+        DataError: An option is another.
     """
-    for name, seed in before.items():
-        if now[name] != seed:
+    options, chains = dict(before), dict(before.get("train", now["train"]))
+    options.pop("train", None)
+    for name, value in options.items():
+        if now[name] != value:
             option = "seed_everything" if name == "seed" else f"data.{name}"
             raise DataError(
-                f"{option} is {now[name]}, but {seed} in the run to go on with ({checkpoint}): give --{option} {seed}, "
-                "or leave --ckpt_path out, which starts a run of its own"
+                f"{option} is {now[name]}, but {value} in the run to go on with ({checkpoint}): give --{option} "
+                f"{value}, or leave --ckpt_path out, which starts a run of its own"
             )
+    if chains != now["train"]:
+        log.warning(
+            "the run that goes on (%s) had other training chains: %d of %d residues, now %d of %d; dev chains may have "
+            "been trained on, and their scores flatter the model",
+            *(checkpoint, chains["chains"], chains["residues"], now["train"]["chains"], now["train"]["residues"]),
+        )
