@@ -157,10 +157,10 @@ class RetrievalModule(ContactModule):
         database = self.evidence.database
         chains = {"chains": len(database), "residues": len(database.store.tokens), "checksum": database.fingerprint}
         names = ("hits", "decoder_layers", "decoder_width", "template_bias")
-        scheme = {name: self.hparams[name] for name in names}
+        reads = {name: self.hparams[name] for name in names}
         return {
             "equal": {"structures": chains, "max_identity": self.max_identity},
-            "scheme": scheme | {"shuffled_hits": self.evidence.shuffled},
+            "reads": reads | {"shuffled_hits": self.evidence.shuffled},
         }
 
     def setup(self, stage: str) -> None:

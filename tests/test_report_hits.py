@@ -108,3 +108,21 @@ def test_scores_that_cannot_be_read_end_with_a_message(
     (tmp_path / "retrieval" / "version_0" / "test_scores.csv").write_bytes(damage)
     assert main(["report", str(tmp_path / "retrieval"), "--out", str(tmp_path / "out")]) == 1
     assert "test_scores.csv: cannot be read" in capsys.readouterr().err
+
+
+def test_scores_of_a_checkpoint_that_was_given_something_else_are_not_those_of_its_run(tmp_path: Path) -> None:
+    reads = {"hits": 4, "shuffled_hits": False}
+    fit = make_run(tmp_path / "retrieval" / "version_0", "retrieval", 0, 0.3, reads=reads, test={})
+    same = make_run(tmp_path / "retrieval" / "version_1", "retrieval", 0, 0.3, reads=reads, command="test")
+    other = make_run(
+        tmp_path / "retrieval" / "version_2", "retrieval", 0, 0.1, reads=reads | {"shuffled_hits": True}, command="test"
+    )
+    scores = add_proteins(same, 3, knows_hits=True)
+    add_proteins(other, 4, knows_hits=True)
+    found = find_runs([tmp_path])
+    (run,) = found.runs
+    assert (run.path, run.tested_in, run.test["mcc_sep6"]) == (fit, same, 0.3)
+    assert [row["mcc_sep6"] for row in run.proteins().values()] == scores
+    assert "shuffled_hits True, there False" in found.left_out[other] and "--record.arm" in found.left_out[other]
+    make_run(other, "shuffled_at_test", 0, 0.1, reads=reads | {"shuffled_hits": True}, command="test")
+    assert [run.arm for run in find_runs([tmp_path]).runs] == ["retrieval", "shuffled_at_test"]

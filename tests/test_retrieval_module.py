@@ -403,7 +403,7 @@ def test_fit_test_validate_predict(
 
     record = read_run(run_folder)
     assert record["equal"]["structures"]["chains"] == len(StructureDatabase.open(set_database))
-    assert record["scheme"]["hits"] == 4 and record["scheme"]["shuffled_hits"] is False
+    assert record["reads"]["hits"] == 4 and record["reads"]["shuffled_hits"] is False
     with (run_folder / "test_scores.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     copied = [float(row["copy_mcc"]) for row in rows if row["hit_identity"]]

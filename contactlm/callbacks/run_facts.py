@@ -44,7 +44,10 @@ def equal_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]
 
 
 def module_facts(module: L.LightningModule, kind: str) -> dict[str, Any]:
-    """What a module says of itself, if it has an attribute ``run_facts``: of kind ``equal`` or ``scheme``."""
+    """What a module says of itself, if it has an attribute ``run_facts``.
+
+    Of kind ``equal``: what runs that are compared must share; ``reads``: what it is given beside the sequence.
+    """
     return getattr(module, "run_facts", {}).get(kind, {})
 
 

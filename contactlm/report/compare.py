@@ -195,6 +195,7 @@ def _machine(run: Run) -> dict[str, str]:
 def _scheme(run: Run) -> dict[str, str]:
     facts = {
         **(run.record.get("scheme") or {}),
+        **run.reads,
         "module": run.record.get("module"),
         "version": run.record.get("version"),
     }

@@ -48,6 +48,11 @@ class Run:
         return self.record["equal"]
 
     @property
+    def reads(self) -> dict[str, Any]:
+        """What the model is given beside the sequence; empty for most."""
+        return self.record.get("reads") or {}
+
+    @property
     def test(self) -> dict[str, float]:
         """Test scores by name; those that are not defined are left out."""
         return _defined(self.record.get("test") or {})
@@ -177,7 +182,7 @@ def _leave_out_repeated(found: Found) -> None:
     """Keep the newest of runs of one arm, seed and command on equal terms: a copy would narrow the spread."""
     newest: dict[str, Run] = {}
     for run in sorted(found.runs, key=lambda run: (run.record.get("written") or "", str(run.path))):
-        key = repr((run.arm, run.seed, run.record.get("command"), run.trained, sorted(run.equal.items())))
+        key = repr((run.arm, run.seed, run.record.get("command"), run.trained, sorted(run.equal.items()), run.reads))
         if key in newest:
             found.left_out[newest[key].path] = f"same arm and seed as the later run {run.path}"
         newest[key] = run
@@ -194,7 +199,14 @@ def _join_evaluations(runs: Sequence[Run], left_out: dict[Path, str]) -> list[Ru
             trained[id(run)] = run
             continue
         fit = trained[of_run]
-        if run.test and not fit.test:
+        unlike = {name: value for name, value in run.reads.items() if fit.reads.get(name, value) != value}
+        if unlike:
+            left_out[run.path] = (
+                f"scores a checkpoint of {fit.path} with other options: "
+                + ", ".join(f"{name} {value}, there {fit.reads[name]}" for name, value in unlike.items())
+                + "; give it a name of its own with --record.arm NAME to see it beside"
+            )
+        elif run.test and not fit.test:
             at = {name: run.record[name] for name in ("steps", "tokens", "flops")}
             trained[of_run] = Run(fit.path, {**fit.record, "test": run.record["test"], "tested_at": at}, run.path)
             left_out[run.path] = f"its test scores stand with those of {fit.path}, which trained the checkpoint"
