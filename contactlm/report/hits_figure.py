@@ -11,6 +11,7 @@ from contactlm.strata import HIT_STRATA
 
 PANELS = {"mcc_sep6": "test MCC, |i − j| ≥ 6", "p_at_L_long": "test P@L, long range (|i − j| ≥ 24)"}
 MARKERS = "osv^<>pX"
+COPY_FACES = ("#ffffff", "#aaaaaa", "#000000")
 WIDTH = 0.7  # of a stratum that its arms share; strata are 1 apart
 
 
@@ -35,6 +36,7 @@ def draw_hits(strata: Strata) -> Figure:
 def _draw_panel(ax: Axes, strata: Strata, score: str) -> None:
     arms = list(strata.arms)
     styles = arm_styles([arm for arm in arms if not arm.startswith(COPYING)])
+    copies = [arm for arm in arms if arm not in styles]
     step = WIDTH / max(1, len(arms) - 1)
     for number, (arm, runs) in enumerate(strata.arms.items()):
         shift = step * (number - (len(arms) - 1) / 2)
@@ -51,7 +53,7 @@ def _draw_panel(ax: Axes, strata: Strata, score: str) -> None:
             elinewidth=1,
             marker="D" if copying else MARKERS[number % len(MARKERS)],
             markersize=6,
-            markerfacecolor="white" if copying else None,
+            markerfacecolor=COPY_FACES[copies.index(arm) % len(COPY_FACES)] if copying else None,
             color="#000000" if copying else styles[arm]["color"],
         )
     counts = strata.proteins.values()
