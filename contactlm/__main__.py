@@ -24,7 +24,9 @@ def main() -> int:
         return cli.main()
     except KeyboardInterrupt:
         sys.stderr.write("contactlm: interrupted\n")
-        return INTERRUPTED
+        sys.stderr.flush()
+        # Where it came while a library ran code of its own from C, Python would now end by the signal, not this status.
+        os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

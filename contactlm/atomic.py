@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 TEMPORARY_NAME = r"\.[0-9a-f]{32}\.tmp"  # regular expression
 
@@ -18,7 +19,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The folder is made when it is not there.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # a long name plus a suffix may be too long
     try:
@@ -33,6 +34,20 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """Open a temporary file for writing bytes; it is closed, then treated as :func:`atomic_path` does."""
     with atomic_path(path) as temporary, temporary.open("xb") as handle:
         yield handle
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write a table.
+
+    Args:
+        path: The file.
+        rows: With the same keys each; None is left empty.
+        columns: Names of the columns; none: the keys of the first row.
+    """
+    with atomic_path(path) as temporary, temporary.open("x", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, columns or list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def is_temporary(path: Path) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from contactlm.metrics import ContactScores
 from contactlm.protein_states import Maps
 from contactlm.scores import MAIN_NAMES, means_by
-from contactlm.strata import COPY, HIT_IDENTITY, hit_stratum
+from contactlm.strata import COPY, HIT_COVERAGE, HIT_IDENTITY, hit_stratum
 
 COPY_COLUMNS = {name: COPY + name for name in MAIN_NAMES}
 
@@ -27,7 +27,7 @@ class HitScores(ContactScores):
 
     def __init__(self, threshold: float = 0.5, **kwargs: Any) -> None:
         super().__init__(threshold, **kwargs)
-        self.add_rows("identity", (), torch.float32)
+        self.add_rows("nearest", (2,), torch.float32)  # identity and coverage of the best hit
 
     def update(
         self,
@@ -36,7 +36,7 @@ class HitScores(ContactScores):
         ids: str | Sequence[str],
         indices: Sequence[int] | None = None,
         chain_of: Sequence[Tensor] | None = None,
-        identity: Sequence[float] = (),
+        nearest: Sequence[tuple[float, float]] = (),
     ) -> None:
         """Add proteins.
 
@@ -47,30 +47,32 @@ class HitScores(ContactScores):
             ids: As there.
             indices: As there.
             chain_of: As there.
-            identity: Pair identity of each protein's best hit, 0 … 1; NaN: it has none.
+            nearest: Pair identity of each protein's best hit and the share of the protein that it covers, both 0 … 1;
+                NaN: it has none.
 
         Raises:
             ValueError: Shapes or numbers do not fit, or values outside [0, 1].
         """
-        if len(identity) != len([ids] if isinstance(ids, str) else ids):
-            raise ValueError(f"got {len(identity)} identities of best hits and {len(ids)} ids")
+        if len(nearest) != len([ids] if isinstance(ids, str) else ids):
+            raise ValueError(f"got {len(nearest)} best hits and {len(ids)} ids")
         super().update(probability, labels, ids, indices, chain_of)
-        self.append("identity", torch.tensor(list(identity), dtype=torch.float32))
+        self.append("nearest", torch.tensor(list(nearest), dtype=torch.float32).view(-1, 2))
 
     def compute(self) -> dict[str, float]:
         """Means of the main scores as ``copy_…``; empty without any protein. On several ranks a collective call."""
         scores = super().compute()
         _, kept = self._distinct()
-        for row, value in zip(self._proteins, self.gathered("identity")[kept].tolist(), strict=True):
-            row[HIT_IDENTITY] = None if math.isnan(value) else value
+        for row, values in zip(self._proteins, self.gathered("nearest")[kept].tolist(), strict=True):
+            for name, value in zip((HIT_IDENTITY, HIT_COVERAGE), values, strict=True):
+                row[name] = None if math.isnan(value) else value
         return {new: scores[name] for name, new in COPY_COLUMNS.items()} if kept else {}
 
     def with_columns(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Add to the rows of a model's scores what copying reaches and ``hit_identity`` (None: no hit)."""
+        """Add to a model's rows what copying reaches, ``hit_identity`` and ``hit_coverage`` (None: no hit)."""
         own = {(row["id"], row["index"]): row for row in self.rows}
         if not own:
             return rows
-        wanted = {HIT_IDENTITY: HIT_IDENTITY, **COPY_COLUMNS}
+        wanted = {HIT_IDENTITY: HIT_IDENTITY, HIT_COVERAGE: HIT_COVERAGE, **COPY_COLUMNS}
         return [row | {new: own[row["id"], row["index"]][name] for name, new in wanted.items()} for row in rows]
 
     def by_stratum(self, rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -179,7 +179,7 @@ def write_npz(contact_map: ContactMap, path: str | Path, dtype: str = "float32")
     }
     if contact_map.labels is not None:
         arrays["labels"] = contact_map.labels
-    with atomic_path(path) as temporary, temporary.open("xb") as handle:
+    with atomic_path(Path(path).expanduser()) as temporary, temporary.open("xb") as handle:
         np.savez_compressed(handle, **arrays)
 
 
@@ -212,7 +212,10 @@ def write_rr(
     listed = (p >= np.float32(min_probability)) & ((j - i >= min_separation) | (chain[i] != chain[j]))
     i, j, p = i[listed], j[listed], p[listed]
     order = np.argsort(-p, kind="stable")  # the pairs come by i, then j
-    with atomic_path(path) as temporary, temporary.open("x", encoding="utf-8", newline="\n") as handle:
+    with (
+        atomic_path(Path(path).expanduser()) as temporary,
+        temporary.open("x", encoding="utf-8", newline="\n") as handle,
+    ):
         handle.writelines(f"{line}\n" for line in _rr_header(contact_map, min_separation, min_probability))
         for a, b, value in zip(i[order] + 1, j[order] + 1, p[order], strict=True):
             handle.write(f"{a} {b} 0 8 {value:.5f}\n")
@@ -245,7 +248,7 @@ def write_png(contact_map: ContactMap, path: str | Path) -> None:
     from contactlm.map_figure import make_figure
 
     figure = make_figure(contact_map)
-    with atomic_path(path) as temporary:
+    with atomic_path(Path(path).expanduser()) as temporary:
         figure.savefig(temporary, format="png")
 
 

@@ -43,7 +43,7 @@ class EvaluatedWithHits(Evaluated):
     """What validation and test steps of :class:`RetrievalModule` return, one entry a protein."""
 
     copied: list[Tensor]  # float32 (L, L) in [0, 1]: the contacts of its hits, carried over by the alignments
-    hit_identity: list[float]  # pair identity of its best hit; NaN: it has none
+    nearest: list[tuple[float, float]]  # pair identity and coverage of its best hit; NaN: it has none
 
 
 class RetrievalModule(ContactModule):
@@ -166,7 +166,7 @@ class RetrievalModule(ContactModule):
     def setup(self, stage: str) -> None:
         """Take note of the dev and test proteins, which must not be evidence unless for predictions."""
         super().setup(stage)
-        # Lightning would remark that it takes the hook of this module and not the data module's, as it should
+        # A remark of Lightning's on the way: it takes the hook of this module and not the data module's, as it should
         warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer`")
         self._evaluated = stage != "predict"
         for role, store in self._stores().items():
@@ -276,10 +276,14 @@ class RetrievalModule(ContactModule):
             decode(tokens[1 : length + 1].cpu().numpy())
             for tokens, length in zip(batch["tokens"], batch["lengths"].tolist(), strict=True)
         ]
-        evidence = self._of_chains(batch["ids"], sequences)
-        copied = [torch.from_numpy(copy_contacts(own.cb, own.similarity[:, 0].tolist())) for own in evidence]
-        nearest = [float(own.similarity[0, 0]) if own.ids else math.nan for own in evidence]
-        return EvaluatedWithHits(**super()._evaluate(batch), copied=copied, hit_identity=nearest)
+        evaluated = super()._evaluate(batch)
+        copied, nearest = [], []
+        for row, own in enumerate(self._of_chains(batch["ids"], sequences)):
+            chain_of = None if evaluated["chain_of"] is None else evaluated["chain_of"][row].numpy()
+            copied.append(torch.from_numpy(copy_contacts(own.cb, own.similarity[:, 0].tolist(), chain_of=chain_of)))
+            identity, coverage = own.similarity[0].tolist() if own.ids else (math.nan, math.nan)
+            nearest.append((identity, coverage))
+        return EvaluatedWithHits(**evaluated, copied=copied, nearest=nearest)
 
     def _pass_logits(
         self,

@@ -8,7 +8,7 @@ BOUNDS = (0.3, 0.5)
 TRAINING_STRATA = ("id<30", "id30-50", "id>=50")
 NO_HIT = "nohit"
 HIT_STRATA = (NO_HIT, "hit<30", "hit30-50", "hit>=50")
-HIT_IDENTITY = "hit_identity"  # column of test_scores.csv
+HIT_IDENTITY, HIT_COVERAGE = "hit_identity", "hit_coverage"  # columns of test_scores.csv
 COPY = "copy_"  # what scores of copying the hits' contacts begin with
 
 

@@ -133,6 +133,9 @@ def test_two_processes_train_as_one_with_the_double_batch(trained: list[dict[str
         assert rank["losses"] == pytest.approx(one["losses"], abs=1e-5)
         assert rank["metrics"].keys() == one["metrics"].keys()
         assert rank["metrics"]["dev/auprc_sep6"] == pytest.approx(one["metrics"]["dev/auprc_sep6"], abs=0.01)
+        copied = {name: value for name, value in one["metrics"].items() if "/copy_" in name or "/proteins" in name}
+        assert (len(copied) > 8) == (kind == "retrieval")
+        assert {name: rank["metrics"][name] for name in copied} == pytest.approx(copied, abs=1e-6, nan_ok=True)
     for name, weight in ranks[0]["weights"].items():
         assert torch.equal(weight, ranks[1]["weights"][name]), name  # all processes hold the same
     assert len(one["gradients"][0]) == len(one["weights"])  # each gets one: DDP has to look for no unused ones
@@ -151,12 +154,13 @@ def test_budget_and_flops_are_sums_over_processes(trained: list[dict[str, Any]],
 def evaluate(world_size: int, tiny_esm: Path, folders: list[Folders]) -> list[dict[str, Any]]:
     """Score several test sets, one after the other."""
     results = []
-    module, evaluation = ContactModule(str(tiny_esm)), ContactEvaluation(write_rows=False)
-    runner = trainer(Path.cwd(), evaluation, **processes(world_size))
-    for each in folders:
-        data = data_module(each, eval_batch_size=2)
-        (logged,) = runner.test(module, data, verbose=False)
-        results.append({"rows": sorted(evaluation.rows, key=lambda row: row["id"]), "logged": logged})
+    for module in (ContactModule(str(tiny_esm)), RetrievalModule(str(tiny_esm), index="db")):
+        evaluation = ContactEvaluation(write_rows=False)
+        runner = trainer(Path.cwd(), evaluation, **processes(world_size))
+        for each in folders:
+            data = data_module(each, eval_batch_size=2)
+            (logged,) = runner.test(module, data, verbose=False)
+            results.append({"rows": sorted(evaluation.rows, key=lambda row: row["id"]), "logged": logged})
     return results
 
 
@@ -169,6 +173,7 @@ def test_every_protein_is_scored_once_whatever_the_number_of_processes(
         for i in range(size):
             write_pdb(tmp_path / f"test{size}" / f"s{i}.pdb", {"A": random_sequence(i, 20 + 7 * i)}, seed=i)
         folders.append((tmp_path / f"test{size}", tmp_path / f"test{size}"))
+    write_database(tmp_path / "db", {f"near{i}_A": mutated(random_sequence(i, 20 + 7 * i), 0.15, 1) for i in (2, 4, 5)})
     monkeypatch.chdir(tmp_path)
     ranks = run_ranks(evaluate, world_size, world_size, tiny_esm, folders, folder=tmp_path)
     for one, *others in zip(evaluate(1, tiny_esm, folders), *ranks, strict=True):
@@ -176,7 +181,8 @@ def test_every_protein_is_scored_once_whatever_the_number_of_processes(
             assert other["logged"] == pytest.approx(one["logged"], abs=1e-6, nan_ok=True)
             assert [row["id"] for row in other["rows"]] == [row["id"] for row in one["rows"]]
             for ours, theirs in zip(other["rows"], one["rows"], strict=True):
-                assert ours["auprc_sep6"] == pytest.approx(theirs["auprc_sep6"], abs=1e-6, nan_ok=True)
+                for name in ours.keys() & {"auprc_sep6", "copy_auprc_sep6", "hit_identity", "hit_coverage"}:
+                    assert ours[name] == pytest.approx(theirs[name], abs=1e-6, nan_ok=True)
 
 
 def sharded_gradients(tiny_esm: Path) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:

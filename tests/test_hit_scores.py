@@ -25,7 +25,7 @@ def both() -> tuple[ContactScores, HitScores, list[dict[str, float]]]:
         own.update([copied], [labels], "x", [n])
         alone.append(own.compute())
         model.update([probability], [labels], [f"p{n}"], [n])
-        hits.update([copied], [labels], [f"p{n}"], [n], identity=[identity])
+        hits.update([copied], [labels], [f"p{n}"], [n], nearest=[(identity, identity / 2)])
     return model, hits, alone
 
 
@@ -34,6 +34,7 @@ def test_every_protein_keeps_its_identity_and_what_copying_reaches() -> None:
     rows = hits.with_columns(model.rows)
     for row, identity, own, plain in zip(rows, IDENTITY, alone, model.rows, strict=True):
         assert row["hit_identity"] is None if math.isnan(identity) else row["hit_identity"] == pytest.approx(identity)
+        assert row["hit_coverage"] is None if math.isnan(identity) else row["hit_coverage"] == row["hit_identity"] / 2
         assert row["copy_mcc_sep6"] == pytest.approx(own["mcc_sep6"])
         assert row["copy_p_at_L_long"] == pytest.approx(own["p_at_L_long"], nan_ok=True)
         assert {name: row[name] for name in plain} == plain
@@ -59,7 +60,7 @@ def test_a_protein_seen_again_counts_once() -> None:
     for n in (5, 2, 0, 2, 1, 6, 4, 3, 0):
         _, labels, _ = made(n, 40 + n)
         copied, _, _ = made(n + 100, 40 + n)
-        again.update([copied], [labels], [f"p{n}"], [n], identity=[IDENTITY[n]])
+        again.update([copied], [labels], [f"p{n}"], [n], nearest=[(IDENTITY[n], IDENTITY[n] / 2)])
     assert again.rows == hits.rows and again.compute() == hits.compute()
 
 
@@ -73,5 +74,5 @@ def test_models_that_know_no_hits_get_no_columns() -> None:
 
 def test_numbers_that_do_not_fit_are_refused() -> None:
     probability, labels, _ = made(0, 30)
-    with pytest.raises(ValueError, match="got 0 identities of best hits and 1 ids"):
+    with pytest.raises(ValueError, match="got 0 best hits and 1 ids"):
         HitScores().update([probability], [labels], ["p"])

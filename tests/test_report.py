@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contactlm.atomic import write_csv
 from contactlm.cli import main
 from contactlm.report.compare import Spread, by_arm, differences, group_equal, judge
 from contactlm.report.figure import COLORS, arm_styles, draw_score, mean_curve
 from contactlm.report.read import find_runs
 from contactlm.report.summary import group_lines, summarize
-from contactlm.report.table import curve_rows, markdown, table_rows, trivial_scores, write_csv
+from contactlm.report.table import curve_rows, markdown, table_rows, trivial_scores
 from tests.made_runs import LOOKS, STEPS_PER_LOOK, TOKENS_PER_STEP, chains, equal_terms, make_run, make_untrained
 
 CROP, FULL = (0.40, 0.44, 0.42), (0.20, 0.24, 0.19)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contactlm.callbacks.evaluation import write_rows
+from contactlm.atomic import write_csv
 from contactlm.cli import main
 from contactlm.report.hits import hit_markdown, hit_strata
 from contactlm.report.read import find_runs
@@ -30,7 +30,7 @@ def add_proteins(folder: Path, seed: int, knows_hits: bool, copied: list[float] 
     if knows_hits:
         for row, identity, copy in zip(rows, IDENTITY, copied or COPIED, strict=True):
             row |= {"hit_identity": identity, "copy_mcc_sep6": copy, "copy_p_at_L_long": copy}
-    write_rows(folder / "test_scores.csv", rows)
+    write_csv(folder / "test_scores.csv", rows)
     return scores
 
 
@@ -89,7 +89,7 @@ def test_runs_of_other_proteins_or_hits_are_named(tmp_path: Path) -> None:
     assert strata is not None and len(strata.arms["crop200"]) == 1
     text = hit_markdown(strata)
     assert f"{tmp_path / 'crop200' / 'version_0'}: left out by stratum" in text
-    assert f"other hits were found in {other.parent}" in text
+    assert f"other hits in {other.parent}" in text
 
 
 def test_without_hits_there_is_no_such_table(tmp_path: Path) -> None:
@@ -101,13 +101,36 @@ def test_without_hits_there_is_no_such_table(tmp_path: Path) -> None:
     "damage",
     [b"\xff\xfe\x00", b"id,mcc\na,0\n", b"id,index,mcc\na,0,x\n", b"id,index\na,0,1\n", b"id,index,mcc\na,0\n"],
 )
-def test_scores_that_cannot_be_read_end_with_a_message(
-    tmp_path: Path, capsys: pytest.CaptureFixture, damage: bytes
-) -> None:
+def test_scores_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture, damage: bytes) -> None:
     make_arm(tmp_path, "retrieval", 1, knows_hits=True)
-    (tmp_path / "retrieval" / "version_0" / "test_scores.csv").write_bytes(damage)
-    assert main(["report", str(tmp_path / "retrieval"), "--out", str(tmp_path / "out")]) == 1
-    assert "test_scores.csv: cannot be read" in capsys.readouterr().err
+    damaged = tmp_path / "retrieval" / "version_0"
+    (damaged / "test_scores.csv").write_bytes(damage)
+    assert main(["report", str(tmp_path / "retrieval"), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert f"{damaged / 'test_scores.csv'}: cannot be read" in text and f"{damaged}: left out by stratum" in text
+    assert "| retrieval | 0." in text and "(one seed)" in text
+
+
+def test_a_file_cut_short_is_the_one_left_out(tmp_path: Path) -> None:
+    make_arm(tmp_path, "retrieval", 1, knows_hits=True)
+    make_arm(tmp_path, "crop200", 1, knows_hits=False)
+    cut = tmp_path / "retrieval" / "version_0" / "test_scores.csv"
+    cut.write_text("".join(cut.read_text().splitlines(keepends=True)[:4]))
+    strata = hit_strata(find_runs([tmp_path]).runs)
+    assert strata is not None and {arm: len(runs) for arm, runs in strata.arms.items()} == {
+        "crop200": 2,
+        "retrieval": 1,
+        "copy the homolog": 1,
+    }
+    assert strata.remarks == [f"{cut.parent}: left out by stratum, has no scores of the same proteins"]
+
+
+def test_other_hits_in_one_arm_are_shown_as_a_spread(tmp_path: Path) -> None:
+    make_arm(tmp_path, "retrieval", 1, knows_hits=True)
+    add_proteins(tmp_path / "retrieval" / "version_1", 2, knows_hits=True, copied=[0.1] * 8)
+    strata = hit_strata(find_runs([tmp_path]).runs)
+    assert strata is not None and len(strata.arms["copy the homolog"]) == 2
+    assert "| copy the homolog | 0.050 ± 0.071 | 0.200 ± 0.141 |" in hit_markdown(strata)
 
 
 def test_scores_of_a_checkpoint_that_was_given_something_else_are_not_those_of_its_run(tmp_path: Path) -> None:

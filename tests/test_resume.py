@@ -89,7 +89,11 @@ def test_a_run_that_goes_on_with_other_chains_says_so(
     run(tmp_path / "first", tiny_esm, folders, 2 * 3 * 32)
     checkpoint = tmp_path / "first" / "step=1.ckpt"
     run(tmp_path / "again", tiny_esm, folders, 2 * 3 * 32, checkpoint)
-    assert "other training chains" not in caplog.text
+    assert "was trained on" not in caplog.text
     write_pdb(folders[0] / "t99.pdb", {"A": random_sequence(99, 50)}, seed=99)
     run(tmp_path / "more", tiny_esm, folders, 2 * 3 * 32, checkpoint)
-    assert "had other training chains: " in caplog.text and "may have been trained on" in caplog.text
+    assert "was trained on 11 chains" in caplog.text and "and now has 12" in caplog.text
+    # what was trained on other chains stays so
+    caplog.clear()
+    run(tmp_path / "on", tiny_esm, folders, 3 * 3 * 32, tmp_path / "more" / "step=2.ckpt")
+    assert "was trained on 11 chains" in caplog.text

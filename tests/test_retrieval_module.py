@@ -256,11 +256,13 @@ def test_copying_is_scored_beside_the_model(
     exclusion = Exclusion.of_proteins(store.ids, [store.sequence_of(n) for n in range(len(store))])
     for n in range(len(store)):
         (hits,) = module.evidence.search.search([store.sequence_of(n)], [store.ids[n]], exclusion)
-        identities.append(hits[0].pair_identity if hits else None)
+        identities.append((hits[0].pair_identity, hits[0].coverage) if hits else (None, None))
         labels = torch.from_numpy(contact_map(np.array(store.cb_of(n))))
         probability = copy_homolog(hits, module.evidence.database, len(labels))
         copied.update(torch.from_numpy(probability), labels, store.ids[n], [n])
-    assert [row["hit_identity"] for row in evaluation.rows] == pytest.approx(identities)
+    assert [(row["hit_identity"], row["hit_coverage"]) for row in evaluation.rows] == [
+        pytest.approx(each) for each in identities
+    ]
     rows = {row["id"]: row["copy_mcc_sep6"] for row in evaluation.rows}
     assert rows == pytest.approx({row["id"]: row["mcc_sep6"] for row in copied.rows})
     expected = copied.compute()

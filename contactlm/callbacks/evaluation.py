@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
+from contactlm.atomic import write_csv
 from contactlm.complex_scores import ComplexScores
 from contactlm.hit_scores import HitScores
 from contactlm.metrics import ContactScores
@@ -38,7 +38,7 @@ class ContactEvaluation(L.Callback):
     without a training relative of 30 % identity, ``…@id30-50``, ``…@id>=50``, and ``proteins@…`` with their numbers.
 
     Steps that also return ``copied`` (one (L, L) map a protein, the contacts carried over from its relatives of known
-    structure) and ``hit_identity`` (pair identity of its best hit, NaN where there is none), as those of
+    structure) and ``nearest`` (pair identity and coverage of its best hit, NaN where there is none), as those of
     :class:`contactlm.RetrievalModule` do, have the main scores of copying logged as ``copy_…``, and both by that
     identity: ``test/mcc_sep6@nohit``, ``…@hit<30``, ``…@hit30-50``, ``…@hit>=50``.
 
@@ -103,7 +103,7 @@ class ContactEvaluation(L.Callback):
         self._scores.update(probability, labels, ids, indices, chain_of)
         self._complexes.update(probability, labels, ids, indices, chain_of)
         if "copied" in outputs:
-            self._hits.update(outputs["copied"], labels, ids, indices, chain_of, outputs["hit_identity"])
+            self._hits.update(outputs["copied"], labels, ids, indices, chain_of, outputs["nearest"])
         else:
             self._hits.update([], [], [])  # a metric that was never updated warns
 
@@ -124,12 +124,12 @@ class ContactEvaluation(L.Callback):
         self._log(pl_module, "test", scores | self._of_parts(trainer, "test"))
         folder = run_directory(trainer)  # the processes agree on it: all must ask
         if self.write_rows and trainer.is_global_zero and folder is not None:
-            write_rows(Path(folder) / "test_scores.csv", self.rows)
+            write_csv(Path(folder) / "test_scores.csv", self.rows, () if self.rows else ("id",))
 
     def _of_parts(self, trainer: L.Trainer, role: str) -> dict[str, float]:
         """Scores of complexes, of copying, and of strata."""
-        copied = self._complexes.compute() | self._hits.compute()
-        return copied | self._by_identity(trainer, role) | self._hits.by_stratum(self.rows)
+        parts = self._complexes.compute() | self._hits.compute()
+        return parts | self._by_identity(trainer, role) | self._hits.by_stratum(self.rows)
 
     def _by_identity(self, trainer: L.Trainer, role: str) -> dict[str, float]:
         """Main scores of proteins in each stratum of identity to the training set that has any."""
@@ -145,12 +145,3 @@ class ContactEvaluation(L.Callback):
         # the scores are of all processes already: every process logs the same, so that checkpoints can watch them
         for name, value in scores.items():
             pl_module.log(f"{prefix}/{name}", value, prog_bar=name == "mcc_sep6", rank_zero_only=False, sync_dist=False)
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write one line a protein."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(rows[0]) if rows else ["id"])
-        writer.writeheader()
-        writer.writerows(rows)

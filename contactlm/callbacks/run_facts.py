@@ -40,6 +40,7 @@ def equal_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]
         budget = find_callback(trainer, TokenBudget)
         facts |= {"budget": None if budget is None else budget.max_tokens, **_split_facts(trainer)}
         facts |= {role: chain_set(trainer, role) for role in ("train", "dev")}
+        facts["trained_before"] = getattr(trainer.datamodule, "trained_before", None) or None  # type: ignore[attr-defined]  # a connector sets it
     return facts
 
 

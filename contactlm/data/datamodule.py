@@ -26,7 +26,7 @@ from contactlm.data.download import RCSB
 from contactlm.data.groups import chain_keys, cluster_chains
 from contactlm.data.leakage import MANY_PAIRS, TooManyPairsError, store_identity, tell_leaks, tell_skipped
 from contactlm.data.manifest import ClusterRule
-from contactlm.data.place import chains_digest, check_same_run
+from contactlm.data.place import chains_digest, check_same_run, other_chains
 from contactlm.data.queries import read_queries
 from contactlm.data.selection import Selection, by_length, name_problems, select_chains
 from contactlm.data.sources import Source
@@ -149,6 +149,7 @@ class ContactDataModule(L.LightningDataModule):
         self.bound = _cost_bound(batch_tokens, batch_pairs)
         self._train_clusters: NDArray[np.int64] | None = None
         self._train_digest: dict[str, int] | None = None
+        self.trained_before: list[dict[str, int]] = []  # other sets of training chains that the run goes on from
         self.identity: dict[str, NDArray[np.float32]] = {}
         self._chains: dict[str, ChainStore] = {}
         self.problems: dict[str, str] = {}
@@ -277,12 +278,16 @@ class ContactDataModule(L.LightningDataModule):
         options = {name: getattr(self, name) for name in ("seed", "split_seed", "split", "dev_fraction")}
         if self._train_digest is None and "train" in self._chains:
             self._train_digest = chains_digest(self._chains["train"])
-        return options if self._train_digest is None else {**options, "train": self._train_digest}
+        train = {} if self._train_digest is None else {"train": self._train_digest}
+        return options | train | {"trained_before": self.trained_before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to train on in a run of another seed or split; tell of other training chains."""
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            check_same_run(state_dict, self.state_dict(), self.trainer.ckpt_path)
+            now = self.state_dict()
+            self.trained_before = check_same_run(state_dict, now, self.trainer.ckpt_path)
+            if self.trained_before and self._is_main_process:
+                log.warning("%s", other_chains(self.trained_before, now["train"]))
 
     @property
     def _is_main_process(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,33 +68,42 @@ def chains_digest(store: ChainStore) -> dict[str, int]:
     return {"chains": len(store), "residues": int(lengths.sum()), "checksum": checksum}
 
 
-def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str | Path | None) -> None:
+def check_same_run(
+    before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str | Path | None
+) -> list[dict[str, int]]:
     """Refuse to go on with a run of another seed or split: its steps would be counted, and reported, as those of this.
 
-    Other training chains are told: some structures may have come or gone, but the dev set may then hold chains that
-    were trained on.
-
     Args:
-        before: Options of the run that goes on, by name, and as ``train`` the digest of its training chains; what its
-            checkpoint does not say is not checked.
+        before: Options of the run that goes on, by name; as ``train`` the digest of its training chains, and as
+            ``trained_before`` those of other sets that it was trained on. What its checkpoint does not say, or what
+            this version does not know, is not checked.
         now: Those of this run.
         checkpoint: The file, for the message.
+
+    Returns:
+        Digests of all other sets of training chains that the run was trained on: structures may come and go, but chains
+        of the dev and test sets, or relatives of theirs, may then have been trained on.
 
     Raises:
         DataError: An option is another.
     """
-    options, chains = dict(before), dict(before.get("train", now["train"]))
-    options.pop("train", None)
-    for name, value in options.items():
-        if now[name] != value:
+    for name in before.keys() & now.keys() - {"train", "trained_before"}:
+        if now[name] != before[name]:
             option = "seed_everything" if name == "seed" else f"data.{name}"
             raise DataError(
-                f"{option} is {now[name]}, but {value} in the run to go on with ({checkpoint}): give --{option} "
-                f"{value}, or leave --ckpt_path out, which starts a run of its own"
+                f"{option} is {now[name]}, but {before[name]} in the run to go on with ({checkpoint}): give --{option} "
+                f"{before[name]}, or leave --ckpt_path out, which starts a run of its own"
             )
-    if chains != now["train"]:
-        log.warning(
-            "the run that goes on (%s) had other training chains: %d of %d residues, now %d of %d; dev chains may have "
-            "been trained on, and their scores flatter the model",
-            *(checkpoint, chains["chains"], chains["residues"], now["train"]["chains"], now["train"]["residues"]),
-        )
+    others = [*before.get("trained_before", []), before.get("train", now["train"])]
+    return [digest for n, digest in enumerate(others) if digest != now["train"] and digest not in others[:n]]
+
+
+def other_chains(before: Sequence[Mapping[str, int]], now: Mapping[str, int]) -> str:
+    """Say that a run goes on with other training chains than it had."""
+    had = " and ".join(f"{each['chains']} chains ({each['residues']} residues)" for each in before)
+    same = "of other ids or lengths, " if any(each["chains"] == now["chains"] for each in before) else ""
+    return (
+        f"the run that goes on was trained on {had}, {same}and now has {now['chains']} ({now['residues']} residues): "
+        "dev and test chains, or relatives of theirs, may have been trained on, and their scores flatter the model; "
+        "run.json says so, and scores by identity know the chains of now alone. Leave --ckpt_path out to start anew"
+    )

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from contactlm.atomic import atomic_path
-from contactlm.report.compare import group_equal
-from contactlm.report.figure import FIGURES, draw_score, save_figure
+from contactlm.atomic import atomic_path, write_csv
+from contactlm.report.compare import by_arm, group_equal
+from contactlm.report.figure import FIGURES, arm_styles, draw_score, save_figure
 from contactlm.report.hits import hit_markdown, hit_rows, hit_strata
 from contactlm.report.hits_figure import draw_hits
 from contactlm.report.read import Run, find_runs
 from contactlm.report.summary import RULE, group_lines, left_out_lines, summarize
-from contactlm.report.table import curve_rows, markdown, table_rows, write_csv
+from contactlm.report.table import curve_rows, markdown, table_rows
 from contactlm.types import ContactLMError
 
 ABOUT = """\
@@ -104,7 +104,7 @@ def _write_group(runs: Sequence[Run], folder: Path) -> str:
         write_csv(folder / "curves.csv", curves)
     tables = markdown(runs)
     if strata := hit_strata(runs):
-        save_figure(draw_hits(strata), folder / f"{HITS}.png")
+        save_figure(draw_hits(strata, arm_styles(list(by_arm(runs)))), folder / f"{HITS}.png")
         write_csv(folder / f"{HITS}.csv", hit_rows(strata))
         tables += "\n\n" + hit_markdown(strata)
     with atomic_path(folder / "table.md") as temporary:

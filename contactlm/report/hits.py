@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,12 @@ from contactlm.report.compare import Spread, by_arm
 from contactlm.report.read import Run
 from contactlm.report.table import grid
 from contactlm.strata import COPY, HIT_IDENTITY, HIT_STRATA, hit_stratum
+from contactlm.types import ContactLMError
 
 SCORES = ("mcc_sep6", "mcc_sep6_tuned", "p_at_L_long")
 TITLES = ("no hit", "below 30 %", "30–50 %", "50 % and above")
 COPYING = "copy the homolog"
+DIGITS = 6
 
 Protein = tuple[str, str]  # id and index in the test set
 Table = Mapping[Protein, Mapping[str, float]]
@@ -41,36 +43,40 @@ class Strata:
 def hit_strata(runs: Sequence[Run]) -> Strata | None:
     """Take the test scores of some runs apart by the identity of each protein's best hit.
 
-    Which protein belongs where is told by a run that knows its hits (see :class:`contactlm.RetrievalModule`), and holds
-    for all runs.
+    Which protein belongs where is told by a run that knows its hits (see :class:`contactlm.RetrievalModule`), of
+    several the one with most proteins, and holds for all runs. Runs without scores of the same proteins are left out
+    and named.
 
     Args:
         runs: Runs with one test set.
 
     Returns:
         The scores; None where no run knows hits.
-
-    Raises:
-        ContactLMError: Scores of a run that cannot be read.
     """
-    tables = {id(run): run.proteins() for run in runs if run.test}
-    knowing = [run for run in runs if any(HIT_IDENTITY in row for row in tables.get(id(run), {}).values())]
+    strata, tables = Strata(), dict[int, Table]()
+    for run in runs:
+        try:
+            tables[id(run)] = run.proteins() if run.test else {}
+        except ContactLMError as error:
+            tables[id(run)] = {}
+            strata.remarks.append(str(error))
+    knowing = [run for run in runs if any(HIT_IDENTITY in row for row in tables[id(run)].values())]
     if not knowing:
         return None
-    nearest = _nearest(tables[id(knowing[0])])
-    strata = Strata({name: sum(place == name for place in nearest.values()) for name in HIT_STRATA})
-    others = [run for run in knowing if _nearest(tables[id(run)]) != nearest]
+    chosen = max(knowing, key=lambda run: len(tables[id(run)]))
+    nearest = _nearest(tables[id(chosen)])
+    strata.proteins = {name: sum(place == name for place in nearest.values()) for name in HIT_STRATA}
+    used = [run for run in runs if tables[id(run)].keys() == nearest.keys()]
+    strata.remarks += [
+        f"{run.path}: left out by stratum, has no scores of the same proteins" for run in runs if run not in used
+    ]
+    knowing = [run for run in knowing if run in used]
+    others = [str(run.path) for run in knowing if _nearest(tables[id(run)]) != nearest]
     if others:
-        names = ", ".join(str(run.path) for run in others)
-        strata.remarks.append(f"strata are those of the hits of {knowing[0].path}; other hits were found in {names}")
-    for arm, members in by_arm(runs).items():
-        for run in members:
-            table = tables.get(id(run), {})
-            if table.keys() != nearest.keys():
-                strata.remarks.append(f"{run.path}: left out by stratum, has no scores of the same proteins")
-                continue
-            strata.arms.setdefault(arm, []).append(_means(table, nearest, ""))
-    strata.arms |= _copying([run for run in knowing if tables[id(run)].keys() == nearest.keys()], tables, nearest)
+        strata.remarks.append(f"strata are those of the hits of {chosen.path}; other hits in {', '.join(others)}")
+    for arm, members in by_arm(used).items():
+        strata.arms[arm] = [_means(tables[id(run)], nearest, "") for run in members]
+    strata.arms |= _copying(knowing, tables, nearest)
     return strata
 
 
@@ -92,18 +98,32 @@ def _means(table: Table, nearest: Mapping[Protein, str], prefix: str) -> Values:
 def _copying(
     runs: Sequence[Run], tables: Mapping[int, Table], nearest: Mapping[Protein, str]
 ) -> dict[str, list[Values]]:
-    """Copying does not depend on training: arms with the same hits share a row."""
-    found: list[tuple[Values, list[str]]] = []
-    for run in runs:
-        values = _means(tables[id(run)], nearest, COPY)
-        arms = next((arms for known, arms in found if known == values), None)
-        if arms is None:
-            found.append((values, [run.arm]))
-        elif run.arm not in arms:
-            arms.append(run.arm)
-    if len(found) == 1:
-        return {COPYING: [found[0][0]]}
-    return {f"{COPYING} ({', '.join(arms)})": [values] for values, arms in found}
+    """Copying does not depend on training: arms whose runs had the same hits share a row.
+
+    A row has several values only where the runs of one arm had different hits.
+    """
+    of_arms = {
+        arm: _distinct(_means(tables[id(run)], nearest, COPY) for run in members)
+        for arm, members in by_arm(runs).items()
+    }
+    shared: dict[str, list[str]] = {}
+    for arm, values in of_arms.items():
+        shared.setdefault(repr(_rounded(values)), []).append(arm)
+    if len(shared) == 1:
+        return {COPYING: next(iter(of_arms.values()))}
+    return {f"{COPYING} ({', '.join(arms)})": of_arms[arms[0]] for arms in shared.values()}
+
+
+def _distinct(values: Iterable[Values]) -> list[Values]:
+    return list({repr(_rounded([each])): each for each in values}.values())
+
+
+def _rounded(values: Sequence[Values]) -> Any:
+    """For comparing: the last digits may differ between machines."""
+    return [
+        {name: {score: round(value, DIGITS) for score, value in each.items()} for name, each in one.items()}
+        for one in values
+    ]
 
 
 def hit_rows(strata: Strata) -> list[dict[str, Any]]:
@@ -127,7 +147,7 @@ def hit_markdown(strata: Strata) -> str:
     parts = ["### By identity to the best hit of known structure (number of test proteins)"]
     for score in _known(strata):
         rows = [
-            [arm, *(_text(spread_of(runs, stratum, score)) for stratum in HIT_STRATA)]
+            [arm, *(_text(arm, spread_of(runs, stratum, score)) for stratum in HIT_STRATA)]
             for arm, runs in strata.arms.items()
         ]
         parts.append(grid([f"test {score}", *header], rows))
@@ -145,7 +165,8 @@ def spread_of(runs: Sequence[Values], stratum: str, score: str) -> Spread | None
     return Spread.of(run[stratum].get(score) for run in runs)
 
 
-def _text(spread: Spread | None) -> str:
+def _text(arm: str, spread: Spread | None) -> str:
+    """Copying is not trained, so that it has no seeds to tell of."""
     if spread is None:
         return ""
-    return f"{spread.mean:.3f}" if spread.sd is None else spread.text()
+    return f"{spread.mean:.3f}" if arm.startswith(COPYING) and spread.n == 1 else spread.text()

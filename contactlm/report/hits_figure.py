@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from contactlm.report.figure import arm_styles
-from contactlm.report.hits import COPYING, TITLES, Strata, spread_of
+from contactlm.report.hits import TITLES, Strata, spread_of
 from contactlm.strata import HIT_STRATA
 
 PANELS = {"mcc_sep6": "test MCC, |i − j| ≥ 6", "p_at_L_long": "test P@L, long range (|i − j| ≥ 24)"}
@@ -15,17 +18,18 @@ COPY_FACES = ("#ffffff", "#aaaaaa", "#000000")
 WIDTH = 0.7  # of a stratum that its arms share; strata are 1 apart
 
 
-def draw_hits(strata: Strata) -> Figure:
+def draw_hits(strata: Strata, styles: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw a figure: a panel a score, a column a stratum, a marker an arm (mean ± 1 sd over seeds).
 
     Args:
         strata: Scores of all arms by stratum.
+        styles: Of each arm, as in the other figures; see :func:`contactlm.report.figure.arm_styles`.
     """
     rows = -(-len(strata.arms) // 4)
     figure = Figure(figsize=(11, 3.9 + 0.25 * rows), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for ax, (score, title) in zip(panels, PANELS.items(), strict=True):
-        _draw_panel(ax, strata, score)
+        _draw_panel(ax, strata, score, styles)
         ax.set_title(title, fontsize="medium")
     panels[0].set_ylabel("mean over proteins")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -33,9 +37,8 @@ def draw_hits(strata: Strata) -> Figure:
     return figure
 
 
-def _draw_panel(ax: Axes, strata: Strata, score: str) -> None:
+def _draw_panel(ax: Axes, strata: Strata, score: str, styles: Mapping[str, Mapping[str, Any]]) -> None:
     arms = list(strata.arms)
-    styles = arm_styles([arm for arm in arms if not arm.startswith(COPYING)])
     copies = [arm for arm in arms if arm not in styles]
     step = WIDTH / max(1, len(arms) - 1)
     for number, (arm, runs) in enumerate(strata.arms.items()):
@@ -46,7 +49,7 @@ def _draw_panel(ax: Axes, strata: Strata, score: str) -> None:
         ax.errorbar(
             [place + shift for place, _ in known],
             [spread.mean for _, spread in known],
-            yerr=[spread.sd or 0.0 for _, spread in known],
+            yerr=[math.nan if spread.sd is None else spread.sd for _, spread in known],
             label=arm,
             linestyle="none",
             capsize=3,

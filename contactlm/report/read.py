@@ -96,7 +96,7 @@ class Run:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-            raise ContactLMError(f"{path}: cannot be read ({error!r}); score the checkpoint again") from error
+            raise ContactLMError(f"{path}: cannot be read ({error!r}), so that it tells nothing by stratum") from error
 
     @property
     def trained(self) -> bool:

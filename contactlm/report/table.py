@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from contactlm.atomic import atomic_path
 from contactlm.report.compare import Spread, arm_spread, by_arm
 from contactlm.report.read import Run
 
@@ -86,14 +83,6 @@ def trivial_scores(runs: Sequence[Run], role: str) -> dict[str, float]:
 
 def _known(values: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if name in COLUMNS}
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows, which share their keys; None is left empty."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def curve_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -46,14 +46,18 @@ def copy_homolog(
 
 
 def copy_contacts(
-    cb: NDArray[np.floating], pair_identity: Sequence[float], threshold: float = CONTACT_THRESHOLD
+    cb: NDArray[np.floating],
+    pair_identity: Sequence[float],
+    threshold: float = CONTACT_THRESHOLD,
+    chain_of: NDArray[np.integer] | None = None,
 ) -> NDArray[np.float32]:
-    """Do the same with what is known of a query's residues.
+    """Predict as :func:`copy_homolog` does, from coordinates that lie on the query's residues already.
 
     Args:
         cb: (K, L, 3), Å, C-beta of the residue that each is aligned with in each hit; NaN: none, or unresolved.
         pair_identity: Of each of the K hits.
         threshold: As of :func:`copy_homolog`.
+        chain_of: Of a complex, each residue's chain number, (L,): residues of two chains are no neighbours.
 
     Returns:
         As there.
@@ -69,6 +73,8 @@ def copy_contacts(
         weights[pairs] += weight
     offsets = np.arange(length)
     trivial = np.abs(offsets[:, None] - offsets[None, :]) <= TRIVIAL_REACH
+    if chain_of is not None:
+        trivial &= chain_of[:, None] == chain_of[None, :]
     return np.where(weights > 0, total / np.maximum(weights, np.finfo(np.float32).tiny), trivial).astype(np.float32)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contactlm.data.store import ChainStore
-from contactlm.retrieval.copy_homolog import copy_homolog
+from contactlm.retrieval.copy_homolog import copy_contacts, copy_homolog
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.exclude import Exclusion
 from contactlm.retrieval.search import StructureSearch
@@ -65,3 +65,9 @@ def test_an_insertion_shifts_the_contacts(tmp_path: Path) -> None:
         copy_homolog([replace(hits[0], query_positions=hits[0].hit_positions)], database, len(QUERY)),
     )
     np.testing.assert_array_equal(probability[:60, 90:], straight[:60, 84:])
+
+
+def test_residues_of_two_chains_are_no_neighbours() -> None:
+    chain_of = np.repeat([0, 1], [7, 5])
+    probability = copy_contacts(np.full((0, 12, 3), np.nan), [], chain_of=chain_of)
+    np.testing.assert_array_equal(probability, trivial(12) * (chain_of[:, None] == chain_of))
