@@ -24,6 +24,7 @@ SHOWN_SCORES = (
     "intra_mcc_sep6",
     "inter_mcc",
 )
+BESIDE = {"trivial": "trivial", "copying hits": "copy"}  # predictors that learn nothing: how they are called and logged
 # Third parties' remarks that a user of the command line can do nothing about.
 QUIET_WARNINGS = (
     ".*does not have many workers.*",
@@ -59,7 +60,7 @@ def set_up_log() -> None:
 
 
 def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", threshold: float = 0.5) -> str:
-    """The main scores of a set as a table, one line a score, the trivial predictor's beside.
+    """The main scores of a set as a table, one line a score, those of predictors that learn nothing beside.
 
     Args:
         prefix: ``dev`` or ``test``.
@@ -80,9 +81,11 @@ def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", thres
     width = max(len(head) - 6, *(len(name) for name, _ in rows))
     lines = [f"{head:<{width + 6}}  at {threshold:g}" + ("" if tuned is None else f"  at {float(tuned):.3f} (tuned)")]
     for name, value in rows:
-        at_tuned, trivial = (metrics.get(f"{prefix}/{other}") for other in (f"{name}_tuned", f"trivial_{name}"))
+        at_tuned = metrics.get(f"{prefix}/{name}_tuned")
+        others = {kind: metrics.get(f"{prefix}/{of}_{name}") for kind, of in BESIDE.items()}
         cells = f"{_number(value):>6}  " + ("" if tuned is None else f"{_number(at_tuned):>16}  ")
-        beside = "" if trivial is None else f"(trivial {_number(trivial)})"
+        known = [f"{kind} {_number(value)}" for kind, value in others.items() if value is not None]
+        beside = f"({', '.join(known)})" if known else ""
         lines.append(f"{prefix:<4}  {name:<{width}}  {cells}{beside}".rstrip())
     return "\n".join(lines)
 

@@ -403,6 +403,7 @@ def test_fit_test_validate_predict(
     def scores(prefix: str, text: str) -> list[str]:
         return next(line.split() for line in text.splitlines() if line.startswith(prefix))
 
+    assert f"copying hits {read_run(run_folder)['test']['copy_mcc_sep6']:.3f})" in printed
     record = read_run(run_folder)
     assert record["equal"]["structures"]["chains"] == len(StructureDatabase.open(set_database))
     assert record["reads"]["hits"] == 4 and record["reads"]["shuffled_hits"] is False
