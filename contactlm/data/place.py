@@ -87,7 +87,7 @@ def check_same_run(
     Raises:
         DataError: An option is another.
     """
-    for name in before.keys() & now.keys() - {"train", "trained_before"}:
+    for name in sorted(before.keys() & now.keys() - {"train", "trained_before"}):
         if now[name] != before[name]:
             option = "seed_everything" if name == "seed" else f"data.{name}"
             raise DataError(
