@@ -93,7 +93,7 @@ def test_fit_test_resume_validate(tmp_path: Path, tiny_esm: Path, pdb_folders, c
 
 def test_predict_needs_nothing_but_a_checkpoint(tmp_path: Path, tiny_esm: Path, pdb_folders, capsys) -> None:
     assert fit(tiny_esm, pdb_folders, "--budget.max_tokens=200") == 0
-    best = next((tmp_path / "runs").rglob("best-*.ckpt"))
+    best = next((tmp_path / "runs").rglob("best-*.ckpt")).rename(tmp_path / "moved.ckpt")
     fasta = f">one\n{random_sequence(0, 40)}\n>bad\nMKJ\n>one\n{random_sequence(1, 30).lower()}*\n"
     (tmp_path / "a.fasta").write_text(fasta)
     (tmp_path / "in").mkdir()
@@ -104,6 +104,7 @@ def test_predict_needs_nothing_but_a_checkpoint(tmp_path: Path, tiny_esm: Path, 
     assert main(command) == 3  # one record could not be used
     captured = capsys.readouterr()
     assert "4 maps written to results" in captured.out and "record 2 (bad)" in captured.err
+    assert "best checkpoint" not in captured.err  # of the run that wrote it: of no concern here
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert names == {f"{n}.{s}" for n in ("one", "one_2", "two_2", "s_A") for s in ("npz", "rr", "png")} | {
         "summary.csv"

@@ -79,6 +79,7 @@ class SafeCheckpoint(ModelCheckpoint):
         self.stop_on_signals = stop_on_signals
         self._signals = StopSignals()
         self._stopping = 0  # the signal that all processes know of
+        self._fitting = True
         self._failed = False
         self._to_flush = False
         self._validation_is_due = False
@@ -86,6 +87,11 @@ class SafeCheckpoint(ModelCheckpoint):
         self._tried_at = (-1, 0.0)  # step and time of the newest last.ckpt, written or not
 
     # --- when ---
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take note of whether checkpoints will be written."""
+        super().setup(trainer, pl_module, stage)
+        self._fitting = stage == "fit"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals over (Lightning has set its own handlers by now, and restores what was before them)."""
@@ -248,7 +254,12 @@ class SafeCheckpoint(ModelCheckpoint):
                 }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember which checkpoints were best, also those in the folder of the run that is resumed."""
+        """Remember which checkpoints were best, also those in the folder of the run that is resumed.
+
+        Not where one is only scored or predicted with: nothing is written then.
+        """
+        if not self._fitting:
+            return
         if state_dict["dirpath"] == self.dirpath:
             self.last_model_path = state_dict["last_model_path"]
         kept = {path: score for path, score in state_dict["best_k_models"].items() if Path(path).is_file()}
