@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
 from contactlm import ContactModule, RetrievalModule
-from contactlm.callbacks import ContactEvaluation, FlopsMeter, TokenBudget
+from contactlm.callbacks import ContactEvaluation, FlopsMeter, PredictionWriter, TokenBudget
+from contactlm.callbacks.writer import read_summary
+from contactlm.data.datamodule import ContactDataModule
 from contactlm.model.lora import LoraOptions
 from contactlm.model.sharding import shard_layers
+from contactlm.outputs import ContactMap
 from contactlm.structure.parse import read_chains
 from tests.conftest import random_sequence, write_pdb
 from tests.processes import free_port, output, rank_env, run_ranks, start, wait_until
@@ -183,6 +187,31 @@ def test_every_protein_is_scored_once_whatever_the_number_of_processes(
             for ours, theirs in zip(other["rows"], one["rows"], strict=True):
                 for name in ours.keys() & {"auprc_sep6", "copy_auprc_sep6", "hit_identity", "hit_coverage"}:
                     assert ours[name] == pytest.approx(theirs[name], abs=1e-6, nan_ok=True)
+
+
+def predict(world_size: int, tiny_esm: Path, fasta: Path, out: Path) -> tuple[int, int]:
+    """Predict in this process, one of ``world_size``: how many maps were written in all, and were there already."""
+    writer = PredictionWriter(out, formats=["npz"])
+    data = ContactDataModule(predict_paths=[str(fasta)], eval_batch_size=2, read_workers=0)
+    runner = trainer(Path.cwd(), writer, **processes(world_size))
+    runner.predict(ContactModule(str(tiny_esm)), data, return_predictions=False)
+    return writer.written, writer.kept
+
+
+def test_processes_share_what_is_to_be_predicted(tmp_path: Path, tiny_esm: Path) -> None:
+    lengths = {f"p{n}": 20 + 5 * n for n in range(7)}
+    text = "".join(f">{name}\n{random_sequence(n, length)}\n" for n, (name, length) in enumerate(lengths.items()))
+    (tmp_path / "a.fasta").write_text(text)
+    predict(1, tiny_esm, tmp_path / "a.fasta", tmp_path / "one")
+    two = tmp_path / "two"
+    assert run_ranks(predict, 2, 2, tiny_esm, tmp_path / "a.fasta", two, folder=tmp_path) == [(7, 0)] * 2
+    for name in lengths:
+        ours, theirs = (ContactMap.load(folder / f"{name}.npz") for folder in (two, tmp_path / "one"))
+        np.testing.assert_allclose(ours.probability, theirs.probability, atol=1e-6)
+    assert {name: int(row["length"]) for name, row in read_summary(two / "summary.csv").items()} == lengths
+    (two / "p3.npz").unlink()
+    assert run_ranks(predict, 2, 2, tiny_esm, tmp_path / "a.fasta", two, folder=tmp_path) == [(1, 6)] * 2
+    assert (two / "p3.npz").is_file() and len(read_summary(two / "summary.csv")) == 7
 
 
 def sharded_gradients(tiny_esm: Path) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:

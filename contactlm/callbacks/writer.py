@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
+import torch
 
 from contactlm.assembly import residue_positions
 from contactlm.atomic import atomic_path, remove_temporaries
@@ -112,6 +113,11 @@ class PredictionWriter(L.Callback):
         total = sum(len(predicted) ** 2 for predicted in outputs)
         for predicted in outputs:
             self.write(predicted, seconds * len(predicted) ** 2 / total)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count the maps of all processes."""
+        own = torch.tensor(float(self.written), device=pl_module.device)
+        self.written = int(trainer.strategy.reduce(own, reduce_op="sum"))
 
     def write(self, predicted: ContactMap, seconds: float) -> None:
         """Write the files of one protein, then its line in the summary.
