@@ -13,6 +13,7 @@ GROUND = {"types", "alphabet", "atomic", "__init__"}
 ALLOWED = {
     "types": set(),
     "alphabet": set(),
+    "chain_sets": set(),
     "atomic": set(),
     "__init__": set(),
     "fasta": set(),
@@ -32,7 +33,7 @@ ALLOWED = {
     "outputs": {"assembly", "scores", "map_figure"},
     "map_figure": {"scores", "outputs"},
     "assembly": set(),
-    "data": {"structure", "fasta", "configs", "assembly"},
+    "data": {"structure", "fasta", "configs", "assembly", "chain_sets"},
     "model": set(),
     "retrieval": {"data", "structure", "model"},
     "inference": {"windows", "model"},
@@ -54,7 +55,7 @@ ALLOWED = {
     "report": {"run_file", "strata"},
     "callbacks": {
         *("run_directory", "run_file", "signals", "assembly", "module"),
-        *("metrics", "complex_scores", "hit_scores", "scores", "strata", "outputs"),
+        *("metrics", "complex_scores", "hit_scores", "scores", "strata", "outputs", "chain_sets"),
     },
 }
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

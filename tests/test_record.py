@@ -17,7 +17,8 @@ from lightning.pytorch.loggers import CSVLogger
 from contactlm import ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, RunRecord, TokenBudget
 from contactlm.callbacks.flops import flop_counter
-from contactlm.callbacks.run_facts import fingerprint, weights_facts
+from contactlm.callbacks.run_facts import weights_facts
+from contactlm.chain_sets import fingerprint
 from contactlm.cli import main
 from contactlm.run_file import read_run, write_run
 from contactlm.types import ContactLMError

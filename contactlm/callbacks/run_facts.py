@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.evaluation import ContactEvaluation
+from contactlm.chain_sets import describe_chains
 
 SYNTHETIC_MANIFEST = "synthetic.json"  # the generator writes it into its folder
 Found = TypeVar("Found", bound=L.Callback)
@@ -97,18 +96,7 @@ def chain_set(trainer: L.Trainer, role: str) -> dict[str, Any] | None:
     chains = getattr(trainer.datamodule, "chains", {}).get(role)  # type: ignore[attr-defined]  # a connector sets it
     if chains is None:
         return None
-    lengths = [int(length) for length in chains.lengths]
-    return {
-        "chains": len(lengths),
-        "residues": sum(lengths),
-        "checksum": fingerprint(zip(chains.ids, lengths, strict=True)),
-    }
-
-
-def fingerprint(pairs: Iterable[tuple[str, int]]) -> str:
-    """A checksum of (id, length) pairs, whatever their order."""
-    text = json.dumps(sorted([name, length] for name, length in pairs))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return describe_chains(chains.ids, chains.lengths)
 
 
 def is_synthetic(trainer: L.Trainer) -> bool:

@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from contactlm.chain_sets import describe_chains
 from contactlm.data.batches import CostBound, CostSampler, WholeBatches, collate_weighted
 from contactlm.data.cache import StructureCache
 from contactlm.data.cluster import ClusterOptions
@@ -26,7 +27,7 @@ from contactlm.data.download import RCSB
 from contactlm.data.groups import chain_keys, cluster_chains
 from contactlm.data.leakage import MANY_PAIRS, TooManyPairsError, store_identity, tell_leaks, tell_skipped
 from contactlm.data.manifest import ClusterRule
-from contactlm.data.place import chains_digest, check_same_run, other_chains
+from contactlm.data.place import check_same_run, other_chains
 from contactlm.data.queries import read_queries
 from contactlm.data.selection import Selection, by_length, name_problems, select_chains
 from contactlm.data.sources import Source
@@ -148,8 +149,8 @@ class ContactDataModule(L.LightningDataModule):
         self.split, self.cluster, self.weights = split, cluster, weights
         self.bound = _cost_bound(batch_tokens, batch_pairs)
         self._train_clusters: NDArray[np.int64] | None = None
-        self._train_digest: dict[str, int] | None = None
-        self.trained_before: list[dict[str, int]] = []  # other sets of training chains that the run goes on from
+        self._trained_on: dict[str, Any] | None = None
+        self.trained_before: list[dict[str, Any]] = []  # other sets of training chains that the run goes on from
         self.identity: dict[str, NDArray[np.float32]] = {}
         self._chains: dict[str, ChainStore] = {}
         self.problems: dict[str, str] = {}
@@ -276,10 +277,11 @@ class ContactDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Seeds, split and training chains, which a run that goes on must have again."""
         options = {name: getattr(self, name) for name in ("seed", "split_seed", "split", "dev_fraction")}
-        if self._train_digest is None and "train" in self._chains:
-            self._train_digest = chains_digest(self._chains["train"])
-        train = {} if self._train_digest is None else {"train": self._train_digest}
-        return options | train | {"trained_before": self.trained_before}
+        train = self._chains.get("train")
+        if self._trained_on is None and train is not None:
+            self._trained_on = describe_chains(train.ids, train.lengths)
+        now = {} if self._trained_on is None else {"train": self._trained_on}
+        return options | now | {"trained_before": self.trained_before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to train on in a run of another seed or split; tell of other training chains."""

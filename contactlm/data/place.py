@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.utils.data import DistributedSampler
 
-from contactlm.data.store import ChainStore
 from contactlm.types import DataError
 
 log = logging.getLogger(__name__)
@@ -61,27 +58,20 @@ class EpochSampler(DistributedSampler):  # a DistributedSampler, so that Lightni
             )
 
 
-def chains_digest(store: ChainStore) -> dict[str, int]:
-    """What tells one set of chains from another: number of chains and residues, and a checksum of ids and lengths."""
-    lengths = np.ascontiguousarray(store.lengths, "<i8")
-    checksum = zlib.crc32(lengths.tobytes(), zlib.crc32("\n".join(store.ids).encode()))
-    return {"chains": len(store), "residues": int(lengths.sum()), "checksum": checksum}
-
-
 def check_same_run(
     before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str | Path | None
-) -> list[dict[str, int]]:
+) -> list[dict[str, Any]]:
     """Refuse to go on with a run of another seed or split: its steps would be counted, and reported, as those of this.
 
     Args:
-        before: Options of the run that goes on, by name; as ``train`` the digest of its training chains, and as
-            ``trained_before`` those of other sets that it was trained on. What its checkpoint does not say, or what
-            this version does not know, is not checked.
+        before: Options of the run that goes on, by name; as ``train`` its training chains (see
+            :func:`contactlm.chain_sets.describe_chains`), and as ``trained_before`` the other sets that it was trained
+            on. What its checkpoint does not say, or what this version does not know, is not checked.
         now: Those of this run.
         checkpoint: The file, for the message.
 
     Returns:
-        Digests of all other sets of training chains that the run was trained on: structures may come and go, but chains
+        All other sets of training chains that the run was trained on: structures may come and go, but chains
         of the dev and test sets, or relatives of theirs, may then have been trained on.
 
     Raises:
@@ -95,10 +85,10 @@ def check_same_run(
                 f"{before[name]}, or leave --ckpt_path out, which starts a run of its own"
             )
     others = [*before.get("trained_before", []), before.get("train", now["train"])]
-    return [digest for n, digest in enumerate(others) if digest != now["train"] and digest not in others[:n]]
+    return [chains for n, chains in enumerate(others) if chains != now["train"] and chains not in others[:n]]
 
 
-def other_chains(before: Sequence[Mapping[str, int]], now: Mapping[str, int]) -> str:
+def other_chains(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> str:
     """Say that a run goes on with other training chains than it had."""
     had = " and ".join(f"{each['chains']} chains ({each['residues']} residues)" for each in before)
     same = "of other ids or lengths, " if any(each["chains"] == now["chains"] for each in before) else ""

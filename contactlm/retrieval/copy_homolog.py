@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.retrieval.database import StructureDatabase
-from contactlm.retrieval.hit import Hit
+from contactlm.retrieval.hit import Hit, hits_cb
 from contactlm.structure.contacts import CONTACT_THRESHOLD
 
 SOFTNESS = 1.0
@@ -39,10 +39,7 @@ def copy_homolog(
     Returns:
         float32 (L, L), symmetric, 0 … 1.
     """
-    cb = np.full((len(hits), length, 3), np.nan)
-    for number, hit in enumerate(hits):
-        cb[number, hit.query_positions] = database.cb_of(hit.index)[hit.hit_positions]
-    return copy_contacts(cb, [hit.pair_identity for hit in hits], threshold)
+    return copy_contacts(hits_cb(hits, length, database), [hit.pair_identity for hit in hits], threshold)
 
 
 def copy_contacts(

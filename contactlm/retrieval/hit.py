@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.retrieval.aligned import index_map
+from contactlm.retrieval.database import StructureDatabase
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,3 +45,17 @@ class Hit:
     def to_query(self, hit_length: int) -> NDArray[np.int32]:
         """Position in the query of every residue of the hit's chain, int32 (L of the hit,); −1 where there is none."""
         return index_map(self.hit_positions, self.query_positions, hit_length)
+
+
+def hits_cb(hits: Sequence[Hit], length: int, database: StructureDatabase) -> NDArray[np.float32]:
+    """C-betas of K hits on the residues of their query, float32 (K, L, 3), Å; NaN: aligned with none, or unresolved.
+
+    Args:
+        hits: Of one query.
+        length: Residues of the query, L.
+        database: Where the hits are from.
+    """
+    cb = np.full((len(hits), length, 3), np.nan, np.float32)
+    for own, hit in zip(cb, hits, strict=True):
+        own[hit.query_positions] = database.cb_of(hit.index)[hit.hit_positions]
+    return cb

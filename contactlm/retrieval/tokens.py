@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from contactlm.model.evidence import NO_SEGMENT, Evidence
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import SegmentStates
-from contactlm.retrieval.hit import Hit
+from contactlm.retrieval.hit import Hit, hits_cb
 from contactlm.structure.contacts import CONTACT_THRESHOLD
 from contactlm.structure.secondary import MIN_LENGTH, STRAND, Segment
 
@@ -73,11 +73,9 @@ def chain_evidence(
         segment_states: Mean states of its segments.
     """
     segment_of = np.full((len(hits), length), NO_SEGMENT, np.int16)
-    cb = np.full((len(hits), length, 3), np.nan, np.float32)
     states: list[NDArray[np.float32]] = []
     found: list[tuple[int, Segment]] = []
     for number, hit in enumerate(hits):
-        cb[number, hit.query_positions] = database.cb_of(hit.index)[hit.hit_positions]
         for segment, state in zip(database.segments_of(hit.index), segment_states.of(hit.index), strict=True):
             inside = (hit.hit_positions >= segment.start) & (hit.hit_positions < segment.stop)
             if inside.sum() >= MIN_LENGTH[segment.kind]:
@@ -93,7 +91,7 @@ def chain_evidence(
         hit_of=np.array([number for number, _ in found], np.int64),
         touching=_touching(found, hits, database),
         segment_of=segment_of,
-        cb=cb,
+        cb=hits_cb(hits, length, database),
     )
 
 
