@@ -9,15 +9,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from contactlm.shipped import __version__ as __version__
 
 if TYPE_CHECKING:
-    from contactlm.contrastive import ContrastiveModule
     from contactlm.data.datamodule import ContactDataModule
-    from contactlm.module import ContactModule
-    from contactlm.outputs import ContactMap
-    from contactlm.predict import predict_contacts
-    from contactlm.retrieval_module import RetrievalModule
+    from contactlm.maps.contact_map import ContactMap
+    from contactlm.modules.contact import ContactModule
+    from contactlm.modules.contrastive import ContrastiveModule
+    from contactlm.modules.predict import predict_contacts
+    from contactlm.modules.retrieval import RetrievalModule
     from contactlm.structure.contacts import contact_map
     from contactlm.structure.parse import read_chains
     from contactlm.types import Chain
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "Chain": "contactlm.types",
     "ContactDataModule": "contactlm.data.datamodule",
-    "ContactMap": "contactlm.outputs",
-    "ContactModule": "contactlm.module",
-    "ContrastiveModule": "contactlm.contrastive",
-    "RetrievalModule": "contactlm.retrieval_module",
+    "ContactMap": "contactlm.maps.contact_map",
+    "ContactModule": "contactlm.modules.contact",
+    "ContrastiveModule": "contactlm.modules.contrastive",
+    "RetrievalModule": "contactlm.modules.retrieval",
     "contact_map": "contactlm.structure.contacts",
-    "predict_contacts": "contactlm.predict",
+    "predict_contacts": "contactlm.modules.predict",
     "read_chains": "contactlm.structure.parse",
 }
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
-from contactlm import commands
+from contactlm.cli import commands
 
 INTERRUPTED = 130  # what shells report of a command ended by Ctrl-C
 
 
 def main() -> int:
-    """Run a command; see :func:`contactlm.cli.main`."""
+    """Run a command; see :func:`contactlm.cli.main.main`."""
     try:
         if (status := commands.answer(sys.argv[1:])) is not None:
             return status
@@ -19,9 +19,9 @@ def main() -> int:
             os.environ.setdefault("TQDM_MININTERVAL", "30")
         # model_class and class_path may name a file in the folder at hand; last, so that it hides nothing
         sys.path.append("")
-        from contactlm import cli  # seconds may pass here
+        from contactlm.cli.main import main as run  # seconds may pass here
 
-        return cli.main()
+        return run()
     except KeyboardInterrupt:
         sys.stderr.write("contactlm: interrupted\n")
         sys.stderr.flush()

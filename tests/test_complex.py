@@ -12,12 +12,12 @@ from torch import Tensor
 
 from contactlm import ContactDataModule, ContactModule
 from contactlm.alphabet import encode
-from contactlm.assembly import CHAIN_JUMP, residue_positions
-from contactlm.cli import main
-from contactlm.inference import full_map, full_maps
-from contactlm.outputs import ContactMap
+from contactlm.cli.main import main
+from contactlm.maps.contact_map import ContactMap
+from contactlm.maps.full_map import full_map, full_maps
+from contactlm.maps.windows import WindowOptions
+from contactlm.structure.assembly import CHAIN_JUMP, residue_positions
 from contactlm.types import DataError, ModelError
-from contactlm.windows import WindowOptions
 from tests.conftest import random_sequence, sharpened, write_pdb
 
 LENGTHS = (18, 7, 20)

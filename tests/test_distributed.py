@@ -14,16 +14,16 @@ from contactlm import ContactModule, RetrievalModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, PredictionWriter, TokenBudget
 from contactlm.callbacks.writer import read_summary
 from contactlm.data.datamodule import ContactDataModule
+from contactlm.maps.contact_map import ContactMap
 from contactlm.model.lora import LoraOptions
 from contactlm.model.sharding import shard_layers
-from contactlm.outputs import ContactMap
 from contactlm.structure.parse import read_chains
+from tests.callbacks.test_callbacks import data_module, trainer
 from tests.conftest import random_sequence, write_pdb
+from tests.modules.test_retrieval import write_database
 from tests.processes import free_port, output, rank_env, run_ranks, start, wait_until
 from tests.retrieval.made import mutated
-from tests.test_callbacks import data_module, trainer
-from tests.test_interruption import call, command
-from tests.test_retrieval_module import write_database
+from tests.runs.test_interruption import call, command
 
 Folders = tuple[Path, Path]
 

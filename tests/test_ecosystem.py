@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 import contactlm
-from contactlm.cli import main
-from contactlm.configs import config_folder
-from tests.test_cli import SMALL, complaint, data_options
+from contactlm.cli.main import main
+from contactlm.shipped import config_folder
+from tests.cli.test_cli import SMALL, complaint, data_options
 
 ROOT = Path(__file__).parents[1]
 Folders = tuple[Path, Path]

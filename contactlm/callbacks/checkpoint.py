@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from contactlm.atomic import remove_temporaries
-from contactlm.signals import Stopped, StopSignals
+from contactlm.runs.signals import Stopped, StopSignals
 from contactlm.types import ContactLMError
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ class SafeCheckpoint(ModelCheckpoint):
     always right after an optimizer step, so that a run resumed from it is the unbroken run, validation included. The
     process then ends with 128 + the signal's number: 143 for SIGTERM (pre-emption), 130 for Ctrl-C.
 
-    Use it with :class:`contactlm.checkpoint_io.AtomicCheckpointIO`: a checkpoint that cannot be written then leaves the
-    older ones as they were, and the run goes on. A resumed run remembers which checkpoint was best before.
+    Use it with :class:`contactlm.runs.checkpoint_io.AtomicCheckpointIO`: a checkpoint that cannot be written then
+    leaves the older ones as they were, and the run goes on. A resumed run remembers which checkpoint was best before.
 
     Args:
         last_every_n_minutes: Minutes between two writes of ``last.ckpt``; null: no such writes.

@@ -8,12 +8,12 @@ from typing import Any
 import lightning as L
 
 from contactlm.atomic import write_csv
-from contactlm.complex_scores import ComplexScores
-from contactlm.hit_scores import HitScores
 from contactlm.metrics import ContactScores
-from contactlm.run_directory import run_directory
-from contactlm.scores import MAIN_NAMES, means_by
-from contactlm.strata import training_stratum
+from contactlm.metrics.complex_scores import ComplexScores
+from contactlm.metrics.hit_scores import HitScores
+from contactlm.metrics.scores import MAIN_NAMES, means_by
+from contactlm.metrics.strata import training_stratum
+from contactlm.runs.directory import run_directory
 
 
 class ContactEvaluation(L.Callback):
@@ -23,15 +23,16 @@ class ContactEvaluation(L.Callback):
     a protein), ``labels`` (int8 (L, L), 1 / 0 / −1) and, to tell proteins of one name apart, ``indices``. Any
     LightningModule that does so can use this callback; :class:`contactlm.ContactModule` does.
 
-    Every score is the mean over proteins; see :mod:`contactlm.scores` for names and meaning. The trivial predictor
-    "contact iff |i − j| ≤ 2" is logged beside them as ``trivial_…``. The threshold with the best dev ``mcc_sep6`` is
-    logged as ``dev/tuned_threshold`` and used for ``test/mcc_sep6_tuned`` and its like. It is put into the module's
-    attribute ``tuned_threshold``, if it has one, which :class:`contactlm.ContactModule` saves in its checkpoints.
+    Every score is the mean over proteins; see :mod:`contactlm.metrics.scores` for names and meaning. The trivial
+    predictor "contact iff |i − j| ≤ 2" is logged beside them as ``trivial_…``. The threshold with the best dev
+    ``mcc_sep6`` is logged as ``dev/tuned_threshold`` and used for ``test/mcc_sep6_tuned`` and its like. It is put into
+    the module's attribute ``tuned_threshold``, if it has one, which :class:`contactlm.ContactModule` saves in
+    its checkpoints.
 
     Steps that also return ``chain_of`` (the chain number of each residue, one (L,) a protein) score complexes. Pairs
     between chains then count as long-range ones in the scores above. Where complexes have several chains, the scores
     of their pairs within and between chains are logged apart, as ``intra_…`` and ``inter_…``; see
-    :mod:`contactlm.complex_scores`.
+    :mod:`contactlm.metrics.complex_scores`.
 
     With a data module that knows how near each protein is to the training set (its ``identity`` by role, as
     ``ContactDataModule`` has it), the main scores are also logged by identity: ``test/mcc_sep6@id<30`` for proteins

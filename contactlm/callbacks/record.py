@@ -12,7 +12,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from contactlm import __version__
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.run_facts import (
@@ -26,8 +25,9 @@ from contactlm.callbacks.run_facts import (
     run_seed,
     scheme_facts,
 )
-from contactlm.run_directory import run_directory
-from contactlm.run_file import write_run
+from contactlm.runs.directory import run_directory
+from contactlm.runs.record_file import write_run
+from contactlm.shipped import __version__
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.evaluation import ContactEvaluation
-from contactlm.chain_sets import describe_chains
+from contactlm.data.chain_sets import describe_chains
 
 SYNTHETIC_MANIFEST = "synthetic.json"  # the generator writes it into its folder
 Found = TypeVar("Found", bound=L.Callback)

@@ -15,9 +15,9 @@ import lightning as L
 import numpy as np
 import torch
 
-from contactlm.assembly import residue_positions
 from contactlm.atomic import atomic_path, remove_temporaries
-from contactlm.outputs import ContactMap, write_npz
+from contactlm.maps.contact_map import ContactMap, write_npz
+from contactlm.structure.assembly import residue_positions
 from contactlm.types import ContactLMError
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from torch.utils.data import Dataset
 
 from contactlm.data.crop import Stream, generator
 from contactlm.data.dataset import Batch, CropDataset, Sample, collate
-from contactlm.data.place import EpochSampler
+from contactlm.data.resume import EpochSampler
 
 SPECIAL = 2  # <cls> and <eos>
 MOVE = 0.03  # a length's largest random move, relative

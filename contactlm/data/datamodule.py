@@ -16,24 +16,24 @@ from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from contactlm.chain_sets import describe_chains
 from contactlm.data.batches import CostBound, CostSampler, WholeBatches, collate_weighted
 from contactlm.data.cache import StructureCache
-from contactlm.data.cluster import ClusterOptions
+from contactlm.data.chain_sets import describe_chains
 from contactlm.data.complexes import join_chains, join_groups
 from contactlm.data.crop import CropScheme
 from contactlm.data.dataset import CropDataset, StreamLoader, StreamSampler, share_loader
-from contactlm.data.download import RCSB
 from contactlm.data.groups import chain_keys, cluster_chains
 from contactlm.data.leakage import MANY_PAIRS, TooManyPairsError, store_identity, tell_leaks, tell_skipped
-from contactlm.data.manifest import ClusterRule
-from contactlm.data.place import check_same_run, other_chains
-from contactlm.data.queries import read_queries
+from contactlm.data.packed.manifest import ClusterRule
+from contactlm.data.predict_inputs import read_queries
+from contactlm.data.rcsb.download import RCSB
+from contactlm.data.resume import check_same_run, other_chains
 from contactlm.data.selection import Selection, by_length, name_problems, select_chains
 from contactlm.data.sources import Source
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
+from contactlm.homology.cluster import ClusterOptions
 from contactlm.types import DataError
 
 log = logging.getLogger(__name__)

@@ -10,11 +10,11 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.data.cluster import cluster_sequences
 from contactlm.data.complexes import chain_sequences
-from contactlm.data.manifest import ClusterRule
-from contactlm.data.shards import PackedStore
+from contactlm.data.packed.manifest import ClusterRule
+from contactlm.data.packed.store import PackedStore
 from contactlm.data.store import ChainStore
+from contactlm.homology.cluster import cluster_sequences
 
 
 def chain_keys(store: ChainStore) -> tuple[list[str], NDArray[np.int64]]:

@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.atomic import atomic_file
-from contactlm.data.cluster import best_identity
 from contactlm.data.complexes import best_of_chains, chain_sequences
 from contactlm.data.groups import LazySequences, chain_keys
-from contactlm.data.relations import ClusterOptions
 from contactlm.data.store import ChainStore
+from contactlm.homology.cluster import best_identity
+from contactlm.homology.relations import ClusterOptions
 from contactlm.types import DataError
 
 log = logging.getLogger(__name__)
-MANY_PAIRS = 50_000_000  # of distinct sequences; about three minutes of one processor core (contactlm.data.cluster)
+MANY_PAIRS = 50_000_000  # of distinct sequences; about three minutes of one processor core (contactlm.homology.cluster)
 
 
 def training_identity(

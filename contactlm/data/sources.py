@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from contactlm.configs import config_folder
 from contactlm.data.cache import ReadReport, StructureCache
-from contactlm.data.download import RCSB, download_structures
 from contactlm.data.files import find_structures
-from contactlm.data.pdb_ids import read_id_list
+from contactlm.data.packed.store import is_packed, open_pack
+from contactlm.data.rcsb.download import RCSB, download_structures
+from contactlm.data.rcsb.ids import read_id_list
 from contactlm.data.selection import name_problems
-from contactlm.data.shards import is_packed, open_pack
 from contactlm.data.store import ChainStore
+from contactlm.shipped import config_folder
 from contactlm.types import DataError
 
 log = logging.getLogger(__name__)

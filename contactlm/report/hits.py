@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from contactlm.metrics.strata import COPY, HIT_IDENTITY, HIT_STRATA, hit_stratum
 from contactlm.report.compare import Spread, by_arm
 from contactlm.report.read import Run
 from contactlm.report.table import grid
-from contactlm.strata import COPY, HIT_IDENTITY, HIT_STRATA, hit_stratum
 from contactlm.types import ContactLMError
 
 SCORES = ("mcc_sep6", "mcc_sep6_tuned", "p_at_L_long")

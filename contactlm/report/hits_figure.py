@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from contactlm.metrics.strata import HIT_STRATA
 from contactlm.report.hits import TITLES, Strata, spread_of
-from contactlm.strata import HIT_STRATA
 
 PANELS = {"mcc_sep6": "test MCC, |i − j| ≥ 6", "p_at_L_long": "test P@L, long range (|i − j| ≥ 24)"}
 MARKERS = "osv^<>pX"

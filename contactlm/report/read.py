@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from contactlm.run_file import RUN_FILE, read_run
+from contactlm.runs.record_file import RUN_FILE, read_run
 from contactlm.types import ContactLMError
 
 FINISHED = "finished"

@@ -10,7 +10,7 @@ import pyopal
 from numpy.typing import NDArray
 
 from contactlm.alphabet import UNKNOWN_LETTER
-from contactlm.data.alignment import Aligner
+from contactlm.homology.alignment import Aligner
 
 _QUERY_ONLY, _HIT_ONLY = ord("D"), ord("I")
 

@@ -17,7 +17,7 @@ from contactlm.structure.contacts import CONTACT_THRESHOLD
 SOFTNESS = 1.0
 """Å over which a probability falls from 1/2 to 0.27: near pairs rank before those just below the threshold."""
 LEAST_WEIGHT = 1e-3  # of a hit without an identical residue: it counts where no other tells
-TRIVIAL_REACH = 2  # residues; see the trivial predictor of contactlm.scores
+TRIVIAL_REACH = 2  # residues; see the trivial predictor of contactlm.metrics.scores
 
 
 def copy_homolog(

@@ -3,9 +3,9 @@
 phmmer (Eddy 2011; the pyhmmer library) is the default. Chosen by measuring (tests/benchmarks/bench_search.py,
 processor time of one core of a busy two-core machine): with the 455 distinct sequences of 564 chains as database and
 440 sequences as queries, phmmer and Smith-Waterman (pyopal) behind the k-mer prefilter of
-:mod:`contactlm.data.prefilter` both find all 131 listed pairs of relatives (30-95 % identity; 46 of them below 40 %) at
-E ≤ 1e-3, phmmer in 19 ms a query, pyopal in 2.4 ms. With 100,000 chains (20.5 million residues) phmmer is ready in
-1.7 s, takes 185 ms a query of 181 residues and 181 MB; pyopal 9.5 s, 445 ms and 986 MB. The large database is where
+:mod:`contactlm.homology.prefilter` both find all 131 listed pairs of relatives (30-95 % identity; 46 of them below 40
+%) at E ≤ 1e-3, phmmer in 19 ms a query, pyopal in 2.4 ms. With 100,000 chains (20.5 million residues) phmmer is ready
+in 1.7 s, takes 185 ms a query of 181 residues and 181 MB; pyopal 9.5 s, 445 ms and 986 MB. The large database is where
 time matters; and phmmer's E-values allow for odd composition.
 
 phmmer's filters pass matches of P ≤ 1e-5 only: in a database of fewer than 100 sequences the largest E-value of a hit
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.alphabet import UNKNOWN_LETTER
-from contactlm.data.mmseqs import easy_search
+from contactlm.homology.mmseqs import easy_search
 from contactlm.types import DataError
 
 if TYPE_CHECKING:

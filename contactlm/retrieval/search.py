@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol
 
 from tqdm.auto import tqdm
 
-from contactlm.data.alignment import check_letters
-from contactlm.data.relations import processors
+from contactlm.homology.alignment import check_letters
+from contactlm.homology.relations import processors
 from contactlm.retrieval.aligned import Alignment, align
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.engines import ENGINES, Engine, Found

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from Bio.Align import substitution_matrices
 
-from contactlm.data.alignment import Aligner, raw_score
-from contactlm.data.cluster import ClusterOptions, cluster_sequences, related_pairs
-from contactlm.data.prefilter import WordIndex
-from contactlm.data.relations import make_pool
+from contactlm.homology.alignment import Aligner, raw_score
+from contactlm.homology.cluster import ClusterOptions, cluster_sequences, related_pairs
+from contactlm.homology.prefilter import WordIndex
+from contactlm.homology.relations import make_pool
 from contactlm.structure.parse import read_chains
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "pdb"

@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.data.alignment import Aligner
 from contactlm.data.files import find_structures
-from contactlm.data.prefilter import WordIndex
 from contactlm.data.store import ChainStore
+from contactlm.homology.alignment import Aligner
+from contactlm.homology.prefilter import WordIndex
 from contactlm.retrieval.build import BackboneCache, build_database
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.engines import Phmmer

@@ -78,8 +78,8 @@ def copies(originals: list[Any], chains: int, shuffle: bool) -> Iterator[tuple[s
 
 def pack(out: Path, cache: str, chains: int, shuffle: bool) -> None:
     """Write the set, and print what it took."""
-    from contactlm.data import pack_writer
-    from contactlm.data.manifest import ClusterRule
+    from contactlm.data.packed import writer as pack_writer
+    from contactlm.data.packed.manifest import ClusterRule
     from contactlm.data.split import group_identical
 
     originals = real_files(cache)
@@ -182,7 +182,7 @@ def memory(place: str, cache: str, count: int) -> None:
 def reader(files: int) -> None:
     """Read and pack files by one process."""
     from contactlm.data.files import find_structures
-    from contactlm.data.pack import pack_structures
+    from contactlm.data.packed.pack import pack_structures
 
     with tempfile.TemporaryDirectory() as scratch:
         chosen = find_structures(SHARED / "train")[:files]
@@ -219,8 +219,8 @@ def grid(cache: str, step: float) -> None:
 
 def index(chains: int) -> None:
     """Write an index of so many made-up chains, then time opening and selecting from it."""
-    from contactlm.data.manifest import hash_file
-    from contactlm.data.pack_index import COLUMNS, PackIndex
+    from contactlm.data.packed.index import COLUMNS, PackIndex
+    from contactlm.data.packed.manifest import hash_file
 
     columns: dict[str, Any] = {name: np.arange(chains).astype(kind) for name, kind in COLUMNS.items()}
     columns["id_ends"] = (10 * np.arange(1, chains + 1)).astype("<u8")

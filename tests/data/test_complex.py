@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from contactlm import ContactDataModule, contact_map, read_chains
-from contactlm.assembly import CHAIN_JUMP, chain_numbers, residue_positions
 from contactlm.data.complexes import best_of_chains, chain_sequences, join_chains, join_groups
 from contactlm.data.dataset import CropDataset, collate
 from contactlm.data.store import ChainStore
+from contactlm.structure.assembly import CHAIN_JUMP, chain_numbers, residue_positions
 from contactlm.structure.labels import contact_labels
 from contactlm.types import DataError
 from tests.conftest import random_sequence, write_pdb

@@ -7,7 +7,7 @@ import pytest
 from contactlm import ContactDataModule
 from contactlm.data import leakage
 from contactlm.data.leakage import training_identity
-from contactlm.data.relations import ClusterOptions
+from contactlm.homology.relations import ClusterOptions
 from tests.conftest import random_sequence, write_pdb
 
 

@@ -10,7 +10,7 @@ import pytest
 from Bio.PDB import MMCIFIO, PDBParser
 
 from contactlm import ContactDataModule
-from contactlm.data.pdb_ids import read_id_list
+from contactlm.data.rcsb.ids import read_id_list
 from contactlm.data.sources import Source
 from contactlm.types import DataError
 from tests.conftest import random_sequence, write_pdb

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from contactlm.cli import main
+from contactlm.cli.main import main
 from contactlm.data.cache import StructureCache
 from contactlm.retrieval import build as build_module
 from contactlm.retrieval.build import build_database

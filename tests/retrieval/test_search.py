@@ -20,7 +20,7 @@ from contactlm.retrieval.hit import Hit
 from contactlm.retrieval.search import SearchOptions, StructureSearch
 from contactlm.types import DataError
 from tests.conftest import random_sequence
-from tests.data.test_mmseqs import fake_mmseqs
+from tests.homology.test_mmseqs import fake_mmseqs
 from tests.retrieval.made import QUERY, made_database, mutated
 
 RELATIVES = {f"{i}rel_A": mutated(QUERY, 0.1 * i, seed=i) for i in (1, 3, 5, 6)}

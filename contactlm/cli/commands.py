@@ -1,0 +1,154 @@
+"""The commands of ``contactlm`` in one list: what each does, where it is, and what its ``--help`` shows first.
+
+Nothing heavy is imported here: ``contactlm --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from contactlm.shipped import __version__
+
+BAD_ARGUMENTS = 2  # exit status
+STATUSES = """\
+exit status:
+  0    done
+  1    something you can mend, said in one message
+  2    arguments that cannot be understood
+  3    predict, index: done, but some inputs had to be skipped (they are named)
+  130  interrupted by Ctrl-C (143: by SIGTERM)"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        about: What it does, in one line.
+        examples: Lines to copy, each with what it does.
+        entry: ``module:function`` of a command with a parser of its own, which takes the arguments after the
+            command's name and gives the exit status; empty for LightningCLI's subcommands.
+    """
+
+    about: str
+    examples: tuple[tuple[str, str], ...] = ()
+    entry: str = ""
+
+    def load(self) -> Callable[[Sequence[str]], int]:
+        """Import what runs the command."""
+        module, name = self.entry.split(":")
+        return getattr(import_module(module), name)
+
+
+COMMANDS = {
+    "fit": Command(
+        "train within a budget of tokens, watch the dev set, score the test set",
+        (
+            ("contactlm fit --config quickstart", "minutes, offline: synthetic proteins"),
+            ("contactlm fit --config crop200 --data.train_dir my/train --data.test_dir my/test", "the real job"),
+            ("contactlm fit --config crop200 … --ckpt_path last", "go on where the newest run of this name stopped"),
+        ),
+    ),
+    "validate": Command(
+        "score a checkpoint on the dev set",
+        (("contactlm validate --ckpt_path best.ckpt --data.train_dir my/train", "the dev set is a part of train_dir"),),
+    ),
+    "test": Command(
+        "score a checkpoint on the test set",
+        (
+            ("contactlm test --ckpt_path best.ckpt --data.test_dir my/test", "a line a protein: test_scores.csv"),
+            ("contactlm test --data.test_dir my/test", "the published contact head, as it is"),
+        ),
+    ),
+    "predict": Command(
+        "write contact maps of sequences and structures",
+        (
+            (
+                "contactlm predict --ckpt_path best.ckpt --data.predict_paths a.fa b.cif.gz dir/ --out maps",
+                "to maps/",
+            ),
+            ("contactlm predict --data.predict_paths a.fasta", "with the published contact head"),
+            (
+                "contactlm predict --ckpt_path best.ckpt --data.predict_paths a.fa --formats '[rr]'",
+                "CASP format only",
+            ),
+        ),
+    ),
+    "export": Command(
+        "write a trained model for others to load: a PEFT adapter, or merged weights",
+        entry="contactlm.cli.export:export_command",
+    ),
+    "pack": Command(
+        "write the chains of many structure files as shards to train from, locally or by URL",
+        (
+            ("contactlm pack --structures my/train --out my/train-packed --clusters", "goes on where it stopped"),
+            ("contactlm fit --config crop200 --data.train_dir my/train-packed", "the same samples as from the folder"),
+        ),
+        entry="contactlm.cli.pack:pack_command",
+    ),
+    "index": Command(
+        "make a database of known structures, for models that read them",
+        (("contactlm index build --structures my/structures --out db", "again: reads new and changed files only"),),
+        entry="contactlm.cli.index:index_command",
+    ),
+    "report": Command(
+        "compare runs: figures, tables, and which arm wins",
+        (("contactlm report runs/crop200 runs/full1020 --out report", "means over seeds, and every run"),),
+        entry="contactlm.cli.report:report_command",
+    ),
+}
+ABOUT = "Fine-tune ESM2 for residue-residue contact prediction, and predict with it."
+
+
+def overview() -> str:
+    """What ``contactlm --help`` shows."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.about}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: contactlm COMMAND [options]",
+            f"\n{ABOUT}\n",
+            "commands:",
+            *lines,
+            "\ncontactlm COMMAND --help shows a command's options and examples; contactlm --version the version.",
+            "A first try, offline and in minutes:  contactlm fit --config quickstart\n",
+            STATUSES,
+        ]
+    )
+
+
+def description(name: str) -> str:
+    """The top of a command's ``--help``: what it does, and examples."""
+    command = COMMANDS[name]
+    lines = [f"{command.about[0].upper()}{command.about[1:]}.", "", "examples:"]
+    for example, remark in command.examples:
+        lines += [f"  {example}", f"      {remark}"]
+    return "\n".join(lines)
+
+
+def answer(arguments: Sequence[str]) -> int | None:
+    """Answer what needs no command: a call for help or the version, no command at all, or one that does not exist.
+
+    Returns:
+        The exit status; None when there is a command to run.
+    """
+    first = arguments[0] if arguments else ""
+    if first in ("-h", "--help", "help"):
+        sys.stdout.write(f"{overview()}\n")
+        return 0
+    if first in ("-V", "--version"):
+        sys.stdout.write(f"contactlm {__version__}\n")
+        return 0
+    if not first:
+        sys.stderr.write(f"{overview()}\n")
+        return BAD_ARGUMENTS
+    if first in COMMANDS or first.startswith("-"):
+        return None
+    near = difflib.get_close_matches(first, COMMANDS, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    sys.stderr.write(f"contactlm: error: there is no command {first!r}{meant} (commands: {', '.join(COMMANDS)})\n")
+    return BAD_ARGUMENTS

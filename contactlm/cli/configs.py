@@ -1,0 +1,107 @@
+"""Arguments as users write them: configs by the name of a shipped one, several paths in a row, bare flags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from contactlm.shipped import config_folder
+from contactlm.types import ContactLMError
+
+BASE = "base.yaml"
+PATHS = "--data.predict_paths"
+FLAGS = ("--overwrite",)
+TRUTH_VALUES = ("true", "false", "yes", "no")
+SIZES = ("--data.batch_size", "--data.batch_tokens", "--data.batch_pairs")
+
+
+def resolve_config(name: str) -> str:
+    """Find a config by its path or, when nothing lies there, by the name of a shipped one.
+
+    Args:
+        name: Such as ``my.yaml``, ``lightning_configs/crop200.yaml`` or ``quickstart``.
+
+    Raises:
+        ContactLMError: There is neither.
+    """
+    if Path(name).is_file():
+        return name
+    shipped = config_folder() / f"{Path(name).name.removesuffix('.yaml')}.yaml"
+    if not shipped.is_file():
+        names = ", ".join(sorted(path.stem for path in config_folder().glob("*.yaml")))
+        raise ContactLMError(f"--config {name}: there is no such file, and no shipped config of that name ({names})")
+    return str(shipped)
+
+
+def resolve_arguments(arguments: Sequence[str]) -> list[str]:
+    """Turn what users write into what LightningCLI's parser takes.
+
+    The values of ``--config`` and ``-c`` become the paths of files; what follows ``--data.predict_paths``, however
+    often and in whichever form it is given, becomes one list; a bare ``--overwrite`` becomes true.
+
+    Raises:
+        ContactLMError: A config that cannot be found, no path after ``--data.predict_paths``, or the size of batches
+            given in two ways.
+    """
+    _check_sizes(arguments)
+    return _resolve_flags(_resolve_configs(_gather_paths(arguments)))
+
+
+def _resolve_configs(arguments: Sequence[str]) -> list[str]:
+    resolved: list[str] = []
+    for argument in arguments:
+        if resolved and resolved[-1] in ("--config", "-c"):
+            resolved.append(resolve_config(argument))
+        elif argument.startswith("--config="):
+            resolved.append(f"--config={resolve_config(argument.removeprefix('--config='))}")
+        else:
+            resolved.append(argument)
+    return resolved
+
+
+def _gather_paths(arguments: Sequence[str]) -> list[str]:
+    """Write all paths as one list that begins empty and is appended to, as jsonargparse spells it."""
+    gathered: list[str] = []
+    others: list[str] = []
+    collecting = False
+    for argument in arguments:
+        if not argument.startswith("-"):
+            if collecting:
+                gathered.append(_appended(argument))
+            else:
+                others.append(argument)
+            continue
+        option, _, value = argument.partition("=")
+        collecting = option in (PATHS, f"{PATHS}+")
+        if not collecting:
+            others.append(argument)
+            continue
+        if not gathered and option == PATHS:
+            gathered.append(f"{PATHS}=[]")
+        gathered += [_appended(value)] if value else []
+    if gathered == [f"{PATHS}=[]"]:
+        raise ContactLMError(f"{PATHS}: no path follows; give FASTA or structure files, or folders of them")
+    return [*others, *gathered]
+
+
+def _appended(text: str) -> str:
+    is_list = text.startswith("[") and text.endswith("]") and not Path(text).exists()
+    return f"{PATHS}+={text if is_list else json.dumps([text])}"
+
+
+def _check_sizes(arguments: Sequence[str]) -> None:
+    """Refuse flags of which one would be ignored; over a config's ``batch_size`` the other two have precedence."""
+    following = [*arguments[1:], ""]
+    values = {a.partition("=")[0]: a.partition("=")[2] or b for a, b in zip(arguments, following, strict=True)}
+    given = [f"{name} {values[name]}" for name in SIZES if values.get(name, "null") not in ("null", "None")]
+    if len(given) > 1:
+        raise ContactLMError(f"{' and '.join(given)}: the size of a batch in different ways; give one of them")
+
+
+def _resolve_flags(arguments: Sequence[str]) -> list[str]:
+    following = [*arguments[1:], ""]
+    return [
+        f"{argument}=true" if argument in FLAGS and after.lower() not in TRUTH_VALUES else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]

@@ -1,0 +1,40 @@
+"""``contactlm export``: a trained run as a PEFT adapter, or as a plain Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint
+from contactlm.modules.contact import ContactModule
+from contactlm.modules.export import export_adapter, export_merged, require_contact_head, require_free
+
+
+def export_command(arguments: Sequence[str]) -> int:
+    """Run ``contactlm export``.
+
+    Returns:
+        The exit status, 0. Arguments that cannot be parsed end the process with 2.
+
+    Raises:
+        ContactLMError: A checkpoint that cannot be exported as asked, or a directory that cannot be written.
+    """
+    parser = argparse.ArgumentParser("contactlm export", description="Write a trained model for others to load.")
+    parser.add_argument("--ckpt_path", required=True, help="Checkpoint of a run.")
+    parser.add_argument("--out", required=True, help="Directory to write.")
+    parser.add_argument(
+        "--merge", action="store_true", help="Write a plain Hugging Face checkpoint in place of a PEFT adapter."
+    )
+    parser.add_argument("--pretrained", help="The backbone, where it lies elsewhere than when the run was trained.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
+    given = parser.parse_args(arguments)
+    require_contact_head(check_checkpoint(given.ckpt_path)[CHECKPOINT_KEY].get("head", ContactModule.head))
+    require_free(Path(given.out).expanduser().resolve(), given.overwrite)  # before minutes may pass with loading
+    elsewhere = {} if given.pretrained is None else {"pretrained": given.pretrained}
+    module = ContactModule.load_from_checkpoint(given.ckpt_path, map_location="cpu", weights_only=True, **elsewhere)
+    export = export_merged if given.merge else export_adapter
+    final = export(module, given.out, given.overwrite)
+    sys.stdout.write(f"{'merged model' if given.merge else 'adapter'} written to {final}\n")
+    return 0

@@ -1,0 +1,294 @@
+"""The command line: ``contactlm fit | validate | test | predict``; the other commands are named in commands.py."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from contactlm.callbacks.budget import TokenBudget
+from contactlm.callbacks.checkpoint import SafeCheckpoint
+from contactlm.callbacks.dashboard import TensorBoardDashboard
+from contactlm.callbacks.evaluation import ContactEvaluation
+from contactlm.callbacks.flops import FlopsMeter
+from contactlm.callbacks.guard import LossGuard
+from contactlm.callbacks.memory import MemoryAdvice, memory_advice
+from contactlm.callbacks.progress import BudgetProgressBar
+from contactlm.callbacks.record import RunRecord
+from contactlm.callbacks.throughput import ThroughputMeter
+from contactlm.callbacks.writer import Format, PredictionWriter
+from contactlm.cli.commands import ABOUT, COMMANDS, answer
+from contactlm.cli.configs import BASE, resolve_arguments
+from contactlm.cli.console import run_line, score_table, set_up_log
+from contactlm.cli.help import HelpFormatter, arrange_help
+from contactlm.data.datamodule import ContactDataModule
+from contactlm.modules.checkpoint import check_checkpoint
+from contactlm.modules.choice import DEFAULT, NOT_PATHS, OPTION, chosen_class
+from contactlm.modules.contact import ContactModule
+from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last
+from contactlm.runs.config_file import RunConfig
+from contactlm.runs.directory import run_directory
+from contactlm.runs.signals import Stopped
+from contactlm.shipped import config_folder
+from contactlm.structure.labels import contact_labels
+from contactlm.types import ContactLMError, ModelError
+
+log = logging.getLogger(__name__)
+
+SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
+
+
+class ContactCLI(LightningCLI):
+    """LightningCLI with the budget, the scores and the shipped base config in place."""
+
+    model: ContactModule
+    datamodule: ContactDataModule
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.arguments = list(args)
+        self.status = 0
+        base = [str(config_folder() / BASE)]
+        super().__init__(
+            chosen_class(args),
+            ContactDataModule,
+            save_config_callback=RunConfig,
+            args=self.arguments,
+            auto_configure_optimizers=False,
+            parser_kwargs={
+                "prog": "contactlm",
+                "description": ABOUT,
+                "formatter_class": HelpFormatter,
+                **{name: {"default_config_files": base} for name in SUBCOMMANDS},
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Give the callbacks that must be there keys of their own: a list in ``trainer.callbacks`` can be replaced."""
+        parser.add_lightning_class_args(TokenBudget, "budget")
+        parser.add_lightning_class_args(FlopsMeter, "flops")
+        parser.add_lightning_class_args(LossGuard, "guard")
+        parser.add_lightning_class_args(MemoryAdvice, "memory")
+        parser.add_lightning_class_args(ContactEvaluation, "evaluation")
+        parser.add_lightning_class_args(RunRecord, "record")
+        parser.add_lightning_class_args(ThroughputMeter, "speed")
+        parser.add_lightning_class_args(TensorBoardDashboard, "dashboard")
+        parser.add_lightning_class_args(SafeCheckpoint, "checkpoint")
+        parser.add_argument(f"--{OPTION}", type=str, default=DEFAULT, help="The LightningModule, as package.Class.")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="After fit, score the test set, if any.")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_plain_seed)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Add what only one subcommand has."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.set_defaults({"return_predictions": False})  # maps are written as they come, not kept
+            parser.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
+            parser.add_argument("--formats", type=list[Format], default=["npz", "rr", "png"], help="Files of a map.")
+            parser.add_argument("--overwrite", type=bool, default=False, help="Predict again what exists in --out.")
+            parser.add_argument(
+                "--dtype", type=Literal["float16", "float32"], default="float32", help="Of probabilities in .npz files."
+            )
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # we have a table of our own
+        arrange_help(parser, subcommand)
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Take model options from a checkpoint, and say clearly when it is none."""
+        subcommand = self.config["subcommand"]
+        path = self.config[subcommand].get("ckpt_path")
+        if path == "last":
+            path = self.config[subcommand]["ckpt_path"] = self._find_last(self.config[subcommand])
+        if path and path not in NOT_PATHS:
+            check_checkpoint(path)
+        given = self.config[subcommand]["model"]["pretrained"]
+        super()._parse_ckpt_path()
+        if any(argument.startswith("--model.pretrained") for argument in self.arguments):
+            # the weights may lie elsewhere than when they were trained on; a checksum tells whether they are the same
+            self.config[subcommand]["model"]["pretrained"] = given
+
+    def _find_last(self, config: Mapping[str, Any]) -> str | None:
+        """Where the newest run of this name can go on; None, and a note, when there is nothing to go on with.
+
+        So the command that starts a run is the one that goes on with it.
+        """
+        seed = _plain_seed(config["seed_everything"]) if self.config["subcommand"] == "fit" else None
+        path, folder = find_last(config["trainer"], config["checkpoint"]["dirpath"], seed)
+        if path is None and self.config["subcommand"] != "fit":
+            raise ModelError(f"ckpt_path: last: no last.ckpt in {folder} and below; give the path of a checkpoint")
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning puts it there
+            log.info("ckpt_path: %s", f"no last.ckpt in {folder} and below: a new run begins" if path is None else path)
+        return None if path is None else str(path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Let all loggers of a run share one directory; predictions need neither loggers nor a saved config."""
+        if self.subcommand == "predict":
+            self.save_config_callback = None
+            kwargs["logger"] = False
+        plugins = self._get(self.config_init, "trainer")["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        trainer = super().instantiate_trainer(**kwargs)
+        for logger in trainer.loggers[1:]:
+            if hasattr(logger, "_version") and logger._version is None:
+                logger._version = trainer.loggers[0].version
+        return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Show progress towards the budget, unless another progress bar or none is wanted."""
+        given = config["callbacks"] or []
+        bars = [
+            callback
+            for callback in (given if isinstance(given, list) else [given])
+            if isinstance(callback, ProgressBar)
+        ]
+        if config["enable_progress_bar"] in (None, True) and not bars:
+            callbacks = [*callbacks, BudgetProgressBar()]
+        if config["enable_model_summary"] is None:
+            config["enable_model_summary"] = False  # one line says enough
+        return super()._instantiate_trainer(config, callbacks)
+
+    def before_fit(self) -> None:
+        """Without a dev set there is no score to watch: keep the latest checkpoint then."""
+        if self._trains_nothing:  # a fast_dev_run would ask for a step
+            self.trainer.fit_loop.epoch_loop.max_steps = 0
+        if self.trainer.is_global_zero:
+            log.info("%s", run_line(self.trainer, self.model, self._get(self.config_init, "budget").max_tokens))
+        checkpoint = self.trainer.checkpoint_callback
+        if self.datamodule.dev_fraction == 0 and isinstance(checkpoint, SafeCheckpoint):
+            checkpoint.monitor, checkpoint.save_top_k = None, 1
+
+    @property
+    def _trains_nothing(self) -> bool:
+        """Whether this is a run of no steps, whose model is scored as it is."""
+        return self._get(self.config, "trainer")["max_steps"] == 0
+
+    def after_fit(self) -> None:
+        """Score the test set with the best checkpoint, and say where everything lies."""
+        if self._trains_nothing:
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        lines = [self._scores("dev", ", last look at dev")]  # test forgets the metrics of fit
+        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
+        if self._get(self.config, "trainer")["fast_dev_run"]:
+            return
+        if self._get(self.config, "test_after_fit") and "test" in self.datamodule.chains:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
+            lines.append(self._scores("test", ", best checkpoint" if checkpoint else ""))
+            lines.append(f"map         {self._draw_example()}")
+        if checkpoint:
+            saver = self.trainer.checkpoint_callback
+            best = getattr(saver, "best_model_score", None)
+            score = "" if best is None else f"  ({getattr(saver, 'monitor', '')} {float(best):.3f})"
+            lines.append(f"checkpoint  {checkpoint}{score}")
+        lines.append(f"logs        {run_directory(self.trainer)}")
+        if self.datamodule.synthetic is not None:
+            lines.append("The proteins are synthetic: the scores show that the package works, nothing about biology.")
+        self.say("\n".join(lines))
+
+    def after_test(self) -> None:
+        """Show the test scores."""
+        self.say(self._scores("test"))
+
+    def after_validate(self) -> None:
+        """Show the dev scores."""
+        self.say(self._scores("dev"))
+
+    def _scores(self, prefix: str, remark: str = "") -> str:
+        threshold = self._get(self.config_init, "evaluation").threshold
+        return score_table(prefix, self.trainer.callback_metrics, remark, threshold)
+
+    def before_predict(self) -> None:
+        """Write maps as they come."""
+        options = (self._get(self.config, name) for name in ("out", "formats", "overwrite", "dtype"))
+        self.writer = PredictionWriter(*options)
+        self.trainer.callbacks.append(self.writer)  # type: ignore[attr-defined]  # a connector sets it
+
+    def after_predict(self) -> None:
+        """Say what was written, and let the exit status tell of inputs that could not be used."""
+        problems = len(self.datamodule.problems)
+        kept = f", {self.writer.kept} were there already" if self.writer.kept else ""
+        skipped = f", {problems} inputs skipped (named above)" if problems else ""
+        self.say(f"{self.writer.written} maps written to {self.writer.out}{kept}{skipped}")
+        self.status = SOME_SKIPPED if problems else 0
+
+    def _draw_example(self) -> str:
+        """Draw the predicted map of a test protein of middle length over its true one."""
+        store = self.datamodule.chains["test"]
+        index = int(store.lengths.argsort()[len(store) // 2])
+        predicted = self.model.predict_map(
+            store.sequence_of(index),
+            self.model.windows.window,
+            self.model.windows.overlap,
+            id=store.ids[index],
+            chain_lengths=None if store.chain_lengths is None else store.chain_lengths[index],
+        )
+        predicted.labels = contact_labels(torch.tensor(store.cb_of(index))[None])[0].numpy()
+        path = Path(run_directory(self.trainer) or ".") / f"{store.ids[index]}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        predicted.save(path)
+        return str(path)
+
+    def say(self, text: str) -> None:
+        """Print, from one process only."""
+        if self.trainer.is_global_zero:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+
+
+def _plain_seed(seed: bool | int) -> int:
+    """The seed of the data: that of the run; 0 where the run has none or a random one."""
+    return 0 if isinstance(seed, bool) else seed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        The exit status: 0 when all went well, 1 for what the user can mend (with one message), 3 when some inputs of
+        ``predict`` had to be skipped, 143 and 130 when SIGTERM or Ctrl-C ended a ``fit``, whose state is then saved for
+        ``--ckpt_path last``. Arguments that cannot be parsed end the process with 2.
+    """
+    set_up_log()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if (status := answer(given)) is not None:
+            return status
+        if given[0] in COMMANDS and COMMANDS[given[0]].entry:
+            return COMMANDS[given[0]].load()(given[1:])
+        return ContactCLI(resolve_arguments(given)).status
+    except Stopped as stop:
+        return stop.status
+    except (ContactLMError, MisconfigurationException) as error:
+        sys.stderr.write(f"contactlm: error: {error}\n")
+        return 1
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        sys.stderr.write(
+            f"contactlm: error: {error.filename or 'a file'} cannot be written ({error.strerror}): give a folder that "
+            "can be, with room (save_dir of trainer.logger, checkpoint.dirpath); a fit goes on with --ckpt_path last\n"
+        )
+        return 1
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes an exit status of 1 of Ctrl-C
+            raise KeyboardInterrupt from end
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if (advice := memory_advice(error)) is None:
+            raise
+        sys.stderr.write(f"contactlm: error: {advice}\n")
+        return 1

@@ -1,0 +1,83 @@
+"""``contactlm pack``: structure files as a packed set, for more chains than a folder should hold."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from contactlm.cli.commands import description
+from contactlm.data.packed.manifest import ClusterRule
+from contactlm.data.packed.pack import pack_structures
+from contactlm.data.packed.writer import SHARD_RESIDUES
+from contactlm.homology.relations import ClusterOptions
+from contactlm.types import DataError
+
+MORE = """\
+Training takes a packed set in place of the folder, from a local path or a URL, and draws the same samples. A packing
+that was ended goes on where it stopped when the same command is given again."""
+DEFAULTS = ClusterOptions()
+
+
+def pack_command(arguments: Sequence[str]) -> int:
+    """Run ``contactlm pack``.
+
+    Returns:
+        The exit status, 0; files that could not be read are counted, named and recorded. Arguments that cannot be
+        parsed end the process with 2.
+
+    Raises:
+        ContactLMError: There is nothing to pack, or the folder cannot be used.
+    """
+    given = _parser().parse_args(arguments)
+    if given.workers is not None and given.workers < 0:
+        raise DataError(f"--workers is {given.workers}; give 0 (this process reads) or more")
+    options = ClusterOptions(given.identity, given.coverage, program=given.cluster_program)
+    manifest = pack_structures(
+        given.structures,
+        given.out,
+        given.shard_residues,
+        given.sequence,
+        ClusterRule(options, given.min_length, given.assembly) if given.clusters else None,
+        given.workers,
+    )
+    chains, residues, size = (sum(getattr(shard, name) for shard in manifest.shards) for name in _SUMS)
+    sys.stdout.write(
+        f"{chains} chains of {manifest.files} files packed into {len(manifest.shards)} shards in {given.out}: "
+        f"{residues} residues, {(size + manifest.index.size) / residues:.2f} bytes each\n"
+    )
+    return 0
+
+
+_SUMS = ("chains", "residues", "size")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "contactlm pack",
+        description=description("pack"),
+        epilog=MORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--structures", nargs="+", required=True, metavar="PATH", help="Folders, structure files, or lists of paths.")
+    add("--out", required=True, help="Folder of the set.")
+    add(
+        "--shard_residues", type=int, default=SHARD_RESIDUES,
+        help="Most residues of a shard, 13 bytes each (default %(default)s).",
+    )  # fmt: skip
+    add("--sequence", choices=("seqres", "observed"), default="seqres", help="As data.sequence of the run.")
+    add("--workers", type=int, help="Processes that read files; default: one a processor.")
+    clusters = parser.add_argument_group(
+        "sequence clusters",
+        "Recorded clusters spare the run its clustering where its options are the same: data.min_length, data.assembly "
+        "and data.cluster.",
+    )
+    add = clusters.add_argument
+    add("--clusters", action="store_true", help="Compute and record them.")
+    add("--min_length", type=int, default=30, help="As data.min_length (default %(default)s).")
+    add("--assembly", choices=("chain", "complex"), default="chain", help="As data.assembly.")
+    add("--identity", type=float, default=DEFAULTS.identity, help="As data.cluster.identity (default %(default)s).")
+    add("--coverage", type=float, default=DEFAULTS.coverage, help="As data.cluster.coverage (default %(default)s).")
+    add("--cluster_program", choices=("builtin", "mmseqs"), default="builtin", help="As data.cluster.program.")
+    return parser

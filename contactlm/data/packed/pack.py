@@ -1,0 +1,124 @@
+"""Packing: structure files in, a packed set out."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from contactlm.data.cache import FILES_PER_TASK, parse_task
+from contactlm.data.files import find_structures
+from contactlm.data.packed.manifest import ClusterRule, Manifest
+from contactlm.data.packed.writer import SHARD_RESIDUES, PackWriter
+from contactlm.data.selection import name_problems
+from contactlm.data.store import ChainStore
+from contactlm.types import DataError
+
+log = logging.getLogger(__name__)
+TASKS_AHEAD = 4  # tasks in hand for each worker: enough that none waits, few enough that memory stays small
+
+
+def pack_structures(
+    structures: Sequence[str],
+    out: str | Path,
+    shard_residues: int = SHARD_RESIDUES,
+    sequence: str = "seqres",
+    clusters: ClusterRule | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Manifest:
+    """Read structure files and write their chains as a packed set.
+
+    The chains are those that a data module reads from the same files, in the same order. Files that cannot be read are
+    counted and named. A packing that was ended goes on where it stopped when it is asked for again.
+
+    Args:
+        structures: Folders, structure files and text files of paths, packed one after the other.
+        out: Folder of the set.
+        shard_residues: Most residues of a shard, 13 bytes each.
+        sequence: ``"seqres"`` or ``"observed"``, as for :func:`contactlm.read_chains`.
+        clusters: Which sequence clusters to compute and record; None: none.
+        workers: Processes that read; 0 reads in this process, None takes one for each available processor.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The manifest, when all is written.
+
+    Raises:
+        DataError: There is nothing to pack, the folder cannot be used, or a reader process died.
+    """
+    found = [(path, _name(path, place)) for place in structures for path in find_structures(place, "structures")]
+    paths = [path for path, _ in found]
+    writer = PackWriter(Path(out).expanduser(), shard_residues, sequence)
+    done = writer.resume(lambda i: _mark(*found[i]), len(found))
+    if done:
+        log.info("%s: %d of %d files were packed before", out, done, len(found))
+    bar = tqdm(total=len(found), initial=done, unit="file", disable=not progress, leave=False, file=sys.stderr)
+    bar.set_description("Packing")
+    with bar:
+        contents = _read_in_order(paths[done:], sequence, workers)
+        for (path, name), content in zip(found[done:], contents, strict=True):
+            problem = content.meta["problem"]
+            writer.add(name, content if problem is None else problem, _mark(path, name))
+            bar.update()
+    manifest = writer.finish(clusters)
+    name_problems(list(writer.problems.items()))
+    return manifest
+
+
+def _name(path: Path, place: str) -> str:
+    """A file's name in messages: below the folder it was found in, so that it does not matter where that lies."""
+    folder = Path(place).expanduser()
+    return path.relative_to(folder).as_posix() if folder.is_dir() else str(path)
+
+
+def _mark(path: Path, name: str) -> str:
+    """What tells a file from others, for going on after an interruption: name, size and time of change."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return name
+    return f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}"
+
+
+def _read_in_order(paths: Sequence[Path], sequence: str, workers: int | None) -> Iterator[ChainStore]:
+    """Read files in parallel; results come in the order of the files, and no more than a few are in memory."""
+    tasks = [
+        [(i, path) for i, path in enumerate(paths[at : at + FILES_PER_TASK])]
+        for at in range(0, len(paths), FILES_PER_TASK)
+    ]
+    processes = _processors() if workers is None else workers
+    if processes < 2 or len(tasks) < 2:
+        for task in tasks:
+            yield from (entry for _, entry in parse_task(task, sequence))
+        return
+    method = "fork" if sys.platform == "linux" else "spawn"  # as the cache does
+    executor: Executor
+    with ProcessPoolExecutor(processes, multiprocessing.get_context(method)) as executor:
+        running: deque[Future[list[tuple[int, ChainStore]]]] = deque()
+        try:
+            for task in tasks:
+                running.append(executor.submit(parse_task, task, sequence))
+                if len(running) >= TASKS_AHEAD * processes:
+                    yield from (entry for _, entry in running.popleft().result())
+            while running:
+                yield from (entry for _, entry in running.popleft().result())
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process that reads structure files died (killed, or out of memory); run the same command again, "
+                "with fewer processes if memory is short (--workers): it goes on where it stopped"
+            ) from error
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

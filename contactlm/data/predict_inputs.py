@@ -1,0 +1,121 @@
+"""What is to be predicted: sequences from FASTA files, chains from structure files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from contactlm.data.cache import StructureCache
+from contactlm.data.complexes import join_chains
+from contactlm.data.fasta import FastaProblem, iter_fasta
+from contactlm.data.files import is_structure_file
+from contactlm.data.store import ChainStore
+from contactlm.types import Chain, DataError
+
+FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fas", ".fsa")
+
+
+@dataclass
+class Queries:
+    """Chains to predict, with distinct ids.
+
+    Attributes:
+        store: The chains; coordinates are NaN where they came from a FASTA file.
+        problems: What could not be read, by file or record, with the reason.
+        notes: What was changed or left out, in sentences.
+    """
+
+    store: ChainStore
+    problems: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_queries(sources: Sequence[str], cache: StructureCache, join: bool = False) -> Queries:
+    """Read FASTA and structure files and folders of both.
+
+    Args:
+        sources: Paths; folders are searched recursively.
+        cache: Reads structure files.
+        join: Take all chains of a structure file as one complex; else chains of equal sequence are taken once.
+
+    Raises:
+        DataError: A path that does not exist, is of no known kind, or a folder that holds neither.
+    """
+    queries = Queries(ChainStore.from_chains([]))
+    paths = [file for source in sources for file in _files(Path(source).expanduser())]
+    stores = [
+        _read_structure(path, cache, queries, join) if is_structure_file(path) else _read_fasta(path, queries)
+        for path in paths
+    ]
+    queries.store = _with_distinct_ids(ChainStore.concatenate(stores), queries.notes)
+    return queries
+
+
+def is_fasta_file(path: Path) -> bool:
+    """Whether the name ends like a FASTA file's: ``.fasta .fa .faa .fas .fsa``, each also ``.gz``."""
+    return path.name.lower().removesuffix(".gz").endswith(FASTA_SUFFIXES)
+
+
+def _files(source: Path) -> list[Path]:
+    known = f"FASTA ({' '.join(FASTA_SUFFIXES)}) or structure files (.pdb .ent .cif .mmcif), each also .gz"
+    if not source.exists():
+        raise DataError(f"predict_paths: {source} does not exist; give {known}, or folders of them")
+    if source.is_dir():
+        found = sorted(file for file in source.rglob("*") if is_fasta_file(file) or is_structure_file(file))
+        if not found:
+            raise DataError(f"predict_paths: {source} holds no {known}")
+        return found
+    if not (is_fasta_file(source) or is_structure_file(source)):
+        raise DataError(f"predict_paths: {source} is of no known kind; give {known}")
+    return [source]
+
+
+def _read_structure(path: Path, cache: StructureCache, queries: Queries, join: bool) -> ChainStore:
+    store, report = cache.load([path])
+    queries.problems.update(report.problems)
+    if join:
+        return join_chains(store)
+    resolved = store.resolved_counts()
+    best: dict[bytes, int] = {}
+    for i in range(len(store)):
+        key = store.tokens_of(i).tobytes()
+        if key not in best or resolved[i] > resolved[best[key]]:
+            best[key] = i
+    if len(best) < len(store):
+        queries.notes.append(f"{path}: {len(store) - len(best)} chains are copies of another in the file: taken once")
+    return store.select(sorted(best.values()))
+
+
+def _read_fasta(path: Path, queries: Queries) -> ChainStore:
+    chains = []
+    try:
+        for record in iter_fasta(path):
+            if isinstance(record, FastaProblem):
+                queries.problems[f"{path}, record {record.number} ({record.id})"] = record.reason
+                continue
+            queries.notes += [f"{path}: {record.id}: {note}" for note in record.notes]
+            unknown = np.full((len(record), 3), np.nan, dtype=np.float32)
+            chains.append(Chain(record.id, record.sequence, unknown, unknown, np.zeros(len(record), dtype=np.bool_)))
+    except DataError as error:
+        queries.problems[str(path)] = str(error).removeprefix(f"{path}: ")
+    return ChainStore.from_chains(chains)
+
+
+def _with_distinct_ids(store: ChainStore, notes: list[str]) -> ChainStore:
+    """Names become file names: the second protein of one name gets ``_2``, and so on."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for name in store.ids:
+        distinct = name
+        while seen[distinct]:
+            seen[name] += 1
+            distinct = f"{name}_{seen[name]}"
+        seen[distinct] += 1
+        if distinct != name:
+            notes.append(f"{name}: another protein has this name: called {distinct}")
+        ids.append(distinct)
+    return replace(store, ids=ids)

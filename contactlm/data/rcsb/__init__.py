@@ -1,0 +1,1 @@
+"""Structures fetched from the Protein Data Bank."""

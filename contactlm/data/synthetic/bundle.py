@@ -1,0 +1,275 @@
+"""Long synthetic proteins with contacts at every range: a bundle of two-stranded ladders, visited out of order.
+
+The ladders stand on a lattice of two rows. The chain goes up one ladder's first strand and down the second strand of
+the same or of a nearby ladder, along one row and back along the other, so that the two strands of a ladder may be 2 or
+1,000 residues apart in the sequence. What tells which strands belong together is their address: letters that recur
+within a strand and whose partners recur in the other.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contactlm.data.synthetic.fold import (
+    ATOM_CLEARANCE,
+    CA_CLEARANCE,
+    CONTACT,
+    TURNS,
+    SyntheticProtein,
+    hairpin_torsions,
+)
+from contactlm.data.synthetic.geometry import Floats, backbone, end_frame, with_cb
+from contactlm.data.synthetic.loops import Loop, close_loops
+from contactlm.structure.contacts import BOND_LENGTH as CA_CB
+
+STRAND = 9  # residues of every strand
+SPACING = 20.0  # Å between neighbouring ladders
+HYDROPHOBIC_PAIRS = dict(zip("VIFYML", "IVYFLM", strict=True))
+POLAR_PAIRS = dict(zip("TRKEQH", "RTEKHQ", strict=True))
+PAIR_OF = HYDROPHOBIC_PAIRS | POLAR_PAIRS
+FIDELITY = 0.95  # the other strand residues carry any letter of a strand
+LOOP_LETTERS = "PSGDNA"
+MIN_LENGTH = 150
+RESIDUES_PER_LADDER = 39.0  # on average, loops included
+
+_VARIANTS, _VARIANTS_TRIED, _TRIES = 48, 16, 128
+_NEAR = 4  # sites: loops that start farther apart do not meet
+
+
+class Site(NamedTuple):
+    """A place on the lattice: column along the rows, and row 0 or 1."""
+
+    column: int
+    row: int
+
+
+def bundle_protein(rng: np.random.Generator, length: int) -> SyntheticProtein:
+    """Draw one long protein.
+
+    Args:
+        rng: Where all chance comes from.
+        length: Residues to aim at, at least 150; met within about a tenth, as ladders come in pairs.
+
+    Returns:
+        The protein; its segments are ``strand`` and ``loop``.
+
+    Raises:
+        ValueError: ``length`` is below 150.
+    """
+    if length < MIN_LENGTH:
+        raise ValueError(f"a bundle has at least {MIN_LENGTH} residues, not {length}")
+    columns = max(2, round(length / (2 * RESIDUES_PER_LADDER)))
+    while True:
+        up, down = _visits(rng, columns)
+        loops = _choose_loops(rng, up, down)
+        if loops is not None:
+            return _assemble(rng, up, down, loops)
+
+
+# -- the way of the chain --------------------------------------------------------------------------------------------
+
+
+def _visits(rng: np.random.Generator, columns: int) -> tuple[list[Site], list[Site]]:
+    """In which order the chain goes up the sites, and in which order it comes down them.
+
+    Up: along one row and back along the other. Down: the same, except that the two sites of a column, or two
+    neighbours of a row, may be exchanged; the nearer to the start of the chain, the farther apart a column's two are.
+    """
+    up = [Site(column, 0) for column in range(columns)] + [Site(column, 1) for column in reversed(range(columns))]
+    order = list(range(2 * columns))
+    column = 0
+    while column < columns:
+        back = 2 * columns - 1 - column
+        kind = rng.random()
+        if kind < 0.6:
+            order[column], order[back] = back, column
+        elif kind < 0.85 and column + 1 < columns:
+            order[column], order[column + 1] = column + 1, column
+            order[back], order[back - 1] = back - 1, back
+            column += 1
+        column += 1
+    return up, [up[k] for k in order]
+
+
+# -- geometry --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _ladder() -> tuple[Floats, Floats, float, float]:
+    """Both strands of a ladder about the y axis, (2, STRAND, 4, 3) in chain direction, and the turn that joins them.
+
+    Returns:
+        The strands; the turn's two residues (2, 4, 3); psi of the last residue of either strand.
+    """
+    turn = TURNS[0]
+    torsions = hairpin_torsions(turn, STRAND)
+    coords = backbone(torsions[:, 0], torsions[:, 1])
+    ca = coords[:, 1]
+    middle = (ca[:STRAND] + ca[::-1][:STRAND]) / 2
+    y = middle[-1] - middle[0]
+    across = ca[STRAND // 2] - ca[::-1][STRAND // 2]
+    z = np.cross(across, y)
+    x = np.cross(y, z)
+    axes = np.stack([axis / np.linalg.norm(axis) for axis in (x, y, z)])
+    coords = (coords - middle.mean(axis=0)) @ axes.T
+    strands = np.stack([coords[:STRAND], coords[STRAND + 2 :]])
+    return strands, coords[STRAND : STRAND + 2], float(torsions[STRAND - 1, 1]), float(torsions[-1, 1])
+
+
+def _at(site: Site) -> Floats:
+    return SPACING * np.array([site.column, 0.0, site.row])
+
+
+@cache
+def _loop_library(strand: int, columns: int, rows: int) -> tuple[Loop, ...]:
+    """Loops from the end of a strand at one site to the start of the other strand, some sites away.
+
+    They keep clear of the ladders of every site around, so that only loops can be in each other's way.
+    """
+    strands, turn, *psi = _ladder()
+    if (strand, columns, rows) == (0, 0, 0):
+        return (Loop(turn, np.array([phi for phi, _ in TURNS[0].residues])),)
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((strand, columns + 8, rows + 8))))
+    anchor = strands[1 - strand, 0, :3] + _at(Site(columns, rows))
+    distance = float(np.linalg.norm(anchor[0] - strands[strand, -1, 2]))
+    shortest = 3 + int(np.ceil(distance / 3.3))
+    sites = [Site(c, r) for c in range(-3, 4) for r in range(-1, 2)]
+    ladders = np.concatenate([strands.reshape(-1, 4, 3) + _at(site) for site in sites])
+    before, after = strands[strand, -1:], strands[1 - strand, :1] + _at(Site(columns, rows))
+    bonded = np.concatenate([before, after])[:, 1]
+    ladders = ladders[np.linalg.norm(ladders[:, None, 1] - bonded, axis=-1).min(axis=1) > 0.1]
+    ladders = with_cb(ladders)
+    found: list[tuple[int, Loop]] = []
+    for n in range(shortest, shortest + 4):
+        loops = close_loops(rng, end_frame(strands[strand]), psi[strand], anchor, n, _TRIES)
+        for loop in loops:
+            stray, overlap = _stray_contacts(with_cb(loop.coords), ladders)
+            if len(overlap) == 0 and _is_unknotted(np.concatenate([before, loop.coords, after])):
+                found.append((len(stray), loop))
+    found.sort(key=lambda pair: pair[0])
+    return tuple(loop for _, loop in found[:_VARIANTS])
+
+
+def _is_unknotted(coords: Floats) -> bool:
+    """Whether no two residues that are not neighbours overlap; (n, 4, 3), Å."""
+    atoms = coords.reshape(-1, 3)
+    residue = np.repeat(np.arange(len(coords)), 4)
+    apart = np.abs(residue[:, None] - residue) >= 2
+    distances = np.linalg.norm(atoms[:, None] - atoms, axis=-1)
+    between_ca = distances[1::4, 1::4][apart[1::4, 1::4]]
+    return bool(distances[apart].min() >= ATOM_CLEARANCE and between_ca.min() >= CA_CLEARANCE)
+
+
+def _stray_contacts(one: Floats, other: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where two sets of residues, (n, 5, 3) and (m, 5, 3) with C-beta last, Å, meet.
+
+    Returns:
+        For every contact between them the index of the second residue; and for every overlap.
+    """
+    i, j = np.nonzero(((one[:, None, 1] - other[None, :, 1]) ** 2).sum(-1) < (CONTACT + 2 * CA_CB) ** 2)
+    first, second = one[i], other[j]
+    overlap = ((first[:, :4, None] - second[:, None, :4]) ** 2).sum(-1).min(axis=(1, 2)) < ATOM_CLEARANCE**2
+    overlap |= ((first[:, 1] - second[:, 1]) ** 2).sum(-1) < CA_CLEARANCE**2
+    touching = ((first[:, 4] - second[:, 4]) ** 2).sum(-1) < CONTACT**2
+    return j[touching], j[overlap]
+
+
+def _choose_loops(rng: np.random.Generator, up: list[Site], down: list[Site]) -> list[Loop] | None:
+    """One loop, placed, for every step of the way, none of which runs into another.
+
+    Loops are placed in random order, each the variant that touches the others least. One that finds no room takes it:
+    the loops in its way are placed again. None when that does not end.
+    """
+    way = [site for pair in zip(up, down, strict=True) for site in pair]
+    waiting = [int(k) for k in rng.permutation(len(way) - 1)]
+    placed: dict[int, Loop] = {}
+    for _ in range(20 * len(way)):
+        if not waiting:
+            return [placed[k] for k in range(len(way) - 1)]
+        k = waiting.pop(0)
+        near = [m for m in placed if m % 2 == k % 2 and np.abs(_at(way[m]) - _at(way[k])).max() <= _NEAR * SPACING]
+        library = _loop_library(k % 2, way[k + 1].column - way[k].column, way[k + 1].row - way[k].row)
+        if not library:
+            return None
+        variants = [library[v] for v in rng.permutation(len(library))[:_VARIANTS_TRIED]]
+        loop, in_the_way = _best_variant([v.moved(_at(way[k])) for v in variants], {m: placed[m] for m in near})
+        for m in in_the_way:
+            del placed[m]
+            waiting.append(m)
+        placed[k] = loop
+    return None
+
+
+def _best_variant(variants: list[Loop], placed: dict[int, Loop]) -> tuple[Loop, list[int]]:
+    """The variant that overlaps the fewest placed loops, then touches them least; and which ones it overlaps."""
+    owner = np.repeat(list(placed), [len(loop.phi) for loop in placed.values()]).astype(int)
+    obstacles = np.concatenate([np.empty((0, 5, 3)), *(with_cb(loop.coords) for loop in placed.values())])
+    met = [_stray_contacts(with_cb(loop.coords), obstacles) for loop in variants]
+    in_the_way = [np.unique(owner[overlap]).tolist() for _, overlap in met]
+    costs = [(len(owners), len(stray)) for owners, (stray, _) in zip(in_the_way, met, strict=True)]
+    best = min(range(len(variants)), key=costs.__getitem__)
+    return variants[best], in_the_way[best]
+
+
+# -- sequence --------------------------------------------------------------------------------------------------------
+
+
+def _addresses(rng: np.random.Generator, count: int) -> list[str]:
+    """Different addresses of four letters: hydrophobic and polar of a strand's first half, then of its second."""
+    hydrophobic, polar = list(HYDROPHOBIC_PAIRS), list(POLAR_PAIRS)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found["".join(str(rng.choice(letters)) for letters in (hydrophobic, polar) * 2)] = None
+    return list(found)
+
+
+def _strand_sequences(rng: np.random.Generator, address: str) -> tuple[str, str]:
+    """The two strands of a ladder: residue k of the first faces residue STRAND − 1 − k of the second."""
+    half = STRAND // 2
+    one = [address[k % 2 if k < half else 2 + k % 2] for k in range(STRAND)]
+    two = [PAIR_OF[letter] for letter in reversed(one)]
+    strands = []
+    for strand in (one, two):
+        kept = rng.random(STRAND) < FIDELITY
+        strands.append(
+            "".join(a if keep else str(rng.choice(list(PAIR_OF))) for a, keep in zip(strand, kept, strict=True))
+        )
+    return strands[0], strands[1]
+
+
+def _loop_sequence(rng: np.random.Generator, loop: Loop, is_turn: bool) -> str:
+    """Letters that allow the loop's phi: glycine alone where it is unusual, proline only near −65 degrees."""
+    if is_turn:
+        return str(rng.choice(TURNS[0].motifs))
+    letters = []
+    for phi in loop.phi:
+        allowed = "G" if not -170.0 <= phi <= -40.0 else LOOP_LETTERS if -90.0 < phi < -50.0 else LOOP_LETTERS[1:]
+        letters.append(str(rng.choice(list(allowed))))
+    return "".join(letters)
+
+
+def _assemble(rng: np.random.Generator, up: list[Site], down: list[Site], loops: list[Loop]) -> SyntheticProtein:
+    strands, *_ = _ladder()
+    sequences = {
+        site: _strand_sequences(rng, address) for site, address in zip(up, _addresses(rng, len(up)), strict=True)
+    }
+    way = [(kind, site) for pair in zip(up, down, strict=True) for kind, site in enumerate(pair)]
+    sequence, parts = "", []
+    segments: list[tuple[str, int, int]] = []
+    first: dict[tuple[int, Site], int] = {}
+    for k, (kind, site) in enumerate(way):
+        first[kind, site] = len(sequence)
+        pieces = [("strand", sequences[site][kind], strands[kind] + _at(site))]
+        if k < len(loops):
+            is_turn = kind == 0 and way[k + 1][1] == site
+            pieces.append(("loop", _loop_sequence(rng, loops[k], is_turn), loops[k].coords))
+        for name, letters, coords in pieces:
+            segments.append((name, len(sequence), len(sequence) + len(letters)))
+            sequence += letters
+            parts.append(coords)
+    pairs = [(first[0, site] + k, first[1, site] + STRAND - 1 - k) for site in up for k in range(STRAND)]
+    return SyntheticProtein(sequence, np.concatenate(parts), tuple(segments), np.sort(pairs, axis=1))

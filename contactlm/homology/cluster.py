@@ -1,0 +1,183 @@
+"""Sequence clusters, so that relatives are never on both sides of a split, and the leakage between two sets.
+
+The cost grows with the square of the number of distinct chains and falls with that of processor cores. Measured on
+one core (AVX-512, chains of 208 residues on average): 1,000 chains 3 s, 2,000 chains 9 s, 4,000 chains 28 s; that makes
+about 3 minutes for 10,000 and 12 minutes for 20,000 on one core. Large families add to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contactlm.atomic import atomic_file
+from contactlm.homology.alignment import check_letters
+from contactlm.homology.relations import ClusterOptions, Relations, find_relations, make_pool
+
+__all__ = ["ClusterOptions", "best_identity", "cluster_sequences", "related_pairs"]
+
+CLUSTER_VERSION = 1  # raise it whenever other pairs are found: every clustering is then computed again
+DEFAULTS = ClusterOptions()
+MAGIC = b"CLMCLUS1"
+
+log = logging.getLogger(__name__)
+
+
+def related_pairs(
+    sequences: Sequence[str],
+    options: ClusterOptions = DEFAULTS,
+    threads: int | None = None,
+    progress: bool = False,
+) -> list[tuple[int, int, float]]:
+    """Find all related pairs of a set.
+
+    Args:
+        sequences: n sequences of ESM letters.
+        options: When two sequences are related.
+        threads: Threads that align; None takes one for each available processor.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        ``(i, j, identity)`` with i < j, ascending; identical sequences have identity 1. Independent of the order of
+        the sequences but for their numbers.
+
+    Raises:
+        DataError: A sequence holds other letters, or MMseqs2 is asked for and cannot run.
+    """
+    check_letters(sequences)
+    pool = make_pool(sequences)
+    number = {sequence: i for i, sequence in enumerate(pool)}
+    places: list[list[int]] = [[] for _ in pool]
+    for i, sequence in enumerate(sequences):
+        places[number[sequence]].append(i)
+    found = find_relations(pool, options, None, threads, progress)
+    pairs = [(i, j, 1.0) for same in places for a, i in enumerate(same) for j in same[a + 1 :]]
+    for a, b, identity in zip(*(column.tolist() for column in found), strict=True):
+        pairs += [(min(i, j), max(i, j), identity) for i in places[a] for j in places[b]]
+    return sorted(pairs)
+
+
+def best_identity(
+    queries: Sequence[str],
+    targets: Sequence[str],
+    options: ClusterOptions = DEFAULTS,
+    threads: int | None = None,
+    progress: bool = False,
+) -> NDArray[np.float32]:
+    """Find how near every query is to a set of sequences: for leak reports and scores by identity.
+
+    Args:
+        queries: n sequences of ESM letters.
+        targets: m sequences.
+        options: When two sequences are related. An ``identity`` of 0 asks for remote relatives as well.
+        threads: Threads that align; None takes one for each available processor.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        float32 (n,): the best identity to a related target, 0 where there is none, 1 where a target is identical.
+
+    Raises:
+        DataError: A sequence holds other letters, or MMseqs2 is asked for and cannot run.
+    """
+    check_letters(queries)
+    check_letters(targets)
+    pool = make_pool([*queries, *targets])
+    number = {sequence: i for i, sequence in enumerate(pool)}
+    asked = np.array([number[sequence] for sequence in queries], dtype=np.int64)
+    is_query, is_target = np.zeros((2, len(pool)), dtype=bool)
+    is_query[asked] = True
+    is_target[[number[sequence] for sequence in targets]] = True
+    found = find_relations(pool, options, (is_query, is_target), threads, progress)
+    best = (is_query & is_target).astype(np.float32)
+    for one, other in ((found.first, found.second), (found.second, found.first)):
+        valid = is_query[one] & is_target[other]
+        np.maximum.at(best, one[valid], found.identity[valid].astype(np.float32))
+    return best[asked]
+
+
+def cluster_sequences(
+    sequences: Sequence[str],
+    options: ClusterOptions = DEFAULTS,
+    cache_dir: Path | None = None,
+    threads: int | None = None,
+    progress: bool = False,
+) -> NDArray[np.int64]:
+    """Cluster sequences by single linkage: related ones share a cluster, and so do the relatives of relatives.
+
+    Args:
+        sequences: n sequences of ESM letters.
+        options: When two sequences are related.
+        cache_dir: The cache folder; the result is kept in ``clusters/`` below it, under a name made of the sequences'
+            content and the options. None: it is not kept. A damaged file is computed again.
+        threads: Threads that align; None takes one for each available processor.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Cluster numbers in order of first appearance, int64 (n,). As a partition independent of the sequences' order.
+
+    Raises:
+        DataError: A sequence holds other letters, or MMseqs2 is asked for and cannot run.
+    """
+    check_letters(sequences)
+    pool = make_pool(sequences)
+    path = None if cache_dir is None else Path(cache_dir) / "clusters" / f"{_key(pool, options)}.bin"
+    of_pool = None if path is None else _read(path, len(pool))
+    if of_pool is None:
+        of_pool = _link(len(pool), find_relations(pool, options, None, threads, progress))
+        if path is not None:
+            _write(of_pool, path)
+    cluster = dict(zip(pool, of_pool.tolist(), strict=True))
+    numbers: dict[int, int] = {}
+    return np.array([numbers.setdefault(cluster[s], len(numbers)) for s in sequences], dtype=np.int64)
+
+
+def _link(n: int, relations: Relations) -> NDArray[np.int64]:
+    """Join the related of n items; returns the smallest member of each one's cluster, int64 (n,)."""
+    parent = list(range(n))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for i, j in zip(relations.first.tolist(), relations.second.tolist(), strict=True):
+        a, b = sorted((root(i), root(j)))
+        parent[b] = a
+    return np.array([root(i) for i in range(n)], dtype=np.int64)
+
+
+def _key(pool: Sequence[str], options: ClusterOptions) -> str:
+    rule = json.dumps([CLUSTER_VERSION, dataclasses.asdict(options)], sort_keys=True)
+    return hashlib.sha256("\n".join([rule, *pool]).encode()).hexdigest()[:40]
+
+
+def _write(clusters: NDArray[np.int64], path: Path) -> None:
+    payload = clusters.astype("<i8").tobytes()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as handle:
+            handle.write(MAGIC + zlib.crc32(payload).to_bytes(8, "little") + payload)
+    except OSError as error:
+        log.warning("The clusters cannot be kept in %s (%s): they are computed again next time.", path.parent, error)
+
+
+def _read(path: Path, n: int) -> NDArray[np.int64] | None:
+    """Read what :func:`_write` wrote; None when it is missing or damaged."""
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    payload = raw[16:]
+    if raw[:8] != MAGIC or len(payload) != 8 * n or zlib.crc32(payload).to_bytes(8, "little") != raw[8:16]:
+        log.warning("%s is damaged; the clusters are computed again.", path)
+        return None
+    return np.frombuffer(payload, dtype="<i8").astype(np.int64)

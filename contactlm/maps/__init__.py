@@ -1,0 +1,1 @@
+"""A full-length contact map: planned in passes, predicted, drawn and written."""

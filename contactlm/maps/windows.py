@@ -1,0 +1,171 @@
+"""Planning a full-length contact map: which passes of the model cover every residue pair of a chain.
+
+Only index arithmetic lives here; :mod:`contactlm.maps.full_map` runs the passes and blends their blocks.
+
+A chain that fits the window takes one pass. A longer one takes overlapping windows along the diagonal and, for pairs
+farther apart than a window, passes of two segments (each half a window long) that keep their true positions. With
+the default overlap and n = ceil(L / (window // 2)), that is at most n (n - 1) / 2 passes: one for each pair of half
+windows.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from contactlm.types import DataError, ModelError
+
+Segment = tuple[int, int]  # residues start .. stop - 1 of the chain, counted from 0
+
+# The longest and shortest sequence of a batch: T² may differ by this factor before padding costs more than it saves.
+_LEAST_SHARE_OF_LONGEST = 0.75
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """How chains of any length are cut into passes of the model.
+
+    Attributes:
+        window: Residues in one pass; None takes every chain in one pass. ESM2 was trained on at most 1,022.
+        overlap: Residues that neighbouring windows share at least; None means half the window. Less than half makes
+            pairs rest on fewer windows; anything but half may take more passes.
+        max_cost: Bound on the cost of one batch in token pairs, B × T² with T the longest (padded) sequence: what
+            the memory of attention grows with. A single pass that is larger runs alone.
+        progress: Show a progress bar for chains that take several passes.
+
+    Raises:
+        ModelError: A value makes no sense.
+    """
+
+    window: int | None = 1022
+    overlap: int | None = None
+    max_cost: int = 4 * 1024**2
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            _check_count("window", self.window, least=2, remedy="give a number of residues, or None for one pass")
+        if self.overlap is not None:
+            if self.window is None:
+                raise ModelError(
+                    f"overlap={self.overlap} needs windows, but window=None: give a window or drop overlap"
+                )
+            _check_count("overlap", self.overlap, least=0, remedy="give a number of residues, or None for half")
+            if self.overlap >= self.window:
+                raise ModelError(
+                    f"overlap={self.overlap} with window={self.window}: windows that share all their residues never "
+                    f"advance; give an overlap from 0 to {self.window - 1}, or None for half the window"
+                )
+        _check_count("max_cost", self.max_cost, least=1, remedy="give a number of token pairs, such as 4194304")
+
+    @property
+    def least_overlap(self) -> int | None:
+        """Residues that neighbouring windows share at least, the default filled in; None without windows."""
+        if self.window is None or self.overlap is not None:
+            return self.overlap
+        return self.window - self.window // 2
+
+
+def _check_count(name: str, value: Any, least: int, remedy: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ModelError(f"{name}={value!r} is not a whole number of at least {least}: {remedy}")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One sequence for the model: one contiguous segment, or two apart from each other in ascending order."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def residues(self) -> int:
+        """Residues in this pass; the model sees two tokens more."""
+        return sum(stop - start for start, stop in self.segments)
+
+    @property
+    def block(self) -> tuple[Segment, Segment]:
+        """Rows and columns of the map that this pass contributes to: the cross block when there are two segments."""
+        return self.segments[0], self.segments[-1]
+
+
+def plan_passes(length: int, options: WindowOptions) -> list[Pass]:
+    """Choose passes whose blocks together hold every pair i ≤ j of a chain.
+
+    Windows and segments all have their full length and start at evenly spread residues, so the ends of a chain get
+    no stump: a chain one residue longer than the window gets two windows of full length.
+
+    Args:
+        length: L, residues in the chain.
+        options: Window and overlap.
+
+    Returns:
+        Windows from left to right, then the passes of distant pairs.
+
+    Raises:
+        DataError: The chain is empty.
+    """
+    if length < 1:
+        raise DataError(f"a chain of {length} residues has no contact map: give a sequence of at least one residue")
+    window, overlap = options.window, options.least_overlap
+    if window is None or overlap is None or length <= window:
+        return [Pass(((0, length),))]
+    count = -(-(length - window) // (window - overlap)) + 1
+    starts = _even_starts(0, length - window, count)
+    plans = (_distant_passes(length, window, starts, aligned) for aligned in (True, False))
+    return [Pass(((start, start + window),)) for start in starts] + min(plans, key=len)
+
+
+def _even_starts(first: int, last: int, count: int) -> list[int]:
+    """Spread ``count`` starts from first to last; neighbours differ by at most ceil((last - first) / (count - 1))."""
+    if count == 1:
+        return [last]
+    return [first + (last - first) * k // (count - 1) for k in range(count)]
+
+
+def _distant_passes(length: int, window: int, starts: list[int], aligned: bool) -> list[Pass]:
+    """Cover the pairs that no window holds, row segment by row segment.
+
+    Windows cover row i up to the end of the last window that starts at or before i, so what is left above the
+    diagonal is a staircase, and rows from the last window's start on have nothing left. A row segment that starts
+    where a window does (``aligned``) has the fewest columns left; one that starts where the segment before ended
+    needs the fewest segments. Which is better depends on the overlap; for half the window they are the same.
+    """
+    half = window // 2
+    rest = window - half
+    passes = []
+    row = 0
+    while row < length - window:
+        covered = starts[bisect_right(starts, row) - 1] + window
+        if covered <= row + half:  # two segments would touch: a window between those of the plan does it in one piece
+            passes.append(Pass(((row, row + window),)))
+            covered = row + window
+        count = -(-(length - covered) // rest)
+        columns = _even_starts(covered, length - rest, count)
+        passes += [Pass(((row, row + half), (column, column + rest))) for column in columns]
+        step = starts[bisect_right(starts, row + half) - 1]
+        row = step if aligned and step > row else row + half
+    return passes
+
+
+def batch_by_cost(tokens: Sequence[int], max_cost: int) -> list[list[int]]:
+    """Group sequences of similar length so that B × T² of a batch, padding included, stays within a bound.
+
+    Args:
+        tokens: T of each sequence, special tokens included.
+        max_cost: The bound, in token pairs. A sequence that exceeds it alone makes a batch alone.
+
+    Returns:
+        Indices into ``tokens``, each in one batch, the longest first (what does not fit fails at once); sequences of
+        one length keep their order.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(tokens)), key=lambda k: -tokens[k]):
+        longest = tokens[batches[-1][0]] if batches else 0
+        fits = batches and (len(batches[-1]) + 1) * longest**2 <= max_cost
+        if fits and tokens[index] ** 2 >= _LEAST_SHARE_OF_LONGEST * longest**2:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

@@ -1,0 +1,319 @@
+"""Scores of many proteins as torchmetrics classes: batch by batch, over any number of ranks.
+
+The functions in :mod:`contactlm.metrics.scores` do the arithmetic; the classes here only remember what each protein
+contributed, as integers where they can, so that the ranks' states merge exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contactlm.metrics.protein_states import Maps, ProteinStates, each_protein
+from contactlm.metrics.scores import (
+    BANDS,
+    MAIN_NAMES,
+    MCC_NAMES,
+    RANKING_NAMES,
+    Pairs,
+    band_confusion,
+    check_threshold,
+    confusion,
+    mcc,
+    mcc_scores,
+    mean_scores,
+    nan_mean,
+    precision_at_l,
+    range_counts,
+    ranking_scores,
+    select_pairs,
+    trivial_pairs,
+)
+from contactlm.metrics.thresholds import THRESHOLD_STEPS, threshold_confusion, tune_threshold
+from contactlm.types import DataError
+
+POOLED_NAMES = ("mcc", "mcc_sep6")
+
+
+class ProteinMCC(ProteinStates):
+    """Protein-wise mean of the Matthews correlation coefficient of contacts.
+
+    A protein whose denominator is 0 counts with 0; how many those are is in :attr:`undefined`.
+
+    Args:
+        min_separation: Least |i - j| of the pairs scored; 6 leaves the local ones out.
+        max_separation: Greatest |i - j|, None for no limit.
+        threshold: A pair is predicted to be a contact when its probability is above it.
+        **kwargs: For ``torchmetrics.Metric``.
+
+    Examples:
+        >>> import torch
+        >>> from contactlm.metrics import ProteinMCC
+        >>> labels = torch.tensor([[-1, 1, 0], [1, -1, 1], [0, 1, -1]])
+        >>> probability = torch.tensor([[0.0, 0.9, 0.2], [0.9, 0.0, 0.4], [0.2, 0.4, 0.0]])
+        >>> mcc = ProteinMCC(min_separation=1)
+        >>> mcc.update(probability, labels)
+        >>> mcc.compute(), mcc.undefined
+        (tensor(0.5000), 0)
+    """
+
+    def __init__(
+        self,
+        min_separation: int = 6,
+        max_separation: int | None = None,
+        threshold: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__({"counts": ((2, 2), torch.int64)}, **kwargs)
+        _check_range(min_separation, max_separation)
+        self.min_separation, self.max_separation = min_separation, max_separation
+        self.threshold = check_threshold(threshold)
+        self._pooled, self._undefined = math.nan, 0
+
+    def update(self, probability: Maps, labels: Maps) -> None:
+        """Add proteins.
+
+        Args:
+            probability: Values in [0, 1], one map (L, L), a batch (B, L, L) or a sequence of maps; not logits.
+            labels: The same shape, 1 contact, 0 none, -1 unknown or padding.
+
+        Raises:
+            ValueError: Shapes do not fit, or values outside [0, 1].
+        """
+        for p, y in each_protein(probability, labels):
+            pairs = select_pairs(p, y).within(self.min_separation, self.max_separation)
+            self.append("counts", confusion(pairs, self.threshold)[None])
+
+    def compute(self) -> Tensor:
+        """The mean over proteins, float32 scalar; NaN without any protein."""
+        counts = self.gathered("counts")
+        values, undefined = mcc(counts)
+        self._undefined = int(undefined.sum())
+        self._pooled = float(mcc(counts.sum(0))[0]) if len(counts) else math.nan
+        return values.mean().float().to(self.device)
+
+    @property
+    def pooled(self) -> float:
+        """The coefficient over all pairs of all proteins together; NaN without any protein."""
+        self.compute()
+        return self._pooled
+
+    @property
+    def undefined(self) -> int:
+        """The number of proteins whose denominator is 0."""
+        self.compute()
+        return self._undefined
+
+
+class PrecisionAtL(ProteinStates):
+    """Protein-wise mean of P@L/k: the precision of each protein's ⌊L/k⌋ most probable pairs.
+
+    L is the number of resolved residues. A protein with no pair in the range, or with L < k, has no such precision:
+    it is left out of the mean and counted in :attr:`undefined`. See :func:`contactlm.metrics.scores.precision_at` for
+    ties.
+
+    Args:
+        k: The divisor.
+        min_separation: Least |i - j| of the pairs scored; 24 takes long-range pairs.
+        max_separation: Greatest |i - j|, None for no limit.
+        **kwargs: For ``torchmetrics.Metric``.
+
+    Examples:
+        >>> import torch
+        >>> from contactlm.metrics import PrecisionAtL
+        >>> labels = torch.tensor([[-1, 1, 0], [1, -1, 1], [0, 1, -1]])
+        >>> precision = PrecisionAtL(k=1, min_separation=1)  # the three most probable of three pairs
+        >>> precision.update(torch.full((3, 3), 0.5), labels)
+        >>> precision.compute()
+        tensor(0.6667)
+    """
+
+    def __init__(self, k: int = 1, min_separation: int = 24, max_separation: int | None = None, **kwargs: Any) -> None:
+        super().__init__({"precision": ((), torch.float32)}, **kwargs)
+        _check_range(min_separation, max_separation)
+        if k < 1:
+            raise ValueError(f"k is {k}: P@L/k needs k >= 1")
+        self.k, self.min_separation, self.max_separation = k, min_separation, max_separation
+        self._undefined = 0
+
+    def update(self, probability: Maps, labels: Maps) -> None:
+        """Add proteins; the arguments and errors are those of :meth:`ProteinMCC.update`."""
+        for p, y in each_protein(probability, labels):
+            pairs = select_pairs(p, y).within(self.min_separation, self.max_separation)
+            self.append("precision", torch.tensor([precision_at_l(pairs, self.k)]))
+
+    def compute(self) -> Tensor:
+        """The mean over the proteins where it is defined, float32 scalar; NaN where there is none."""
+        values = self.gathered("precision").double()
+        self._undefined = int(values.isnan().sum())
+        return values.nanmean().float().to(self.device)
+
+    @property
+    def undefined(self) -> int:
+        """The number of proteins left out of the mean."""
+        self.compute()
+        return self._undefined
+
+
+class ContactScores(ProteinStates):
+    """Everything :func:`contactlm.metrics.scores.score_protein` gives, for a set of proteins.
+
+    Remembers about 5 KB per protein: its scores, its confusion counts at the thresholds of
+    :mod:`contactlm.metrics.thresholds`, its name.
+
+    Args:
+        threshold: A pair is predicted to be a contact when its probability is above it.
+        tuned_threshold: A second threshold, found on the dev set; its MCCs are reported as ``mcc_tuned``,
+            ``mcc_sep6_tuned`` and so on. None leaves them out.
+        **kwargs: For ``torchmetrics.Metric``.
+    """
+
+    def __init__(self, threshold: float = 0.5, tuned_threshold: float | None = None, **kwargs: Any) -> None:
+        rows = {
+            "counts": ((3, BANDS, 2, 2), torch.int64),  # at the threshold, at the tuned one, the trivial predictor's
+            "ranking": ((len(RANKING_NAMES),), torch.float32),
+            "curve": ((THRESHOLD_STEPS - 1,), torch.float32),
+            "key": ((3,), torch.int64),  # index in the data set, resolved residues, bytes of the id
+            "id_bytes": ((), torch.uint8),
+        }
+        super().__init__(rows, **kwargs)
+        self.threshold = check_threshold(threshold)
+        self.tuned_threshold = None if tuned_threshold is None else check_threshold(tuned_threshold)
+        self._proteins: list[dict[str, Any]] = []
+        self._curves = torch.zeros((0, THRESHOLD_STEPS - 1))
+
+    def update(
+        self,
+        probability: Maps,
+        labels: Maps,
+        ids: str | Sequence[str],
+        indices: Sequence[int] | None = None,
+        chain_of: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Add proteins.
+
+        Args:
+            probability: Values in [0, 1], one map (L, L), a batch (B, L, L) or a sequence of maps; not logits.
+            labels: The same shape, 1 contact, 0 none, -1 unknown or padding.
+            ids: Each protein's name.
+            indices: Each protein's place in its data set, to tell proteins of the same name apart. A protein seen again
+                (same id and index), as distributed samplers give them to even out the ranks, is counted once.
+            chain_of: Of complexes, each one's chain numbers (L,): see :func:`contactlm.metrics.scores.select_pairs`.
+
+        Raises:
+            ValueError: Shapes or numbers do not fit, or values outside [0, 1].
+        """
+        ids = [ids] if isinstance(ids, str) else list(ids)
+        maps = list(each_protein(probability, labels))
+        places = [-1] * len(ids) if indices is None else [int(index) for index in indices]
+        if not len(maps) == len(ids) == len(places):
+            raise ValueError(f"got {len(maps)} maps, {len(ids)} ids and {len(places)} indices")
+        chains: Sequence[Tensor | None] = [None] * len(ids) if chain_of is None else chain_of
+        for (p, y), name, place, numbers in zip(maps, ids, places, chains, strict=True):
+            self._add(select_pairs(p, y, numbers), name, place)
+
+    def _add(self, pairs: Pairs, name: str, place: int) -> None:
+        tuned = self.threshold if self.tuned_threshold is None else self.tuned_threshold
+        at_thresholds = [band_confusion(pairs, t) for t in (self.threshold, tuned)]
+        trivial = band_confusion(trivial_pairs(pairs))
+        ranking = ranking_scores(pairs)
+        spelled = list(name.encode())
+        self.append("counts", torch.stack([*at_thresholds, trivial])[None])
+        self.append("ranking", torch.tensor([[ranking[score] for score in RANKING_NAMES]]))
+        self.append("curve", mcc(threshold_confusion(pairs.within(6)))[0][None])
+        self.append("key", torch.tensor([[place, pairs.residues, len(spelled)]]))
+        self.append("id_bytes", torch.tensor(spelled))
+
+    def compute(self) -> dict[str, float]:
+        """Means, pooled values and counts under the logged names.
+
+        Returns:
+            What :func:`contactlm.metrics.scores.mean_scores` gives; ``mcc_pooled`` and ``mcc_sep6_pooled`` over all
+            pairs of all proteins; ``trivial_…`` beside the main scores; ``mcc_tuned``, ``mcc_sep6_tuned``, … where a
+            tuned threshold was given; ``duplicates``, the number of proteins seen again and left out.
+
+        Raises:
+            DataError: Two different proteins share id and index.
+        """
+        names, kept = self._distinct()
+        counts, ranking, keys = (self.gathered(state)[kept] for state in ("counts", "ranking", "key"))
+        self._curves = self.gathered("curve")[kept]
+        tuned = self.tuned_threshold is not None
+        self._proteins = [
+            {"id": name, "index": int(k[0])} | _protein_row(int(k[1]), c, r, tuned)
+            for name, k, c, r in zip(names, keys, counts, ranking, strict=True)
+        ]
+        result = mean_scores(self._proteins)
+        for name in [f"trivial_{name}" for name in MAIN_NAMES] + [f"{name}_tuned" for name in MCC_NAMES if tuned]:
+            result[name] = nan_mean([row[name] for row in self._proteins])
+        model, _, trivial = (mcc_scores(bands) for bands in counts.sum(0))
+        for name in POOLED_NAMES:
+            result[f"{name}_pooled"], result[f"trivial_{name}_pooled"] = model[name], trivial[name]
+        return result | {"duplicates": float(len(self.gathered("key")) - len(kept))}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Every protein's ``id``, ``index`` and scores, sorted by index and id: the lines of a CSV file.
+
+        On several ranks this is a collective call unless :meth:`compute` was called before.
+        """
+        self.compute()
+        return self._proteins
+
+    def tune_threshold(self) -> tuple[float, float]:
+        """The threshold with the best protein-wise mean ``mcc_sep6``, to 0.001, and that mean.
+
+        Raises:
+            ValueError: No protein was added.
+        """
+        self.compute()
+        return tune_threshold(self._curves)
+
+    def _distinct(self) -> tuple[list[str], list[int]]:
+        """Ids and row numbers of the proteins, each once, sorted by index and id (so by nothing a rank decides)."""
+        keys = self.gathered("key").tolist()
+        spelled = bytes(self.gathered("id_bytes").tolist())
+        first: dict[tuple[int, str], int] = {}
+        begin = 0
+        truth = self.gathered("counts")[:, 0].sum(-1).flatten(1).tolist()
+        for row, (place, residues, length) in enumerate(keys):
+            name = spelled[begin : begin + length].decode()
+            begin += length
+            seen = first.setdefault((place, name), row)
+            if (keys[seen][1], truth[seen]) != (residues, truth[row]):
+                raise DataError(
+                    f"two different proteins are called {name} (index {place}): "
+                    "give each its own id, or pass indices that tell them apart"
+                )
+        ordered = sorted(first)
+        return [name for _, name in ordered], [first[key] for key in ordered]
+
+
+def _protein_row(residues: int, counts: Tensor, ranking: Tensor, tuned: bool) -> dict[str, float]:
+    """One protein's scores from its states: counts int64 (3, 4, 2, 2), ranking float32 (13,)."""
+    ranked = dict(zip(RANKING_NAMES, ranking.tolist(), strict=True))
+    row = {"residues": float(residues)} | mcc_scores(counts[0]) | ranked
+    if tuned:
+        at_tuned = mcc_scores(counts[1])
+        row |= {f"{name}_tuned": at_tuned[name] for name in MCC_NAMES}
+    # To the trivial predictor all pairs of these ranges are alike: precision is the share of contacts among them.
+    sums = dict(zip(MCC_NAMES, range_counts(counts[0]), strict=True))
+    trivial = mcc_scores(counts[2])
+    for name in MAIN_NAMES:
+        if name not in MCC_NAMES:
+            truth = sums[f"mcc_{name.split('_')[-1]}"].sum(1).tolist()
+            trivial[name] = math.nan if math.isnan(ranked[name]) else truth[1] / sum(truth)
+        row[f"trivial_{name}"] = trivial[name]
+    return row
+
+
+def _check_range(min_separation: int, max_separation: int | None) -> None:
+    if min_separation < 1 or (max_separation is not None and max_separation < min_separation):
+        raise ValueError(
+            f"min_separation is {min_separation} and max_separation {max_separation}: "
+            "expected 1 <= min_separation <= max_separation (or None for no upper limit)"
+        )

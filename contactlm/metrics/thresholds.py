@@ -1,0 +1,52 @@
+"""The best decision threshold of a set of proteins, found without keeping their maps.
+
+Every protein leaves its confusion counts at a fixed grid of thresholds, 0.001 apart: that is the resolution.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from contactlm.metrics.scores import Pairs
+
+THRESHOLD_STEPS = 1000
+
+
+def threshold_grid() -> Tensor:
+    """The thresholds that tuning tries: 0.001, 0.002, … 0.999, float32 (999,)."""
+    return (torch.arange(1, THRESHOLD_STEPS, dtype=torch.float64) / THRESHOLD_STEPS).float()
+
+
+def threshold_confusion(pairs: Pairs) -> Tensor:
+    """Confusion counts at every threshold of the grid, from one histogram: int64 (999, 2, 2) on the CPU.
+
+    Equal to :func:`confusion` at each of them, probabilities that lie on a threshold included.
+    """
+    grid = threshold_grid().to(pairs.probability.device)
+    # The number of thresholds strictly below each probability: those it is predicted at.
+    passed = torch.bucketize(pairs.probability, grid, out_int32=True)
+    code = passed + pairs.contact.int() * THRESHOLD_STEPS
+    histogram = torch.bincount(code, minlength=2 * THRESHOLD_STEPS).view(2, THRESHOLD_STEPS).cpu()
+    predicted = histogram.flip(1).cumsum(1).flip(1)[:, 1:]
+    return torch.stack([histogram.sum(1, keepdim=True) - predicted, predicted], dim=-1).transpose(0, 1)
+
+
+def tune_threshold(curves: Tensor) -> tuple[float, float]:
+    """The threshold with the best protein-wise mean MCC, to 0.001; of equals the one nearest to 0.5.
+
+    Args:
+        curves: (n proteins, 999), each protein's MCC at every threshold of :func:`threshold_grid`.
+
+    Returns:
+        The threshold and the mean MCC there.
+
+    Raises:
+        ValueError: No protein to tune on.
+    """
+    if curves.shape[0] == 0:
+        raise ValueError("no protein to tune the threshold on")
+    mean = curves.cpu().double().mean(0)
+    best = (mean == mean.max()).nonzero().squeeze(1)
+    chosen = int(best[(best + 1 - THRESHOLD_STEPS // 2).abs().argmin()])
+    return (chosen + 1) / THRESHOLD_STEPS, float(mean[chosen])

@@ -1,0 +1,110 @@
+"""Whether a checkpoint is one, and belongs on the model at hand."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contactlm.types import ModelError
+
+CHECKPOINT_KEY = "contactlm"  # under which a checkpoint says what it belongs to
+
+
+def check_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Complain about a checkpoint that cannot be read, before anything is built from it.
+
+    Returns:
+        The checkpoint, its weights without storage.
+
+    Raises:
+        ModelError: No such file, or one that is not a checkpoint of plain values written by this package.
+    """
+    if not Path(path).is_file():
+        raise ModelError(f"ckpt_path: {path} does not exist")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="meta", mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(f"ckpt_path: {path} is not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise ModelError(
+            f"ckpt_path: {path} was not written by contactlm; give a checkpoint that `contactlm fit` wrote"
+        )
+    return checkpoint
+
+
+def check_backbone(about: Mapping[str, Any], pretrained: str | None, checksum: str | None) -> None:
+    """Refuse a checkpoint that was trained on another backbone.
+
+    Args:
+        about: What the checkpoint says of itself.
+        pretrained: The model's backbone; None for a randomly initialised one.
+        checksum: The checksum of its weights; None for a randomly initialised one.
+
+    Raises:
+        ModelError: The checksums differ.
+    """
+    if about["backbone_checksum"] != checksum:
+        raise ModelError(
+            f"the checkpoint was trained on the backbone {about['backbone'] or 'of its own'} (checksum "
+            f"{about['backbone_checksum']}), but this model has {pretrained or 'one of its own'} (checksum "
+            f"{checksum}); set model.pretrained to the backbone it was trained on"
+        )
+
+
+def check_head(about: Mapping[str, Any], head: str) -> None:
+    """Refuse a checkpoint whose maps are read from something else.
+
+    Args:
+        about: What the checkpoint says of itself.
+        head: What the model reads maps from.
+
+    Raises:
+        ModelError: They differ.
+    """
+    written = about.get("head", "contact head")
+    if written != head:
+        raise ModelError(
+            f"the checkpoint was written by {about.get('class', 'another class')} and holds a {written}, but this "
+            f"model has a {head}; load it with the class that wrote it (on the command line: leave out model_class)"
+        )
+
+
+def class_name(module_class: type) -> str:
+    """What a checkpoint calls the class that wrote it: this package's by their public names, wherever they lie."""
+    return public_name(f"{module_class.__module__}.{module_class.__qualname__}")
+
+
+def public_name(name: str) -> str:
+    """The name by which a class is imported; checkpoints of version 0.1 name this package's by the file it was in.
+
+    Examples:
+        >>> public_name("contactlm.module.ContactModule"), public_name("mine.models.Ours")
+        ('contactlm.ContactModule', 'mine.models.Ours')
+    """
+    package, _, rest = name.partition(".")
+    return f"{package}.{rest.rpartition('.')[2]}" if package == "contactlm" else name
+
+
+def check_weights(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Be strict about names and shapes of a checkpoint's weights.
+
+    Raises:
+        ModelError: Some are missing, unknown, or of another shape.
+    """
+    problems: list[str] = [f"{name} is missing" for name in wanted if name not in given]
+    problems += [f"{name} is unknown here" for name in given if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(given[name].shape)}, this model's has {tuple(weight.shape)}"
+        for name, weight in wanted.items()
+        if name in given and given[name].shape != weight.shape
+    ]
+    if problems:
+        raise ModelError(
+            f"the checkpoint's weights do not fit this model ({len(problems)} problems, first: "
+            f"{'; '.join(problems[:3])}); use the model options it was trained with (lora, freeze_backbone, train_head)"
+        )

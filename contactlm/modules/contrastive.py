@@ -1,0 +1,161 @@
+"""ContrastiveModule: residue embeddings whose cosine similarity is the contact map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import EsmModel
+
+from contactlm.model.contrastive import contrastive_loss, cosine_logits, cosine_similarities, draw_partners
+from contactlm.model.residue_encoder import ResidueEncoder
+from contactlm.modules.contact import ContactModule
+from contactlm.types import ModelError
+
+OF_CONTACT_HEAD = ("train_head", "attention")  # options of ContactModule that mean nothing here
+
+
+class ContrastiveModule(ContactModule):
+    """Learns residue embeddings of which those in contact are similar, and others are not.
+
+    A residue's embedding is a linear projection of its final state in ESM2 (after the final layer norm), scaled to
+    length 1. Trained by InfoNCE on pairs drawn for every residue (see :mod:`contactlm.model.contrastive`); the
+    predicted probability of a contact is the cosine similarity rescaled to [0, 1], (1 + cos) / 2. It orders pairs, but
+    it is no frequency: the threshold tuned on dev says more than 0.5. There is no contact head, and the backbone's own
+    is not used. Everything else is as in :class:`contactlm.ContactModule`.
+
+    Args:
+        pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format. None: a randomly
+            initialised backbone from ``architecture``.
+        architecture: Values of ``transformers.EsmConfig`` for a randomly initialised backbone; needs ``pretrained``
+            to be None.
+        projection_dim: Width of the embeddings.
+        temperature: What cosine similarities are divided by in the loss.
+        positives: Contacts drawn a residue and step.
+        negatives: Residues known not to touch it, drawn a residue and step.
+        loss_min_separation: Pairs closer in sequence, |i − j|, are drawn neither as positives nor as negatives. Nearly
+            all residues touch their neighbours in sequence, whatever the fold: from the default on, positives are
+            contacts that have to be predicted, the ones that the primary score counts.
+        options: As of :class:`contactlm.ContactModule`, but for ``train_head`` and ``attention``. The learning rate
+            of the projection is the one that ``head_lr_factor`` multiplies.
+
+    Raises:
+        ModelError: Options that do not fit together, or a backbone that cannot be loaded.
+    """
+
+    head = "projection"
+
+    def __init__(
+        self,
+        pretrained: str | None = "facebook/esm2_t6_8M_UR50D",
+        architecture: dict[str, Any] | None = None,
+        projection_dim: int = 128,
+        temperature: float = 0.1,
+        positives: int = 4,
+        negatives: int = 64,
+        loss_min_separation: int = 6,
+        **options: Any,
+    ) -> None:
+        own = {
+            "projection_dim": projection_dim,
+            "temperature": temperature,
+            "positives": positives,
+            "negatives": negatives,
+        }
+        _check_options(own, options)
+        super().__init__(
+            pretrained,
+            architecture,
+            train_head=False,
+            attention="streamed",
+            loss_min_separation=loss_min_separation,
+            **options,
+        )
+        del self.hparams["train_head"]
+        self.save_hyperparameters(own)
+        self.tuned_threshold = None  # one that a pretrained directory brings belongs to its contact head
+        self.temperature, self.positives, self.negatives = temperature, positives, negatives
+        self.projection = _projection(self.backbone.esm, projection_dim, self.hparams["init_seed"])
+
+    @classmethod
+    def from_adapter(cls, directory: str | Path, pretrained: str | None = None, **options: Any) -> NoReturn:
+        """Refuse: an adapter directory holds a contact head, and no projection.
+
+        Raises:
+            ModelError: Always.
+        """
+        raise ModelError(f"{directory}: adapters hold a contact head and no projection; load it with ContactModule")
+
+    def build_backbone(self, esm: EsmModel, attention: str, train_head: bool) -> nn.Module:
+        """ESM2 as an encoder of residues; its contact head rests."""
+        return ResidueEncoder(esm)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Weight (projection_dim, E) and bias (projection_dim,) of the projection."""
+        return list(self.projection.parameters())
+
+    def cosine(self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Cosine similarities of the residues' embeddings; arguments as of :meth:`contact_logits`.
+
+        Returns:
+            float32 (B, T − 2, T − 2), in [−1, 1], symmetric; 0 where a residue is padding.
+        """
+        states, residue = self.backbone(tokens, attention_mask, positions)
+        weight, bias = self.head_parameters()
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        with torch.autocast(tokens.device.type, enabled=False):  # similarities near 1 need more digits than bfloat16's
+            embedded = nn.functional.linear(states.to(dtype), weight.to(dtype), bias.to(dtype))
+            return cosine_similarities(embedded, residue)
+
+    def contact_logits(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Compute logits whose sigmoid is (1 + cos) / 2.
+
+        Args:
+            tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
+            attention_mask: (B, T), true on tokens, false on padding; None: wherever ``tokens`` is not ``<pad>``.
+            positions: int64 (B, T), what the rotary embedding takes as each token's place; None: 0 … T − 1.
+
+        Returns:
+            float32 (B, T − 2, T − 2), symmetric, within ±14.6; 0 where a residue is padding.
+        """
+        return cosine_logits(self.cosine(tokens, attention_mask, positions))
+
+    def pair_scores(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
+        """What :meth:`loss` takes: the similarities."""
+        return self.cosine(tokens, attention_mask, positions)
+
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """InfoNCE of pairs drawn anew, averaged per protein.
+
+        Draws from the global generator, whose state travels with checkpoints.
+
+        Args:
+            scores: float32 (B, L, L), similarities as of :meth:`cosine`.
+            labels: int8 (B, L, L): 1 contact, 0 none, −1 unknown.
+        """
+        drawn = draw_partners(labels, self.positives, self.negatives, self.loss_min_separation)
+        return contrastive_loss(scores, *drawn, self.temperature)
+
+
+def _check_options(own: dict[str, float], options: dict[str, Any]) -> None:
+    misplaced = [name for name in OF_CONTACT_HEAD if name in options]
+    if misplaced:
+        raise ModelError(
+            f"{', '.join(misplaced)}: no option of ContrastiveModule, which has no contact head; leave it out (a "
+            "checkpoint that brings it was written by ContactModule: load it with that class)"
+        )
+    for name, value in own.items():
+        if not value > 0:
+            raise ModelError(f"{name}: {value} given; it must be positive")
+
+
+def _projection(esm: EsmModel, projection_dim: int, seed: int) -> nn.Linear:
+    """A linear layer with seeded weights; the global generators are left alone."""
+    projection = nn.utils.skip_init(nn.Linear, esm.config.hidden_size, projection_dim)
+    nn.init.xavier_uniform_(projection.weight, generator=torch.Generator().manual_seed(seed))
+    nn.init.zeros_(projection.bias)
+    return projection

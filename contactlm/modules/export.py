@@ -1,0 +1,172 @@
+"""``contactlm export``: a trained run as a PEFT adapter, or as a plain Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from contactlm.model.adapter import ABOUT_FILE, has_adapters, save_adapter, save_merged, write_about
+from contactlm.modules.contact import ContactModule
+from contactlm.shipped import __version__
+from contactlm.types import ContactLMError, ModelError
+
+VOCABULARY_FILES = (
+    *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
+    *("tokenizer.json", "added_tokens.json"),
+)
+
+_README = """\
+# ESM2 contact predictor ({kind})
+
+    {load}
+
+Stock {library}: `{stock}`.
+Written by contactlm {version}. {threshold}
+"""
+_LOAD_ADAPTER = 'from contactlm import ContactModule; module = ContactModule.from_adapter("{name}").eval()'
+_STOCK_ADAPTER = (
+    'esm = EsmModel.from_pretrained("{backbone}", add_pooling_layer=False, attn_implementation="eager"); '
+    'PeftModel.from_pretrained(esm, "{name}").predict_contacts(tokens, attention_mask)'
+)
+_LOAD_MERGED = 'from contactlm import predict_contacts; contact_map = predict_contacts("MKTAYIAK", model="{name}")'
+_STOCK_MERGED = 'EsmModel.from_pretrained("{name}").predict_contacts(tokens, attention_mask)'
+
+
+def export_adapter(module: ContactModule, out: str | Path, overwrite: bool = False) -> Path:
+    """Write LoRA weights and contact head as an adapter directory of PEFT; the module is left as it is.
+
+    Args:
+        module: With LoRA, on a pretrained backbone.
+        out: The directory; it appears complete or not at all.
+        overwrite: Replace an earlier export.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ModelError: A module without LoRA or contact head, or with a backbone that has no name.
+        ContactLMError: ``out`` exists, or cannot be written.
+    """
+    require_contact_head(module.head)
+    if not has_adapters(module.backbone.esm):
+        raise ModelError(
+            "there is no adapter to export: this model was trained without LoRA; "
+            "use --merge, which writes the whole model"
+        )
+    pretrained = module.hparams["pretrained"]
+    if pretrained is None:
+        raise ModelError(
+            "an adapter must name its backbone, and this model's was randomly initialised; "
+            "use --merge, which writes the whole model"
+        )
+    backbone = str(Path(pretrained).expanduser().resolve()) if _is_directory(pretrained) else pretrained
+    with _new_directory(Path(out), overwrite) as (directory, final):
+        save_adapter(module.backbone.esm, backbone, directory)
+        load, stock = (text.format(name=final.name, backbone=backbone) for text in (_LOAD_ADAPTER, _STOCK_ADAPTER))
+        _describe(module, directory, kind=f"LoRA adapter for {backbone}", load=load, library="PEFT", stock=stock)
+    return final
+
+
+def export_merged(module: ContactModule, out: str | Path, overwrite: bool = False) -> Path:
+    """Write a plain Hugging Face checkpoint, LoRA merged into the weights; the module is left as it is.
+
+    A local backbone's vocabulary files are put beside it.
+
+    Args:
+        module: With LoRA or without.
+        out: The directory; it appears complete or not at all.
+        overwrite: Replace an earlier export.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ModelError: A module without contact head.
+        ContactLMError: ``out`` exists, or cannot be written.
+    """
+    require_contact_head(module.head)
+    pretrained = module.hparams["pretrained"]
+    with _new_directory(Path(out), overwrite) as (directory, final):
+        save_merged(module.backbone.esm, directory)
+        for name in VOCABULARY_FILES:
+            if pretrained is not None and (file := Path(pretrained).expanduser() / name).is_file():
+                shutil.copyfile(file, directory / name)
+        load, stock = (text.format(name=final.name) for text in (_LOAD_MERGED, _STOCK_MERGED))
+        _describe(module, directory, kind="merged weights", load=load, library="transformers", stock=stock)
+    return final
+
+
+def require_contact_head(head: str) -> None:
+    """Complain about a model that other libraries could load, but whose maps they could not make."""
+    if head != ContactModule.head:
+        raise ModelError(
+            f"this model reads its maps from a {head}, for which PEFT and transformers have no place: only models with "
+            "a contact head can be exported; keep the checkpoint, which predict_contacts and `contactlm predict` take"
+        )
+
+
+def _describe(module: ContactModule, directory: Path, **texts: str) -> None:
+    """Say how to load the directory, for people and for programs; the tuned threshold travels with both."""
+    tuned = module.tuned_threshold
+    threshold = (
+        "No threshold was tuned on a dev set: pairs above 0.5 are called contacts."
+        if tuned is None
+        else f"Threshold tuned on the dev set, above which pairs are called contacts: {tuned:.4g}."
+    )
+    readme = _README.format(version=__version__, threshold=threshold, **texts)
+    (directory / "README.md").write_text(readme, encoding="utf-8")
+    about = {"version": __version__, "tuned_threshold": tuned, "trained_on": module.hparams["pretrained"]}
+    write_about(directory, {**about, "backbone_checksum": module.backbone_checksum})
+
+
+def _is_directory(pretrained: str) -> bool:
+    return Path(pretrained).expanduser().is_dir()
+
+
+def _resolve(out: Path) -> Path:
+    return out.expanduser().resolve()
+
+
+def require_free(out: Path, overwrite: bool) -> None:
+    """Complain about a place that must not be written to."""
+    if out.exists() and not out.is_dir():
+        raise ContactLMError(f"out: {out} is a file; give the name of a directory")
+    if out == Path.cwd():
+        raise ContactLMError(f"out: {out} is the current directory; give a directory of its own")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise ContactLMError(f"out: {out} is not empty; give another directory, or --overwrite to replace an export")
+    if not (out / ABOUT_FILE).is_file():
+        raise ContactLMError(
+            f"out: {out} is not empty and was not written by `contactlm export` (no {ABOUT_FILE}): it is not "
+            "overwritten; give another directory, or remove it yourself"
+        )
+
+
+@contextmanager
+def _new_directory(out: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
+    """Yield (a directory beside ``out``, ``out``); afterwards the one gets the other's name, or goes after an error.
+
+    The names beside are fixed, so that what a killed export left goes with the next one.
+    """
+    final = _resolve(out)
+    require_free(final, overwrite)
+    temporary, replaced = (final.with_name(f".{final.name}.{suffix}") for suffix in ("tmp", "old"))
+    try:
+        for stale in (temporary, replaced):
+            if stale.is_dir():
+                shutil.rmtree(stale)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary, final
+            if final.is_dir():
+                final.rename(replaced)
+            temporary.rename(final)
+        finally:
+            for leftover in (temporary, replaced):
+                shutil.rmtree(leftover, ignore_errors=True)
+    except OSError as error:
+        raise ContactLMError(f"out: {final} cannot be written ({error}); give another directory") from error

@@ -1,0 +1,321 @@
+"""RetrievalModule: contacts from sequence and from known structures of relatives."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import EsmModel
+
+from contactlm.alphabet import decode
+from contactlm.data.cache import default_cache_dir
+from contactlm.data.store import ChainStore
+from contactlm.maps.full_map import FullMap, Shown, WindowOptions, full_maps
+from contactlm.model.backbone import backbone_checksum
+from contactlm.model.evidence import Evidence
+from contactlm.model.retrieval_backbone import RetrievalBackbone
+from contactlm.modules.checkpoint import CHECKPOINT_KEY
+from contactlm.modules.contact import ContactModule, Evaluated
+from contactlm.retrieval.copy_homolog import copy_contacts
+from contactlm.retrieval.database import StructureDatabase
+from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
+from contactlm.retrieval.exclude import Exclusion
+from contactlm.retrieval.search import SearchOptions, StructureSearch
+from contactlm.retrieval.source import EvidenceSource
+from contactlm.retrieval.tokens import ChainEvidence, collate_evidence
+from contactlm.types import ModelError
+
+log = logging.getLogger(__name__)
+
+HELD_OUT = "held_out"  # where a checkpoint says which proteins must not be evidence
+HELD_OUT_ROLES = ("dev", "test")
+_PREPARED_AT_A_TIME = 64  # chains
+
+
+class EvaluatedWithHits(Evaluated):
+    """What validation and test steps of :class:`RetrievalModule` return, one entry a protein."""
+
+    copied: list[Tensor]  # float32 (L, L) in [0, 1]: the contacts of its hits, carried over by the alignments
+    nearest: list[tuple[float, float]]  # pair identity and coverage of its best hit; NaN: it has none
+
+
+class RetrievalModule(ContactModule):
+    """Predicts contacts from sequence and from the structures of similar proteins in a database.
+
+    Helices and strands of a query's hits become tokens: their mean residue state in the frozen backbone, kind, place on
+    the query and the hit's similarity. A small decoder lets the query's residues read them; the contact head reads the
+    backbone's attention maps and the decoder's. With ``template_bias`` pairs aligned to what touches in a hit get a
+    learned bias. Both start at 0: an untrained module predicts what its backbone's contact head does.
+
+    While training and in evaluation no hit is of the query's own entry, above ``max_identity``, or a dev or test
+    protein (those of the data module, and those that the checkpoint was trained without). For predictions, and right
+    after construction, every chain of the database may be a hit.
+
+    Args:
+        pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format. None: a randomly
+            initialised backbone from ``architecture``.
+        architecture: Values of ``transformers.EsmConfig`` for a randomly initialised backbone; needs ``pretrained``
+            to be None.
+        index: The structure database, a folder that ``contactlm index build`` wrote. No hyperparameter: it may lie
+            elsewhere than when the model was trained, or be another one.
+        hits: Most hits of a query.
+        decoder_layers: Layers of the decoder.
+        decoder_width: Its width, a multiple of 16.
+        template_bias: Whether pairs get the bias.
+        decoder_lr_factor: The learning rate of decoder and template bias, which start from nothing, over the others'.
+        max_identity: Hits with a larger share of identical residues among the aligned ones are left out, except for
+            predictions.
+        shuffled_hits: Put random chains of the database in the place of the hits, for control experiments.
+        cache_dir: Where searches and segments' states are kept; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
+        options: As of :class:`contactlm.ContactModule`.
+
+    Raises:
+        ModelError: Options that do not fit together, no index, or a backbone that cannot be loaded.
+        DataError: A database that is missing, damaged, empty or of another format; the message gives the command that
+            makes it again.
+    """
+
+    head = "contact head with a retrieval decoder"
+    backbone_class = RetrievalBackbone
+    backbone: RetrievalBackbone
+
+    def __init__(
+        self,
+        pretrained: str | None = "facebook/esm2_t6_8M_UR50D",
+        architecture: dict[str, Any] | None = None,
+        index: str | None = None,
+        hits: int = 4,
+        decoder_layers: int = 2,
+        decoder_width: int = 128,
+        template_bias: bool = True,
+        decoder_lr_factor: float = 10.0,
+        max_identity: float = 0.95,
+        shuffled_hits: bool = False,
+        cache_dir: str | None = None,
+        **options: Any,
+    ) -> None:
+        if index is None:
+            raise ModelError(
+                "index is not given: name a structure database with --model.index (in Python: index=); "
+                "make one with: contactlm index build --structures FOLDER --out FOLDER"
+            )
+        database = StructureDatabase.open(index)
+        super().__init__(pretrained, architecture, **options)
+        own = {
+            "hits": hits,
+            "decoder_layers": decoder_layers,
+            "decoder_width": decoder_width,
+            "template_bias": template_bias,
+        }
+        self.save_hyperparameters(own)
+        self.hits, self.decoder_lr_factor, self.max_identity = hits, decoder_lr_factor, max_identity
+        self.backbone.attach(decoder_layers, decoder_width, template_bias, self.hparams["init_seed"])
+        self._held_out: dict[str, set[str]] = {"ids": set(), "sequences": set()}
+        self._evaluated = False  # whether dev and test proteins must not be evidence
+        self._exclusion: Exclusion | None = None
+        self.evidence = self._source(database, Path(cache_dir).expanduser() if cache_dir else default_cache_dir())
+        self.evidence.shuffled = shuffled_hits
+        self.exclusion  # noqa: B018 - complains about a max_identity out of range
+        self.train()
+
+    def _source(self, database: StructureDatabase, cache_dir: Path) -> EvidenceSource:
+        first = (self.hparams[name] for name in ("pretrained", "architecture", "init_seed"))
+        encoder = FrozenEncoder(partial(self.load_backbone, *first), self._first_checksum)
+        search = StructureSearch(database, SearchOptions(hits=self.hits), cache_dir)
+        return EvidenceSource(search, SegmentStates(database, encoder, cache_dir))
+
+    def build_backbone(self, esm: EsmModel, attention: Literal["streamed", "plain"], train_head: bool) -> nn.Module:
+        """ESM2 with its contact head, ready for the decoder."""
+        self._first_checksum = self.backbone_checksum or backbone_checksum(esm)
+        return super().build_backbone(esm, attention, train_head)
+
+    def lr_factors(self) -> list[tuple[list[nn.Parameter], float]]:
+        """The contact head's, and the decoder's and template bias's."""
+        parts = (self.backbone.decoder, self.backbone.template)
+        own = [parameter for part in parts if part is not None for parameter in part.parameters()]
+        return [*super().lr_factors(), (own, self.decoder_lr_factor)]
+
+    @property
+    def exclusion(self) -> Exclusion:
+        """What must not be a hit now."""
+        if self._exclusion is None:
+            held_out = self._held_out["ids"], self._held_out["sequences"]
+            evaluated = Exclusion.of_proteins(*held_out, self.max_identity)
+            self._exclusion = evaluated if self._evaluated else Exclusion.nothing()
+        return self._exclusion
+
+    @property
+    def run_facts(self) -> dict[str, dict[str, Any]]:
+        """For ``run.json``: the database, which runs that are compared must share, and what is read of it."""
+        database = self.evidence.database
+        chains = {"chains": len(database), "residues": len(database.store.tokens), "checksum": database.fingerprint}
+        names = ("hits", "decoder_layers", "decoder_width", "template_bias")
+        reads = {name: self.hparams[name] for name in names}
+        return {
+            "equal": {"structures": chains, "max_identity": self.max_identity},
+            "reads": reads | {"shuffled_hits": self.evidence.shuffled},
+        }
+
+    def setup(self, stage: str) -> None:
+        """Take note of the dev and test proteins, which must not be evidence unless for predictions."""
+        super().setup(stage)
+        # A remark of Lightning's on the way: it takes the hook of this module and not the data module's, as it should
+        warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer`")
+        self._evaluated = stage != "predict"
+        for role, store in self._stores().items():
+            if role in HELD_OUT_ROLES:
+                self._hold_out(store.ids, _sequences(store))
+        self._exclusion = None
+
+    def teardown(self, stage: str) -> None:
+        """Free the frozen backbone."""
+        super().teardown(stage)
+        self.evidence.segment_states.encoder.release()
+
+    def _hold_out(self, ids: Sequence[str], sequences: Sequence[str]) -> None:
+        self._held_out["ids"].update(ids)
+        self._held_out["sequences"].update(sequences)
+        self._exclusion = None
+
+    def _stores(self) -> dict[str, ChainStore]:
+        return getattr(self.trainer.datamodule, "chains", {})  # type: ignore[attr-defined]  # a connector sets it
+
+    def on_fit_start(self) -> None:
+        """Find the evidence of all training and dev chains, each process its share, so that it lies in the cache."""
+        super().on_fit_start()
+        if "train" not in self._stores():
+            raise ModelError("RetrievalModule searches with whole chains: train it with a ContactDataModule")
+        self._use_device()
+        for role in ("train", "dev"):
+            store = self._stores().get(role)
+            own = range(self.global_rank, 0 if store is None else len(store), self.trainer.world_size)
+            found = 0
+            for start in range(0, len(own), _PREPARED_AT_A_TIME):
+                some = own[start : start + _PREPARED_AT_A_TIME]
+                ids, sequences = zip(*((store.ids[i], store.sequence_of(i)) for i in some), strict=True)  # type: ignore[union-attr]
+                found += sum(bool(each.ids) for each in self.evidence.of(ids, sequences, self.exclusion))
+            log.info("%d of %d %s chains have hits in %s", found, len(own), role, self.evidence.database.path)
+        self.evidence.segment_states.encoder.release()
+        self.trainer.strategy.barrier()
+
+    def _use_device(self) -> None:
+        self.evidence.segment_states.encoder.device = self.device
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Add to a batch of training crops what is known of the residues they show."""
+        if self.trainer.training and isinstance(batch, dict) and "evidence" not in batch:
+            return {**batch, "evidence": self.crop_evidence(batch)}
+        return batch
+
+    def crop_evidence(self, batch: dict[str, Any]) -> Evidence:
+        """What is known of the residues of a batch of training crops, on the CPU."""
+        store, shown = self._stores()["train"], []
+        sequences = [store.sequence_of(index) for index in batch["indices"].tolist()]
+        whole = self._of_chains(batch["ids"], sequences)
+        for row, (start, length) in enumerate(zip(batch["starts"].tolist(), batch["lengths"].tolist(), strict=True)):
+            residues = batch["residues"][row, :length] if "residues" in batch else torch.arange(start, start + length)
+            shown.append(whole[row].shown(residues.numpy()))
+        return self._collate(shown, batch["tokens"].shape[1] - 2)
+
+    def _of_chains(self, ids: Sequence[str], sequences: Sequence[str]) -> list[ChainEvidence]:
+        self._use_device()
+        return self.evidence.of(ids, sequences, self.exclusion)
+
+    def _collate(self, shown: Sequence[ChainEvidence], length: int) -> Evidence:
+        return collate_evidence(shown, self.hits, self.backbone.esm.config.hidden_size, length)
+
+    def batch_scores(self, batch: dict[str, Any]) -> Tensor:
+        """Contact logits of a batch of crops, with what is known of them (see :meth:`crop_evidence`)."""
+        parts = (batch["tokens"], batch["attention_mask"], batch.get("positions"), batch.get("evidence"))
+        return self.contact_logits(*parts)
+
+    def contact_logits(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        evidence: Evidence | None = None,
+    ) -> Tensor:
+        """Compute contact logits.
+
+        Args:
+            tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
+            attention_mask: (B, T), true on tokens, false on padding; None: wherever ``tokens`` is not ``<pad>``.
+            positions: int64 (B, T), what the rotary embedding takes as each token's place; None: 0 … T − 1.
+            evidence: What is known of the residues shown; None: as if nothing had been found.
+
+        Returns:
+            float32 (B, T − 2, T − 2), symmetric; 0 where a residue is padding.
+        """
+        return self.backbone(tokens, attention_mask, positions, evidence)
+
+    def chain_maps(
+        self, ids: Sequence[str], chains: Sequence[Tensor], windows: WindowOptions, positions: Sequence[Any] | None
+    ) -> Iterator[FullMap]:
+        """Full-length maps of whole chains; what is known of a chain is found once and cut for every pass.
+
+        Each map's ``how`` names the hits that were used.
+        """
+        evidence = self._of_chains(ids, [decode(tokens.cpu().numpy()) for tokens in chains])
+        logits_fn = partial(self._pass_logits, evidence)
+        maps = full_maps(logits_fn, chains, windows, self.device, positions, tell_shown=True)
+        for full, own in zip(maps, evidence, strict=True):
+            full.how["hits"] = list(own.ids)
+            yield full
+
+    def _evaluate(self, batch: dict[str, Any]) -> EvaluatedWithHits:
+        """Full-length maps with their labels, and what copying the hits' contacts predicts."""
+        sequences = [
+            decode(tokens[1 : length + 1].cpu().numpy())
+            for tokens, length in zip(batch["tokens"], batch["lengths"].tolist(), strict=True)
+        ]
+        evaluated = super()._evaluate(batch)
+        copied, nearest = [], []
+        for row, own in enumerate(self._of_chains(batch["ids"], sequences)):
+            chain_of = None if evaluated["chain_of"] is None else evaluated["chain_of"][row].numpy()
+            copied.append(torch.from_numpy(copy_contacts(own.cb, own.similarity[:, 0].tolist(), chain_of=chain_of)))
+            identity, coverage = own.similarity[0].tolist() if own.ids else (math.nan, math.nan)
+            nearest.append((identity, coverage))
+        return EvaluatedWithHits(**evaluated, copied=copied, nearest=nearest)
+
+    def _pass_logits(
+        self,
+        evidence: Sequence[ChainEvidence],
+        tokens: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor | None,
+        shown: Sequence[Shown],
+    ) -> Tensor:
+        cut = [evidence[chain].shown(residues.numpy()) for chain, residues in shown]
+        return self.contact_logits(tokens, attention_mask, positions, self._collate(cut, tokens.shape[1] - 2))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep, beside what was trained, which proteins must not be evidence when the model is scored."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[CHECKPOINT_KEY][HELD_OUT] = {name: sorted(values) for name, values in self._held_out.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not belong on this model; take over its dev and test proteins."""
+        super().on_load_checkpoint(checkpoint)
+        held_out = checkpoint[CHECKPOINT_KEY].get(HELD_OUT, {})
+        self._hold_out(held_out.get("ids", []), held_out.get("sequences", []))
+
+
+def _sequences(store: ChainStore) -> list[str]:
+    """Sequences of all chains; of complexes those of each chain."""
+    if store.chain_lengths is None:
+        return [store.sequence_of(i) for i in range(len(store))]
+    found = []
+    for i, lengths in enumerate(store.chain_lengths):
+        joined, start = store.sequence_of(i), 0
+        for length in lengths:
+            found.append(joined[start : start + length])
+            start += length
+    return found

@@ -1,0 +1,1 @@
+"""What a run leaves behind: its directory, configuration, record and checkpoints."""

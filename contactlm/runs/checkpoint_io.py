@@ -1,0 +1,125 @@
+"""Checkpoint files: written whole or not at all, and found again."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from contactlm.atomic import atomic_path
+from contactlm.modules.checkpoint import check_checkpoint
+from contactlm.types import ModelError
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A Lightning plugin that writes checkpoints so that neither a kill nor a full disk costs an older one.
+
+    A local checkpoint is written to a temporary file in its own folder, forced to disk, and renamed. A write that
+    fails (no space left, a quota) leaves the file that was there; it is logged and counted, and the run goes on.
+    Other places (``s3://…``) are left to Lightning.
+
+    Attributes:
+        failures: Writes that failed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures = 0
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: What ``torch.save`` takes.
+            path: The file.
+            storage_options: Not used; see Lightning's ``TorchCheckpointIO``.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = io.BytesIO()  # of errors while saving to a file, torch.save hides which it was
+        torch.save(checkpoint, buffer)
+        try:
+            write_durably(Path(path), buffer.getbuffer())
+        except OSError as error:
+            self.failures += 1
+            log.warning(
+                "%s: the checkpoint cannot be written (%s; failure %d of this run). The run goes on, and older "
+                "checkpoints are kept; free some space, or end the run and resume it with checkpoint.dirpath elsewhere",
+                path,
+                error.strerror or error,
+                self.failures,
+            )
+
+
+def write_durably(path: Path, data: bytes | memoryview) -> None:
+    """Replace a file by another that is on the disk before its name is.
+
+    Raises:
+        OSError: It cannot be written; the old file is as it was.
+    """
+    with atomic_path(path) as temporary, temporary.open("xb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too, outlives a power cut
+        finally:
+            os.close(folder)
+
+
+def find_last(
+    trainer_config: Mapping[str, Any], dirpath: str | Path | None, seed: int | None = None
+) -> tuple[Path | None, Path]:
+    """Find the newest ``last.ckpt`` of all runs of one name.
+
+    Args:
+        trainer_config: Options of the trainer; its first logger has the folder and the name of the run.
+        dirpath: Where checkpoints are kept, if that was chosen; None: in each run's own folder.
+        seed: Only of runs with this seed (and of those that do not say theirs); None: of all.
+
+    Returns:
+        The checkpoint, or None where there is none, and the folder it was looked for in.
+
+    Raises:
+        ModelError: The first logger is neither CSVLogger nor TensorBoardLogger, and ``dirpath`` is None.
+    """
+    folder, pattern = (Path(dirpath), "") if dirpath else _runs(trainer_config)
+    found = [path for path in folder.expanduser().glob(f"{pattern}last*.ckpt") if path.is_file()]
+    newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return next((path for path in newest_first if seed is None or _seed_of(path) in (seed, None)), None), folder
+
+
+def _seed_of(path: Path) -> int | None:
+    """The seed of the data in a checkpoint; None where it does not say."""
+    return check_checkpoint(path).get("ContactDataModule", {}).get("seed")
+
+
+def _runs(trainer_config: Mapping[str, Any]) -> tuple[Path, str]:
+    """The folder of all runs of this name, and the pattern of their checkpoint folders."""
+    root = Path(trainer_config.get("default_root_dir") or ".")
+    loggers = trainer_config.get("logger")
+    first: Any = loggers[0] if isinstance(loggers, list) and loggers else loggers
+    if first is False or first == []:
+        return root, "checkpoints/"
+    if first is None or first is True:
+        return root / "lightning_logs", "*/checkpoints/"
+    kind = str(first.get("class_path", "")).rpartition(".")[2]
+    if kind not in ("CSVLogger", "TensorBoardLogger"):
+        raise ModelError(
+            f"ckpt_path: last: only a run itself knows where {kind} has its checkpoints; give the path of last.ckpt, "
+            "choose a folder for checkpoints (checkpoint.dirpath), or put a CSVLogger first in trainer.logger"
+        )
+    options = first.get("init_args") or {}
+    name = options.get("name", "lightning_logs") or ""  # without a name, runs lie in the folder itself
+    return Path(options.get("save_dir") or root) / name, "*/checkpoints/"

@@ -1,0 +1,109 @@
+"""Arguments as users write them."""
+
+from pathlib import Path
+
+import pytest
+
+from contactlm.cli.configs import resolve_arguments
+from contactlm.cli.main import ContactCLI, main
+from contactlm.shipped import config_folder
+from contactlm.types import ContactLMError
+from tests.conftest import random_sequence
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["contactlm"])
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, object]:
+    """What LightningCLI's parser makes of the arguments of ``predict``."""
+    for name in ("before_instantiate_classes", "instantiate_classes", "_run_subcommand"):
+        monkeypatch.setattr(ContactCLI, name, lambda *_: None)
+    config = ContactCLI(resolve_arguments(["predict", *arguments])).config["predict"]
+    return {"paths": config["data"]["predict_paths"], "out": config["out"], "overwrite": config["overwrite"]}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data.predict_paths", "a.fasta", "b.cif.gz", "dir/", "--out", "results"],
+        ["--out", "results", "--data.predict_paths", "a.fasta", "b.cif.gz", "dir/"],
+        ["--data.predict_paths=a.fasta", "b.cif.gz", "dir/", "--out=results"],
+        ["--data.predict_paths=[a.fasta, b.cif.gz, dir/]", "--out", "results"],
+        ["--data.predict_paths", "[a.fasta, b.cif.gz, dir/]", "--out", "results"],
+        ["--data.predict_paths", "a.fasta", "--out=results", "--data.predict_paths", "b.cif.gz", "dir/"],
+        ["--data.predict_paths", "a.fasta", "--out=results", "--data.predict_paths+=[b.cif.gz, dir/]"],
+        ["--data.predict_paths=a.fasta", "--data.predict_paths=b.cif.gz", "--data.predict_paths=dir/", "--out=results"],
+    ],
+)
+def test_paths_in_every_form_make_one_list(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {"paths": ["a.fasta", "b.cif.gz", "dir/"], "out": "results", "overwrite": False}
+    assert parsed(monkeypatch, *arguments) == expected
+
+
+@pytest.mark.parametrize("name", ["1.5", "null", "a: b.fasta", "a b.fasta", 'q"uote.fasta', "ä.fa", "x,y.fa", "[a].fa"])
+def test_a_path_stays_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parsed(monkeypatch, "--data.predict_paths", name, "b.fa")["paths"] == [name, "b.fa"]
+    assert parsed(monkeypatch, f"--data.predict_paths={name}")["paths"] == [name]
+
+
+def test_a_file_named_like_a_list_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "[a, b]").mkdir()
+    assert parsed(monkeypatch, "--data.predict_paths", "[a, b]")["paths"] == ["[a, b]"]
+
+
+def test_paths_replace_those_of_a_config_unless_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my.yaml").write_text("data:\n  predict_paths: [c.fa, d.fa]\n")
+    assert parsed(monkeypatch, "--config=my.yaml")["paths"] == ["c.fa", "d.fa"]
+    assert parsed(monkeypatch, "--config=my.yaml", "--data.predict_paths", "a.fa")["paths"] == ["a.fa"]
+    assert parsed(monkeypatch, "--config", "my.yaml", "--data.predict_paths+=a.fa")["paths"] == ["c.fa", "d.fa", "a.fa"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--overwrite"], True),
+        (["--overwrite", "--out=x"], True),
+        (["--overwrite", "--data.predict_paths", "a.fa"], True),
+        (["--data.predict_paths", "a.fa", "--overwrite"], True),
+        (["--overwrite", "true"], True),
+        (["--overwrite", "false"], False),
+        (["--overwrite=false"], False),
+        ([], False),
+    ],
+)
+def test_a_bare_flag(arguments: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parsed(monkeypatch, *arguments)["overwrite"] is expected
+
+
+def test_configs_keep_their_names() -> None:
+    path = str(config_folder() / "crop200.yaml")
+    for given in (["--config", "crop200"], ["-c", "crop200"]):
+        assert resolve_arguments(["fit", *given, "--x=1"]) == ["fit", given[0], path, "--x=1"]
+    assert resolve_arguments(["fit", "--config=crop200"]) == ["fit", f"--config={path}"]
+
+
+def test_no_path_is_an_error() -> None:
+    with pytest.raises(ContactLMError, match="no path follows"):
+        resolve_arguments(["predict", "--data.predict_paths", "--out=results"])
+
+
+def test_several_paths_are_predicted(tmp_path: Path, tiny_esm: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.fasta").write_text(f">{name}\n{random_sequence(0, 30)}\n")
+    command = ["predict", f"--model.pretrained={tiny_esm}", "--data.predict_paths", "a.fasta", "b.fasta"]
+    assert main([*command, "--out", "results", "--trainer.accelerator=cpu", "--overwrite"]) == 0
+    assert "2 maps written to results" in capsys.readouterr().out
+
+
+def test_one_size_of_batches_only() -> None:
+    for given in (
+        ["--data.batch_size=4", "--data.batch_tokens", "900"],
+        ["--data.batch_tokens=9", "--data.batch_pairs=9"],
+    ):
+        with pytest.raises(ContactLMError, match="in different ways; give one of them"):
+            resolve_arguments(["fit", *given])
+    for allowed in (["--data.batch_size=4", "--data.batch_tokens=null"], ["--data.batch_pairs", "900"]):
+        assert resolve_arguments(["fit", *allowed]) == ["fit", *allowed]

@@ -1,0 +1,270 @@
+"""What people see in a terminal: progress, tables, help, exit statuses."""
+
+import fcntl
+import logging
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from contactlm import ContactModule, __version__
+from contactlm.callbacks import ContactEvaluation, TokenBudget
+from contactlm.callbacks.progress import BudgetProgressBar
+from contactlm.cli import commands
+from contactlm.cli.console import score_table
+from contactlm.cli.main import main
+from tests.callbacks.test_callbacks import ForeignModule, data_module, trainer
+from tests.cli.test_cli import SMALL, data_options
+
+Folders = tuple[Path, Path]
+
+
+class Terminal:
+    """Standard error that says it is a terminal, and remembers what was drawn."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    """Ten seconds pass with every look at it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 10
+        return self.now
+
+
+def fit(path: Path, tiny_esm: Path, folders: Folders, bar: BudgetProgressBar, tokens: int | None) -> L.Trainer:
+    callbacks = [TokenBudget(tokens), ContactEvaluation(), bar]
+    options = {"enable_progress_bar": True, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    limits = {"max_epochs": 1} if tokens is None else {}
+    runner = trainer(path, *callbacks, **options, **limits)
+    runner.fit(ContactModule(str(tiny_esm)), data_module(folders))
+    return runner
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("contactlm.callbacks.progress.time.monotonic", clock)
+    return clock
+
+
+def test_a_terminal_shows_the_budget(
+    tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    fit(tmp_path, tiny_esm, pdb_folders, BudgetProgressBar(), 6 * 128)
+    drawn = [line for line in re.split(r"[\r\n]+", terminal.text) if line.startswith("Training ")]
+    shares = [int(match[1]) for line in drawn if (match := re.match(r"Training +(\d+)%\|", line))]
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 100 and 50 in shares
+    assert "Epoch" not in terminal.text
+    last = drawn[-1]
+    assert re.search(r"loss \d\.\d{3}, dev mcc_sep6 -?\d\.\d{3}, [\d,]+ tokens/s, 00:00 left", last)
+    assert "tokens/s" not in drawn[0]  # nothing is known yet
+
+
+def test_time_left_is_that_to_the_end_of_the_budget(
+    tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = {"now": 0.0}
+    monkeypatch.setattr("contactlm.callbacks.progress.time.monotonic", lambda: moments["now"])
+    bar = BudgetProgressBar()
+    runner = fit(tmp_path, tiny_esm, pdb_folders, bar, 128)
+    assert runner.callbacks  # type: ignore[attr-defined]
+    bar._budget = budget = TokenBudget(1000)
+    bar._began, budget.tokens, moments["now"] = (50.0, 100), 400, 80.0  # 300 tokens in 30 s: 600 more in 60 s
+    assert bar.status().endswith("10 tokens/s, 01:00 left")
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_log_gets_lines_not_bars(
+    tmp_path: Path,
+    tiny_esm: Path,
+    pdb_folders: Folders,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    disabled: bool,
+) -> None:
+    terminal = Terminal()
+    if disabled:  # TQDM_DISABLE on a terminal
+        monkeypatch.setenv("TQDM_DISABLE", "1")
+        monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(logging.getLogger("contactlm"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("contactlm"), "handlers", [])  # those of a command run before
+    with caplog.at_level(logging.INFO, logger="contactlm.callbacks.progress"):
+        fit(tmp_path, tiny_esm, pdb_folders, BudgetProgressBar(seconds_between_lines=60), 6 * 128)
+    lines = [record.message for record in caplog.records if record.name == "contactlm.callbacks.progress"]
+    assert re.fullmatch(
+        r"Training: 100 % of 768 tokens; loss \d.\d{3}, dev mcc_sep6 -?\d.\d{3}, .* tokens/s, 00:00 left", lines[-1]
+    )
+    assert 2 <= len(lines) <= 5
+    assert "Training" not in terminal.text and "Validation" not in terminal.text
+
+
+def test_no_lines_where_none_are_wanted(
+    tmp_path: Path,
+    tiny_esm: Path,
+    pdb_folders: Folders,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("contactlm"), "propagate", True)
+    with caplog.at_level(logging.INFO, logger="contactlm.callbacks.progress"):
+        fit(tmp_path, tiny_esm, pdb_folders, BudgetProgressBar(seconds_between_lines=0), 3 * 128)
+    assert not [record for record in caplog.records if record.name == "contactlm.callbacks.progress"]
+
+
+def test_without_a_limit_epochs_are_shown(
+    tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    fit(tmp_path, tiny_esm, pdb_folders, BudgetProgressBar(), None)
+    assert "Epoch 0" in terminal.text
+    loader: DataLoader = DataLoader(torch.ones(6, 4), batch_size=2)  # type: ignore[arg-type]
+    runner = trainer(tmp_path, BudgetProgressBar(), max_epochs=1, enable_progress_bar=True)
+    runner.fit(ForeignModule(), loader)
+
+
+def test_the_table_of_scores() -> None:
+    values = {"proteins": 40, "tuned_threshold": 0.3125, "mcc_sep6": 0.4124, "mcc_sep6_tuned": 0.45, "mcc": -0.0001}
+    values |= {"trivial_mcc_sep6": 0.0, "trivial_mcc": 0.704, "p_at_L_long": float("nan")}
+    lines = score_table("test", {f"test/{name}": value for name, value in values.items()}, ", best").splitlines()
+    assert lines[0].split() == ["scores", "of", "40", "proteins,", "best", "at", "0.5", "at", "0.312", "(tuned)"]
+    assert [line.split() for line in lines[1:]] == [
+        ["test", "mcc_sep6", "0.412", "0.450", "(trivial", "0.000)"],
+        ["test", "mcc", "0.000", "(trivial", "0.704)"],
+        ["test", "p_at_L_long", "–"],
+    ]
+    assert len({line.index("(trivial") for line in lines if "(trivial" in line}) == 1
+    assert score_table("dev", {}) == "dev   not scored"
+
+
+def test_help_of_the_package_names_every_command(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, command in commands.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.about)}$", shown, re.MULTILINE)
+    for status in ("0 ", "1 ", "2 ", "3 ", "130 "):
+        assert f"\n  {status}" in shown
+    assert max(map(len, shown.splitlines())) <= 120
+    assert main([]) == 2 and main(["--version"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"contactlm {__version__}\n" and "commands:" in captured.err
+    assert main(["tset"]) == 2
+    assert "did you mean test?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_help_of_every_command_is_readable(
+    name: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["contactlm"])
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: contactlm {name}")
+    if commands.COMMANDS[name].entry:
+        return
+    top = shown.splitlines()[:15]
+    assert len(top[0]) < 100 and any(line.startswith(f"  contactlm {name} ") for line in top)
+    assert shown.count("\n  contactlm ") == len(commands.COMMANDS[name].examples) >= 1
+    order = [
+        shown.index(f"\n  --{group} ") for group in ("model", "data", "budget", "checkpoint", "evaluation", "trainer")
+    ]
+    assert order == sorted(order)
+    assert shown.rstrip().endswith(commands.STATUSES.splitlines()[-1].strip())
+
+
+def test_examples_of_the_help_can_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from contactlm.cli.configs import resolve_arguments
+    from contactlm.cli.main import ContactCLI
+
+    monkeypatch.setattr("sys.argv", ["contactlm"])
+    monkeypatch.setattr("contactlm.cli.main.chosen_class", lambda _: ContactModule)  # no checkpoint is read
+    for name in ("before_instantiate_classes", "instantiate_classes", "_run_subcommand", "_parse_ckpt_path"):
+        monkeypatch.setattr(ContactCLI, name, lambda *_: None)
+    for command in ("fit", "validate", "test", "predict"):
+        for example, _ in commands.COMMANDS[command].examples:
+            words = [word.strip("'") for word in example.split()[1:] if word != "…"]
+            parsed = ContactCLI(resolve_arguments(words))
+            assert parsed.config["subcommand"] == command
+
+
+def command_of(tiny_esm: Path, folders: Folders, *more: str) -> list[str]:
+    options = [*data_options(folders), *SMALL, f"--model.pretrained={tiny_esm}", "--budget.max_tokens=600"]
+    return [sys.executable, "-m", "contactlm", "fit", "--config=crop200", *options, *more]
+
+
+@pytest.mark.slow
+def test_a_run_says_what_matters_and_nothing_else(tmp_path: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command_of(tiny_esm, pdb_folders), cwd=tmp_path, capture_output=True, text=True, env=environment, check=True
+    )
+    known = (
+        *("train_dir:", "test_dir:", "training ", "Training: 100 %"),
+        *("  ", "Reading structures", "Aligning"),
+        r".*broken\.pdb",
+        r"\d+ chains to train on",
+        r"(none|\d+) of \d+ (dev|test) chains",
+    )
+    lines = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip()]
+    strangers = [line for line in lines if not any(re.match(start, line) for start in known)]
+    assert not strangers
+    assert [line.split()[0] for line in done.stdout.splitlines()].count("test") >= 6
+    for start in ("scores of", "dev   mcc_sep6", "test  mcc_sep6", "map  ", "checkpoint  ", "logs  "):
+        assert any(line.startswith(start) for line in done.stdout.splitlines()), start
+
+
+@pytest.mark.slow
+def test_a_run_under_a_real_terminal(tmp_path: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # rows and columns
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("TQDM_DISABLE", None)
+    options = ["--test_after_fit=false", "--trainer.val_check_interval=4"]
+    process = subprocess.Popen(
+        command_of(tiny_esm, pdb_folders, *options), cwd=tmp_path, stdout=subprocess.PIPE, stderr=child, env=environment
+    )
+    os.close(child)
+    drawn = b""
+    while True:
+        try:
+            drawn += os.read(parent, 65536)
+        except OSError:  # the other end is closed
+            break
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    assert re.search(rb"Training 100%\|.*loss \d\.\d+", drawn)
+    assert b"Training" not in out and b"dev   mcc_sep6" in out  # bars and results do not mix

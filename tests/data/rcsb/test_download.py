@@ -1,0 +1,290 @@
+"""Fetching structures from a server that misbehaves; killed and resumed; without a network."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+
+import contactlm.data.rcsb.fetch as fetch_module
+from contactlm.data.rcsb.download import download_structures
+from contactlm.data.rcsb.fetch import is_complete
+from contactlm.types import DataError
+from tests.data.faulty_server import (
+    Answer,
+    Handler,
+    Server,
+    body_of,
+    compressed_garbage,
+    flipped,
+    garbage,
+    good,
+    hang_up,
+    reset,
+    silent,
+    stall,
+    status,
+    trickle,
+    truncated,
+    truncated_without_length,
+)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(fetch_module, "FIRST_WAIT", 0.01)
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield running
+        running.ended.set()
+        running.shutdown()
+        thread.join()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_files_come_whole_and_a_second_run_asks_for_nothing(server: Server, tmp_path: Path) -> None:
+    ids = ["1ABC", "2xyz_A", "2XYZ B", "pdb_00003ABC", "1abc", "PDB_00003abc_C"]
+    report = download_structures(ids, tmp_path / "new" / "folder", server.url, progress=False)
+    assert [path.name for path in report.paths] == ["1abc.cif.gz", "2xyz.cif.gz", "pdb_00003abc.cif.gz"]
+    assert report.problems == {} and report.fetched == 3
+    assert server.asked == {"1ABC": 1, "2XYZ": 1, "pdb_00003abc": 1}
+    assert report.paths[0].read_bytes() == body_of("1ABC")
+    again = download_structures(ids, tmp_path / "new" / "folder", server.url, progress=False)
+    assert (again.paths, again.problems, again.fetched) == (report.paths, {}, 0)
+    assert server.asked.total() == 3
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(status(500), status(503), status(408), stall, silent, truncated, truncated_without_length),
+        *(flipped, garbage, compressed_garbage, reset, hang_up),
+    ],
+)
+def test_what_may_pass_is_tried_again(server: Server, tmp_path: Path, bad: Answer) -> None:
+    server.plans["1ABC"] = [bad, bad, good]
+    report = download_structures(["1abc"], tmp_path, server.url, retries=2, timeout=0.5, progress=False)
+    assert report.problems == {}
+    assert server.asked["1ABC"] == 3
+    assert report.paths[0].read_bytes() == body_of("1ABC")
+    assert names(tmp_path) == ["1abc.cif.gz"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (status(500), r"HTTP 500 Internal Server Error \(tried 3 times\)"),
+        (stall, r"no data for 0.3 s \(tried 3 times\)"),
+        (trickle, r"not complete after 0.6 s \(tried 3 times\)"),
+        (truncated, r"\d+ of \d+ bytes came \(tried 3 times\)"),
+        (garbage, r"not a whole compressed mmCIF file \(tried 3 times\)"),
+        (hang_up, r"the connection broke .*\(tried 3 times\)"),
+    ],
+)
+def test_what_does_not_pass_is_a_problem_of_that_entry(
+    server: Server, tmp_path: Path, bad: Answer, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_module, "PATIENCE", 2)
+    server.plans["1ABC"] = [bad]
+    report = download_structures(["1abc", "2abc"], tmp_path, server.url, retries=2, timeout=0.3, progress=False)
+    assert server.asked == {"1ABC": 3, "2ABC": 1}
+    assert report.problems.keys() == {"1abc"}
+    assert re.search(reason, report.problems["1abc"])
+    assert names(tmp_path) == ["2abc.cif.gz"]
+
+
+@pytest.mark.parametrize("code", [400, 403, 404, 410])
+def test_final_answers_are_not_questioned(server: Server, tmp_path: Path, code: int) -> None:
+    server.plans["1ABC"] = [status(code)]
+    report = download_structures(["1abc", "2abc"], tmp_path, server.url, progress=False)
+    assert server.asked == {"1ABC": 1, "2ABC": 1}
+    assert f"HTTP {code}" in report.problems["1abc"]
+    assert [path.name for path in report.paths] == ["2abc.cif.gz"]
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_retry_after_is_obeyed_by_all_threads(server: Server, tmp_path: Path, as_date: bool) -> None:
+    until = datetime.now(timezone.utc) + timedelta(seconds=2)
+    after = format_datetime(until, usegmt=True) if as_date else "1"
+    server.plans["1ABC"] = [status(429, Retry_After=after), good]
+    ids = ["1abc", *(f"{i}xyz" for i in range(2, 8))]
+    report = download_structures(ids, tmp_path, server.url, workers=1, progress=False)
+    assert report.problems == {} and server.asked["1ABC"] == 2
+    pause = server.times[1] - server.times[0]
+    assert 0.9 <= pause <= 2.5 if not as_date else 0.4 <= pause <= 2.5  # a date has whole seconds
+    assert len(server.times) == 8
+
+
+def test_a_pause_the_server_asks_for_holds_back_the_others(server: Server, tmp_path: Path) -> None:
+    asked_to_wait = threading.Event()
+
+    def busy(handler: Handler) -> None:
+        handler.send(b"", 429, Retry_After="1")
+        asked_to_wait.set()
+
+    def late(handler: Handler) -> None:
+        asked_to_wait.wait(2)
+        time.sleep(0.1)
+        good(handler)
+
+    server.plans = {"1ABC": [busy, good], "2ABC": [late]}
+    ids = ["1abc", "2abc", "3abc", "4abc"]
+    report = download_structures(ids, tmp_path, server.url, workers=2, progress=False)
+    assert report.problems == {}
+    assert min(server.times[2:]) - min(server.times[:2]) >= 0.9
+
+
+def test_too_long_a_pause_is_a_problem(server: Server, tmp_path: Path) -> None:
+    server.plans["1ABC"] = [status(503, Retry_After="86400")]
+    report = download_structures(["1abc"], tmp_path, server.url, progress=False)
+    assert "the server asks to wait 86400 s" in report.problems["1abc"]
+    assert server.asked["1ABC"] == 1
+
+
+def test_damaged_and_foreign_files_are_replaced(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "1abc.cif.gz").write_bytes(body_of("1ABC")[:-10])
+    (tmp_path / "2abc.cif.gz").write_bytes(b"")
+    (tmp_path / "3abc.cif.gz").write_bytes(gzip.compress(b"data_mine\n"))
+    report = download_structures(["1abc", "2abc", "3abc"], tmp_path, server.url, progress=False)
+    assert server.asked == {"1ABC": 1, "2ABC": 1} and report.fetched == 2
+    assert [is_complete(path.read_bytes()) for path in report.paths] == [True] * 3
+
+
+def test_requests_are_bounded(server: Server, tmp_path: Path) -> None:
+    def slow(handler: Handler) -> None:
+        time.sleep(0.03)
+        good(handler)
+
+    ids = [f"{i}abc" for i in range(1, 10)] + [f"{i}xyz" for i in range(1, 10)]
+    server.plans = {name.upper(): [slow] for name in ids}
+    assert len(download_structures(ids, tmp_path, server.url, workers=3, progress=False).paths) == 18
+    assert 2 <= server.most_busy <= 3
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_no_network_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(fetch_module, "FIRST_WAIT", 0.01)
+    ids = [f"{i}abc" for i in range(1, 10)]
+    start = time.monotonic()
+    with pytest.raises(
+        DataError, match=r"http://127.*cannot be reached for .abc: no connection .*\(tried 3 times\)"
+    ) as e:
+        download_structures(ids, tmp_path, f"http://127.0.0.1:{free_port()}/files", progress=False)
+    assert "give that folder as train_dir" in str(e.value)
+    assert time.monotonic() - start < 3
+    assert names(tmp_path) == []
+
+
+def test_a_complete_folder_needs_no_network(tmp_path: Path) -> None:
+    (tmp_path / "1abc.cif.gz").write_bytes(gzip.compress(b"data_1ABC\n"))
+    report = download_structures(["1abc"], tmp_path, f"http://127.0.0.1:{free_port()}", progress=False)
+    assert [path.name for path in report.paths] == ["1abc.cif.gz"]
+
+
+def test_a_network_that_goes_away_ends_the_run(server: Server, tmp_path: Path) -> None:
+    def last(handler: Handler) -> None:
+        good(handler)
+        handler.server.socket.close()
+
+    server.plans["2ABC"] = [last]
+    ids = [f"{i}abc" for i in range(1, 10)] * 1 + [f"{i}xyz" for i in range(1, 10)]
+    with pytest.raises(DataError, match="cannot be reached"):
+        download_structures(ids, tmp_path, server.url, workers=1, retries=1, progress=False)
+    assert names(tmp_path) == ["1abc.cif.gz", "2abc.cif.gz"]
+    assert server.asked.total() == 2
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"structures cannot be kept in .*file"):
+        download_structures(["1abc"], tmp_path / "file", server.url, progress=False)
+    (tmp_path / "1abc.cif.gz").mkdir()  # rename onto it fails
+    with pytest.raises(DataError, match="structures cannot be kept"):
+        download_structures(["1abc", "2abc"], tmp_path, server.url, progress=False)
+
+
+@pytest.mark.parametrize(
+    "options", [{"base_url": "ftp://x"}, {"base_url": "https:"}, {"workers": 0}, {"retries": -1}, {"timeout": 0}]
+)
+def test_options_out_of_range_are_errors(tmp_path: Path, options: dict[str, object]) -> None:
+    with pytest.raises(DataError, match=rf"{next(iter(options))} .*must be"):
+        download_structures(["1abc"], tmp_path, progress=False, **options)
+
+
+RUN = """
+import sys
+import contactlm.data.rcsb.download as download
+sys.stdout.write("started\\n")
+sys.stdout.flush()
+ids = [f"{i}ab{letter}" for i in range(1, 10) for letter in "cdef"]
+report = download.download_structures(ids, sys.argv[1], sys.argv[2], workers=2, progress=False)
+sys.stdout.write(f"{len(report.paths)} {report.fetched}")
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_ended_goes_on(server: Server, tmp_path: Path, how: signal.Signals) -> None:
+    if sys.platform == "win32":
+        pytest.skip("signals")
+    server.plans = {f"{i}AB{letter}": [silent] for i in range(5, 10) for letter in "CDEF"}  # waits for 30 s
+    command = [sys.executable, "-c", RUN, str(tmp_path), server.url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 20
+    while server.busy < 2 or len(names(tmp_path)) < 16:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, how)
+    start = time.monotonic()
+    _, errors = process.communicate()
+    assert time.monotonic() - start < 3
+    if how == signal.SIGINT:
+        assert errors.splitlines()[-1] == "KeyboardInterrupt"
+    server.plans.clear()
+    asked = server.asked.copy()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "36 20"
+    assert set(server.asked - asked) == {f"{i}AB{letter}" for i in range(5, 10) for letter in "CDEF"}
+    assert (server.asked - asked).total() == 20
+
+
+def test_a_file_is_complete_only_as_a_whole() -> None:
+    body = body_of("1ABC")
+    assert is_complete(body)
+    assert not any(is_complete(body[:n]) for n in (0, 1, 10, 5000, len(body) - 8, len(body) - 1))
+    damaged = [bytearray(body) for _ in range(20)]
+    for i, copy in enumerate(damaged):
+        copy[20 + i * 2500] ^= 1
+    assert not any(is_complete(bytes(copy)) for copy in damaged)
+    assert not is_complete(body + b"and more")
+    assert not is_complete(gzip.compress(b"data"))
+
+
+def test_the_generators_of_others_are_left_alone(server: Server, tmp_path: Path) -> None:
+    server.plans["1ABC"] = [status(500), good]
+    before = random.getstate()
+    assert download_structures(["1abc"], tmp_path, server.url, progress=False).fetched == 1
+    assert random.getstate() == before

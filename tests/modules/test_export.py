@@ -1,0 +1,300 @@
+"""Exported adapters and merged checkpoints against stock PEFT and transformers."""
+
+import json
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from peft import PeftModel
+from transformers import EsmModel
+
+import contactlm
+from contactlm import ContactModule, predict_contacts
+from contactlm.alphabet import VOCABULARY, encode
+from contactlm.cli.main import main
+from contactlm.model.lora import LoraOptions
+from contactlm.modules.export import export_adapter, export_merged
+from contactlm.types import ContactLMError, ModelError
+from tests.conftest import make_tiny_esm, random_sequence
+
+SEQUENCE = random_sequence(7, 37)
+
+
+def tokens() -> torch.Tensor:
+    return torch.tensor([[0, *encode(SEQUENCE).tolist(), 2]])
+
+
+def trained(tiny_esm: Path | str | None, **options: object) -> ContactModule:
+    """A module whose trainable weights are all random, in evaluation mode."""
+    module = ContactModule(None if tiny_esm is None else str(tiny_esm), **options)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    module.tuned_threshold = 0.3125
+    return module.eval()
+
+
+def stock_map(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval().predict_contacts(tokens(), torch.ones_like(tokens()))[0]
+
+
+def own_logits(module: ContactModule) -> torch.Tensor:
+    with torch.no_grad():
+        return module.eval().contact_logits(tokens())[0]
+
+
+def save_checkpoint(module: ContactModule, path: Path) -> Path:
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path)
+    return path
+
+
+LORA_OPTIONS = [
+    LoraOptions(),
+    LoraOptions(r=3, alpha=12, dropout=0.0, target_modules=("query", "key", "value", "attention.output.dense")),
+]
+
+
+@pytest.mark.parametrize("lora", LORA_OPTIONS, ids=["default", "other"])
+def test_an_adapter_gives_the_same_map_with_stock_peft(tmp_path: Path, tiny_esm: Path, lora: LoraOptions) -> None:
+    module = trained(tiny_esm, lora=lora)
+    expected = own_logits(module)
+    assert (expected - own_logits(ContactModule(str(tiny_esm)))).abs().max() > 0.1  # the training shows
+    out = export_adapter(module, tmp_path / "adapter")
+    backbone = EsmModel.from_pretrained(tiny_esm, add_pooling_layer=False, attn_implementation="eager")
+    torch.testing.assert_close(stock_map(PeftModel.from_pretrained(backbone, out)), expected.sigmoid())
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_esm)
+    assert (config["r"], config["lora_alpha"]) == (lora.r, lora.alpha)
+    assert torch.equal(own_logits(module), expected)  # the module is as it was
+
+
+@pytest.mark.parametrize("lora", LORA_OPTIONS, ids=["default", "other"])
+def test_an_adapter_is_read_back(tmp_path: Path, tiny_esm: Path, lora: LoraOptions) -> None:
+    module = trained(tiny_esm, lora=lora)
+    out = export_adapter(module, tmp_path / "adapter")
+    again = ContactModule.from_adapter(out, window=500)
+    assert again.training and again.windows.window == 500
+    assert torch.equal(own_logits(again), own_logits(module))
+    assert again.call_threshold == 0.3125
+    assert {n for n, p in again.named_parameters() if p.requires_grad} == module.saved_names()
+    by_path = predict_contacts(SEQUENCE, model=out)
+    assert by_path.threshold == 0.3125
+    torch.testing.assert_close(torch.tensor(by_path.probability), own_logits(module).sigmoid())
+
+
+def test_an_adapter_that_peft_wrote_is_read(tmp_path: Path, tiny_esm: Path) -> None:
+    module = trained(tiny_esm)
+    out = export_adapter(module, tmp_path / "adapter")
+    backbone = EsmModel.from_pretrained(tiny_esm, add_pooling_layer=False)
+    PeftModel.from_pretrained(backbone, out).save_pretrained(tmp_path / "theirs")
+    again = ContactModule.from_adapter(tmp_path / "theirs", pretrained=str(tiny_esm))
+    assert torch.equal(own_logits(again), own_logits(module)) and again.tuned_threshold is None
+
+
+def test_an_adapter_stays_on_its_backbone(tmp_path: Path, tiny_esm: Path) -> None:
+    out = export_adapter(trained(tiny_esm), tmp_path / "adapter")
+    other = make_tiny_esm(tmp_path / "other", seed=1)
+    with pytest.raises(ModelError, match="has other weights"):
+        ContactModule.from_adapter(out, pretrained=str(other))
+    moved = tmp_path / "moved"
+    tiny_copy(tiny_esm, moved)
+    assert torch.equal(
+        own_logits(ContactModule.from_adapter(out, pretrained=str(moved))), own_logits(ContactModule.from_adapter(out))
+    )
+
+
+def tiny_copy(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lora": LORA_OPTIONS[1]}, {"lora": None}, {"lora": None, "freeze_backbone": True}],
+    ids=["lora", "more lora", "full", "head"],
+)
+def test_a_merged_checkpoint_is_a_stock_one(tmp_path: Path, tiny_esm: Path, options: dict[str, object]) -> None:
+    module = trained(tiny_esm, **options)
+    expected = own_logits(module)
+    out = export_merged(module, tmp_path / "merged")
+    stock, report = EsmModel.from_pretrained(out, add_pooling_layer=False, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    torch.testing.assert_close(stock_map(stock), expected.sigmoid())
+    torch.testing.assert_close(stock_map(EsmModel.from_pretrained(out)), expected.sigmoid())
+    again = ContactModule(pretrained=str(out))
+    torch.testing.assert_close(own_logits(again), expected, rtol=1e-4, atol=1e-5)
+    assert again.call_threshold == 0.3125
+    assert ContactModule(pretrained=str(out), threshold=0.5).call_threshold == 0.5
+    assert torch.equal(own_logits(module), expected)
+
+
+def test_a_merged_checkpoint_of_a_random_backbone(tmp_path: Path) -> None:
+    architecture = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    module = trained(None, architecture=architecture, lora=None)
+    state = torch.get_rng_state()
+    out = export_merged(module, tmp_path / "merged")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(stock_map(EsmModel.from_pretrained(out)), own_logits(module).sigmoid())
+
+
+def test_vocabulary_files_come_along(tmp_path: Path, tiny_esm: Path) -> None:
+    backbone = tiny_copy(tiny_esm, tmp_path / "backbone")
+    (backbone / "vocab.txt").write_text("\n".join(VOCABULARY))
+    (backbone / "notes.txt").write_text("not to be copied")
+    out = export_merged(trained(backbone), tmp_path / "merged")
+    assert (out / "vocab.txt").read_text().splitlines() == list(VOCABULARY)
+    expected = {"vocab.txt", "config.json", "model.safetensors", "README.md", "contactlm.json"}
+    assert {file.name for file in out.iterdir()} == expected
+
+
+def test_the_readme_says_how_to_load_it(tmp_path: Path, tiny_esm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = trained(tiny_esm)
+    monkeypatch.chdir(tmp_path)
+    for export, name in ((export_adapter, "adapter"), (export_merged, "merged")):
+        text = (export(module, name) / "README.md").read_text()
+        assert contactlm.__version__ in text and "0.3125" in text
+        line = next(line for line in text.splitlines() if line.startswith("    "))
+        names: dict[str, object] = {}
+        exec(line.strip(), names)
+        assert "module" in names or names["contact_map"].threshold == 0.3125  # type: ignore[attr-defined]
+    module.tuned_threshold = None
+    assert "No threshold was tuned" in (export_adapter(module, "plain") / "README.md").read_text()
+
+
+@pytest.mark.parametrize("options", [{"lora": None}, {"lora": None, "freeze_backbone": True}], ids=["full", "head"])
+def test_without_lora_there_is_no_adapter(tmp_path: Path, tiny_esm: Path, options: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match="without LoRA; use --merge"):
+        export_adapter(trained(tiny_esm, **options), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_needs_a_backbone_with_a_name(tmp_path: Path) -> None:
+    architecture = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    with pytest.raises(ModelError, match="randomly initialised; use --merge"):
+        export_adapter(trained(None, architecture=architecture), tmp_path / "out")
+
+
+def test_a_failed_export_leaves_nothing(tmp_path: Path, tiny_esm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = trained(tiny_esm)
+    export_adapter(module, tmp_path / "out")
+    before = (tmp_path / "out" / "adapter_model.safetensors").stat().st_mtime_ns
+
+    def fail(*_: object) -> None:
+        assert (tmp_path / ".out.tmp" / "adapter_config.json").is_file()  # half written, under another name
+        raise KeyboardInterrupt
+
+    (tmp_path / ".out.tmp").mkdir()  # what a killed export left
+    (tmp_path / ".out.tmp" / "stale").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr("contactlm.modules.export.write_about", fail)
+        with pytest.raises(KeyboardInterrupt):
+            export_adapter(module, tmp_path / "out", overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_mtime_ns == before
+    export_adapter(module, tmp_path / "out", overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert not (tmp_path / "out" / "stale").exists()
+
+
+def test_what_lies_at_the_place_is_safe(tmp_path: Path, tiny_esm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = trained(tiny_esm)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(ContactLMError, match="not empty; give another"):
+        export_adapter(module, tmp_path / "mine")
+    with pytest.raises(ContactLMError, match="was not written by"):
+        export_adapter(module, tmp_path / "mine", overwrite=True)
+    with pytest.raises(ContactLMError, match="is a file"):
+        export_adapter(module, tmp_path / "mine" / "thesis.tex", overwrite=True)
+    with pytest.raises(ContactLMError, match="cannot be written"):
+        export_merged(module, tmp_path / "mine" / "thesis.tex" / "below")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ContactLMError, match="current directory"):
+        export_adapter(module, ".")
+    monkeypatch.chdir(tmp_path)
+    assert export_adapter(module, "empty") == tmp_path / "empty"
+    assert export_adapter(module, "new/deep") == tmp_path / "new" / "deep"
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
+
+
+def test_other_adapters_are_refused(tmp_path: Path, tiny_esm: Path) -> None:
+    out = export_adapter(trained(tiny_esm), tmp_path / "adapter")
+    config_file, weights_file = out / "adapter_config.json", out / "adapter_model.safetensors"
+    config = json.loads(config_file.read_text())
+    for change in ({"use_dora": True}, {"peft_type": "IA3"}, {"bias": "all"}, {"rank_pattern": {"query": 2}}):
+        config_file.write_text(json.dumps({**config, **change}))
+        with pytest.raises(ModelError, match=f"{next(iter(change))}.* only plain LoRA"):
+            ContactModule.from_adapter(out)
+    config_file.write_text(json.dumps({**config, "r": 4}))
+    with pytest.raises(ModelError, match=r"does not fit.*has shape \(8, 32\)"):
+        ContactModule.from_adapter(out)
+    config_file.write_text(json.dumps({**config, "target_modules": ["query", "value"]}))
+    with pytest.raises(ModelError, match=r"value\.lora_A\.weight is missing"):
+        ContactModule.from_adapter(out)
+    config_file.write_text(json.dumps(config))
+    about = (out / "contactlm.json").read_text()
+    (out / "contactlm.json").write_text("{")
+    with pytest.raises(ModelError, match=r"contactlm\.json: cannot be read"):
+        ContactModule.from_adapter(out)
+    (out / "contactlm.json").write_text(about)
+    weights_file.write_bytes(weights_file.read_bytes()[:100])
+    with pytest.raises(ModelError, match="cannot be read"):
+        ContactModule.from_adapter(out)
+    with pytest.raises(ModelError, match=r"no adapter_config\.json"):
+        ContactModule.from_adapter(tmp_path / "nowhere")
+
+
+def test_the_command(tmp_path: Path, tiny_esm: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = trained(tiny_esm)
+    save_checkpoint(module, tmp_path / "run.ckpt")
+    assert main(["export", "--ckpt_path", "run.ckpt", "--out", "adapter"]) == 0
+    assert capsys.readouterr().out == f"adapter written to {tmp_path / 'adapter'}\n"
+    assert torch.equal(own_logits(ContactModule.from_adapter("adapter")), own_logits(module))
+    moved = tiny_copy(tiny_esm, tmp_path / "moved")
+    command = ["export", "--ckpt_path=run.ckpt", "--merge", "--out=merged", f"--pretrained={moved}"]
+    assert main(command) == 0
+    torch.testing.assert_close(stock_map(EsmModel.from_pretrained("merged")), own_logits(module).sigmoid())
+    assert main(command) == 1
+    assert "merged is not empty" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_the_command_says_what_is_wrong(
+    tmp_path: Path, tiny_esm: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(trained(tiny_esm, lora=None), tmp_path / "full.ckpt")
+    (tmp_path / "junk.ckpt").write_bytes(b"junk")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    for name, message in (
+        ("full", "use --merge"),
+        ("junk", "not a readable checkpoint"),
+        ("other", "not written by contactlm"),
+        ("nowhere", "does not exist"),
+    ):
+        assert main(["export", f"--ckpt_path={name}.ckpt", "--out=out"]) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-1].startswith("contactlm: error: ") and message in lines[-1]
+    other = make_tiny_esm(tmp_path / "other", seed=1)
+    assert main(["export", "--ckpt_path=full.ckpt", "--out=out", "--merge", f"--pretrained={other}"]) == 1
+    assert "trained on the backbone" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "--out=out"])
+    assert stop.value.code == 2
+
+
+def test_help_mentions_the_command(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "export" in text and "predict" in text

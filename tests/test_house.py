@@ -1,0 +1,65 @@
+"""Imports point one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import contactlm
+
+PACKAGE = Path(contactlm.__file__).parent
+GROUND = {"types", "alphabet", "atomic", "shipped", "__init__"}  # loose files, which every room may use
+# What a room may import, besides itself and the ground floor: those below it. `cli` is the roof and may use them all.
+BELOW = {
+    "structure": set(),
+    "homology": set(),
+    "metrics": {"structure"},
+    "maps": {"structure", "metrics"},
+    "data": {"structure", "homology"},
+    "model": {"structure"},
+    "retrieval": {"structure", "homology", "data", "model"},
+    "modules": {"structure", "metrics", "maps", "model", "retrieval", "data"},
+    "runs": {"modules"},
+    "callbacks": {"structure", "metrics", "maps", "data", "modules", "runs"},
+    "report": {"metrics", "runs"},
+}
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        rooms |= {[*name.split("."), "__init__"][1] for name in names if name.split(".")[0] == "contactlm"}
+    return rooms
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_point_down(module: Path) -> None:
+    own = module.parts[0].removesuffix(".py")
+    if own in ("cli", "__main__") or str(module) == "__init__.py":
+        return
+    allowed = set() if own in GROUND else BELOW[own]
+    assert imported_rooms(PACKAGE / module) <= allowed | GROUND - {"__init__"} | {own}
+
+
+def test_the_front_hall_stays_small() -> None:
+    loose = {path.stem for path in PACKAGE.glob("*.py")}
+    assert loose <= GROUND | {"__main__"} and len(loose) <= 6
+    assert {path.parts[0] for path in MODULES if len(path.parts) > 1} == {*BELOW, "cli"}
+
+
+def test_importing_the_package_waits_for_no_heavy_library() -> None:
+    import subprocess
+    import sys
+
+    code = "import contactlm, sys; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names_can_be_imported() -> None:
+    for name in contactlm.__all__:
+        assert getattr(contactlm, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        contactlm.nonsense  # noqa: B018
