@@ -14,6 +14,7 @@ from contactlm.shipped import __version__ as __version__
 if TYPE_CHECKING:
     from contactlm.data.datamodule import ContactDataModule
     from contactlm.maps.contact_map import ContactMap
+    from contactlm.modules.base import MapModule
     from contactlm.modules.contact import ContactModule
     from contactlm.modules.contrastive import ContrastiveModule
     from contactlm.modules.predict import predict_contacts
@@ -28,6 +29,7 @@ _HOMES = {
     "ContactMap": "contactlm.maps.contact_map",
     "ContactModule": "contactlm.modules.contact",
     "ContrastiveModule": "contactlm.modules.contrastive",
+    "MapModule": "contactlm.modules.base",
     "RetrievalModule": "contactlm.modules.retrieval",
     "contact_map": "contactlm.structure.contacts",
     "predict_contacts": "contactlm.modules.predict",
@@ -40,6 +42,7 @@ __all__ = [
     "ContactMap",
     "ContactModule",
     "ContrastiveModule",
+    "MapModule",
     "RetrievalModule",
     "contact_map",
     "predict_contacts",

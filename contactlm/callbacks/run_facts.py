@@ -77,7 +77,7 @@ def weights_facts(module: L.LightningModule) -> dict[str, Any]:
     hparams = module.hparams
     if "pretrained" not in hparams:
         return {}
-    if hparams["pretrained"] is None:
+    if hparams.get("pretrained") is None:
         # the seed they are drawn with may go with the run's
         return {"weights": "random", "backbone": json.dumps(hparams.get("architecture"), sort_keys=True)}
     backbone = getattr(module, "backbone_checksum", None) or str(hparams["pretrained"])

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint
+from contactlm.modules.checkpoint import CHECKPOINT_KEY, CONTACT_HEAD, check_checkpoint
 from contactlm.modules.contact import ContactModule
 from contactlm.modules.export import export_adapter, export_merged, require_contact_head, require_free
 
@@ -30,7 +30,7 @@ def export_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--pretrained", help="The backbone, where it lies elsewhere than when the run was trained.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
     given = parser.parse_args(arguments)
-    require_contact_head(check_checkpoint(given.ckpt_path)[CHECKPOINT_KEY].get("head", ContactModule.head))
+    require_contact_head(check_checkpoint(given.ckpt_path)[CHECKPOINT_KEY].get("head", CONTACT_HEAD))
     require_free(Path(given.out).expanduser().resolve(), given.overwrite)  # before minutes may pass with loading
     elsewhere = {} if given.pretrained is None else {"pretrained": given.pretrained}
     module = ContactModule.load_from_checkpoint(given.ckpt_path, map_location="cpu", weights_only=True, **elsewhere)

@@ -28,14 +28,15 @@ from contactlm.callbacks.progress import BudgetProgressBar
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.callbacks.writer import Format, PredictionWriter
+from contactlm.cli.choice import NOT_PATHS, chosen_class, plain_arguments
 from contactlm.cli.commands import ABOUT, COMMANDS, answer
 from contactlm.cli.configs import BASE, resolve_arguments
 from contactlm.cli.console import run_line, score_table, set_up_log
 from contactlm.cli.help import HelpFormatter, arrange_help
 from contactlm.data.datamodule import ContactDataModule
+from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint
-from contactlm.modules.choice import DEFAULT, NOT_PATHS, OPTION, chosen_class
-from contactlm.modules.contact import ContactModule
+from contactlm.modules.choice import DEFAULT, OPTION
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last
 from contactlm.runs.config_file import RunConfig
 from contactlm.runs.directory import run_directory
@@ -54,7 +55,7 @@ CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENO
 class ContactCLI(LightningCLI):
     """LightningCLI with the budget, the scores and the shipped base config in place."""
 
-    model: ContactModule
+    model: MapModule
     datamodule: ContactDataModule
 
     def __init__(self, args: Sequence[str]) -> None:
@@ -269,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return status
         if given[0] in COMMANDS and COMMANDS[given[0]].entry:
             return COMMANDS[given[0]].load()(given[1:])
-        return ContactCLI(resolve_arguments(given)).status
+        return ContactCLI(plain_arguments(resolve_arguments(given))).status
     except Stopped as stop:
         return stop.status
     except (ContactLMError, MisconfigurationException) as error:

@@ -31,12 +31,15 @@ class ContactBackbone(nn.Module):
         esm: The backbone. Used as it is and not copied; its training mode is kept.
         attention: ``"streamed"`` computes the attention maps block by block, again in the backward pass;
             ``"plain"`` stores them, one layer at a time, and leaves the gradient to autograd.
+        whole: Whether something else reads the hidden states: then those parts are run, and may learn.
 
     Raises:
         ModelError: Another ``attention``, or a backbone with dropout on its attention maps.
     """
 
-    def __init__(self, esm: EsmModel, attention: Literal["streamed", "plain"] = "streamed") -> None:
+    def __init__(
+        self, esm: EsmModel, attention: Literal["streamed", "plain"] = "streamed", whole: bool = False
+    ) -> None:
         super().__init__()
         if attention not in _ATTENTION:
             raise ModelError(f"attention: {attention!r} given; choose from {sorted(_ATTENTION)}")
@@ -50,20 +53,7 @@ class ContactBackbone(nn.Module):
         for index, layer in enumerate(esm.encoder.layer):
             layer.attention.self.layer_idx = index
             layer.__class__ = SharingLayer
-        self._freeze_unread()
-
-    def _freeze_unread(self) -> None:
-        last = self.esm.encoder.layer[-1]
-        unread = [
-            last.attention.self.value,
-            last.attention.output,
-            last.LayerNorm,
-            last.intermediate,
-            last.output,
-            self.esm.encoder.emb_layer_norm_after,
-            self.esm.pooler,
-        ]
-        for module in unread:
+        for module in (esm.pooler, *(() if whole else _after_the_last_maps(esm))):
             if module is not None:
                 module.requires_grad_(False)
 
@@ -159,6 +149,13 @@ class ContactBackbone(nn.Module):
             total = total + share
             margins.append(margin)
         return hidden, total, torch.cat(margins, dim=1)
+
+
+def _after_the_last_maps(esm: EsmModel) -> list[nn.Module]:
+    """What feeds nothing but the final hidden states."""
+    last = esm.encoder.layer[-1]
+    attention = (last.attention.self.value, last.attention.output)
+    return [*attention, last.LayerNorm, last.intermediate, last.output, esm.encoder.emb_layer_norm_after]
 
 
 def _active_heads(weights: Tensor) -> list[list[int]] | None:

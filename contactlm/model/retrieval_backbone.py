@@ -21,27 +21,27 @@ class RetrievalBackbone(ContactBackbone):
     Args:
         esm: The backbone, as for :class:`~contactlm.model.backbone.ContactBackbone`.
         attention: As there.
+        layers: Layers of the decoder.
+        width: Its width.
+        template_bias: Whether pairs get the bias.
+        seed: Of the decoder's first weights.
+
+    Raises:
+        ModelError: Options of the decoder that make no sense, and as there.
     """
 
-    decoder: ContactDecoder
-    template: TemplateBias | None
-
-    def __init__(self, esm: EsmModel, attention: Literal["streamed", "plain"] = "streamed") -> None:
-        super().__init__(esm, attention)
-        self.template = None
-
-    def attach(self, layers: int, width: int, template_bias: bool, seed: int) -> None:
-        """Add the decoder and, if wanted, the template bias.
-
-        Raises:
-            ModelError: Options of the decoder that make no sense.
-        """
-        self.decoder = ContactDecoder(self.esm.config.hidden_size, layers, width, seed)
+    def __init__(
+        self,
+        esm: EsmModel,
+        attention: Literal["streamed", "plain"] = "streamed",
+        layers: int = 2,
+        width: int = 128,
+        template_bias: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(esm, attention, whole=True)
+        self.decoder = ContactDecoder(esm.config.hidden_size, layers, width, seed)
         self.template = TemplateBias() if template_bias else None
-
-    def _freeze_unread(self) -> None:
-        if self.esm.pooler is not None:
-            self.esm.pooler.requires_grad_(False)
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from contactlm.types import ModelError
 
+CONTACT_HEAD = "contact head"  # what most models read maps from
 CHECKPOINT_KEY = "contactlm"  # under which a checkpoint says what it belongs to
 
 
@@ -66,7 +67,7 @@ def check_head(about: Mapping[str, Any], head: str) -> None:
     Raises:
         ModelError: They differ.
     """
-    written = about.get("head", "contact head")
+    written = about.get("head", CONTACT_HEAD)
     if written != head:
         raise ModelError(
             f"the checkpoint was written by {about.get('class', 'another class')} and holds a {written}, but this "

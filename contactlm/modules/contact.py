@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import nn
+from transformers import EsmModel
 
-from contactlm.alphabet import decode, encode
-from contactlm.maps.contact_map import ContactMap
-from contactlm.maps.full_map import FullMap, WindowOptions, full_maps
 from contactlm.model.adapter import load_adapter, read_about, read_adapter
-from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
-from contactlm.model.execution import check_crop_length, check_execution
-from contactlm.model.lora import LoraOptions, add_lora, contact_regression
-from contactlm.model.losses import contact_loss
-from contactlm.model.sharding import shard_layers
-from contactlm.model.trunk import checkpoint_layers
-from contactlm.modules.trained_weights import TrainedWeights
-from contactlm.structure.assembly import residue_positions
-from contactlm.structure.labels import contact_labels
+from contactlm.model.backbone import ContactBackbone
+from contactlm.model.lora import LoraOptions, contact_regression
+from contactlm.modules.checkpoint import CONTACT_HEAD
+from contactlm.modules.language_model import ESM2, LanguageModelModule
+from contactlm.modules.optimization import adam
 from contactlm.types import ModelError
 
 PRIOR_LOGIT = -3.0  # about one pair in twenty touches: where a contact head that knows nothing starts
 
 
-def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """Adam with a learning rate of 1e-4, the default of the reference experiments."""
-    return torch.optim.Adam(parameters, lr=1e-4)
-
-
-class Evaluated(TypedDict):
-    """What validation and test steps return, one entry a protein."""
-
-    ids: list[str]
-    indices: list[int]
-    probability: list[Tensor]  # float32 (L, L) in [0, 1], on the CPU
-    labels: list[Tensor]  # int8 (L, L): 1 contact, 0 none, −1 unknown; on the CPU
-    chain_of: list[Tensor] | None  # of complexes: int64 (L,), each residue's chain number; on the CPU
-
-
-class ContactModule(TrainedWeights):
+class ContactModule(LanguageModelModule):
     """Predicts contacts from sequence; usable right after construction, with or without a Trainer.
 
     Args:
@@ -60,7 +36,7 @@ class ContactModule(TrainedWeights):
         optimizer: Makes the optimizer from the trainable parameters.
         head_lr_factor: The contact head's learning rate over the others'. Its C weights act on attention maps, whose
             entries are about 1 / L: a backbone trained from scratch learns faster with a larger one.
-        scheduler: Makes a learning rate scheduler, stepped after every optimizer step.
+        scheduler: Makes a learning rate scheduler, any of torch's; see :class:`contactlm.MapModule`.
         attention: ``"streamed"``: contacts without storing attention maps; ``"plain"``: maps stored, one layer at a
             time (slow; to check against).
         activation_checkpointing: Keep only every layer's input for the backward pass and compute the rest again: the
@@ -85,11 +61,11 @@ class ContactModule(TrainedWeights):
         torch.Size([1, 4, 4])
     """
 
-    backbone_class: type[ContactBackbone] = ContactBackbone
+    head = CONTACT_HEAD
 
     def __init__(
         self,
-        pretrained: str | None = "facebook/esm2_t6_8M_UR50D",
+        pretrained: str | None = ESM2,
         architecture: dict[str, Any] | None = None,
         lora: LoraOptions | None = LoraOptions(),  # noqa: B008 - read only; shown by --help
         freeze_backbone: bool = False,
@@ -105,46 +81,24 @@ class ContactModule(TrainedWeights):
         overlap: int | None = None,
         threshold: float | None = None,
     ) -> None:
-        super().__init__()
-        lora = LoraOptions(**lora) if isinstance(lora, Mapping) else lora  # a checkpoint holds plain values
-        # Inference options are no hyperparameters: they are free to differ from what a checkpoint was trained with.
-        self.save_hyperparameters(
-            {
-                "pretrained": pretrained,
-                "architecture": architecture,
-                "lora": None if lora is None else asdict(lora),
-                "freeze_backbone": freeze_backbone,
-                "train_head": train_head,
-                "init_seed": init_seed,
-                "loss_min_separation": loss_min_separation,
-            }
+        super().__init__(
+            partial(_network, attention, train_head, pretrained is None),
+            pretrained,
+            architecture,
+            lora,
+            freeze_backbone,
+            activation_checkpointing,
+            init_seed,
+            loss_min_separation,
+            optimizer=optimizer,
+            head_lr_factor=head_lr_factor,
+            scheduler=scheduler,
+            window=window,
+            overlap=overlap,
+            threshold=threshold,
         )
-        self.optimizer, self.scheduler, self.head_lr_factor = optimizer, scheduler, head_lr_factor
-        self.loss_min_separation = loss_min_separation
-        self.windows = WindowOptions(window, overlap)
-        self.threshold = threshold
-        self.tuned_threshold = None if pretrained is None else read_about(pretrained).get("tuned_threshold")
-        esm = self.load_backbone(pretrained, architecture, init_seed)
-        self.backbone_checksum = backbone_checksum(esm) if pretrained is not None else None
-        if lora is not None:
-            add_lora(esm, lora)
-        elif freeze_backbone:
-            esm.requires_grad_(False)
-        if activation_checkpointing:
-            checkpoint_layers(esm)
-        self.backbone = self.build_backbone(esm, attention, train_head)
-        self.train()  # Hugging Face loads in eval mode, and Lightning leaves that as it is
-
-    def load_backbone(self, pretrained: str | None, architecture: dict[str, Any] | None, init_seed: int) -> Any:
-        """Make the language model; override it, and what follows from it, for another family."""
-        return load_esm(pretrained, architecture, init_seed)
-
-    def build_backbone(self, esm: Any, attention: Literal["streamed", "plain"], train_head: bool) -> torch.nn.Module:
-        """Make the trunk, with ``.esm``, and its head; override it (and :meth:`contact_logits`) for another head."""
-        head = contact_regression(esm).requires_grad_(train_head)
-        if self.hparams["pretrained"] is None:
-            torch.nn.init.constant_(head.bias, PRIOR_LOGIT)
-        return self.backbone_class(esm, attention)
+        self.save_hyperparameters({"train_head": train_head})
+        self.tuned_threshold = published_threshold(pretrained)
 
     @classmethod
     def from_adapter(cls, directory: str | Path, pretrained: str | None = None, **options: Any) -> ContactModule:
@@ -169,218 +123,23 @@ class ContactModule(TrainedWeights):
         module.tuned_threshold = adapter.tuned_threshold
         return module
 
-    def head_parameters(self) -> list[torch.nn.Parameter]:
+    def head_parameters(self) -> list[nn.Parameter]:
         """Weight (1, C) and bias (1,) of the contact head."""
         return list(contact_regression(self.backbone.esm).parameters())
 
-    def contact_logits(
-        self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
-    ) -> Tensor:
-        """Compute contact logits.
 
-        Args:
-            tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
-            attention_mask: (B, T), true on tokens, false on padding; None: wherever ``tokens`` is not ``<pad>``.
-            positions: int64 (B, T), what the rotary embedding takes as each token's place; None: 0 … T − 1.
-
-        Returns:
-            float32 (B, T − 2, T − 2), symmetric; meaningless where a residue is padding.
-        """
-        return self.backbone(tokens, attention_mask, positions)
-
-    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """The same as :meth:`contact_logits`."""
-        return self.contact_logits(tokens, attention_mask, positions)
-
-    def pair_scores(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
-        """What :meth:`loss` takes, (B, T − 2, T − 2): the contact logits; override both to train on something else."""
-        return self.contact_logits(tokens, attention_mask, positions)
-
-    def batch_scores(self, batch: dict[str, Any]) -> Tensor:
-        """The scores of a batch of crops; override it where a batch brings more than tokens and positions."""
-        return self.pair_scores(batch["tokens"], batch["attention_mask"], batch.get("positions"))
-
-    def training_labels(self, cb: Tensor) -> Tensor:
-        """What :meth:`loss` compares with: contacts, int8 (B, L, L); override it for another kind of label.
-
-        Args:
-            cb: float32 (B, L, 3), C-beta coordinates in Å; NaN where unresolved or padding.
-        """
-        return contact_labels(cb)
-
-    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Masked binary cross-entropy, averaged per protein; override it to train another objective.
-
-        Args:
-            scores: float32 (B, L, L), contact logits.
-            labels: int8 (B, L, L): 1 contact, 0 none, −1 unknown.
-        """
-        return contact_loss(scores, labels, self.loss_min_separation)
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of a batch of crops; labels are made from the coordinates, on the device."""
-        scores = self.batch_scores(batch)
-        loss = self.loss(scores, self.training_labels(batch["cb"]))
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]), sync_dist=True)
-        # batches of bounded cost differ in size: weighted by it, every protein counts the same
-        return loss * batch["loss_weight"] if "loss_weight" in batch else loss
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
-        """Full-length maps of a batch of whole chains, with their labels."""
-        return self._evaluate(batch)
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
-        """Full-length maps of a batch of whole chains, with their labels."""
-        return self._evaluate(batch)
-
-    def _evaluate(self, batch: dict[str, Any]) -> Evaluated:
-        maps = self._full_maps(batch)
-        labels = [contact_labels(cb[:length]).cpu() for cb, length in zip(batch["cb"], batch["lengths"], strict=True)]
-        return Evaluated(
-            ids=batch["ids"],
-            indices=batch["indices"].tolist(),
-            probability=[full.probability for full in maps],
-            labels=labels,
-            chain_of=_of_residues(batch, "chain_of"),
-        )
-
-    def _full_maps(self, batch: dict[str, Any], progress: bool = False) -> list[FullMap]:
-        lengths = batch["lengths"].tolist()
-        chains = [tokens[1 : length + 1] for tokens, length in zip(batch["tokens"], lengths, strict=True)]
-        positions = _of_residues(batch, "positions", first=1)
-        windows = replace(self.windows, progress=progress)
-        return list(self.chain_maps(batch["ids"], chains, windows, positions))
-
-    def chain_maps(
-        self, ids: Sequence[str], chains: Sequence[Tensor], windows: WindowOptions, positions: Sequence[Any] | None
-    ) -> Iterator[FullMap]:
-        """Full-length maps of whole chains; override it where more is known of a chain than the residues of a pass.
-
-        Args:
-            ids: Their ids.
-            chains: Residue tokens (L,) of each.
-            windows: How they are cut into passes.
-            positions: Places of each one's residues, int64 (L,); None: 0 … L − 1 in all.
-        """
-        return full_maps(self.contact_logits, chains, windows, self.device, positions)
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[ContactMap]:
-        """Contact maps of a batch of whole chains, with labels where coordinates are known."""
-        chain_of = _of_residues(batch, "chain_of")
-        predicted = []
-        for row, full in enumerate(self._full_maps(batch, progress=True)):
-            length = len(full.probability)
-            cb = batch["cb"][row, :length]
-            sequence = decode(batch["tokens"][row, 1 : length + 1].cpu().numpy())
-            labels = contact_labels(cb) if torch.isfinite(cb).any() else None
-            if chain_of is not None:
-                full.how["chain_lengths"] = chain_of[row].bincount().tolist()
-            predicted.append(self.as_contact_map(batch["ids"][row], sequence, full, labels))
-        return predicted
-
-    def predict_map(
-        self,
-        sequence: str,
-        window: int | None = 1022,
-        overlap: int | None = None,
-        id: str = "query",
-        chain_lengths: Sequence[int] | None = None,
-    ) -> ContactMap:
-        """Predict the contact map of one sequence of any length.
-
-        Args:
-            sequence: L letters of the ESM alphabet.
-            window: Residues in one pass; None: one pass at any length.
-            overlap: Residues that neighbouring windows share; None: half a window.
-            id: A name for the map.
-            chain_lengths: Of a complex, residues of each chain, whose sequences follow one another in ``sequence``.
-
-        Raises:
-            ValueError: A letter that is not of the alphabet.
-            ContactLMError: An empty sequence, window and overlap that do not fit, or chains of another length in all.
-        """
-        tokens, positions = torch.from_numpy(encode(sequence)), None
-        if chain_lengths is not None:
-            positions = torch.from_numpy(residue_positions(chain_lengths))
-            if len(positions) != len(tokens):
-                raise ModelError(f"chain_lengths: {len(positions)} residues in all, but the sequence has {len(tokens)}")
-        full = self._in_eval_mode(id, tokens, WindowOptions(window, overlap), positions)
-        if chain_lengths is not None:
-            full.how["chain_lengths"] = list(chain_lengths)
-        return self.as_contact_map(id, sequence, full)
-
-    def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
-        """Put a full-length map together with its sequence, its truth and a note of how it was made."""
-        how = {**full.how, "model": self.hparams["pretrained"] or "randomly initialised"}
-        truth = None if labels is None else labels.cpu().numpy()
-        return ContactMap(id, sequence, full.probability.numpy(), truth, self.call_threshold, how)
-
-    @property
-    def call_threshold(self) -> float:
-        """Probability above which predicted pairs are called contacts."""
-        if self.threshold is not None:
-            return self.threshold
-        return 0.5 if self.tuned_threshold is None else self.tuned_threshold
-
-    def _in_eval_mode(self, id: str, tokens: Tensor, options: WindowOptions, positions: Tensor | None) -> FullMap:
-        training = self.training
-        self.eval()
-        try:
-            return next(iter(self.chain_maps([id], [tokens], options, [positions])))
-        finally:
-            self.train(training)
-
-    def configure_model(self) -> None:
-        """Let a strategy that spreads weights over processes (``fsdp``, ``ModelParallelStrategy``) do so by layers."""
-        shard_layers(self.backbone, self.device_mesh)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make the optimizer over what is trainable; none for a run of no steps."""
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if not trainable and self._trainer is not None and self.trainer.max_steps == 0:
-            return None
-        if not trainable:
-            raise ModelError(
-                "nothing to train: lora is null, freeze_backbone is true and train_head is false; score the model with "
-                "`contactlm test`, or let something learn"
-            )
-        optimizer = self.optimizer(trainable)
-        if self.lr_factors():
-            optimizer = self.optimizer(self._groups(trainable, optimizer.defaults["lr"]))
-        if self.scheduler is None:
-            return optimizer
-        scheduler = self.scheduler(optimizer)
-        monitor = {"monitor": scheduler.monitor} if hasattr(scheduler, "monitor") else {}
-        entry = {"scheduler": scheduler, "interval": "step", **monitor}
-        return {"optimizer": optimizer, "lr_scheduler": entry}  # type: ignore[return-value]
-
-    def lr_factors(self) -> list[tuple[list[torch.nn.Parameter], float]]:
-        """Parts that have a learning rate of their own: their parameters, and how often the others' rate it is."""
-        return [] if self.head_lr_factor == 1.0 else [(self.head_parameters(), self.head_lr_factor)]
-
-    def _groups(self, trainable: list[torch.nn.Parameter], lr: float) -> list[Any]:
-        """Parameter groups: the rest, and each part with its own learning rate."""
-        parts = self.lr_factors()
-        factor_of = {id(parameter): factor for own, factor in parts for parameter in own}
-        groups: list[Any] = [{"params": [p for p in trainable if id(p) not in factor_of]}]
-        for own, factor in parts:
-            of_part = {id(parameter) for parameter in own}
-            groups.append({"params": [p for p in trainable if id(p) in of_part], "lr": lr * factor})
-        return [group for group in groups if group["params"]]
-
-    def setup(self, stage: str) -> None:
-        """Refuse what would not do what it promises: true half precision, and torch.compile."""
-        check_execution(self, str(self.trainer.precision))
-
-    def on_fit_start(self) -> None:
-        """Refuse crops that whole chains could not be scored with."""
-        crop_length = getattr(self.trainer.datamodule, "crop_length", None)  # type: ignore[attr-defined]
-        check_crop_length(crop_length, self.windows.window)
+def prepare_head(esm: EsmModel, train_head: bool, fresh: bool) -> None:
+    """Let a backbone's contact head learn or not, and a fresh one begin with the share of pairs that touch."""
+    head = contact_regression(esm).requires_grad_(train_head)
+    if fresh:
+        nn.init.constant_(head.bias, PRIOR_LOGIT)
 
 
-def _of_residues(batch: Mapping[str, Any], name: str, first: int = 0) -> list[Tensor] | None:
-    """What only batches of complexes have: each protein's row from ``first``, without padding, on the CPU."""
-    if name not in batch:
-        return None
-    lengths = batch["lengths"].tolist()
-    return [row[first : first + length].cpu() for row, length in zip(batch[name], lengths, strict=True)]
+def published_threshold(pretrained: str | None) -> float | None:
+    """The threshold tuned on dev that an exported model brings; None where there is none."""
+    return None if pretrained is None else read_about(pretrained).get("tuned_threshold")
+
+
+def _network(attention: Literal["streamed", "plain"], train_head: bool, fresh: bool, esm: EsmModel) -> ContactBackbone:
+    prepare_head(esm, train_head, fresh)
+    return ContactBackbone(esm, attention)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +10,13 @@ from transformers import EsmModel
 
 from contactlm.model.contrastive import contrastive_loss, cosine_logits, cosine_similarities, draw_partners
 from contactlm.model.residue_encoder import ResidueEncoder
-from contactlm.modules.contact import ContactModule
+from contactlm.modules.language_model import ESM2, LanguageModelModule
 from contactlm.types import ModelError
 
 OF_CONTACT_HEAD = ("train_head", "attention")  # options of ContactModule that mean nothing here
 
 
-class ContrastiveModule(ContactModule):
+class ContrastiveModule(LanguageModelModule):
     """Learns residue embeddings of which those in contact are similar, and others are not.
 
     A residue's embedding is a linear projection of its final state in ESM2 (after the final layer norm), scaled to
@@ -38,8 +37,8 @@ class ContrastiveModule(ContactModule):
         loss_min_separation: Pairs closer in sequence, |i − j|, are drawn neither as positives nor as negatives. Nearly
             all residues touch their neighbours in sequence, whatever the fold: from the default on, positives are
             contacts that have to be predicted, the ones that the primary score counts.
-        options: As of :class:`contactlm.ContactModule`, but for ``train_head`` and ``attention``. The learning rate
-            of the projection is the one that ``head_lr_factor`` multiplies.
+        options: As of :class:`contactlm.ContactModule`, but for ``train_head`` and ``attention``. The learning rate of
+            the projection is the one that ``head_lr_factor`` multiplies.
 
     Raises:
         ModelError: Options that do not fit together, or a backbone that cannot be loaded.
@@ -49,7 +48,7 @@ class ContrastiveModule(ContactModule):
 
     def __init__(
         self,
-        pretrained: str | None = "facebook/esm2_t6_8M_UR50D",
+        pretrained: str | None = ESM2,
         architecture: dict[str, Any] | None = None,
         projection_dim: int = 128,
         temperature: float = 0.1,
@@ -65,32 +64,10 @@ class ContrastiveModule(ContactModule):
             "negatives": negatives,
         }
         _check_options(own, options)
-        super().__init__(
-            pretrained,
-            architecture,
-            train_head=False,
-            attention="streamed",
-            loss_min_separation=loss_min_separation,
-            **options,
-        )
-        del self.hparams["train_head"]
+        super().__init__(ResidueEncoder, pretrained, architecture, loss_min_separation=loss_min_separation, **options)
         self.save_hyperparameters(own)
-        self.tuned_threshold = None  # one that a pretrained directory brings belongs to its contact head
         self.temperature, self.positives, self.negatives = temperature, positives, negatives
         self.projection = _projection(self.backbone.esm, projection_dim, self.hparams["init_seed"])
-
-    @classmethod
-    def from_adapter(cls, directory: str | Path, pretrained: str | None = None, **options: Any) -> NoReturn:
-        """Refuse: an adapter directory holds a contact head, and no projection.
-
-        Raises:
-            ModelError: Always.
-        """
-        raise ModelError(f"{directory}: adapters hold a contact head and no projection; load it with ContactModule")
-
-    def build_backbone(self, esm: EsmModel, attention: str, train_head: bool) -> nn.Module:
-        """ESM2 as an encoder of residues; its contact head rests."""
-        return ResidueEncoder(esm)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Weight (projection_dim, E) and bias (projection_dim,) of the projection."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from contactlm.model.adapter import ABOUT_FILE, has_adapters, save_adapter, save_merged, write_about
+from contactlm.modules.checkpoint import CONTACT_HEAD
 from contactlm.modules.contact import ContactModule
 from contactlm.shipped import __version__
 from contactlm.types import ContactLMError, ModelError
@@ -100,7 +101,7 @@ def export_merged(module: ContactModule, out: str | Path, overwrite: bool = Fals
 
 def require_contact_head(head: str) -> None:
     """Complain about a model that other libraries could load, but whose maps they could not make."""
-    if head != ContactModule.head:
+    if head != CONTACT_HEAD:
         raise ModelError(
             f"this model reads its maps from a {head}, for which PEFT and transformers have no place: only models with "
             "a contact head can be exported; keep the checkpoint, which predict_contacts and `contactlm predict` take"

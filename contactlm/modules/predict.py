@@ -8,10 +8,11 @@ from typing import overload
 
 from contactlm.maps.contact_map import ContactMap
 from contactlm.model.adapter import CONFIG_FILE
+from contactlm.modules.base import MapModule
 from contactlm.modules.choice import checkpoint_class
 from contactlm.modules.contact import ContactModule
 
-Model = ContactModule | str | Path
+Model = MapModule | str | Path
 
 
 @overload
@@ -60,9 +61,9 @@ def predict_contacts(
     return [module.predict_map(s, window, overlap, id=f"query_{n}") for n, s in enumerate(sequences, start=1)]
 
 
-def load_model(model: Model) -> ContactModule:
+def load_model(model: Model) -> MapModule:
     """Make a module from a checkpoint, an export or a published ESM2; a module is given back as it is."""
-    if isinstance(model, ContactModule):
+    if isinstance(model, MapModule):
         return model
     if (Path(model).expanduser() / CONFIG_FILE).is_file():
         return ContactModule.from_adapter(model)

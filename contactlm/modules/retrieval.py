@@ -18,11 +18,14 @@ from contactlm.alphabet import decode
 from contactlm.data.cache import default_cache_dir
 from contactlm.data.store import ChainStore
 from contactlm.maps.full_map import FullMap, Shown, WindowOptions, full_maps
-from contactlm.model.backbone import backbone_checksum
+from contactlm.model.backbone import backbone_checksum, load_esm
 from contactlm.model.evidence import Evidence
+from contactlm.model.lora import contact_regression
 from contactlm.model.retrieval_backbone import RetrievalBackbone
+from contactlm.modules.base import Evaluated
 from contactlm.modules.checkpoint import CHECKPOINT_KEY
-from contactlm.modules.contact import ContactModule, Evaluated
+from contactlm.modules.contact import prepare_head, published_threshold
+from contactlm.modules.language_model import ESM2, LanguageModelModule
 from contactlm.retrieval.copy_homolog import copy_contacts
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
@@ -46,7 +49,7 @@ class EvaluatedWithHits(Evaluated):
     nearest: list[tuple[float, float]]  # pair identity and coverage of its best hit; NaN: it has none
 
 
-class RetrievalModule(ContactModule):
+class RetrievalModule(LanguageModelModule):
     """Predicts contacts from sequence and from the structures of similar proteins in a database.
 
     Helices and strands of a query's hits become tokens: their mean residue state in the frozen backbone, kind, place on
@@ -74,6 +77,9 @@ class RetrievalModule(ContactModule):
             predictions.
         shuffled_hits: Put random chains of the database in the place of the hits, for control experiments.
         cache_dir: Where searches and segments' states are kept; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
+        train_head: Whether the contact head learns.
+        attention: As of :class:`contactlm.ContactModule`.
+        init_seed: Seed of a randomly initialised backbone, and of the decoder.
         options: As of :class:`contactlm.ContactModule`.
 
     Raises:
@@ -83,12 +89,11 @@ class RetrievalModule(ContactModule):
     """
 
     head = "contact head with a retrieval decoder"
-    backbone_class = RetrievalBackbone
     backbone: RetrievalBackbone
 
     def __init__(
         self,
-        pretrained: str | None = "facebook/esm2_t6_8M_UR50D",
+        pretrained: str | None = ESM2,
         architecture: dict[str, Any] | None = None,
         index: str | None = None,
         hits: int = 4,
@@ -99,6 +104,9 @@ class RetrievalModule(ContactModule):
         max_identity: float = 0.95,
         shuffled_hits: bool = False,
         cache_dir: str | None = None,
+        train_head: bool = True,
+        attention: Literal["streamed", "plain"] = "streamed",
+        init_seed: int = 0,
         **options: Any,
     ) -> None:
         if index is None:
@@ -107,34 +115,37 @@ class RetrievalModule(ContactModule):
                 "make one with: contactlm index build --structures FOLDER --out FOLDER"
             )
         database = StructureDatabase.open(index)
-        super().__init__(pretrained, architecture, **options)
-        own = {
-            "hits": hits,
-            "decoder_layers": decoder_layers,
-            "decoder_width": decoder_width,
-            "template_bias": template_bias,
-        }
-        self.save_hyperparameters(own)
+        decoder = {"layers": decoder_layers, "width": decoder_width, "template_bias": template_bias, "seed": init_seed}
+        network = partial(_network, attention, train_head, pretrained is None, decoder)
+        super().__init__(network, pretrained, architecture, init_seed=init_seed, **options)
+        self.save_hyperparameters(
+            {
+                "train_head": train_head,
+                "hits": hits,
+                "decoder_layers": decoder_layers,
+                "decoder_width": decoder_width,
+                "template_bias": template_bias,
+            }
+        )
+        self.tuned_threshold = published_threshold(pretrained)
         self.hits, self.decoder_lr_factor, self.max_identity = hits, decoder_lr_factor, max_identity
-        self.backbone.attach(decoder_layers, decoder_width, template_bias, self.hparams["init_seed"])
         self._held_out: dict[str, set[str]] = {"ids": set(), "sequences": set()}
         self._evaluated = False  # whether dev and test proteins must not be evidence
         self._exclusion: Exclusion | None = None
         self.evidence = self._source(database, Path(cache_dir).expanduser() if cache_dir else default_cache_dir())
         self.evidence.shuffled = shuffled_hits
         self.exclusion  # noqa: B018 - complains about a max_identity out of range
-        self.train()
 
     def _source(self, database: StructureDatabase, cache_dir: Path) -> EvidenceSource:
         first = (self.hparams[name] for name in ("pretrained", "architecture", "init_seed"))
-        encoder = FrozenEncoder(partial(self.load_backbone, *first), self._first_checksum)
+        checksum = self.backbone_checksum or backbone_checksum(self.backbone.esm)
+        encoder = FrozenEncoder(partial(load_esm, *first), checksum)
         search = StructureSearch(database, SearchOptions(hits=self.hits), cache_dir)
         return EvidenceSource(search, SegmentStates(database, encoder, cache_dir))
 
-    def build_backbone(self, esm: EsmModel, attention: Literal["streamed", "plain"], train_head: bool) -> nn.Module:
-        """ESM2 with its contact head, ready for the decoder."""
-        self._first_checksum = self.backbone_checksum or backbone_checksum(esm)
-        return super().build_backbone(esm, attention, train_head)
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Weight (1, C) and bias (1,) of the contact head."""
+        return list(contact_regression(self.backbone.esm).parameters())
 
     def lr_factors(self) -> list[tuple[list[nn.Parameter], float]]:
         """The contact head's, and the decoder's and template bias's."""
@@ -306,6 +317,13 @@ class RetrievalModule(ContactModule):
         super().on_load_checkpoint(checkpoint)
         held_out = checkpoint[CHECKPOINT_KEY].get(HELD_OUT, {})
         self._hold_out(held_out.get("ids", []), held_out.get("sequences", []))
+
+
+def _network(
+    attention: Literal["streamed", "plain"], train_head: bool, fresh: bool, decoder: dict[str, Any], esm: EsmModel
+) -> RetrievalBackbone:
+    prepare_head(esm, train_head, fresh)
+    return RetrievalBackbone(esm, attention, **decoder)
 
 
 def _sequences(store: ChainStore) -> list[str]:

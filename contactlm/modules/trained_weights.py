@@ -18,10 +18,11 @@ CHECKPOINT_FORMAT = 1
 class TrainedWeights(L.LightningModule):
     """Saves trainable weights only, says which backbone they belong to, and refuses to go onto another.
 
-    Needs ``hparams["pretrained"]``: the backbone's name or directory, None for one of its own.
+    With ``hparams["pretrained"]``, a backbone's name or directory, what is frozen of it stays there; without, or with
+    None, checkpoints hold all weights.
     """
 
-    head = "contact head"  # what maps are read from; a checkpoint of another one is refused
+    head: str  # what maps are read from; a checkpoint of another one is refused
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +40,7 @@ class TrainedWeights(L.LightningModule):
 
     def saved_names(self) -> set[str]:
         """Names of the weights a checkpoint holds: the trainable ones; all where there is no backbone to return to."""
-        if self.hparams["pretrained"] is None:
+        if self.hparams.get("pretrained") is None:
             return set(self.state_dict())
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
@@ -60,7 +61,7 @@ class TrainedWeights(L.LightningModule):
             "format": CHECKPOINT_FORMAT,
             "class": class_name(type(self)),
             "head": self.head,
-            "backbone": self.hparams["pretrained"],
+            "backbone": self.hparams.get("pretrained"),
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
             "random_state": random_state(self.device),
@@ -76,7 +77,7 @@ class TrainedWeights(L.LightningModule):
         if about is None:
             raise ModelError("the checkpoint was not written by contactlm; to load weights alone, use load_state_dict")
         check_head(about, self.head)
-        check_backbone(about, self.hparams["pretrained"], self.backbone_checksum)
+        check_backbone(about, self.hparams.get("pretrained"), self.backbone_checksum)
         self.tuned_threshold = about["tuned_threshold"]
         self._random_state = about["random_state"]
         saved = self.saved_names()

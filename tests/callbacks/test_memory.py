@@ -97,7 +97,7 @@ def test_scoring_and_predicting(
 def test_before_any_batch(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("contactlm.modules.contact.load_esm", lambda *_: ask_for_too_much())
+    monkeypatch.setattr("contactlm.modules.language_model.load_esm", lambda *_: ask_for_too_much())
     assert message_of(capsys, ["fit", *arguments]).startswith("contactlm: error: out of memory (")
 
 

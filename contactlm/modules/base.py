@@ -1,0 +1,304 @@
+"""MapModule: what turns a network that gives contact logits into a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import EllipsisType
+from typing import Any, TypedDict
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from contactlm.alphabet import decode, encode
+from contactlm.maps.contact_map import ContactMap
+from contactlm.maps.full_map import FullMap, full_maps
+from contactlm.maps.windows import WindowOptions
+from contactlm.model.execution import check_crop_length, check_execution
+from contactlm.model.losses import contact_loss
+from contactlm.model.sharding import shard_layers
+from contactlm.modules.optimization import Parts, adam, make_optimizer, schedule, step_plateaus
+from contactlm.modules.trained_weights import TrainedWeights
+from contactlm.structure.assembly import residue_positions
+from contactlm.structure.labels import contact_labels
+from contactlm.types import ModelError
+
+
+class Evaluated(TypedDict):
+    """What validation and test steps return, one entry a protein."""
+
+    ids: list[str]
+    indices: list[int]
+    probability: list[Tensor]  # float32 (L, L) in [0, 1], on the CPU
+    labels: list[Tensor]  # int8 (L, L): 1 contact, 0 none, −1 unknown; on the CPU
+    chain_of: list[Tensor] | None  # of complexes: int64 (L,), each residue's chain number; on the CPU
+
+
+class MapModule(TrainedWeights):
+    """Trains, scores and predicts with a network that gives contact logits.
+
+    The network comes ready-made, so that a subclass hands over its own and overrides what it learns: ``loss``,
+    ``training_labels``, ``pair_scores``. :class:`contactlm.ContactModule` is the one for ESM2 and its contact head.
+
+    Args:
+        backbone: The network, called with ``tokens`` int64 (B, T), ``attention_mask`` bool (B, T) or None, and
+            ``positions`` int64 (B, T) or None, all as of :meth:`contact_logits`; gives logits (B, T − 2, T − 2).
+        optimizer: Makes the optimizer from the trainable parameters.
+        head_lr_factor: The contact head's learning rate over the others'. Its C weights act on attention maps, whose
+            entries are about 1 / L: a backbone trained from scratch learns faster with a larger one.
+        scheduler: Makes a learning rate scheduler, any of torch's, stepped after every optimizer step.
+            ``ReduceLROnPlateau`` monitors a dev score (Lightning's its ``monitor``, torch's ``dev/mcc_sep6`` with mode
+            max, ``train/loss`` with mode min) and counts its patience in looks at the dev set.
+        loss_min_separation: Pairs closer in sequence, |i − j|, are left out of the loss.
+        window: Residues in one pass when whole chains are scored; None: one pass at any length.
+        overlap: Residues that neighbouring windows share; None: half a window.
+        threshold: Probability above which predicted pairs are called contacts; None: the threshold tuned on dev that
+            travels with a checkpoint, 0.5 where there is none.
+
+    Examples:
+        >>> import torch
+        >>> from contactlm import MapModule
+        >>> class Nearness(torch.nn.Module):  # near in sequence, near in space
+        ...     def forward(self, tokens, attention_mask=None, positions=None):
+        ...         places = torch.arange(tokens.shape[1] - 2)
+        ...         return (4.0 - (places[:, None] - places).abs()).expand(len(tokens), -1, -1)
+        >>> MapModule(Nearness()).predict_map("MKTAYIAK").probability.shape
+        (8, 8)
+    """
+
+    head = "network of its own"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        optimizer: OptimizerCallable = adam,
+        head_lr_factor: float = 1.0,
+        scheduler: LRSchedulerCallable | None = None,
+        loss_min_separation: int = 1,
+        window: int | None = 1022,
+        overlap: int | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone: Any = backbone
+        self.optimizer, self.scheduler, self.head_lr_factor = optimizer, scheduler, head_lr_factor
+        self.loss_min_separation = loss_min_separation
+        self.windows = WindowOptions(window, overlap)
+        self.threshold = threshold
+        self.train()  # Hugging Face loads in eval mode, and Lightning leaves that as it is
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters whose learning rate ``head_lr_factor`` multiplies; none of a network without a head."""
+        return []
+
+    def contact_logits(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Compute contact logits.
+
+        Args:
+            tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
+            attention_mask: (B, T), true on tokens, false on padding; None: wherever ``tokens`` is not ``<pad>``.
+            positions: int64 (B, T), what the rotary embedding takes as each token's place; None: 0 … T − 1.
+
+        Returns:
+            float32 (B, T − 2, T − 2), symmetric; 0 where a residue is padding.
+        """
+        return self.backbone(tokens, attention_mask, positions)
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """The same as :meth:`contact_logits`."""
+        return self.contact_logits(tokens, attention_mask, positions)
+
+    def pair_scores(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
+        """What :meth:`loss` takes, (B, T − 2, T − 2): the contact logits; override both to train on something else."""
+        return self.contact_logits(tokens, attention_mask, positions)
+
+    def batch_scores(self, batch: dict[str, Any]) -> Tensor:
+        """The scores of a batch of crops; override it where a batch brings more than tokens and positions."""
+        return self.pair_scores(batch["tokens"], batch["attention_mask"], batch.get("positions"))
+
+    def training_labels(self, cb: Tensor) -> Tensor:
+        """What :meth:`loss` compares with: contacts, int8 (B, L, L); override it for another kind of label.
+
+        Args:
+            cb: float32 (B, L, 3), C-beta coordinates in Å; NaN where unresolved or padding.
+        """
+        return contact_labels(cb)
+
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Masked binary cross-entropy, averaged per protein; override it to train another objective.
+
+        Args:
+            scores: float32 (B, L, L), contact logits.
+            labels: int8 (B, L, L): 1 contact, 0 none, −1 unknown.
+        """
+        return contact_loss(scores, labels, self.loss_min_separation)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of a batch of crops; labels are made from the coordinates, on the device."""
+        scores = self.batch_scores(batch)
+        loss = self.loss(scores, self.training_labels(batch["cb"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]), sync_dist=True)
+        # batches of bounded cost differ in size: weighted by it, every protein counts the same
+        return loss * batch["loss_weight"] if "loss_weight" in batch else loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
+        """Full-length maps of a batch of whole chains, with their labels."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
+        """Full-length maps of a batch of whole chains, with their labels."""
+        return self._evaluate(batch)
+
+    def _evaluate(self, batch: dict[str, Any]) -> Evaluated:
+        maps = self._full_maps(batch)
+        labels = [contact_labels(cb[:length]).cpu() for cb, length in zip(batch["cb"], batch["lengths"], strict=True)]
+        return Evaluated(
+            ids=batch["ids"],
+            indices=batch["indices"].tolist(),
+            probability=[full.probability for full in maps],
+            labels=labels,
+            chain_of=_of_residues(batch, "chain_of"),
+        )
+
+    def _full_maps(self, batch: dict[str, Any], progress: bool = False) -> list[FullMap]:
+        lengths = batch["lengths"].tolist()
+        chains = [tokens[1 : length + 1] for tokens, length in zip(batch["tokens"], lengths, strict=True)]
+        positions = _of_residues(batch, "positions", first=1)
+        windows = replace(self.windows, progress=progress)
+        return list(self.chain_maps(batch["ids"], chains, windows, positions))
+
+    def chain_maps(
+        self, ids: Sequence[str], chains: Sequence[Tensor], windows: WindowOptions, positions: Sequence[Any] | None
+    ) -> Iterator[FullMap]:
+        """Full-length maps of whole chains; override it where more is known of a chain than the residues of a pass.
+
+        Args:
+            ids: Their ids.
+            chains: Residue tokens (L,) of each.
+            windows: How they are cut into passes.
+            positions: Places of each one's residues, int64 (L,); None: 0 … L − 1 in all.
+        """
+        return full_maps(self.contact_logits, chains, windows, self.device, positions)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[ContactMap]:
+        """Contact maps of a batch of whole chains, with labels where coordinates are known."""
+        chain_of = _of_residues(batch, "chain_of")
+        predicted = []
+        for row, full in enumerate(self._full_maps(batch, progress=True)):
+            length = len(full.probability)
+            cb = batch["cb"][row, :length]
+            sequence = decode(batch["tokens"][row, 1 : length + 1].cpu().numpy())
+            labels = contact_labels(cb) if torch.isfinite(cb).any() else None
+            if chain_of is not None:
+                full.how["chain_lengths"] = chain_of[row].bincount().tolist()
+            predicted.append(self.as_contact_map(batch["ids"][row], sequence, full, labels))
+        return predicted
+
+    def predict_map(
+        self,
+        sequence: str,
+        window: int | EllipsisType | None = ...,
+        overlap: int | EllipsisType | None = ...,
+        id: str = "query",
+        chain_lengths: Sequence[int] | None = None,
+    ) -> ContactMap:
+        """Predict the contact map of one sequence of any length.
+
+        Args:
+            sequence: L letters of the ESM alphabet.
+            window: Residues in one pass; None: one pass at any length; left out: as the module was made.
+            overlap: Residues that neighbouring windows share; None: half a window; left out: as the module was made,
+                half a window where ``window`` is given.
+            id: A name for the map.
+            chain_lengths: Of a complex, residues of each chain, whose sequences follow one another in ``sequence``.
+
+        Raises:
+            ValueError: A letter that is not of the alphabet.
+            ContactLMError: An empty sequence, window and overlap that do not fit, or chains of another length in all.
+        """
+        tokens, positions = torch.from_numpy(encode(sequence)), None
+        if chain_lengths is not None:
+            positions = torch.from_numpy(residue_positions(chain_lengths))
+            if len(positions) != len(tokens):
+                raise ModelError(f"chain_lengths: {len(positions)} residues in all, but the sequence has {len(tokens)}")
+        full = self._in_eval_mode(id, tokens, self._windows(window, overlap), positions)
+        if chain_lengths is not None:
+            full.how["chain_lengths"] = list(chain_lengths)
+        return self.as_contact_map(id, sequence, full)
+
+    def _windows(self, window: int | EllipsisType | None, overlap: int | EllipsisType | None) -> WindowOptions:
+        """The module's own windows, but for what is given."""
+        if isinstance(overlap, EllipsisType):
+            overlap = self.windows.overlap if isinstance(window, EllipsisType) else None
+        return WindowOptions(self.windows.window if isinstance(window, EllipsisType) else window, overlap)
+
+    def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
+        """Put a full-length map together with its sequence, its truth and a note of how it was made."""
+        how = {**full.how, "model": self.hparams.get("pretrained") or "randomly initialised"}
+        truth = None if labels is None else labels.cpu().numpy()
+        return ContactMap(id, sequence, full.probability.numpy(), truth, self.call_threshold, how)
+
+    @property
+    def call_threshold(self) -> float:
+        """Probability above which predicted pairs are called contacts."""
+        if self.threshold is not None:
+            return self.threshold
+        return 0.5 if self.tuned_threshold is None else self.tuned_threshold
+
+    def _in_eval_mode(self, id: str, tokens: Tensor, options: WindowOptions, positions: Tensor | None) -> FullMap:
+        training = self.training
+        self.eval()
+        try:
+            return next(iter(self.chain_maps([id], [tokens], options, [positions])))
+        finally:
+            self.train(training)
+
+    def configure_model(self) -> None:
+        """Let a strategy that spreads weights over processes (``fsdp``, ``ModelParallelStrategy``) do so by layers."""
+        shard_layers(self.backbone, self.device_mesh)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the optimizer over what is trainable; none for a run of no steps."""
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not trainable and self._trainer is not None and self.trainer.max_steps == 0:
+            return None
+        if not trainable:
+            raise ModelError(
+                "nothing to train: lora is null, freeze_backbone is true and train_head is false; score the model with "
+                "`contactlm test`, or let something learn"
+            )
+        optimizer = make_optimizer(self.optimizer, trainable, self.lr_factors())
+        if self.scheduler is None:
+            return optimizer
+        entry = schedule(self.scheduler, optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": entry}  # type: ignore[return-value]  # a plain dict will do
+
+    def lr_factors(self) -> Parts:
+        """Parts that have a learning rate of their own: their parameters, and how often the others' rate it is."""
+        return [] if self.head_lr_factor == 1.0 else [(self.head_parameters(), self.head_lr_factor)]
+
+    def on_validation_epoch_end(self) -> None:
+        """Let a scheduler that waits for a plateau know the score of this look at the dev set."""
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            step_plateaus(self.trainer)
+
+    def setup(self, stage: str) -> None:
+        """Refuse what would not do what it promises: true half precision, and torch.compile."""
+        check_execution(self, str(self.trainer.precision))
+
+    def on_fit_start(self) -> None:
+        """Refuse crops that whole chains could not be scored with."""
+        crop_length = getattr(self.trainer.datamodule, "crop_length", None)  # type: ignore[attr-defined]
+        check_crop_length(crop_length, self.windows.window)
+
+
+def _of_residues(batch: Mapping[str, Any], name: str, first: int = 0) -> list[Tensor] | None:
+    """What only batches of complexes have: each protein's row from ``first``, without padding, on the CPU."""
+    if name not in batch:
+        return None
+    lengths = batch["lengths"].tolist()
+    return [row[first : first + length].cpu() for row, length in zip(batch[name], lengths, strict=True)]

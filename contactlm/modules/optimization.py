@@ -1,0 +1,88 @@
+"""What a module learns by: its optimizer, the learning rates of its parts, and their schedule."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from contactlm.types import TrainingError
+
+Parts = Sequence[tuple[list[nn.Parameter], float]]  # parameters with a learning rate of their own, over the others'
+DEV = "dev/"
+BEST_SCORE, LOSS = "dev/mcc_sep6", "train/loss"  # what torch's own ReduceLROnPlateau monitors, with mode max and min
+NEVER = sys.maxsize  # steps between two of Lightning's
+
+
+def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """Adam with a learning rate of 1e-4, the default of the reference experiments."""
+    return torch.optim.Adam(parameters, lr=1e-4)
+
+
+def make_optimizer(
+    make: OptimizerCallable, trainable: Sequence[nn.Parameter], parts: Parts = ()
+) -> torch.optim.Optimizer:
+    """Make an optimizer, with a group of parameters for each part that has a learning rate of its own.
+
+    Args:
+        make: Makes it from parameters, or from groups of them.
+        trainable: All parameters that learn.
+        parts: Some of them, and how often the others' learning rate theirs is.
+    """
+    optimizer = make(trainable)
+    if not parts:
+        return optimizer
+    lr = optimizer.defaults["lr"]
+    factor_of = {id(parameter): factor for own, factor in parts for parameter in own}
+    groups: list[Any] = [{"params": [p for p in trainable if id(p) not in factor_of]}]
+    for own, factor in parts:
+        of_part = {id(parameter) for parameter in own}
+        groups.append({"params": [p for p in trainable if id(p) in of_part], "lr": lr * factor})
+    return make([group for group in groups if group["params"]])
+
+
+def schedule(make: LRSchedulerCallable, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Make a learning rate scheduler, and say when Lightning steps it.
+
+    It is stepped after every optimizer step, but for ``ReduceLROnPlateau`` on a score of the dev set, which
+    :func:`step_plateaus` steps once a look: Lightning would show it the same score after every step, and patience would
+    be spent on steps.
+
+    Args:
+        make: Makes the scheduler.
+        optimizer: What it schedules.
+    """
+    scheduler = make(optimizer)
+    entry: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        return entry
+    monitor = getattr(scheduler, "monitor", None) or (BEST_SCORE if scheduler.mode == "max" else LOSS)
+    frequency = NEVER if monitor.startswith(DEV) else 1
+    return {**entry, "reduce_on_plateau": True, "monitor": monitor, "frequency": frequency}
+
+
+def step_plateaus(trainer: L.Trainer) -> None:
+    """Show schedulers that wait for a plateau of a dev score the score of a look at the dev set.
+
+    Args:
+        trainer: In a look at the dev set whose scores are logged.
+
+    Raises:
+        TrainingError: No such score.
+    """
+    for config in trainer.lr_scheduler_configs:
+        if not config.reduce_on_plateau or config.frequency != NEVER:
+            continue
+        scores = trainer.callback_metrics
+        if config.monitor not in scores:
+            raise TrainingError(
+                f"scheduler: ReduceLROnPlateau monitors {config.monitor}, which no look at the dev set gives; it gives "
+                f"{', '.join(sorted(name for name in scores if name.startswith(DEV)))}"
+            )
+        config.scheduler.step(float(scores[config.monitor]))  # type: ignore[arg-type]  # a plateau's takes a score
