@@ -31,17 +31,17 @@ class ContactEvaluation(L.Callback):
 
     Steps that also return ``chain_of`` (the chain number of each residue, one (L,) a protein) score complexes. Pairs
     between chains then count as long-range ones in the scores above. Where complexes have several chains, the scores
-    of their pairs within and between chains are logged apart, as ``intra_…`` and ``inter_…``; see
-    :mod:`contactlm.metrics.complex_scores`.
+    of their pairs within and between chains are logged apart, as ``intra_…`` and ``inter_…``: see the module
+    ``contactlm.metrics.complex_scores``.
 
     With a data module that knows how near each protein is to the training set (its ``identity`` by role, as
     ``ContactDataModule`` has it), the main scores are also logged by identity: ``test/mcc_sep6@id<30`` for proteins
     without a training relative of 30 % identity, ``…@id30-50``, ``…@id>=50``, and ``proteins@…`` with their numbers.
 
     Steps that also return ``copied`` (one (L, L) map a protein, the contacts carried over from its relatives of known
-    structure) and ``nearest`` (pair identity and coverage of its best hit, NaN where there is none), as those of
-    :class:`contactlm.RetrievalModule` do, have the main scores of copying logged as ``copy_…``, and both by that
-    identity: ``test/mcc_sep6@nohit``, ``…@hit<30``, ``…@hit30-50``, ``…@hit>=50``.
+    structure) and ``nearest`` (pair identity and coverage of its best hit, NaN where there is none), as those of the
+    retrieval module do, have the main scores of copying logged as ``copy_…``, and both by that identity:
+    ``test/mcc_sep6@nohit``, ``…@hit<30``, ``…@hit30-50``, ``…@hit>=50``.
 
     Args:
         threshold: A pair is called a contact when its probability is above it.
