@@ -48,7 +48,8 @@ class MapModule(TrainedWeights):
         optimizer: Makes the optimizer from the trainable parameters.
         head_lr_factor: The contact head's learning rate over the others'. Its C weights act on attention maps, whose
             entries are about 1 / L: a backbone trained from scratch learns faster with a larger one.
-        scheduler: Makes a learning rate scheduler, any of torch's, stepped after every optimizer step.
+        scheduler: Makes a learning rate scheduler, any of torch's (and
+            ``contactlm.modules.optimization.CosineWithWarmup``), stepped after every optimizer step.
             ``ReduceLROnPlateau`` monitors a dev score (Lightning's its ``monitor``, torch's ``dev/mcc_sep6`` with mode
             max, ``train/loss`` with mode min) and counts its patience in looks at the dev set.
         loss_min_separation: Pairs closer in sequence, |i − j|, are left out of the loss.

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, ReduceLROnPlateau, SequentialLR
 
 from contactlm.types import TrainingError
 
@@ -23,6 +23,24 @@ NEVER = sys.maxsize  # steps between two of Lightning's
 def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     """Adam with a learning rate of 1e-4, the default of the reference experiments."""
     return torch.optim.Adam(parameters, lr=1e-4)
+
+
+class CosineWithWarmup(SequentialLR):
+    """A linear warm-up, then half a cosine down to 0: torch's two schedulers one after the other.
+
+    Args:
+        optimizer: What it schedules.
+        warmup_steps: Optimizer steps in which the rate rises from a thousandth to its full value.
+        total_steps: Optimizer steps until the rate is 0.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int) -> None:
+        if not 0 < warmup_steps < total_steps:
+            raise TrainingError(
+                f"scheduler: warmup_steps is {warmup_steps} and total_steps {total_steps}; give 0 < warmup < total"
+            )
+        rise = LinearLR(optimizer, start_factor=1e-3, total_iters=warmup_steps)
+        super().__init__(optimizer, [rise, CosineAnnealingLR(optimizer, total_steps - warmup_steps)], [warmup_steps])
 
 
 def make_optimizer(
