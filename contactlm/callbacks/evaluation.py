@@ -64,7 +64,7 @@ class ContactEvaluation(L.Callback):
         # on the module's device: NCCL gathers nothing on the CPU
         self._scores = ContactScores(self.threshold, tuned).to(pl_module.device)
         self._complexes = ComplexScores(self.threshold, tuned, pl_module.device)
-        self._hits = HitScores(self.threshold).to(pl_module.device)
+        self._hits = HitScores(self.threshold, pl_module.device)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the proteins of the evaluation before."""
@@ -103,10 +103,7 @@ class ContactEvaluation(L.Callback):
         indices, chain_of = (outputs.get(name) for name in ("indices", "chain_of"))
         self._scores.update(probability, labels, ids, indices, chain_of)
         self._complexes.update(probability, labels, ids, indices, chain_of)
-        if "copied" in outputs:
-            self._hits.update(outputs["copied"], labels, ids, indices, chain_of, outputs["nearest"])
-        else:
-            self._hits.update([], [], [])  # a metric that was never updated warns
+        self._hits.update(outputs.get("copied"), labels, ids, indices, chain_of, outputs.get("nearest", ()))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the dev scores and tune the threshold."""

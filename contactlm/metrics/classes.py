@@ -169,10 +169,17 @@ class ContactScores(ProteinStates):
         threshold: A pair is predicted to be a contact when its probability is above it.
         tuned_threshold: A second threshold, found on the dev set; its MCCs are reported as ``mcc_tuned``,
             ``mcc_sep6_tuned`` and so on. None leaves them out.
+        notes: Names of numbers that are to be kept beside each protein's scores, in :attr:`rows`.
         **kwargs: For ``torchmetrics.Metric``.
     """
 
-    def __init__(self, threshold: float = 0.5, tuned_threshold: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        tuned_threshold: float | None = None,
+        notes: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
         rows = {
             "counts": ((3, BANDS, 2, 2), torch.int64),  # at the threshold, at the tuned one, the trivial predictor's
             "ranking": ((len(RANKING_NAMES),), torch.float32),
@@ -180,7 +187,8 @@ class ContactScores(ProteinStates):
             "key": ((3,), torch.int64),  # index in the data set, resolved residues, bytes of the id
             "id_bytes": ((), torch.uint8),
         }
-        super().__init__(rows, **kwargs)
+        super().__init__(rows | ({"noted": ((len(notes),), torch.float32)} if notes else {}), **kwargs)
+        self.notes = tuple(notes)
         self.threshold = check_threshold(threshold)
         self.tuned_threshold = None if tuned_threshold is None else check_threshold(tuned_threshold)
         self._proteins: list[dict[str, Any]] = []
@@ -193,6 +201,7 @@ class ContactScores(ProteinStates):
         ids: str | Sequence[str],
         indices: Sequence[int] | None = None,
         chain_of: Sequence[Tensor] | None = None,
+        notes: Sequence[Sequence[float]] = (),
     ) -> None:
         """Add proteins.
 
@@ -200,23 +209,28 @@ class ContactScores(ProteinStates):
             probability: Values in [0, 1], one map (L, L), a batch (B, L, L) or a sequence of maps; not logits.
             labels: The same shape, 1 contact, 0 none, -1 unknown or padding.
             ids: Each protein's name.
-            indices: Each protein's place in its data set, to tell proteins of the same name apart. A protein seen again
+            indices: Each protein's number in its data set, to tell proteins of the same name apart. One seen again
                 (same id and index), as distributed samplers give them to even out the ranks, is counted once.
             chain_of: Of complexes, each one's chain numbers (L,): see :func:`contactlm.metrics.scores.select_pairs`.
+            notes: Each protein's numbers, in the order of their names; needed where there are names.
 
         Raises:
             ValueError: Shapes or numbers do not fit, or values outside [0, 1].
         """
         ids = [ids] if isinstance(ids, str) else list(ids)
         maps = list(each_protein(probability, labels))
-        places = [-1] * len(ids) if indices is None else [int(index) for index in indices]
-        if not len(maps) == len(ids) == len(places):
-            raise ValueError(f"got {len(maps)} maps, {len(ids)} ids and {len(places)} indices")
+        numbers = [-1] * len(ids) if indices is None else [int(index) for index in indices]
+        if not len(maps) == len(ids) == len(numbers):
+            raise ValueError(f"got {len(maps)} maps, {len(ids)} ids and {len(numbers)} indices")
+        if len(notes) != (len(ids) if self.notes else 0):
+            raise ValueError(f"got {len(notes)} rows of notes, and {len(ids)} ids with {len(self.notes)} notes each")
         chains: Sequence[Tensor | None] = [None] * len(ids) if chain_of is None else chain_of
-        for (p, y), name, place, numbers in zip(maps, ids, places, chains, strict=True):
-            self._add(select_pairs(p, y, numbers), name, place)
+        for (p, y), name, index, of_residues in zip(maps, ids, numbers, chains, strict=True):
+            self._add(select_pairs(p, y, of_residues), name, index)
+        if self.notes:
+            self.append("noted", torch.tensor([list(row) for row in notes]).view(-1, len(self.notes)))
 
-    def _add(self, pairs: Pairs, name: str, place: int) -> None:
+    def _add(self, pairs: Pairs, name: str, index: int) -> None:
         tuned = self.threshold if self.tuned_threshold is None else self.tuned_threshold
         at_thresholds = [band_confusion(pairs, t) for t in (self.threshold, tuned)]
         trivial = band_confusion(trivial_pairs(pairs))
@@ -225,7 +239,7 @@ class ContactScores(ProteinStates):
         self.append("counts", torch.stack([*at_thresholds, trivial])[None])
         self.append("ranking", torch.tensor([[ranking[score] for score in RANKING_NAMES]]))
         self.append("curve", mcc(threshold_confusion(pairs.within(6)))[0][None])
-        self.append("key", torch.tensor([[place, pairs.residues, len(spelled)]]))
+        self.append("key", torch.tensor([[index, pairs.residues, len(spelled)]]))
         self.append("id_bytes", torch.tensor(spelled))
 
     def compute(self) -> dict[str, float]:
@@ -247,6 +261,9 @@ class ContactScores(ProteinStates):
             {"id": name, "index": int(k[0])} | _protein_row(int(k[1]), c, r, tuned)
             for name, k, c, r in zip(names, keys, counts, ranking, strict=True)
         ]
+        if self.notes:
+            for row, noted in zip(self._proteins, self.gathered("noted")[kept].tolist(), strict=True):
+                row |= zip(self.notes, noted, strict=True)
         result = mean_scores(self._proteins)
         for name in [f"trivial_{name}" for name in MAIN_NAMES] + [f"{name}_tuned" for name in MCC_NAMES if tuned]:
             result[name] = nan_mean([row[name] for row in self._proteins])
@@ -280,13 +297,13 @@ class ContactScores(ProteinStates):
         first: dict[tuple[int, str], int] = {}
         begin = 0
         truth = self.gathered("counts")[:, 0].sum(-1).flatten(1).tolist()
-        for row, (place, residues, length) in enumerate(keys):
+        for row, (index, residues, length) in enumerate(keys):
             name = spelled[begin : begin + length].decode()
             begin += length
-            seen = first.setdefault((place, name), row)
+            seen = first.setdefault((index, name), row)
             if (keys[seen][1], truth[seen]) != (residues, truth[row]):
                 raise DataError(
-                    f"two different proteins are called {name} (index {place}): "
+                    f"two different proteins are called {name} (index {index}): "
                     "give each its own id, or pass indices that tell them apart"
                 )
         ordered = sorted(first)
