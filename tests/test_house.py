@@ -16,7 +16,7 @@ BELOW = {
     "metrics": {"structure"},
     "maps": {"structure", "metrics"},
     "data": {"structure", "homology"},
-    "model": {"structure"},
+    "model": {"structure", "metrics"},
     "retrieval": {"structure", "homology", "data", "model"},
     "modules": {"structure", "metrics", "maps", "model", "retrieval", "data"},
     "runs": {"modules"},

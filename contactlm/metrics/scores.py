@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from contactlm.structure.contacts import TRIVIAL_REACH
+
 # Disjoint bands of |i - j|: 1-5, 6-11, 12-23, >= 24. Every range below is a run of them.
 BAND_STARTS = (6, 12, 24)
 BANDS = len(BAND_STARTS) + 1
@@ -28,7 +30,6 @@ RANGES: dict[str, slice] = {
     "long": slice(3, 4),
 }
 TOP_FRACTIONS = (1, 2, 5)  # P@L, P@L/2, P@L/5
-CONTACT_REACH = 2  # the trivial predictor's contacts: |i - j| <= 2
 ACROSS_CHAINS = 2**30  # separation of residues of different chains: farther than any within a chain
 
 
@@ -121,12 +122,12 @@ def trivial_probability(L: int, device: torch.device | str | None = None) -> Ten
         float32 (L, L) of 0 and 1.
     """
     position = torch.arange(L, device=device)
-    return ((position[:, None] - position[None, :]).abs() <= CONTACT_REACH).float()
+    return ((position[:, None] - position[None, :]).abs() <= TRIVIAL_REACH).float()
 
 
 def trivial_pairs(pairs: Pairs) -> Pairs:
     """The same pairs as the trivial predictor sees them (see :func:`trivial_probability`)."""
-    return pairs._replace(probability=(pairs.separation <= CONTACT_REACH).float())
+    return pairs._replace(probability=(pairs.separation <= TRIVIAL_REACH).float())
 
 
 def confusion(pairs: Pairs, threshold: float = 0.5) -> Tensor:

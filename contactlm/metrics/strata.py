@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 
-BOUNDS = (0.3, 0.5)
+IDENTITY_BOUNDS = (0.3, 0.5)  # a template bias has a weight for each range: checkpoints depend on them
 TRAINING_STRATA = ("id<30", "id30-50", "id>=50")
 NO_HIT = "nohit"
 HIT_STRATA = (NO_HIT, "hit<30", "hit30-50", "hit>=50")
+HIT_TITLES = ("no hit", "below 30 %", "30–50 %", "50 % and above")  # the same, in tables and figures
 HIT_IDENTITY, HIT_COVERAGE = "hit_identity", "hit_coverage"  # columns of test_scores.csv
 COPY = "copy_"  # what scores of copying the hits' contacts begin with
 
 
 def training_stratum(identity: float) -> str:
     """Name the stratum of an identity to the nearest training relative, 0 … 1; 0 where there is none."""
-    return TRAINING_STRATA[sum(identity >= bound for bound in BOUNDS)]
+    return TRAINING_STRATA[sum(identity >= bound for bound in IDENTITY_BOUNDS)]
 
 
 def hit_stratum(identity: float | None) -> str:
@@ -25,4 +26,4 @@ def hit_stratum(identity: float | None) -> str:
     """
     if identity is None or math.isnan(identity):
         return NO_HIT
-    return HIT_STRATA[1 + sum(identity >= bound for bound in BOUNDS)]
+    return HIT_STRATA[1 + sum(identity >= bound for bound in IDENTITY_BOUNDS)]

@@ -57,15 +57,16 @@ class TokenLayout:
         residue = attention_mask & (tokens != EOS)
         residue[:, 0] = residue[:, -1] = False
         last = torch.where(attention_mask, torch.arange(1, T + 1, device=tokens.device), 0).amax(1)
-        ends, attended_count, residues = torch.stack([last, attention_mask.sum(1), residue.sum(1)]).tolist()
+        in_last = residue.gather(1, last.clamp(min=1).unsqueeze(1) - 1).squeeze(1).long()
+        counts = torch.stack([last, attention_mask.sum(1), residue.sum(1), in_last])
+        ends, attended_count, residues, open_ends = counts.tolist()
         # A sample that attends to nothing would have no softmax; it attends to its first token instead.
         attended = attention_mask.clone()
         attended[:, 0] |= ~attention_mask.any(1)
         key_bias = torch.zeros(B, T, device=tokens.device).masked_fill(~attended, -torch.inf)
         holes = ends != attended_count
         # As many residues as that, and neither the first nor the last token among them: they are all between.
-        closed = (~residue.gather(1, last.clamp(min=1).unsqueeze(1) - 1)).all()
-        regular = not holes and all(n == end - 2 for n, end in zip(residues, ends, strict=True)) and bool(closed)
+        regular = not holes and all(n == end - 2 for n, end in zip(residues, ends, strict=True)) and not any(open_ends)
         return cls(residue, key_bias, tuple(max(1, n) for n in ends), holes, regular)
 
 

@@ -204,8 +204,8 @@ class _Scores:
     """Blocks of query key^T, each written over the last one.
 
     Args:
-        query: (B, H, T, D), contiguous; ``key`` alike.
-        key: (B, H, T, D).
+        query: (B, H, T, D), in any order in memory.
+        key: (B, H, T, D), contiguous, so that no block of it is copied.
         layout: Which tokens are padding.
         arrays: How many arrays of a block's size the work needs at a time.
     """

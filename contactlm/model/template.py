@@ -6,12 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from contactlm.metrics.strata import IDENTITY_BOUNDS
 from contactlm.model.evidence import Evidence
+from contactlm.structure.contacts import CONTACT_THRESHOLD, LEAST_WEIGHT, SOFTNESS
 
-CONTACT = 8.0  # Å
-SOFTNESS = 1.0  # Å over which a contact's value falls from 1/2 to 0.27
-LEAST_WEIGHT = 1e-3  # of a hit without an identical residue
-IDENTITY_BOUNDS = (0.3, 0.5)
 FEATURES = ("known", "contact", "touching", "touching strands")
 SCALE = 10.0
 """The bias is so many times its weights: logits of a few units are then within reach of learning rates that suit
@@ -77,7 +75,7 @@ def pair_features(identity: Tensor, cb: Tensor, segment_of: Tensor, touching: Te
     squared = x + y + z
     weight = identity.clamp(min=LEAST_WEIGHT)[:, None, None] * squared.isfinite()
     weight = weight / weight.sum(0).clamp(min=LEAST_WEIGHT)
-    contact = torch.sigmoid((CONTACT - squared.sqrt()) / SOFTNESS).nan_to_num_(0.0)
+    contact = torch.sigmoid((CONTACT_THRESHOLD - squared.sqrt()) / SOFTNESS).nan_to_num_(0.0)
     # one more row and column, all false, for residues that are aligned with no segment
     pairs = nn.functional.pad(torch.stack([touching, strands]), (0, 1, 0, 1))
     S = touching.shape[0]

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from contactlm.metrics.strata import COPY, HIT_IDENTITY, HIT_STRATA, hit_stratum
+from contactlm.metrics.strata import COPY, HIT_IDENTITY, HIT_STRATA, HIT_TITLES, hit_stratum
 from contactlm.report.compare import Spread, by_arm
 from contactlm.report.read import Run
 from contactlm.report.table import grid
 from contactlm.types import ContactLMError
 
 SCORES = ("mcc_sep6", "mcc_sep6_tuned", "p_at_L_long")
-TITLES = ("no hit", "below 30 %", "30–50 %", "50 % and above")
 COPYING = "copy the homolog"
 DIGITS = 6
 
@@ -65,7 +64,7 @@ def hit_strata(runs: Sequence[Run]) -> Strata | None:
         return None
     chosen = max(knowing, key=lambda run: len(tables[id(run)]))
     nearest = _nearest(tables[id(chosen)])
-    strata.proteins = {name: sum(place == name for place in nearest.values()) for name in HIT_STRATA}
+    strata.proteins = {name: sum(own == name for own in nearest.values()) for name in HIT_STRATA}
     used = [run for run in runs if tables[id(run)].keys() == nearest.keys()]
     strata.remarks += [
         f"{run.path}: left out by stratum, has no scores of the same proteins" for run in runs if run not in used
@@ -88,7 +87,7 @@ def _means(table: Table, nearest: Mapping[Protein, str], prefix: str) -> Values:
     """Means over the proteins where a score is defined, by stratum."""
     means: Values = {}
     for stratum in HIT_STRATA:
-        rows = [table[name] for name, place in nearest.items() if place == stratum]
+        rows = [table[name] for name, own in nearest.items() if own == stratum]
         values = {score: [row.get(prefix + score, math.nan) for row in rows] for score in SCORES}
         known = {score: [v for v in each if not math.isnan(v)] for score, each in values.items()}
         means[stratum] = {score: float(np.mean(each)) for score, each in known.items() if each}
@@ -143,7 +142,7 @@ def hit_rows(strata: Strata) -> list[dict[str, Any]]:
 
 def hit_markdown(strata: Strata) -> str:
     """A table a score: arms by stratum."""
-    header = [f"{title} ({number})" for title, number in zip(TITLES, strata.proteins.values(), strict=True)]
+    header = [f"{title} ({number})" for title, number in zip(HIT_TITLES, strata.proteins.values(), strict=True)]
     parts = ["### By identity to the best hit of known structure (number of test proteins)"]
     for score in _known(strata):
         rows = [

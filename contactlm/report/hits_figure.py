@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from contactlm.metrics.strata import HIT_STRATA
-from contactlm.report.hits import TITLES, Strata, spread_of
+from contactlm.metrics.strata import HIT_STRATA, HIT_TITLES
+from contactlm.report.hits import Strata, spread_of
 
 PANELS = {"mcc_sep6": "test MCC, |i − j| ≥ 6", "p_at_L_long": "test P@L, long range (|i − j| ≥ 24)"}
 MARKERS = "osv^<>pX"
@@ -60,7 +60,7 @@ def _draw_panel(ax: Axes, strata: Strata, score: str, styles: Mapping[str, Mappi
             color="#000000" if copying else styles[arm]["color"],
         )
     counts = strata.proteins.values()
-    names = [f"{title}\n{n} protein{'s' * (n != 1)}" for title, n in zip(TITLES, counts, strict=True)]
+    names = [f"{title}\n{n} protein{'s' * (n != 1)}" for title, n in zip(HIT_TITLES, counts, strict=True)]
     ax.set_xticks(range(len(names)), names, fontsize="small")
     ax.set_xlabel("identity to the best hit of known structure")
     for edge in range(1, len(names)):

@@ -12,12 +12,7 @@ from numpy.typing import NDArray
 
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.hit import Hit, hits_cb
-from contactlm.structure.contacts import CONTACT_THRESHOLD
-
-SOFTNESS = 1.0
-"""Å over which a probability falls from 1/2 to 0.27: near pairs rank before those just below the threshold."""
-LEAST_WEIGHT = 1e-3  # of a hit without an identical residue: it counts where no other tells
-TRIVIAL_REACH = 2  # residues; see the trivial predictor of contactlm.metrics.scores
+from contactlm.structure.contacts import CONTACT_THRESHOLD, LEAST_WEIGHT, SOFTNESS, TRIVIAL_REACH
 
 
 def copy_homolog(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from contactlm.model import blocks
@@ -20,6 +21,36 @@ def make_layout(lengths, tokens=None, hole=False):
     if hole:
         mask[0, 2] = False
     return TokenLayout.of(batch, mask), mask
+
+
+class Transfers(TorchFunctionMode):
+    """Counts how often values are asked for, which an accelerator has to be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        asking = (torch.Tensor.tolist, torch.Tensor.item, torch.Tensor.cpu, torch.Tensor.__bool__, torch.Tensor.__int__)
+        self.count += function in asking
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("rows", "regular"),
+    [
+        ([[0, 5, 5, 5, 2], [0, 5, 2, 1, 1]], True),
+        ([[0, 5, 5, 5, 2], [0, 5, 5, 1, 1]], False),  # as many residues as tokens but one: no <eos>
+        ([[0, 5, 2, 5, 2], [0, 5, 2, 1, 1]], False),
+        ([[0, 5, 2, 5, 1], [0, 5, 2, 1, 1]], False),  # <eos> inside, a residue at the end
+        ([[1, 1, 1, 1, 1], [0, 5, 2, 1, 1]], False),
+    ],
+)
+def test_a_layout_is_read_off_in_one_transfer(rows, regular):
+    batch = torch.tensor(rows)
+    with Transfers() as transfers:
+        layout = TokenLayout.of(batch, batch != 1)
+    assert transfers.count == 1 and layout.regular == regular
 
 
 def make_inputs(lengths, heads, width, dtype=torch.float64, scale=1.0, seed=0):

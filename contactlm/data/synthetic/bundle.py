@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from contactlm.data.synthetic.fold import (
     ATOM_CLEARANCE,
     CA_CLEARANCE,
-    CONTACT,
     TURNS,
     SyntheticProtein,
     hairpin_torsions,
@@ -25,6 +24,7 @@ from contactlm.data.synthetic.fold import (
 from contactlm.data.synthetic.geometry import Floats, backbone, end_frame, with_cb
 from contactlm.data.synthetic.loops import Loop, close_loops
 from contactlm.structure.contacts import BOND_LENGTH as CA_CB
+from contactlm.structure.contacts import CONTACT_THRESHOLD
 
 STRAND = 9  # residues of every strand
 SPACING = 20.0  # Å between neighbouring ladders
@@ -170,11 +170,11 @@ def _stray_contacts(one: Floats, other: Floats) -> tuple[NDArray[np.int64], NDAr
     Returns:
         For every contact between them the index of the second residue; and for every overlap.
     """
-    i, j = np.nonzero(((one[:, None, 1] - other[None, :, 1]) ** 2).sum(-1) < (CONTACT + 2 * CA_CB) ** 2)
+    i, j = np.nonzero(((one[:, None, 1] - other[None, :, 1]) ** 2).sum(-1) < (CONTACT_THRESHOLD + 2 * CA_CB) ** 2)
     first, second = one[i], other[j]
     overlap = ((first[:, :4, None] - second[:, None, :4]) ** 2).sum(-1).min(axis=(1, 2)) < ATOM_CLEARANCE**2
     overlap |= ((first[:, 1] - second[:, 1]) ** 2).sum(-1) < CA_CLEARANCE**2
-    touching = ((first[:, 4] - second[:, 4]) ** 2).sum(-1) < CONTACT**2
+    touching = ((first[:, 4] - second[:, 4]) ** 2).sum(-1) < CONTACT_THRESHOLD**2
     return j[touching], j[overlap]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.data.synthetic.geometry import Floats, backbone, c_beta, end_frame
+from contactlm.structure.contacts import CONTACT_THRESHOLD
 
 MIN_LENGTH = 30
 PAIR_OF = dict(zip("VITRYFKEWQ", "IVRTFYEKQW", strict=True))  # facing residues of a hairpin
@@ -21,14 +22,13 @@ LINKER_LETTERS = "PSSGTDNKE"
 PAIR_FIDELITY = 0.9  # the other facing residues are any two strand letters
 
 # phi, psi in degrees. The hairpins' were fitted (least squares on hairpins of 22 residues with the bond lengths and
-# angles of synthetic_geometry) to these distances in Å: at hydrogen-bonded pairs N-O 2.9, H-O 1.95, O-O at least 3.4,
+# angles of geometry.py) to these distances in Å: at hydrogen-bonded pairs N-O 2.9, H-O 1.95, O-O at least 3.4,
 # CA-CA 5.5; at the pairs between them CA-CA 4.5.
 HELIX = (-64.0, -43.0)
 LINKER = np.array([(-68.0, 148.0), (-118.0, 132.0), (-67.0, -38.0)])  # the first is the one proline takes
 SPREAD = {"linker": 12.0, "helix": 2.0, "hairpin": 0.5}  # standard deviation about them, degrees
 
 CA_CLEARANCE = 3.8  # Å, between CA of residues that are not neighbours
-CONTACT = 8.0  # Å, between C-betas
 ATOM_CLEARANCE = 2.5  # Å, between any of their backbone atoms; a hydrogen bond's N-O is 2.9
 _CANDIDATES, _DRAWS = 16, 4
 
@@ -225,7 +225,7 @@ def _examine(placed: Floats, blocks: Floats, n_linker: int) -> tuple[NDArray[np.
     bad = np.linalg.norm(one[:, :, None] - other[:, None], axis=-1).min(axis=(1, 2)) < ATOM_CLEARANCE
     bad |= np.linalg.norm(one[:, 1] - other[:, 1], axis=-1) < CA_CLEARANCE
     own = (i >= n_linker) & (j >= len(placed) + n_linker)
-    touching = np.linalg.norm(c_beta(one) - c_beta(other), axis=-1) < CONTACT
+    touching = np.linalg.norm(c_beta(one) - c_beta(other), axis=-1) < CONTACT_THRESHOLD
     stray = touching & (apart[i, j] >= 6) & ~own
     return np.bincount(where[bad], minlength=len(blocks)) == 0, np.bincount(where[stray], minlength=len(blocks))
 
