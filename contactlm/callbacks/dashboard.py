@@ -102,24 +102,13 @@ class TensorBoardDashboard(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Look at the batch's proteins."""
+        """Look at the batch's proteins; those of a test are not drawn."""
         if _has_logger(trainer) and not trainer.sanity_checking and _are_maps(outputs):
             self._curve.add(outputs)
             if self._exhibits is not None and trainer.is_global_zero:
                 self._exhibits.add(outputs)
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the batch's pairs."""
-        if _has_logger(trainer) and _are_maps(outputs):
-            self._curve.add(outputs)
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write what this look at dev has shown."""

@@ -84,26 +84,13 @@ class ContactEvaluation(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add the batch's proteins."""
-        self._add(outputs)
-
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Add the batch's proteins."""
-        self._add(outputs)
-
-    def _add(self, outputs: Any) -> None:
         probability, labels, ids = (outputs[name] for name in ("probability", "labels", "ids"))
         indices, chain_of = (outputs.get(name) for name in ("indices", "chain_of"))
         self._scores.update(probability, labels, ids, indices, chain_of)
         self._complexes.update(probability, labels, ids, indices, chain_of)
         self._hits.update(outputs.get("copied"), labels, ids, indices, chain_of, outputs.get("nearest", ()))
+
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the dev scores and tune the threshold."""

@@ -58,33 +58,16 @@ class MemoryAdvice(L.Callback):
     def __init__(self) -> None:
         self._stage, self._batch = "", ""
 
-    def _see(self, trainer: L.Trainer, batch: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Remember the batch's shape, whatever is done with it."""
         self._stage = str(trainer.state.stage.value) if trainer.state.stage is not None else ""
         self._batch = _describe(batch)
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember the batch's shape."""
-        self._see(trainer, batch)
-
-    def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Remember the batch's shape."""
-        self._see(trainer, batch)
-
-    def on_test_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Remember the batch's shape."""
-        self._see(trainer, batch)
-
-    def on_predict_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Remember the batch's shape."""
-        self._see(trainer, batch)
+    on_validation_batch_start = on_train_batch_start
+    on_test_batch_start = on_train_batch_start
+    on_predict_batch_start = on_train_batch_start
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Put the note on the error."""

@@ -50,8 +50,7 @@ class ContactBackbone(nn.Module):
             )
         self.esm = esm
         self.attention = attention
-        for index, layer in enumerate(esm.encoder.layer):
-            layer.attention.self.layer_idx = index
+        for layer in esm.encoder.layer:
             layer.__class__ = SharingLayer
         for module in (esm.pooler, *(() if whole else _after_the_last_maps(esm))):
             if module is not None:
