@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside their place, then renamed to it."""
+"""Files that are there whole or not at all: written under another name beside, then renamed."""
 
 from __future__ import annotations
 

@@ -60,8 +60,8 @@ class Chain:
     Examples:
         >>> import numpy as np
         >>> from contactlm import Chain
-        >>> places = np.array([[0, 0, 0], [3.8, 0, 0], [np.nan] * 3], dtype=np.float32)
-        >>> chain = Chain("mine_A", "MKV", ca=places, cb=places, resolved=np.array([True, True, False]))
+        >>> atoms = np.array([[0, 0, 0], [3.8, 0, 0], [np.nan] * 3], dtype=np.float32)
+        >>> chain = Chain("mine_A", "MKV", ca=atoms, cb=atoms, resolved=np.array([True, True, False]))
         >>> len(chain), chain.sequence
         (3, 'MKV')
     """

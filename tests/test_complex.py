@@ -44,9 +44,9 @@ def module(tiny_esm: Path) -> ContactModule:
 def direct(module: ContactModule, tokens: Tensor, positions: Tensor) -> Tensor:
     """Probabilities of one pass at the given positions of residues."""
     given = torch.cat([torch.tensor([0]), tokens.long(), torch.tensor([2])])[None]
-    places = torch.cat([positions[:1] - 1, positions, positions[-1:] + 1])[None]
+    own = torch.cat([positions[:1] - 1, positions, positions[-1:] + 1])[None]
     with torch.no_grad():
-        return module.contact_logits(given, None, places)[0].sigmoid()
+        return module.contact_logits(given, None, own)[0].sigmoid()
 
 
 def test_the_map_of_a_complex_is_that_of_a_pass_at_its_positions(module: ContactModule) -> None:
@@ -70,8 +70,8 @@ def test_complexes_and_chains_share_batches(module: ContactModule) -> None:
     chains = [torch.from_numpy(encode(random_sequence(k, 45))) for k in range(3)]
     positions = [None, torch.from_numpy(residue_positions(LENGTHS)), None]
     together = full_maps(module.contact_logits, chains, positions=positions)
-    for tokens, places, got in zip(chains, positions, together, strict=True):
-        alone = full_map(module.contact_logits, tokens, positions=places)
+    for tokens, own, got in zip(chains, positions, together, strict=True):
+        alone = full_map(module.contact_logits, tokens, positions=own)
         torch.testing.assert_close(got.probability, alone.probability, rtol=0, atol=1e-5)
 
 

@@ -21,7 +21,7 @@ NAMES = [f"{module}.{name}" for module, names in EXAMPLES.items() for name in na
 
 def example(name: str) -> doctest.DocTest:
     """The example of a public name, found where users import it from."""
-    module = next(place for place in sorted(EXAMPLES, key=len, reverse=True) if name.startswith(f"{place}."))
+    module = next(module for module in sorted(EXAMPLES, key=len, reverse=True) if name.startswith(f"{module}."))
     found: object = importlib.import_module(module)
     for part in name.removeprefix(f"{module}.").split("."):
         found = getattr(found, part)

@@ -54,8 +54,8 @@ class Nearness(nn.Module):
         self.scale = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
-        place = torch.arange(tokens.shape[1] - 2)
-        return (4.0 - self.scale * (place[:, None] - place).abs()).expand(len(tokens), -1, -1)
+        residue = torch.arange(tokens.shape[1] - 2)
+        return (4.0 - self.scale * (residue[:, None] - residue).abs()).expand(len(tokens), -1, -1)
 
 
 class NearnessModule(MapModule):

@@ -125,7 +125,7 @@ def test_own_loss_by_the_command_line(
     def command(*arguments: str) -> int:
         """As the installed command does: the folder at hand is not where Python looks for modules by itself."""
         monkeypatch.setattr("sys.argv", ["contactlm", *arguments])
-        monkeypatch.setattr("sys.path", [place for place in sys.path if place not in ("", str(Path.cwd()))])
+        monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", str(Path.cwd()))])
         return main()
 
     data = [f"--data.train_dir={proteins[0]}", f"--data.test_dir={proteins[1]}", "--data.read_workers=0"]

@@ -176,10 +176,10 @@ class SafeCheckpoint(ModelCheckpoint):
 
     def _remove_leftovers(self, trainer: L.Trainer) -> None:
         """Remove what killed runs left half written: here, and where the resumed run wrote."""
-        places = [self.dirpath, Path(trainer.ckpt_path).parent if trainer.ckpt_path else None]
-        for place in places:
-            if place is not None and "://" not in str(place):
-                remove_temporaries(Path(place))
+        folders = [self.dirpath, Path(trainer.ckpt_path).parent if trainer.ckpt_path else None]
+        for folder in folders:
+            if folder is not None and "://" not in str(folder):
+                remove_temporaries(Path(folder))
 
     def _is_trial(self, trainer: L.Trainer) -> bool:
         return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # a connector sets it

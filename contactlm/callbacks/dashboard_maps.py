@@ -23,7 +23,7 @@ class Exhibit(NamedTuple):
 
     length: int
     id: str
-    place: int  # in its data set
+    number: int  # in its data set
     probability: Tensor  # float32 (L, L)
     labels: Tensor  # int8 (L, L)
 
@@ -32,7 +32,7 @@ class Exhibits:
     """Chooses a few proteins of different lengths from a stream of them, the same ones whatever their order.
 
     For each wanted length it keeps the protein that is nearest to it in length (of equals the shorter, then the first
-    by id and place). So an evaluation of the same set chooses the same proteins every time, in this run or another,
+    by id and number). So an evaluation of the same set chooses the same proteins every time, in this run or another,
     and no more maps are held than there are lengths.
 
     Args:
@@ -56,7 +56,7 @@ class Exhibits:
 
     def chosen(self) -> list[Exhibit]:
         """The proteins, each once, from short to long."""
-        distinct = {(exhibit.id, exhibit.place): exhibit for exhibit in self._nearest.values()}
+        distinct = {(exhibit.id, exhibit.number): exhibit for exhibit in self._nearest.values()}
         return sorted(distinct.values(), key=lambda exhibit: exhibit[:3])
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.run_facts import (
-    data_places,
+    data_locations,
     equal_facts,
     find_callback,
     machine_facts,
@@ -178,7 +178,7 @@ class RunRecord(L.Callback):
             "scheme": scheme_facts(trainer),
             "reads": module_facts(pl_module, "reads"),
             "optimizer": optimizer_facts(trainer),
-            "data": data_places(trainer),
+            "data": data_locations(trainer),
             "machine": machine_facts(trainer, pl_module),
             "equal": equal_facts(trainer, pl_module),
         }

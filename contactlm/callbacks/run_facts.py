@@ -104,11 +104,11 @@ def is_synthetic(trainer: L.Trainer) -> bool:
     data = trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
     if getattr(data, "synthetic", None) is not None:
         return True
-    places = [Path(place).expanduser() for place in data_places(trainer).values()]
-    return any((folder / SYNTHETIC_MANIFEST).is_file() for place in places for folder in (place, place.parent))
+    paths = [Path(location).expanduser() for location in data_locations(trainer).values()]
+    return any((folder / SYNTHETIC_MANIFEST).is_file() for path in paths for folder in (path, path.parent))
 
 
-def data_places(trainer: L.Trainer) -> dict[str, str]:
+def data_locations(trainer: L.Trainer) -> dict[str, str]:
     """Where the structures come from, as the user gave it."""
     data = trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
     if getattr(data, "synthetic", None) is not None:

@@ -185,12 +185,12 @@ def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
     """
     L = len(predicted)
     called = predicted.probability > predicted.threshold
-    places = residue_positions(predicted.chain_lengths)
+    positions = residue_positions(predicted.chain_lengths)
     line: dict[str, Any] = {
         "id": predicted.id,
         "length": L,
         "threshold": f"{predicted.threshold:.3f}",
-        "contacts_sep6": int(called[np.triu(places - places[:, None] >= 6)].sum()),
+        "contacts_sep6": int(called[np.triu(positions - positions[:, None] >= 6)].sum()),
         "seconds": f"{seconds:.3f}",
     }
     if predicted.labels is not None:

@@ -25,7 +25,7 @@ def export_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--ckpt_path", required=True, help="Checkpoint of a run.")
     parser.add_argument("--out", required=True, help="Directory to write.")
     parser.add_argument(
-        "--merge", action="store_true", help="Write a plain Hugging Face checkpoint in place of a PEFT adapter."
+        "--merge", action="store_true", help="Write a plain Hugging Face checkpoint instead of a PEFT adapter."
     )
     parser.add_argument("--pretrained", help="The backbone, where it lies elsewhere than when the run was trained.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")

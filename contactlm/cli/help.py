@@ -64,7 +64,7 @@ def arrange_help(parser: LightningArgumentParser, name: str) -> None:
     order = [*GROUPS, *LAST]
     titles = GROUPS | LAST
 
-    def place(group: argparse._ArgumentGroup) -> int:
+    def rank(group: argparse._ArgumentGroup) -> int:
         key = _key(group)
         if group.title == "Linked arguments":
             return len(order)
@@ -80,7 +80,7 @@ def arrange_help(parser: LightningArgumentParser, name: str) -> None:
             group.title = "a checkpoint"
         if key in titles and _is_whole(group, key):
             group.title = f"--{key}.…: {titles[key]}"
-    parser._action_groups.sort(key=place)
+    parser._action_groups.sort(key=rank)
 
 
 def _key(group: argparse._ArgumentGroup) -> str:

@@ -14,7 +14,7 @@ from contactlm.homology.relations import ClusterOptions
 from contactlm.types import DataError
 
 MORE = """\
-Training takes a packed set in place of the folder, from a local path or a URL, and draws the same samples. A packing
+Training takes a packed set instead of the folder, from a local path or a URL, and draws the same samples. A packing
 that was ended goes on where it stopped when the same command is given again."""
 DEFAULTS = ClusterOptions()
 

@@ -42,7 +42,7 @@ def report_command(arguments: Sequence[str]) -> int:
         The exit status, 0. Arguments that cannot be parsed end the process with 2.
 
     Raises:
-        ContactLMError: A place without runs, nothing to report, or a folder that cannot be written.
+        ContactLMError: A path without runs, nothing to report, or a folder that cannot be written.
     """
     parser = argparse.ArgumentParser(
         "contactlm report", description=ABOUT, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -56,11 +56,11 @@ def report_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def write_report(places: Sequence[str | Path], out: str | Path, mixed: bool = False) -> list[str]:
+def write_report(paths: Sequence[str | Path], out: str | Path, mixed: bool = False) -> list[str]:
     """Write figures (``mcc.png``, ``mcc_sep6.png``, ``p_at_L_long.png``), tables and curves of runs.
 
     Args:
-        places: Run directories, and folders with some below them.
+        paths: Run directories, and folders with some below them.
         out: Folder to write; made when it is not there. Groups of runs that must not be mixed get folders below it.
         mixed: Put all runs into one group.
 
@@ -68,9 +68,9 @@ def write_report(places: Sequence[str | Path], out: str | Path, mixed: bool = Fa
         What is to be told, line by line: the statements of ``report.md``.
 
     Raises:
-        ContactLMError: A place without runs, nothing to report, or a folder that cannot be written.
+        ContactLMError: A path without runs, nothing to report, or a folder that cannot be written.
     """
-    found = find_runs(places)
+    found = find_runs(paths)
     groups = [found.runs] if mixed else group_equal(found.runs)
     folder = Path(out).expanduser()
     lines = group_lines(groups)
@@ -78,9 +78,9 @@ def write_report(places: Sequence[str | Path], out: str | Path, mixed: bool = Fa
     try:
         _clear_sets(folder)
         for number, group in enumerate(groups, start=1):
-            place = folder if len(groups) == 1 else folder / f"set{number}"
+            into = folder if len(groups) == 1 else folder / f"set{number}"
             summary = summarize(group)
-            tables = _write_group(group, place)
+            tables = _write_group(group, into)
             lines += [*([f"set{number}:"] if len(groups) > 1 else []), *summary]
             text += [*([f"## set{number}"] if len(groups) > 1 else []), *_bullets(summary), tables]
         last = [*left_out_lines(found.left_out), RULE]
@@ -118,8 +118,8 @@ def _clear_sets(folder: Path) -> None:
     names.append("table.md")
     if not (folder / REPORT).is_file():
         return
-    for place in (folder, *folder.glob("set*/")):
+    for own in (folder, *folder.glob("set*/")):
         for name in names:
-            (place / name).unlink(missing_ok=True)
-        if place != folder and not any(place.iterdir()):
-            place.rmdir()
+            (own / name).unlink(missing_ok=True)
+        if own != folder and not any(own.iterdir()):
+            own.rmdir()

@@ -60,10 +60,10 @@ def cut(costs: Sequence[float], most: float) -> Parts:
     """Cut samples, in the order given, into batches: number × largest cost within the bound, or one sample alone."""
     starts: list[int] = []
     largest = 0.0
-    for place, cost in enumerate(costs):
+    for number, cost in enumerate(costs):
         largest = max(largest, cost)
-        if not starts or (place - starts[-1] + 1) * largest > most:
-            starts.append(place)
+        if not starts or (number - starts[-1] + 1) * largest > most:
+            starts.append(number)
             largest = cost
     return list(pairwise([*starts, len(costs)]))
 
@@ -159,15 +159,15 @@ class CostSampler(EpochSampler):
     def plan(self, epoch: int) -> list[list[NDArray[np.int64]]]:
         """All batches of an epoch: for each step, the sample numbers of each process."""
         rng = generator(self.stream.seed, Stream.BATCHES, epoch)
-        places = np.resize(np.arange(len(self.stream)), self.samples)
-        lengths = self.stream.residues_of(epoch)[places]
+        indices = np.resize(np.arange(len(self.stream)), self.samples)
+        lengths = self.stream.residues_of(epoch)[indices]
         order = np.argsort(-lengths * (1 + MOVE * rng.uniform(-1, 1, len(lengths))), kind="stable")
-        places, lengths = places[order], lengths[order]
+        indices, lengths = indices[order], lengths[order]
         parts = cut(self.bound.of(lengths).tolist(), self.bound.most)
         parts = split(parts, lengths, self.batches * self.num_replicas)
         parts.sort(key=lambda part: (part[1] - part[0]) * int(self.bound.of(lengths[slice(*part)].max())))
         dealt = rng.permuted(np.arange(len(parts)).reshape(self.batches, self.num_replicas), axis=1)
-        numbers = epoch * len(self.stream) + places
+        numbers = epoch * len(self.stream) + indices
         return [[numbers[slice(*parts[k])] for k in step] for step in rng.permutation(dealt)]
 
     def padding(self, epoch: int = 0) -> float:

@@ -100,18 +100,18 @@ class StructureCache:
         """
         keys, problems = self._keys(paths)
         readable = [path for path in paths if path in keys]
-        pack_path = self.directory / "packs" / f"{_digest(*(keys[path] for path in readable))}.chains"
-        pack = _open_or_none(pack_path)
+        joined_path = self.directory / "packs" / f"{_digest(*(keys[path] for path in readable))}.chains"
+        joined = _open_or_none(joined_path)
         parsed = 0
-        if pack is None:
-            pack, parsed = self._make_pack([(path, keys[path]) for path in readable])
-            if self._try_write(pack, pack_path):
-                pack = _open_or_none(pack_path) or pack
+        if joined is None:
+            joined, parsed = self._join([(path, keys[path]) for path in readable])
+            if self._try_write(joined, joined_path):
+                joined = _open_or_none(joined_path) or joined
         report = ReadReport(len(paths), parsed, dict(problems))
-        for path, reason in zip(readable, pack.meta["problems"], strict=True):
+        for path, reason in zip(readable, joined.meta["problems"], strict=True):
             if reason is not None:
                 report.problems[str(path)] = reason
-        return pack, report
+        return joined, report
 
     def _keys(self, paths: Sequence[Path]) -> tuple[dict[Path, str], dict[str, str]]:
         """Hash the files' contents; take the hash from the index where size and modification time are the same."""
@@ -136,7 +136,7 @@ class StructureCache:
             self._try_write_bytes(json.dumps(seen).encode(), index_path)
         return keys, problems
 
-    def _make_pack(self, items: Sequence[tuple[Path, str]]) -> tuple[ChainStore, int]:
+    def _join(self, items: Sequence[tuple[Path, str]]) -> tuple[ChainStore, int]:
         """Lay the entries of all files end to end."""
         complete, parsed = self._entries(items)
         problems = [entry.meta["problem"] for entry in complete]

@@ -52,12 +52,12 @@ def random_crop(length: int, crop_length: int, rng: np.random.Generator) -> Segm
 
 
 def first_residues(length: int, crop_length: int, rng: np.random.Generator) -> Segments:
-    """The first L' residues: a chain cut off, always at the same place."""
+    """The first L' residues: a chain cut off, always at the same residue."""
     return [(0, crop_length)]
 
 
 def two_segments(length: int, crop_length: int, rng: np.random.Generator) -> Segments:
-    """Two segments of half a crop each, uniform over all places where they do not overlap.
+    """Two segments of half a crop each, uniform over all positions where they do not overlap.
 
     What lies between them is left out, so that contacts farther apart than a crop are seen in training.
     """

@@ -25,7 +25,7 @@ from contactlm.data.dataset import CropDataset, StreamLoader, StreamSampler, sha
 from contactlm.data.groups import chain_keys, cluster_chains
 from contactlm.data.leakage import MANY_PAIRS, TooManyPairsError, store_identity, tell_leaks, tell_skipped
 from contactlm.data.packed.manifest import ClusterRule
-from contactlm.data.predict_inputs import read_queries
+from contactlm.data.predict_inputs import read_predict_inputs
 from contactlm.data.rcsb.download import RCSB
 from contactlm.data.resume import check_same_run, other_chains
 from contactlm.data.selection import Selection, by_length, name_problems, select_chains
@@ -56,12 +56,12 @@ class ContactDataModule(L.LightningDataModule):
         predict_paths: FASTA and structure files, and folders of them, whose contacts ``predict`` predicts.
         crop_length: Residues of a training sample, L'.
         crop: ``"random"``: L' consecutive residues, fresh each epoch, uniform over all starts; ``"cut"``: the first L';
-            ``"two_segments"``: two segments of half a crop each, at their true positions, uniform over all places;
+            ``"two_segments"``: two segments of half a crop each, at their true positions, uniform over all positions;
             ``"whole"``: whole chains.
-        true_ends: Keep ``<cls>`` and ``<eos>`` of a crop at the places of the chain's real ends; otherwise they stand
-            next to the crop, as they do in the passes of the sliding window.
+        true_ends: Keep ``<cls>`` and ``<eos>`` of a crop at the positions of the chain's real ends; otherwise they
+            stand next to the crop, as they do in the passes of the sliding window.
         batch_size: Training samples a batch and device.
-        batch_tokens: In place of ``batch_size``: as many training samples of like length as make at most so many tokens
+        batch_tokens: Instead of ``batch_size``: as many training samples of like length as make at most so many tokens
             in a batch of one device, padding included (for whole chains, whose lengths differ); fewer where lengths lie
             so far apart that an epoch would be more than about 4 % padding. Every protein weighs the same in the loss,
             in whichever batch it comes. A longer chain is a batch alone.
@@ -86,7 +86,7 @@ class ContactDataModule(L.LightningDataModule):
         on_bad_file: ``"skip"``: a file that cannot be read is named, counted and left out; ``"raise"``: ends the run.
         leak_report: Whether to look for training relatives of test (and dev) chains, and score by identity to them:
             ``"auto"``: unless that takes more than some minutes; ``"always"``; ``"never"``.
-        synthetic: Write a set of synthetic proteins first and use it in place of ``train_dir`` and ``test_dir``.
+        synthetic: Write a set of synthetic proteins first and use it instead of ``train_dir`` and ``test_dir``.
 
     Examples:
         >>> from contactlm import ContactDataModule
@@ -212,14 +212,14 @@ class ContactDataModule(L.LightningDataModule):
     def _setup_predict(self) -> None:
         if not self.predict_paths:
             raise DataError("predict_paths is not given: name FASTA or structure files, or folders of them")
-        queries = read_queries(self.predict_paths, self._cache(progress=False), self.assembly == "complex")
-        self._chains["predict"], self.problems = by_length(queries.store), queries.problems
+        inputs = read_predict_inputs(self.predict_paths, self._cache(progress=False), self.assembly == "complex")
+        self._chains["predict"], self.problems = by_length(inputs.store), inputs.problems
         if self._is_main_process:
-            for note in queries.notes:
+            for note in inputs.notes:
                 log.info("%s", note)
-            name_problems(list(queries.problems.items()))
-        if not len(queries.store):
-            raise DataError(f"predict_paths: nothing to predict: {len(queries.problems)} problems, all named above")
+            name_problems(list(inputs.problems.items()))
+        if not len(inputs.store):
+            raise DataError(f"predict_paths: nothing to predict: {len(inputs.problems)} problems, all named above")
 
     def leave_out(self, ids: Collection[str]) -> None:
         """Do not predict these chains (their results exist already)."""
@@ -231,13 +231,13 @@ class ContactDataModule(L.LightningDataModule):
         dirs = {"train": self.train_dir, "test": self.test_dir}
         if self.synthetic is not None:
             if any(dirs.values()):
-                raise DataError("synthetic takes the place of train_dir and test_dir: give one or the other")
+                raise DataError("synthetic stands for train_dir and test_dir: give one or the other")
             dirs = {role: str(Path(self.synthetic.folder).expanduser() / role) for role in dirs}
         if any(dirs.values()):
-            return {role: Source(f"{role}_dir", place) for role, place in dirs.items() if place}
+            return {role: Source(f"{role}_dir", location) for role, location in dirs.items() if location}
         folder = Path(self.download_dir).expanduser() if self.download_dir else self._cache().directory / "structures"
         ids = {"train": self.train_ids, "test": self.test_ids}
-        return {role: Source(f"{role}_ids", place, True, folder, self.base_url) for role, place in ids.items() if place}
+        return {role: Source(f"{role}_ids", given, True, folder, self.base_url) for role, given in ids.items() if given}
 
     def _select(self, source: Source) -> Selection:
         """Read a source and keep the chains that can be used."""
@@ -249,10 +249,10 @@ class ContactDataModule(L.LightningDataModule):
         store = join_chains(store) if self.assembly == "complex" else source.wanted(store)
         selection = select_chains(store, report, self.min_length)
         if self._is_main_process:
-            selection.tell(option, source.place)
+            selection.tell(option, source.location)
         if not len(selection.store):
             raise DataError(
-                f"{option}: {source.place}: nothing left to use of {report.files} files: {selection.summary()}; "
+                f"{option}: {source.location}: nothing left to use of {report.files} files: {selection.summary()}; "
                 f"min_length is {self.min_length}{selection.first_problem()}"
             )
         return selection
@@ -308,12 +308,12 @@ class ContactDataModule(L.LightningDataModule):
             log.info("an epoch is one chain of each of %d clusters of %d chains", len(dataset), len(store))
         if self.bound is None:
             sampler = StreamSampler(len(dataset), self.batch_size, *self._rank())
-            return StreamLoader(dataset, sampler, self._place, **options)
+            return StreamLoader(dataset, sampler, self._progress, **options)
         by_cost = CostSampler(dataset, self.bound, *self._rank())
         if self._is_main_process:
             log.info("%s", by_cost.describe())
         collate_fn = partial(collate_weighted, mean_size=by_cost.mean_size)
-        return StreamLoader(WholeBatches(dataset), by_cost, self._place, collate_fn=collate_fn, **options)
+        return StreamLoader(WholeBatches(dataset), by_cost, self._progress, collate_fn=collate_fn, **options)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Whole dev chains; an empty list when none are held out."""
@@ -338,7 +338,7 @@ class ContactDataModule(L.LightningDataModule):
             "generator": torch.Generator(),  # or each pass would draw from the generator that dropout draws from
         }
 
-    def _place(self) -> tuple[int, int]:
+    def _progress(self) -> tuple[int, int]:
         """The epoch and how many of its batches were trained on; an epoch that is over is the next one's start."""
         if self.trainer is None:
             return 0, 0

@@ -19,18 +19,18 @@ from contactlm.data.weights import ClusterTurns
 from contactlm.structure.assembly import chain_numbers, residue_positions
 
 
-class PlacedSample(TypedDict, total=False):
+class PositionedSample(TypedDict, total=False):
     """What a sample has beside, where rotary attention would not see the residues' true distances by itself."""
 
     positions: NDArray[
         np.int64
-    ]  # (L',): place of each residue in its chain, or in its complex (contactlm.structure.assembly)
+    ]  # (L',): position of each residue in its chain, or in its complex (contactlm.structure.assembly)
     residues: NDArray[np.int64]  # (L',): number of each in its chain, where they do not follow one another
-    end: int  # place after the chain's last residue, where <eos> stays at the real end
+    end: int  # position after the chain's last residue, where <eos> stays at the real end
     chain_of: NDArray[np.int64]  # (L',), number of each residue's chain, of complexes only
 
 
-class Sample(PlacedSample):
+class Sample(PositionedSample):
     """L' residues of a chain, or of a complex."""
 
     id: str
@@ -40,7 +40,7 @@ class Sample(PlacedSample):
     index: int  # the chain's number in its store
 
 
-class PlacedBatch(TypedDict, total=False):
+class PositionedBatch(TypedDict, total=False):
     """What only some batches have beside: those of samples with positions, those of a bounded cost."""
 
     positions: Tensor  # int64 (B, T): what the rotary embedding sees, <cls> at 0; 0 on <pad>
@@ -49,7 +49,7 @@ class PlacedBatch(TypedDict, total=False):
     loss_weight: Tensor  # float32 (): what the batch's mean loss counts, where batches differ in size
 
 
-class Batch(PlacedBatch):
+class Batch(PositionedBatch):
     """What the model gets: B samples padded to the longest, T = L + 2 tokens."""
 
     ids: list[str]
@@ -70,7 +70,7 @@ class CropDataset(Dataset[Sample]):
         scheme: ``"random"``, ``"cut"`` (the first L' residues), ``"two_segments"`` or ``"whole"`` (whole chains).
         seed: Seed of order and crops.
         shuffle: False takes the chains in the order of the store, every epoch.
-        true_ends: Keep ``<cls>`` and ``<eos>`` at the places of the chain's real ends, however far from the crop.
+        true_ends: Keep ``<cls>`` and ``<eos>`` at the positions of the chain's real ends, however far from the crop.
         groups: Cluster number of each chain, int64 (n,): an epoch is then one chain of each cluster, so that a chain
             has the weight 1 / cluster size. None: an epoch is all chains.
     """
@@ -122,8 +122,8 @@ class CropDataset(Dataset[Sample]):
 
     def __getitem__(self, n: int) -> Sample:
         """Make the n-th sample of the run."""
-        epoch, place = divmod(n, len(self))
-        index = int(self.chains_of(epoch)[place])
+        epoch, number = divmod(n, len(self))
+        index = int(self.chains_of(epoch)[number])
         tokens, cb = self.store.tokens_of(index), self.store.cb_of(index)
         rng = generator(self.seed, Stream.CROP, epoch, index)
         segments = crop_segments(len(tokens), self.crop_length, self.scheme, rng)
@@ -134,20 +134,20 @@ class CropDataset(Dataset[Sample]):
             start=segments[0][0],
             index=index,
         )
-        self._place(sample, segments, len(tokens))
+        self._add_positions(sample, segments, len(tokens))
         return sample
 
-    def _place(self, sample: Sample, segments: Segments, length: int) -> None:
+    def _add_positions(self, sample: Sample, segments: Segments, length: int) -> None:
         """Add positions where those of one contiguous crop would not do."""
         of_chains = None if self.store.chain_lengths is None else self.store.chain_lengths[sample["index"]]
         if of_chains is None and self.scheme != "two_segments" and not self.true_ends:
             return
-        places = np.arange(length) if of_chains is None else residue_positions(of_chains)
-        sample["positions"] = _taken(places, segments)
+        positions = np.arange(length) if of_chains is None else residue_positions(of_chains)
+        sample["positions"] = _taken(positions, segments)
         if len(segments) > 1:
             sample["residues"] = _taken(np.arange(length), segments)
         if self.true_ends:
-            sample["end"] = int(places[-1]) + 1
+            sample["end"] = int(positions[-1]) + 1
         if of_chains is not None:
             sample["chain_of"] = _taken(chain_numbers(of_chains), segments)
 
@@ -201,10 +201,10 @@ def _positions(samples: Sequence[Sample], L: int) -> Tensor:
     """
     positions = torch.zeros(len(samples), L + 2, dtype=torch.int64)
     for row, sample in enumerate(samples):
-        places = torch.from_numpy(sample["positions"])
-        length = len(places)
-        first, end = (0, sample["end"]) if "end" in sample else (places[0], places[-1] + 1)
-        positions[row, 1 : length + 1] = places - first + 1
+        own = torch.from_numpy(sample["positions"])
+        length = len(own)
+        first, end = (0, sample["end"]) if "end" in sample else (own[0], own[-1] + 1)
+        positions[row, 1 : length + 1] = own - first + 1
         positions[row, length + 1] = end - first + 1
     return positions
 
@@ -240,15 +240,15 @@ class StreamSampler(EpochSampler):
 
 
 class StreamLoader(DataLoader[Any]):
-    """A loader of training batches whose place in the stream is saved with the checkpoint.
+    """A loader of training batches whose progress through the stream is saved with the checkpoint.
 
-    Lightning saves and restores it through ``state_dict`` and ``load_state_dict``. The place is taken from the
-    trainer's progress, not from the sampler: worker processes fetch ahead of what was trained on.
+    Lightning saves and restores it through ``state_dict`` and ``load_state_dict``. The progress is that of the
+    trainer, not of the sampler: worker processes fetch ahead of what was trained on.
 
     Args:
         dataset: The stream of samples.
         sampler: Which samples come when.
-        place: Tells the epoch and how many of its batches were trained on.
+        progress: Tells the epoch and how many of its batches were trained on.
         options: Further arguments of the data loader.
     """
 
@@ -256,16 +256,16 @@ class StreamLoader(DataLoader[Any]):
         self,
         dataset: Dataset[Any],
         sampler: EpochSampler,
-        place: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        progress: Callable[[], tuple[int, int]] = lambda: (0, 0),
         **options: Any,
     ) -> None:
         options = {"collate_fn": collate, **options}
         super().__init__(dataset, sampler=sampler, batch_size=sampler.batch_size, **options)
-        self.place = place
+        self.progress = progress
 
     def state_dict(self) -> dict[str, int]:
         """Where in the stream the run stands, and how many batches an epoch has."""
-        epoch, batch = self.place()
+        epoch, batch = self.progress()
         return {"epoch": epoch, "batch": batch, "batches": self.sampler.batches}  # type: ignore[attr-defined]  # an EpochSampler
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:

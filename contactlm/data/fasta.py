@@ -32,7 +32,7 @@ class FastaRecord:
         id: The first word of its header; distinct within the file.
         sequence: L letters of the ESM alphabet, upper case.
         description: The header without ``>``.
-        number: Its place in the file, from 1.
+        number: Its number in the file, from 1.
         notes: What was changed, in sentences.
     """
 
@@ -52,7 +52,7 @@ class FastaProblem:
 
     Attributes:
         id: The first word of its header; distinct within the file.
-        number: Its place in the file, from 1.
+        number: Its number in the file, from 1.
         line: The line of its header, from 1.
         reason: What is wrong with it, in one sentence.
     """
@@ -147,7 +147,7 @@ def _fault(raw: _Raw, max_residues: int) -> str | None:
 
 
 def _character(written: str, position: int) -> str:
-    """The character at a place, put together where UTF-8 takes several bytes for it."""
+    """The character at a position, put together where UTF-8 takes several bytes for it."""
     for width in range(1, 5):
         try:
             return written[position : position + width].encode("latin-1").decode("utf-8")

@@ -20,7 +20,7 @@ FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fas", ".fsa")
 
 
 @dataclass
-class Queries:
+class PredictInputs:
     """Chains to predict, with distinct ids.
 
     Attributes:
@@ -34,7 +34,7 @@ class Queries:
     notes: list[str] = field(default_factory=list)
 
 
-def read_queries(sources: Sequence[str], cache: StructureCache, join: bool = False) -> Queries:
+def read_predict_inputs(sources: Sequence[str], cache: StructureCache, join: bool = False) -> PredictInputs:
     """Read FASTA and structure files and folders of both.
 
     Args:
@@ -45,14 +45,14 @@ def read_queries(sources: Sequence[str], cache: StructureCache, join: bool = Fal
     Raises:
         DataError: A path that does not exist, is of no known kind, or a folder that holds neither.
     """
-    queries = Queries(ChainStore.from_chains([]))
+    inputs = PredictInputs(ChainStore.from_chains([]))
     paths = [file for source in sources for file in _files(Path(source).expanduser())]
     stores = [
-        _read_structure(path, cache, queries, join) if is_structure_file(path) else _read_fasta(path, queries)
+        _read_structure(path, cache, inputs, join) if is_structure_file(path) else _read_fasta(path, inputs)
         for path in paths
     ]
-    queries.store = _with_distinct_ids(ChainStore.concatenate(stores), queries.notes)
-    return queries
+    inputs.store = _with_distinct_ids(ChainStore.concatenate(stores), inputs.notes)
+    return inputs
 
 
 def is_fasta_file(path: Path) -> bool:
@@ -74,9 +74,9 @@ def _files(source: Path) -> list[Path]:
     return [source]
 
 
-def _read_structure(path: Path, cache: StructureCache, queries: Queries, join: bool) -> ChainStore:
+def _read_structure(path: Path, cache: StructureCache, inputs: PredictInputs, join: bool) -> ChainStore:
     store, report = cache.load([path])
-    queries.problems.update(report.problems)
+    inputs.problems.update(report.problems)
     if join:
         return join_chains(store)
     resolved = store.resolved_counts()
@@ -86,22 +86,22 @@ def _read_structure(path: Path, cache: StructureCache, queries: Queries, join: b
         if key not in best or resolved[i] > resolved[best[key]]:
             best[key] = i
     if len(best) < len(store):
-        queries.notes.append(f"{path}: {len(store) - len(best)} chains are copies of another in the file: taken once")
+        inputs.notes.append(f"{path}: {len(store) - len(best)} chains are copies of another in the file: taken once")
     return store.select(sorted(best.values()))
 
 
-def _read_fasta(path: Path, queries: Queries) -> ChainStore:
+def _read_fasta(path: Path, inputs: PredictInputs) -> ChainStore:
     chains = []
     try:
         for record in iter_fasta(path):
             if isinstance(record, FastaProblem):
-                queries.problems[f"{path}, record {record.number} ({record.id})"] = record.reason
+                inputs.problems[f"{path}, record {record.number} ({record.id})"] = record.reason
                 continue
-            queries.notes += [f"{path}: {record.id}: {note}" for note in record.notes]
+            inputs.notes += [f"{path}: {record.id}: {note}" for note in record.notes]
             unknown = np.full((len(record), 3), np.nan, dtype=np.float32)
             chains.append(Chain(record.id, record.sequence, unknown, unknown, np.zeros(len(record), dtype=np.bool_)))
     except DataError as error:
-        queries.problems[str(path)] = str(error).removeprefix(f"{path}: ")
+        inputs.problems[str(path)] = str(error).removeprefix(f"{path}: ")
     return ChainStore.from_chains(chains)
 
 

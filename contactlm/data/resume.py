@@ -1,4 +1,4 @@
-"""A run's place in its data: what a sampler has to know to go on where a run stopped."""
+"""Resuming: what a sampler has to know to go on where a run stopped."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from contactlm.types import DataError
 log = logging.getLogger(__name__)
 
 
-class EpochSampler(DistributedSampler):  # a DistributedSampler, so that Lightning does not put its own in its place
-    """Says what this process takes, and knows its place: an epoch, and how many of its batches were trained on.
+class EpochSampler(DistributedSampler):  # a DistributedSampler, so that Lightning does not take its own instead
+    """Says what this process takes, and knows its progress: an epoch, and how many of its batches were trained on.
 
     Args:
         rank: This process.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from contactlm.data.cache import ReadReport, StructureCache
 from contactlm.data.files import find_structures
-from contactlm.data.packed.store import is_packed, open_pack
+from contactlm.data.packed.store import is_packed, open_packed
 from contactlm.data.rcsb.download import RCSB, download_structures
 from contactlm.data.rcsb.ids import read_id_list
 from contactlm.data.selection import name_problems
@@ -26,15 +26,15 @@ class Source:
 
     Attributes:
         option: The option that names it, for messages.
-        place: A folder, a structure file, a text file of paths or (``is_ids``) of PDB ids, or folder or URL of a packed
-            set.
-        is_ids: Whether ``place`` lists PDB ids.
+        location: A folder, a structure file, a text file of paths or (``is_ids``) of PDB ids, or folder or URL of a
+            packed set.
+        is_ids: Whether ``location`` lists PDB ids.
         folder: Where the files of PDB ids are kept.
         base_url: Where they are fetched from.
     """
 
     option: str
-    place: str
+    location: str
     is_ids: bool = False
     folder: Path = Path()
     base_url: str = RCSB
@@ -53,12 +53,12 @@ class Source:
             log.info("%s: fetched %d structures into %s", self.option, report.fetched, self.folder)
         name_problems(list(report.problems.items()))
         if not report.paths:
-            raise DataError(f"{self.option}: {self.place}: none of {len(set(entries))} entries could be fetched")
+            raise DataError(f"{self.option}: {self.location}: none of {len(set(entries))} entries could be fetched")
 
     def paths(self) -> list[Path]:
         """The structure files; of PDB ids those that were fetched."""
         if not self.is_ids:
-            return find_structures(self.place, self.option)
+            return find_structures(self.location, self.option)
         entries = sorted({entry for entry, _ in self._ids()})
         return [path for path in (self.folder / f"{entry}.cif.gz" for entry in entries) if path.is_file()]
 
@@ -68,8 +68,8 @@ class Source:
         Raises:
             DataError: Nothing is there to read, or a packed set cannot be used.
         """
-        if not self.is_ids and is_packed(self.place):
-            return open_pack(self.place, cache.directory, cache.sequence, self.option)
+        if not self.is_ids and is_packed(self.location):
+            return open_packed(self.location, cache.directory, cache.sequence, self.option)
         return cache.load(self.paths())
 
     def wanted(self, store: ChainStore) -> ChainStore:
@@ -87,9 +87,9 @@ class Source:
         return chosen
 
     def _ids(self) -> list[tuple[str, str | None]]:
-        place = Path(self.place).expanduser()
-        shipped = config_folder() / self.place
-        return read_id_list(shipped if not place.is_file() and shipped.is_file() else place)
+        given = Path(self.location).expanduser()
+        shipped = config_folder() / self.location
+        return read_id_list(shipped if not given.is_file() and shipped.is_file() else given)
 
 
 def _some(names: Sequence[str], most: int = 10) -> str:

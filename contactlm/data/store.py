@@ -111,16 +111,16 @@ class ChainStore:
 
         One store of complexes among them makes the result one; a chain is then a complex of its own.
         """
-        places = [(store, i) for store in stores for i in range(len(store))]
+        chains = [(store, i) for store in stores for i in range(len(store))]
         laid = cls._lay(
-            [store.ids[i] for store, i in places],
-            [store.cb_of(i) for store, i in places],
-            [store.tokens_of(i) for store, i in places],
+            [store.ids[i] for store, i in chains],
+            [store.cb_of(i) for store, i in chains],
+            [store.tokens_of(i) for store, i in chains],
             meta,
         )
         if all(store.chain_lengths is None for store in stores):
             return laid
-        return replace(laid, chain_lengths=[_chain_lengths(store, i) for store, i in places])
+        return replace(laid, chain_lengths=[_chain_lengths(store, i) for store, i in chains])
 
     @classmethod
     def _lay(

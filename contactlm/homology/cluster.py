@@ -55,13 +55,13 @@ def related_pairs(
     check_letters(sequences)
     pool = make_pool(sequences)
     number = {sequence: i for i, sequence in enumerate(pool)}
-    places: list[list[int]] = [[] for _ in pool]
+    members: list[list[int]] = [[] for _ in pool]
     for i, sequence in enumerate(sequences):
-        places[number[sequence]].append(i)
+        members[number[sequence]].append(i)
     found = find_relations(pool, options, None, threads, progress)
-    pairs = [(i, j, 1.0) for same in places for a, i in enumerate(same) for j in same[a + 1 :]]
+    pairs = [(i, j, 1.0) for same in members for a, i in enumerate(same) for j in same[a + 1 :]]
     for a, b, identity in zip(*(column.tolist() for column in found), strict=True):
-        pairs += [(min(i, j), max(i, j), identity) for i in places[a] for j in places[b]]
+        pairs += [(min(i, j), max(i, j), identity) for i in members[a] for j in members[b]]
     return sorted(pairs)
 
 

@@ -81,13 +81,13 @@ class WordIndex:
         return first + np.flatnonzero((lengths < ALWAYS_BELOW) | (np.sqrt(best) >= least))
 
     def _hits(self, query: int, first: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """List all places of the query's words in the sequences from ``first`` on: which, on which diagonal, weight."""
+        """List where the query's words occur in the sequences from ``first`` on: which, on which diagonal, weight."""
         n, (words, at) = len(self._lengths), self._words[query]
         lower = np.searchsorted(self._key, words * n + first)
         counts = np.searchsorted(self._key, (words + 1) * n) - lower
-        places = np.arange(counts.sum()) + np.repeat(lower - (np.cumsum(counts) - counts), counts)
-        target = self._owner[places]
-        diagonal = self._position[places] + np.repeat(self._lengths[query] - at, counts)
+        found = np.arange(counts.sum()) + np.repeat(lower - (np.cumsum(counts) - counts), counts)
+        target = self._owner[found]
+        diagonal = self._position[found] + np.repeat(self._lengths[query] - at, counts)
         if first < query:  # counted from the other end where the roles are exchanged, so that the bins are the same
             both = self._lengths[query] + self._lengths[target]
             diagonal = np.where(target < query, both - diagonal, diagonal)

@@ -90,7 +90,7 @@ def full_map(
         tokens: Residue tokens (L,), any integer type, without ``<cls>`` and ``<eos>``.
         options: Windows and batches; None takes the defaults.
         device: Where the model is; None means where ``tokens`` are.
-        positions: What the rotary embedding takes as each residue's place, integers (L,), ascending; only differences
+        positions: The residues' positions, for the rotary embedding: integers (L,), ascending; only differences
             count. None: 0 … L − 1.
 
     Raises:
@@ -134,14 +134,14 @@ def full_maps(
     options = options or WindowOptions()
     group: list[_Chain] = []
     pairs = zip(chains, repeat(None)) if positions is None else zip(chains, positions, strict=True)
-    for index, (tokens, places) in enumerate(pairs):
+    for index, (tokens, own) in enumerate(pairs):
         _check_tokens(tokens, index)
-        if places is not None:
-            places = _checked_positions(places, len(tokens), index)
+        if own is not None:
+            own = _checked_positions(own, len(tokens), index)
         if group and sum(len(chain) ** 2 for chain in group) + len(tokens) ** 2 > _HELD_PAIRS:
             yield from _map_group(logits_fn, group, options, device, tell_shown)
             group = []
-        group.append(_Chain(tokens, places, index))
+        group.append(_Chain(tokens, own, index))
     yield from _map_group(logits_fn, group, options, device, tell_shown)
 
 
@@ -216,11 +216,11 @@ def _run(
     logits_fn: LogitsFn, members: list[tuple[_Chain, Pass]], device: torch.device | str | None, tell_shown: bool
 ) -> Tensor:
     """One batch through the model: contact logits (B, T − 2, T − 2), on the device."""
-    place = members[0][0].tokens.device if device is None else torch.device(device)
+    on = members[0][0].tokens.device if device is None else torch.device(device)
     tokens, mask, positions = _collate(members)
     told = {"shown": [(chain.number, _residues(piece)) for chain, piece in members]} if tell_shown else {}
     with torch.no_grad():
-        logits = logits_fn(tokens.to(place), mask.to(place), None if positions is None else positions.to(place), **told)
+        logits = logits_fn(tokens.to(on), mask.to(on), None if positions is None else positions.to(on), **told)
     B, T = tokens.shape
     if logits.shape != (B, T - 2, T - 2):
         raise ModelError(
@@ -244,8 +244,8 @@ def _collate(members: list[tuple[_Chain, Pass]]) -> tuple[Tensor, Tensor, Tensor
         n = len(residues)
         tokens[row, 0], tokens[row, n + 1] = CLS, EOS
         tokens[row, 1 : n + 1] = chain.tokens[residues.to(chain.tokens.device)].long()
-        places = residues if chain.positions is None else chain.positions[residues]
-        positions[row, 1 : n + 1] = places - places[0] + 1
+        own = residues if chain.positions is None else chain.positions[residues]
+        positions[row, 1 : n + 1] = own - own[0] + 1
         positions[row, n + 1] = positions[row, n] + 1
     needed = any(len(piece.segments) == 2 or chain.positions is not None for chain, piece in members)
     return tokens, tokens != PAD, positions if needed else None
@@ -293,7 +293,7 @@ class _Blend:
     def finish(self) -> Tensor:
         """Divide by the sum of weights and mirror the upper triangle; probabilities float32 (L, L).
 
-        The weights are summed again from the plan, a few rows at a time, in place of a second (L, L) buffer.
+        The weights are summed again from the plan, a few rows at a time, instead of a second (L, L) buffer.
         """
         if len(self._plan) == 1:
             return self._map

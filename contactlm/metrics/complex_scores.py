@@ -72,7 +72,7 @@ class ComplexScores:
             probability: One map (L, L) in [0, 1] a protein.
             labels: One int8 (L, L) a protein, 1 contact, 0 none, −1 unknown.
             ids: Each protein's name.
-            indices: Each protein's place in its data set.
+            indices: Each protein's number in its data set.
             chain_of: Chain numbers (L,) of each protein; None: a batch of single chains.
         """
         numbers = chain_of or []

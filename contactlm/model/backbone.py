@@ -71,8 +71,8 @@ class ContactBackbone(nn.Module):
         Raises:
             ModelError: Tokens that are not (B, T) with T at least 3, or a mask or positions of another shape.
         """
-        mask, layout, places = self.read(tokens, attention_mask, positions)
-        logits, _ = self.logits_and_hidden(tokens, mask, layout, places, hidden=False)
+        mask, layout, positions = self.read(tokens, attention_mask, positions)
+        logits, _ = self.logits_and_hidden(tokens, mask, layout, positions, hidden=False)
         return self.without_padding(logits, layout)
 
     @property

@@ -29,7 +29,7 @@ class Partners:
     """Residues drawn for every anchor.
 
     Attributes:
-        index: int64 (B, L, n), the partners' places; anything where ``drawn`` is false.
+        index: int64 (B, L, n), the partners' positions; anything where ``drawn`` is false.
         drawn: bool (B, L, n), false where an anchor has fewer than n partners to draw.
     """
 
@@ -53,8 +53,8 @@ def draw_partners(labels: Tensor, positives: int, negatives: int, min_separation
         The positives, n = min(``positives``, L), and the negatives, n = min(``negatives``, L).
     """
     L = labels.shape[-1]
-    place = torch.arange(L, device=labels.device)
-    far_enough = (place[:, None] - place).abs() >= max(1, min_separation)
+    residue = torch.arange(L, device=labels.device)
+    far_enough = (residue[:, None] - residue).abs() >= max(1, min_separation)
     # One draw serves both: no pair can be of both kinds. The largest of equally distributed keys are a uniform choice.
     keys = torch.rand(labels.shape, device=labels.device)
     return (

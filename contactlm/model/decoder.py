@@ -54,14 +54,14 @@ class SegmentTokens(nn.Module):
 
         Args:
             evidence: Of B queries.
-            positions: (1 or B, L), place of each residue.
+            positions: (1 or B, L), position of each residue.
 
         Returns:
-            Tokens (B, S + 1, W); their places on the query, float32 (B, S + 1); bool (B, S + 1), which of them there
+            Tokens (B, S + 1, W); their positions on the query, float32 (B, S + 1); bool (B, S + 1), which of them there
             are: the last, "nothing found", where there is no other.
         """
-        places, counts = evidence.placed(positions)
-        B = len(places)
+        centres, counts = evidence.centres(positions)
+        B = len(centres)
         similarity = evidence.similarity.gather(1, evidence.hit_of.unsqueeze(-1).expand(-1, -1, 2))
         numbers = torch.cat([similarity, counts.clamp(min=1).log().unsqueeze(-1)], -1)
         dtype = self.nothing.dtype
@@ -70,7 +70,7 @@ class SegmentTokens(nn.Module):
         tokens = torch.cat([tokens, self.nothing.expand(B, 1, -1)], 1)
         found = counts > 0
         there = torch.cat([found, ~found.any(1, keepdim=True)], 1)
-        return self.norm(tokens), F.pad(places, (0, 1)), there
+        return self.norm(tokens), F.pad(centres, (0, 1)), there
 
 
 class DecoderLayer(nn.Module):
@@ -116,7 +116,7 @@ class DecoderLayer(nn.Module):
         Args:
             hidden: (B, T, W).
             angles: Rotary angles of the tokens' positions, (1 or B, T, 8).
-            segments: Segment tokens (B, S + 1, W), angles of their places (B, S + 1, 8), and which there are.
+            segments: Segment tokens (B, S + 1, W), angles of their positions (B, S + 1, 8), and which there are.
             head_weight: (heads,), weights of this layer's maps in the contact logits.
             layout: Which tokens are what.
             attention: The streamed or the plain operation.
@@ -175,13 +175,13 @@ class ContactDecoder(nn.Module):
 
         Args:
             states: (B, T, E), final states of the backbone.
-            positions: (1 or B, T), the tokens' places.
+            positions: (1 or B, T), the tokens' positions.
             evidence: Of the residues shown.
             layout: Which tokens are what.
             attention: The streamed or the plain operation.
         """
-        tokens, places, there = self.segments(evidence, positions[:, 1:-1])
-        angles, token_angles = (self._angles(each) for each in (positions, places))
+        tokens, centres, there = self.segments(evidence, positions[:, 1:-1])
+        angles, token_angles = (self._angles(each) for each in (positions, centres))
         hidden: Any = self.enter(states)
         weights, total, margins = SCALE * self.head_weight, hidden.new_zeros(()), []
         for layer, weight in zip(self.layers, weights, strict=True):
@@ -190,8 +190,8 @@ class ContactDecoder(nn.Module):
             margins.append(margin)
         return _residue_logits(total, margins, weights)
 
-    def _angles(self, places: Tensor) -> Tensor:
-        return places.unsqueeze(-1).float() * self.inverse_frequencies.float()
+    def _angles(self, positions: Tensor) -> Tensor:
+        return positions.unsqueeze(-1).float() * self.inverse_frequencies.float()
 
 
 def _residue_logits(weighted: Tensor, margins: Sequence[Tensor], weights: Tensor) -> Tensor:

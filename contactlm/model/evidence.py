@@ -55,21 +55,21 @@ class Evidence(NamedTuple):
         """The same on another device."""
         return Evidence(*(part.to(device, non_blocking=True) for part in self))
 
-    def placed(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def centres(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Tell where on the query the segments lie.
 
         Args:
-            positions: (1 or B, L), place of each residue.
+            positions: (1 or B, L), position of each residue.
 
         Returns:
-            The mean place of the residues aligned with each segment and their number, both float32 (B, S); 0 where
+            The mean position of the residues aligned with each segment and their number, both float32 (B, S); 0 where
             fewer are shown than the segment needs.
         """
         B, S = self.strand.shape
         index = torch.where(self.segment_of < 0, S, self.segment_of).flatten(1)
-        places = positions.to(torch.float32).expand(B, -1).unsqueeze(1).expand(self.segment_of.shape).flatten(1)
+        of_residues = positions.to(torch.float32).expand(B, -1).unsqueeze(1).expand(self.segment_of.shape).flatten(1)
         zeros = torch.zeros(B, S + 1, device=index.device)
-        counts = zeros.scatter_add(1, index, torch.ones_like(places))[:, :S]
+        counts = zeros.scatter_add(1, index, torch.ones_like(of_residues))[:, :S]
         counts = counts * (counts >= self.least)
-        sums = zeros.scatter_add(1, index, places)[:, :S]
+        sums = zeros.scatter_add(1, index, of_residues)[:, :S]
         return sums * (counts > 0) / counts.clamp(min=1), counts

@@ -22,8 +22,8 @@ def contact_loss(logits: Tensor, labels: Tensor, min_separation: int = 1) -> Ten
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision cannot count the pairs
     L = labels.shape[-1]
-    place = torch.arange(L, device=labels.device)
-    far_enough = (place[:, None] - place).abs() >= min_separation
+    residue = torch.arange(L, device=labels.device)
+    far_enough = (residue[:, None] - residue).abs() >= min_separation
     known = ((labels >= 0) & far_enough).to(logits.dtype)
     # both triangles hold the same values: the mean over all known entries is the mean over pairs
     losses = F.binary_cross_entropy_with_logits(logits, (labels > 0).to(logits.dtype), weight=known, reduction="none")

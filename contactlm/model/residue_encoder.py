@@ -74,7 +74,7 @@ class ResidueEncoder(nn.Module):
 def _fused_attention(
     query: Tensor, key: Tensor, value: Tensor | None, head_weight: Tensor, layout: TokenLayout
 ) -> Shares:
-    """PyTorch's fused attention on (B, H, T, D), in the place of contact attention: it shares no contacts."""
+    """PyTorch's fused attention on (B, H, T, D), instead of contact attention: it shares no contacts."""
     if value is None:
         return None, head_weight, head_weight
     bias = None if layout.unpadded else layout.key_bias[:, None, None].to(value.dtype)

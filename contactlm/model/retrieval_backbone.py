@@ -64,14 +64,14 @@ class RetrievalBackbone(ContactBackbone):
         Raises:
             ModelError: Tokens that are not (B, T) with T at least 3, or a mask or positions of another shape.
         """
-        mask, layout, places = self.read(tokens, attention_mask, positions)
-        logits, hidden = self.logits_and_hidden(tokens, mask, layout, places, hidden=True)
+        mask, layout, positions = self.read(tokens, attention_mask, positions)
+        logits, hidden = self.logits_and_hidden(tokens, mask, layout, positions, hidden=True)
         if evidence is None:
             B, T = tokens.shape
             evidence = Evidence.none(B, T - 2, self.esm.config.hidden_size)
         evidence = evidence.on(tokens.device)
         states = self.esm.encoder.emb_layer_norm_after(hidden)
-        logits = logits + self.decoder(states, places, evidence, layout, self.operation)
+        logits = logits + self.decoder(states, positions, evidence, layout, self.operation)
         if self.template is not None:
             logits = logits + self.template(evidence)
         return self.without_padding(logits, layout)

@@ -94,7 +94,7 @@ class ContrastiveModule(LanguageModelModule):
         Args:
             tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
             attention_mask: (B, T), true on tokens, false on padding; None: wherever ``tokens`` is not ``<pad>``.
-            positions: int64 (B, T), what the rotary embedding takes as each token's place; None: 0 … T − 1.
+            positions: int64 (B, T), the tokens' positions in the protein, for the rotary embedding; None: 0 … T − 1.
 
         Returns:
             float32 (B, T − 2, T − 2), symmetric, within ±14.6; 0 where a residue is padding.

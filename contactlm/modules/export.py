@@ -103,7 +103,7 @@ def require_contact_head(head: str) -> None:
     """Complain about a model that other libraries could load, but whose maps they could not make."""
     if head != CONTACT_HEAD:
         raise ModelError(
-            f"this model reads its maps from a {head}, for which PEFT and transformers have no place: only models with "
+            f"this model reads its maps from a {head}, which PEFT and transformers do not know: only models with "
             "a contact head can be exported; keep the checkpoint, which predict_contacts and `contactlm predict` take"
         )
 
@@ -131,7 +131,7 @@ def _resolve(out: Path) -> Path:
 
 
 def require_free(out: Path, overwrite: bool) -> None:
-    """Complain about a place that must not be written to."""
+    """Complain about a directory that must not be written to."""
     if out.exists() and not out.is_dir():
         raise ContactLMError(f"out: {out} is a file; give the name of a directory")
     if out == Path.cwd():

@@ -52,7 +52,7 @@ class EvaluatedWithHits(Evaluated):
 class RetrievalModule(LanguageModelModule):
     """Predicts contacts from sequence and from the structures of similar proteins in a database.
 
-    Helices and strands of a query's hits become tokens: their mean residue state in the frozen backbone, kind, place on
+    Helices and strands of a query's hits become tokens: mean residue state in the frozen backbone, kind, position on
     the query and the hit's similarity. A small decoder lets the query's residues read them; the contact head reads the
     backbone's attention maps and the decoder's. With ``template_bias`` pairs aligned to what touches in a hit get a
     learned bias. Both start at 0: an untrained module predicts what its backbone's contact head does.
@@ -75,7 +75,7 @@ class RetrievalModule(LanguageModelModule):
         decoder_lr_factor: The learning rate of decoder and template bias, which start from nothing, over the others'.
         max_identity: Hits with a larger share of identical residues among the aligned ones are left out, except for
             predictions.
-        shuffled_hits: Put random chains of the database in the place of the hits, for control experiments.
+        shuffled_hits: Put random chains of the database instead of the hits, for control experiments.
         cache_dir: Where searches and segments' states are kept; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
         train_head: Whether the contact head learns.
         attention: As of :class:`contactlm.ContactModule`.
@@ -259,7 +259,7 @@ class RetrievalModule(LanguageModelModule):
         Args:
             tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
             attention_mask: (B, T), true on tokens, false on padding; None: wherever ``tokens`` is not ``<pad>``.
-            positions: int64 (B, T), what the rotary embedding takes as each token's place; None: 0 … T − 1.
+            positions: int64 (B, T), the tokens' positions in the protein, for the rotary embedding; None: 0 … T − 1.
             evidence: What is known of the residues shown; None: as if nothing had been found.
 
         Returns:

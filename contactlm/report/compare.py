@@ -128,8 +128,8 @@ def group_equal(runs: Sequence[Run]) -> list[list[Run]]:
             group.append(run)
         if not fitting:
             groups.append([run])
-    places = {id(run): place for place, run in enumerate(runs)}
-    return [sorted(group, key=lambda run: places[id(run)]) for group in sorted(groups, key=lambda g: -len(g))]
+    order = {id(run): number for number, run in enumerate(runs)}
+    return [sorted(group, key=lambda run: order[id(run)]) for group in sorted(groups, key=lambda g: -len(g))]
 
 
 def differences(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:

@@ -44,10 +44,10 @@ def _draw_panel(ax: Axes, strata: Strata, score: str, styles: Mapping[str, Mappi
     for number, (arm, runs) in enumerate(strata.arms.items()):
         shift = step * (number - (len(arms) - 1) / 2)
         spreads = [spread_of(runs, stratum, score) for stratum in HIT_STRATA]
-        known = [(place, spread) for place, spread in enumerate(spreads) if spread is not None]
+        known = [(x, spread) for x, spread in enumerate(spreads) if spread is not None]
         copying = arm not in styles
         ax.errorbar(
-            [place + shift for place, _ in known],
+            [x + shift for x, _ in known],
             [spread.mean for _, spread in known],
             yerr=[math.nan if spread.sd is None else spread.sd for _, spread in known],
             label=arm,

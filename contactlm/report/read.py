@@ -117,19 +117,19 @@ class Found:
     left_out: dict[Path, str] = field(default_factory=dict)
 
 
-def find_runs(places: Sequence[str | Path]) -> Found:
+def find_runs(paths: Sequence[str | Path]) -> Found:
     """Read runs from run directories and from folders that hold some, at any depth.
 
     Args:
-        places: Run directories, and folders with run directories below them.
+        paths: Run directories, and folders with run directories below them.
 
     Raises:
-        ContactLMError: A place that does not exist or holds no run, a record that cannot be read in a run directory
+        ContactLMError: A path that does not exist or holds no run, a record that cannot be read in a run directory
             that was named itself, or nothing left to report.
     """
     found = Found()
-    for place in places:
-        _find_below(Path(place).expanduser(), found)
+    for path in paths:
+        _find_below(Path(path).expanduser(), found)
     _leave_out_repeated(found)
     found.runs.sort(key=lambda run: (run.arm, -1 if run.seed is None else run.seed, str(run.path)))
     if not found.runs:
@@ -138,16 +138,16 @@ def find_runs(places: Sequence[str | Path]) -> Found:
     return found
 
 
-def _find_below(place: Path, found: Found) -> None:
-    if not place.is_dir():
-        raise ContactLMError(f"{place}: there is no such directory; give run directories, or folders that hold some")
-    if (place / RUN_FILE).is_file():
-        _add(place, found)
+def _find_below(path: Path, found: Found) -> None:
+    if not path.is_dir():
+        raise ContactLMError(f"{path}: there is no such directory; give run directories, or folders that hold some")
+    if (path / RUN_FILE).is_file():
+        _add(path, found)
         return
-    folders = [Path(folder) for folder, _, names in os.walk(place) if {RUN_FILE, METRICS} & set(names)]
+    folders = [Path(folder) for folder, _, names in os.walk(path) if {RUN_FILE, METRICS} & set(names)]
     if not any((folder / RUN_FILE).is_file() for folder in folders):
         raise ContactLMError(
-            f"{place}: not a run directory, and none below it: no {RUN_FILE}, which `contactlm fit` and `contactlm "
+            f"{path}: not a run directory, and none below it: no {RUN_FILE}, which `contactlm fit` and `contactlm "
             "test` write"
         )
     for folder in sorted(folders):

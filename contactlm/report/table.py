@@ -95,10 +95,10 @@ def curve_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
         points += [("dev", row, row) for row in run.history]
         points += [("test", end, run.test)] if run.test else []
         for kind, at, scores in points:
-            place = {name: at[name] for name in ("steps", "tokens")}
+            when = {name: at[name] for name in ("steps", "tokens")}
             flops = {name.replace("flops", "gflops"): _giga(at.get(name)) for name in ("flops", "forward_flops")}
             values = {name: scores.get(name) for name in TEST_SCORES}
-            rows.append({"kind": kind, "arm": run.arm, "seed": run.seed, **place, **flops, **values})
+            rows.append({"kind": kind, "arm": run.arm, "seed": run.seed, **when, **flops, **values})
     return rows
 
 

@@ -45,10 +45,10 @@ def align(query: str, sequences: Sequence[str]) -> list[Alignment | None]:
     return [_pairs(query, sequence, result) for sequence, result in zip(sequences, found, strict=True)]
 
 
-def index_map(places: NDArray[np.int32], values: NDArray[np.int32], length: int) -> NDArray[np.int32]:
-    """Spread values over positions: int32 (length,), ``values`` at ``places`` and −1 elsewhere."""
+def index_map(positions: NDArray[np.int32], values: NDArray[np.int32], length: int) -> NDArray[np.int32]:
+    """Spread values over residues: int32 (length,), ``values`` at ``positions`` and −1 elsewhere."""
     indices = np.full(length, -1, dtype=np.int32)
-    indices[places] = values
+    indices[positions] = values
     return indices
 
 

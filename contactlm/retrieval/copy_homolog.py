@@ -58,10 +58,10 @@ def copy_contacts(
     total = np.zeros((length, length), dtype=np.float32)
     weights = np.zeros((length, length), dtype=np.float32)
     for own, identity in zip(cb, pair_identity, strict=True):
-        places = np.flatnonzero(np.isfinite(own[:, 0]))
-        pairs = np.ix_(places, places)
+        known = np.flatnonzero(np.isfinite(own[:, 0]))
+        pairs = np.ix_(known, known)
         weight = np.float32(max(identity, LEAST_WEIGHT))
-        total[pairs] += weight * _probability(own[places].astype(np.float64), threshold)
+        total[pairs] += weight * _probability(own[known].astype(np.float64), threshold)
         weights[pairs] += weight
     offsets = np.arange(length)
     trivial = np.abs(offsets[:, None] - offsets[None, :]) <= TRIVIAL_REACH

@@ -1,4 +1,4 @@
-"""What must not be used as evidence: the one place that training and evaluation ask."""
+"""What must not be used as evidence: asked by training and evaluation alike."""
 
 from __future__ import annotations
 
@@ -120,18 +120,18 @@ class ChainIndex:
             exclusion: What must not be used. Its ceiling is for the caller to keep, who knows the alignments.
 
         Returns:
-            (place in ``groups``, number of the chain): of chains of one sequence the one with most resolved residues
+            (index in ``groups``, number of the chain): of chains of one sequence the one with most resolved residues
             that is of no own entry, of equals the first.
         """
         if exclusion.digest not in self._allowed:
             self._allowed[exclusion.digest] = self._find_allowed(exclusion)
         allowed = self._allowed[exclusion.digest]
         chosen = []
-        for place in np.flatnonzero(allowed[groups]).tolist():
-            members = self._members[groups[place]]
+        for index in np.flatnonzero(allowed[groups]).tolist():
+            members = self._members[groups[index]]
             chain = next((chain for chain in members if self._entries[chain] not in own), None)
             if chain is not None:
-                chosen.append((place, chain))
+                chosen.append((index, chain))
         return chosen
 
     def _find_allowed(self, exclusion: Exclusion) -> NDArray[np.bool_]:

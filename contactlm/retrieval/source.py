@@ -26,7 +26,7 @@ class EvidenceSource:
     Args:
         search: Finds hits.
         segment_states: Mean states of the segments of the same database.
-        shuffled: Put other chains of the database, drawn at random, in the place of the hits; what is said of them
+        shuffled: Put other chains of the database, drawn at random, instead of the hits; what is said of them
             (similarity, alignment) stays. For control experiments: such evidence is worth nothing.
     """
 

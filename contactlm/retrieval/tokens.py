@@ -103,8 +103,8 @@ def _touching(
     for number, hit in enumerate(hits):
         own = [(s, segment) for s, (of_hit, segment) in enumerate(found) if of_hit == number]
         cb = database.cb_of(hit.index).astype(np.float64)
-        for place, (s, one) in enumerate(own):
-            for t, other in own[place + 1 :]:
+        for n, (s, one) in enumerate(own):
+            for t, other in own[n + 1 :]:
                 apart = cb[one.start : one.stop, None] - cb[None, other.start : other.stop]
                 touching[s, t] = touching[t, s] = ((apart**2).sum(-1) < CONTACT_THRESHOLD**2).any()
     return touching

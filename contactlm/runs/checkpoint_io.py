@@ -24,7 +24,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     A local checkpoint is written to a temporary file in its own folder, forced to disk, and renamed. A write that
     fails (no space left, a quota) leaves the file that was there; it is logged and counted, and the run goes on.
-    Other places (``s3://…``) are left to Lightning.
+    Other locations (``s3://…``) are left to Lightning.
 
     Attributes:
         failures: Writes that failed.

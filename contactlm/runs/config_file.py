@@ -31,10 +31,10 @@ class RunConfig(SaveConfigCallback):
         """Find the directory, in all processes, and write the file in the first."""
         if trainer.loggers and not self.already_saved:
             self._folder = run_directory(trainer)
-            self._check_place(trainer)
+            self._check_not_taken(trainer)
         super().setup(trainer, pl_module, stage)
 
-    def _check_place(self, trainer: L.Trainer) -> None:
+    def _check_not_taken(self, trainer: L.Trainer) -> None:
         """Leave another run's file alone; all processes find out together."""
         self.overwrite |= not isinstance(trainer.loggers[0], (CSVLogger, TensorBoardLogger))
         path = Path(self._folder or ".") / self.config_filename

@@ -24,8 +24,8 @@ def run_directory(trainer: L.Trainer) -> str | None:
         return trainer.log_dir
     if isinstance(first, DummyLogger):
         return None
-    place: str | None = None
+    folder: str | None = None
     if trainer.is_global_zero:  # others may know neither name nor version
         version = first.version if isinstance(first.version, str) else f"version_{first.version}"
-        place = str(Path(first.save_dir or trainer.default_root_dir) / str(first.name) / version)
-    return trainer.strategy.broadcast(place)
+        folder = str(Path(first.save_dir or trainer.default_root_dir) / str(first.name) / version)
+    return trainer.strategy.broadcast(folder)

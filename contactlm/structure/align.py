@@ -1,4 +1,4 @@
-"""Place observed residues on the full sequence of their chain."""
+"""Align observed residues with the full sequence of their chain."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Observed:
     linked: NDArray[np.bool_]
 
 
-def place(observed: Observed, full: str) -> NDArray[np.intp]:
+def align_observed(observed: Observed, full: str) -> NDArray[np.intp]:
     """Find where in the full sequence every observed residue stands.
 
     Bonded residues are neighbours, others as far apart as their numbers say; mostly one shift of that fits all
@@ -68,7 +68,7 @@ def merge(letters: str, full: str, positions: NDArray[np.intp]) -> tuple[str, ND
     Args:
         letters: M observed letters; X replaces nothing.
         full: The full sequence.
-        positions: (M,), as :func:`place` returns them.
+        positions: (M,), as :func:`align_observed` returns them.
 
     Returns:
         The resulting sequence and the 0-based positions of the observed residues in it, (M,).
@@ -122,18 +122,18 @@ def _by_alignment(observed: Observed, full: str) -> NDArray[np.intp]:
             f"{M} observed residues disagree with the {L} of the full sequence (SEQRES), too many to align"
         )
     steps = np.diff(observed.numbers)
-    # placed[i, k]: best score with residue i at full[k - 1]; inserted[i, k]: between full[k - 1] and full[k].
-    placed = np.full((M, L + 1), -np.inf, dtype=np.float32)
+    # matched[i, k]: best score with residue i at full[k - 1]; inserted[i, k]: between full[k - 1] and full[k].
+    matched = np.full((M, L + 1), -np.inf, dtype=np.float32)
     inserted = np.empty((M, L + 1), dtype=np.float32)
     similarity = {letter: _similarity(letter, full) for letter in set(observed.letters)}
-    placed[0, 1:] = similarity[observed.letters[0]]
+    matched[0, 1:] = similarity[observed.letters[0]]
     inserted[0] = _INSERTED
     for i in range(1, M):
-        best = np.maximum(placed[i - 1], inserted[i - 1])
+        best = np.maximum(matched[i - 1], inserted[i - 1])
         arrival = _arrival(best, bool(observed.linked[i - 1]), int(steps[i - 1]))
-        placed[i, 1:] = similarity[observed.letters[i]] + arrival.max(axis=0)
+        matched[i, 1:] = similarity[observed.letters[i]] + arrival.max(axis=0)
         inserted[i] = best + _INSERTED
-    return _trace(observed, placed, inserted, steps)
+    return _trace(observed, matched, inserted, steps)
 
 
 def _similarity(letter: str, full: str) -> NDArray[np.float32]:
@@ -165,14 +165,14 @@ def _arrival(best: NDArray[np.float32], linked: bool, step: int) -> NDArray[np.f
 
 
 def _trace(
-    observed: Observed, placed: NDArray[np.float32], inserted: NDArray[np.float32], steps: NDArray[np.intp]
+    observed: Observed, matched: NDArray[np.float32], inserted: NDArray[np.float32], steps: NDArray[np.intp]
 ) -> NDArray[np.intp]:
-    M = len(placed)
+    M = len(matched)
     positions = np.empty(M, dtype=np.intp)
-    best = np.maximum(placed, inserted)
+    best = np.maximum(matched, inserted)
     k = int(best[-1].argmax())
     for i in range(M - 1, -1, -1):
-        if inserted[i, k] > placed[i, k]:
+        if inserted[i, k] > matched[i, k]:
             positions[i] = -1 - k
             continue
         positions[i] = k - 1

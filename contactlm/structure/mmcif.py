@@ -21,7 +21,7 @@ _UNSET = frozenset("?.")
 def read_mmcif(path: str | Path, text: str) -> RawStructure:
     """Read the first model of the first data block of a file in mmCIF format.
 
-    Chains and residues go by their author ids, as in the PDB format; ``label_seq_id`` gives their place in the full
+    Chains and residues go by their author ids, as in the PDB format; ``label_seq_id`` gives their position in the full
     sequence.
 
     Args:
@@ -160,8 +160,8 @@ class _Assembly:
         number = int(row.label_number if row.number in _UNSET else row.number)
         icode = " " if row.icode in _UNSET else row.icode
         in_polymer = row.label_number not in _UNSET
-        place = (int(row.label_number), row.label_chain) if in_polymer else (number, icode)
-        variants = chain.places.setdefault(place, [])
+        key = (int(row.label_number), row.label_chain) if in_polymer else (number, icode)
+        variants = chain.residues.setdefault(key, [])
         for residue in variants:
             if residue.name == row.name:
                 return residue

@@ -32,7 +32,7 @@ class BackboneLines:
         self._columns: list[str] = []  # of the atoms
         self._indices: tuple[int, ...] | None = None  # of _ROW_COLUMNS among them
         self._model = ""
-        self._place = ("", "")
+        self._residue = ("", "")  # number and chain of the atom before
 
     def __iter__(self) -> Iterator[str]:
         in_text = started = False
@@ -85,8 +85,8 @@ class BackboneLines:
         model, atom, name, chain, number = self._indices
         if fields[model] != self._model:
             return False
-        opens = fields[number] != self._place[0] or fields[chain] != self._place[1]
+        opens = fields[number] != self._residue[0] or fields[chain] != self._residue[1]
         if opens:
-            self._place = fields[number], fields[chain]
+            self._residue = fields[number], fields[chain]
         # The first atom of a residue tells of it even if it has no backbone.
         return fields[atom].strip("'\"") in BACKBONE or (opens and fields[name] in LETTER_OF_NAME)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.structure.align import Observed, agreement, merge, place
+from contactlm.structure.align import Observed, agreement, align_observed, merge
 from contactlm.structure.bonds import bonded
 from contactlm.structure.contacts import virtual_cbeta
 from contactlm.structure.files import brief, read_text, split_name
@@ -148,7 +148,7 @@ def _full(
         positions = np.searchsorted(kept, indices)
     else:
         numbers = np.array([residue.number for residue in residues])
-        positions = place(Observed(observed, numbers, bonded(xyz)), full)
+        positions = align_observed(Observed(observed, numbers, bonded(xyz)), full)
     agreeing = agreement(observed, full, positions)
     if agreeing < MIN_AGREEMENT:
         _log.warning("%s: the full sequence in the file agrees in %.0f %%: it is ignored", name, 100 * agreeing)

@@ -14,7 +14,7 @@ from Bio.PDB.StructureBuilder import StructureBuilder
 from numpy.typing import NDArray
 
 from contactlm.structure.numbering import decode_number, from_columns, to_columns
-from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, Place, RawChain, RawStructure, Residue
+from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, RawChain, RawStructure, Residue, ResidueKey
 from contactlm.types import StructureError
 
 _LINE_LENGTH = 54  # up to the end of the coordinates
@@ -88,12 +88,12 @@ class BackboneParser(PDBParser):
         builder = self.structure_builder
         atoms: list[str] = []
         self._original = []
-        place, models, decimal = "", 0, True
+        residue, models, decimal = "", 0, True
         for line in lines:
             record = line[:6]
             if record == "ATOM  " or record == "HETATM":
-                if line[17:27] != place:
-                    place = line[17:27]
+                if line[17:27] != residue:
+                    residue = line[17:27]
                     decimal = _is_decimal(line)
                 elif line[13:15] == "CB":
                     continue
@@ -104,7 +104,7 @@ class BackboneParser(PDBParser):
             elif record == "MODRES":
                 builder.add_modres(line)
             elif record[:3] == "TER":
-                chain_id = line[21:22] if len(line.rstrip()) > 21 else place[4:5]
+                chain_id = line[21:22] if len(line.rstrip()) > 21 else residue[4:5]
                 builder.last_ter[chain_id.strip()] = len(atoms)
             elif record[:5] == "MODEL" and models == 0:
                 models = 1
@@ -144,7 +144,7 @@ def _refuse_cut(line: str) -> None:
 class BackboneBuilder(StructureBuilder):
     """Collects what Biopython's parser reads, where Biopython would build its own tree.
 
-    That tree loses residues: of two types at one place without letters, of hetero groups given twice. Here all
+    That tree loses residues: of two types of one number without letters, of hetero groups given twice. Here all
     that is seen is kept side by side, to be judged later.
     """
 
@@ -159,7 +159,7 @@ class BackboneBuilder(StructureBuilder):
         self.last_ter: dict[str, int] = {}
         self._parents: dict[tuple[str, int, str, str], str] = {}
         self._chain_id = ""
-        self._places: dict[Place, list[Residue]] = {}
+        self._residues: dict[ResidueKey, list[Residue]] = {}
         self._end = sys.maxsize
         self._residue: Residue | None = None
 
@@ -186,13 +186,13 @@ class BackboneBuilder(StructureBuilder):
         self._chain_id = chain_id = chain_id.strip()
         if chain_id not in self.raw.chains:
             self.raw.chains[chain_id] = RawChain(full=self.seqres.get(chain_id, []))
-        self._places = self.raw.chains[chain_id].places
+        self._residues = self.raw.chains[chain_id].residues
         self._end = self.last_ter.get(chain_id, sys.maxsize)
 
     def init_residue(self, resname: str, field: str, resseq: int, icode: str) -> None:
         """Open a residue, or return to it."""
-        number, icode = place = from_columns(resseq, icode)
-        variants = self._places.setdefault(place, [])
+        number, icode = key = from_columns(resseq, icode)
+        variants = self._residues.setdefault(key, [])
         for residue in variants:
             if residue.name == resname:
                 self._residue = residue

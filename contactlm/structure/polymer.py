@@ -14,13 +14,13 @@ from contactlm.structure.residues import BACKBONE, STANDARD_NAMES, RawChain, Res
 def polymer(chain: RawChain) -> tuple[list[Residue], NDArray[np.float64]]:
     """Select the residues of the protein chain, in chain order.
 
-    * Of several types at one place, the one whose CA has the highest occupancy; of equals the first.
+    * Of several types of one number, the one whose CA has the highest occupancy; of equals the first.
     * An ATOM residue counts when its name is an amino acid's, or when it has N, CA and C.
-    * A hetero residue counts when the file declares it a part of the polymer (MODRES, a place in the full sequence)
+    * A hetero residue counts when the file declares it a part of the polymer (MODRES, a position in the full sequence)
       or a peptide bond links it to one that counts. An amino acid before the chain's last TER also counts if SEQRES
       lists its name or, without SEQRES, if it is a modified one. Others are free amino acids: ligands.
-    * Order is that of the full sequence where the file gives every residue a place in it, else that of the file;
-      only hetero residues out of place there (some programs collect them at the end) move to their peptide bonds.
+    * Order is that of the full sequence where the file gives every residue a position in it, else that of the file;
+      only hetero residues out of order there (some programs collect them at the end) move to their peptide bonds.
 
     Returns:
         The residues, and their backbone coordinates, float64 (L, 3 atoms, 3), in Å.
@@ -28,7 +28,7 @@ def polymer(chain: RawChain) -> tuple[list[Residue], NDArray[np.float64]]:
     Raises:
         ValueError: A coordinate is impossibly large.
     """
-    residues = [r for variants in chain.places.values() if (r := _occupied(variants)) is not None]
+    residues = [r for variants in chain.residues.values() if (r := _occupied(variants)) is not None]
     if all(r.index is not None for r in residues):
         residues.sort(key=lambda r: r.index or 0)
     xyz = backbone(residues)
@@ -68,7 +68,7 @@ def _declared(residue: Residue, listed: frozenset[str]) -> bool:
 
 
 def _ordered(residues: list[Residue], xyz: NDArray[np.float64], bonds: BondFinder) -> list[int]:
-    """Order the residues: runs of hetero residues that no bond holds in place go where their bonds are."""
+    """Order the residues: runs of hetero residues that no bond ties to their neighbours go where their bonds are."""
     strays = _strays(residues, bonded(xyz).tolist())
     heads: dict[int, list[int]] = {}  # by residue: what goes before it
     tails: dict[int, list[int]] = {}  # by residue: what goes after it

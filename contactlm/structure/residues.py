@@ -101,7 +101,7 @@ class Residue:
         return letter(self.name, self.parent)
 
 
-Place = tuple[int, str]
+ResidueKey = tuple[int, str]  # number and insertion code, or number in the full sequence and label_asym_id
 
 
 @dataclass(slots=True, eq=False)
@@ -109,11 +109,11 @@ class RawChain:
     """All that a file says of one author chain, before judging what of it is the protein.
 
     Attributes:
-        places: In file order, by number and insertion code, the residue types seen there (mostly one).
+        residues: In file order, by what tells them apart, the residue types seen there (mostly one).
         full: Residue names of the full sequence (SEQRES or ``_entity_poly_seq``); empty when the file has none.
     """
 
-    places: dict[Place, list[Residue]] = field(default_factory=dict)
+    residues: dict[ResidueKey, list[Residue]] = field(default_factory=dict)
     full: list[str] = field(default_factory=list)
 
 

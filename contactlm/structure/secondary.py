@@ -127,16 +127,16 @@ def _by_hydrogen_bonds(backbone: NDArray[np.floating], sequence: str, linked: ND
 
     known = np.isfinite(backbone[:, _CA, 0])
     broken = ~linked & known[1:] & known[:-1]
-    places = np.arange(len(sequence)) + _TURN * np.concatenate([[0], np.cumsum(broken)])
-    atoms = np.full((int(places[-1]) + 1 + _TURN, 4, 3), np.nan, dtype=np.float32)  # also enough for its windows
+    rows = np.arange(len(sequence)) + _TURN * np.concatenate([[0], np.cumsum(broken)])
+    atoms = np.full((int(rows[-1]) + 1 + _TURN, 4, 3), np.nan, dtype=np.float32)  # also enough for its windows
     # near the origin: single precision is then exact enough
     centre = np.nanmean(backbone[:, _CA], axis=0)
-    atoms[places, :3] = backbone - centre
-    atoms[places, 3] = carbonyl_oxygens(backbone) - centre
+    atoms[rows, :3] = backbone - centre
+    atoms[rows, 3] = carbonyl_oxygens(backbone) - centre
     donors = np.zeros(len(atoms), dtype=np.bool_)
-    donors[places] = np.frombuffer(sequence.encode("latin-1"), dtype=np.uint8) != ord("P")
+    donors[rows] = np.frombuffer(sequence.encode("latin-1"), dtype=np.uint8) != ord("P")
     with np.errstate(invalid="ignore", divide="ignore"):
-        onehot = assign(atoms, donor_mask=donors)[places]
+        onehot = assign(atoms, donor_mask=donors)[rows]
     return np.where(onehot[:, 1], HELIX, np.where(onehot[:, 2], STRAND, LOOP)).astype(np.uint8)
 
 

@@ -34,10 +34,10 @@ def write_files(folder: Path, count: int) -> None:
     folder.mkdir()
     rng = np.random.default_rng(0)
     for n in range(count):
-        places = np.cumsum(rng.normal(size=(200, 3)) * 2.2, axis=0) % 900
+        atoms = np.cumsum(rng.normal(size=(200, 3)) * 2.2, axis=0) % 900
         lines = [
             f"ATOM  {3 * i + k + 1:5d} {atom} ALA A{i + 1:4d}    {x + k:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00"
-            for i, (x, y, z) in enumerate(places)
+            for i, (x, y, z) in enumerate(atoms)
             for k, atom in enumerate((" N  ", " CA ", " C  "))
         ]
         (folder / f"f{n:05d}.pdb").write_text("\n".join([*lines, "END\n"]))

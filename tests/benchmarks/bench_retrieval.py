@@ -1,4 +1,4 @@
-"""What known structures cost a training step: ``python tests/benchmarks/bench_retrieval.py [CHECKPOINT_DIRECTORY]``.
+"""What known structures cost a training step: ``python tests/benchmarks/bench_retrieval.py [DIRECTORY_OF_A_BACKBONE]``.
 
 One training step (forward, loss, backward, optimizer) of 16 crops of 200 residues, with LoRA on an ESM2-8M
 architecture, plain and with 4 hits a query whose tokens are cached (their collection for the crops is timed as well);
@@ -7,8 +7,8 @@ the two take turns. Processor and wall time, the medians.
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -82,4 +82,6 @@ def main(pretrained: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pretrained", nargs="?", help="Directory of a backbone; none: random weights.")
+    main(parser.parse_args().pretrained)

@@ -86,7 +86,7 @@ def pack(out: Path, cache: str, chains: int, shuffle: bool) -> None:
     if shuffle:
         pack_writer.cluster_sequences = lambda sequences, *_, **__: group_identical(sequences)
     begin = time.process_time()
-    writer = pack_writer.PackWriter(out)
+    writer = pack_writer.PackedWriter(out)
     for name, store in copies(originals, chains, shuffle):
         writer.add(name, store)
     between = time.process_time()
@@ -100,11 +100,11 @@ def pack(out: Path, cache: str, chains: int, shuffle: bool) -> None:
     )
 
 
-def start(place: str, cache: str, test: bool) -> None:
+def start(location: str, cache: str, test: bool) -> None:
     """Time a start of the data module."""
     from contactlm import ContactDataModule
 
-    data = ContactDataModule(place, str(SHARED / "test") if test else None, cache_dir=cache)
+    data = ContactDataModule(location, str(SHARED / "test") if test else None, cache_dir=cache)
     begin, spent, before = time.perf_counter(), time.process_time(), resident()
     data.prepare_data()
     data.setup("fit")
@@ -119,7 +119,7 @@ def start(place: str, cache: str, test: bool) -> None:
     )
 
 
-def batches(place: str, cache: str, count: int) -> None:
+def batches(location: str, cache: str, count: int) -> None:
     """Time batches of the packed set against one store, and both against a training step; watch memory.
 
     Processor time on one thread: beside other jobs the clock on the wall would flatter the short of two times.
@@ -132,7 +132,7 @@ def batches(place: str, cache: str, count: int) -> None:
     from contactlm.structure.labels import contact_labels
 
     torch.set_num_threads(1)
-    data = ContactDataModule(place, cache_dir=cache)
+    data = ContactDataModule(location, cache_dir=cache)
     data.prepare_data()
     data.setup("fit")
     packed = data.chains["train"]
@@ -162,12 +162,12 @@ def batches(place: str, cache: str, count: int) -> None:
     )
 
 
-def memory(place: str, cache: str, count: int) -> None:
+def memory(location: str, cache: str, count: int) -> None:
     """Watch memory while batches are made, and nothing else."""
     from contactlm import ContactDataModule
     from contactlm.data.dataset import CropDataset, collate
 
-    data = ContactDataModule(place, cache_dir=cache)
+    data = ContactDataModule(location, cache_dir=cache)
     data.prepare_data()
     data.setup("fit")
     dataset, rows = CropDataset(data.chains["train"], LENGTH), []
@@ -219,7 +219,7 @@ def grid(cache: str, step: float) -> None:
 
 def index(chains: int) -> None:
     """Write an index of so many made-up chains, then time opening and selecting from it."""
-    from contactlm.data.packed.index import COLUMNS, PackIndex
+    from contactlm.data.packed.index import COLUMNS, PackedIndex
     from contactlm.data.packed.manifest import hash_file
 
     columns: dict[str, Any] = {name: np.arange(chains).astype(kind) for name, kind in COLUMNS.items()}
@@ -227,11 +227,11 @@ def index(chains: int) -> None:
     columns["lengths"] = np.full(chains, 230, "<u4")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "index.bin"
-        PackIndex(**columns, id_text=np.zeros(10 * chains, np.uint8)).write(path)
+        PackedIndex(**columns, id_text=np.zeros(10 * chains, np.uint8)).write(path)
         begin = time.perf_counter()
         hash_file(path)
         hashed = time.perf_counter()
-        opened = PackIndex.open(path)
+        opened = PackedIndex.open(path)
         ids = opened.ids.take(np.random.default_rng(0).permutation(len(opened)))
         total = int(opened.starts[-1])
         print(

@@ -187,6 +187,6 @@ def test_scores_are_logged_by_identity_to_the_training_set(tmp_path: Path, pdb_f
     data.identity["test"] = np.array([0.0, 0.42, 0.9], dtype=np.float32)  # in the order of the test chains
     (logged,) = trainer(tmp_path, evaluation).test(module, data, verbose=False)
     rows = {row["id"]: row for row in evaluation.rows}
-    for name, place in zip(data.chains["test"].ids, ("id<30", "id30-50", "id>=50"), strict=True):
-        assert logged[f"test/proteins@{place}"] == 1
-        assert logged[f"test/auprc_sep6@{place}"] == pytest.approx(rows[name]["auprc_sep6"], abs=1e-6)
+    for name, stratum in zip(data.chains["test"].ids, ("id<30", "id30-50", "id>=50"), strict=True):
+        assert logged[f"test/proteins@{stratum}"] == 1
+        assert logged[f"test/auprc_sep6@{stratum}"] == pytest.approx(rows[name]["auprc_sep6"], abs=1e-6)

@@ -19,8 +19,8 @@ from contactlm.data.files import find_structures
 from contactlm.data.packed import pack as pack_module
 from contactlm.data.packed.manifest import JOURNAL, MANIFEST, ClusterRule, Manifest
 from contactlm.data.packed.pack import pack_structures
-from contactlm.data.packed.store import open_pack
-from contactlm.data.packed.writer import PackWriter
+from contactlm.data.packed.store import open_packed
+from contactlm.data.packed.writer import PackedWriter
 from contactlm.data.selection import select_chains
 from contactlm.data.store import ChainStore
 from contactlm.homology.cluster import cluster_sequences
@@ -70,14 +70,14 @@ def test_shards_are_bounded_and_hold_whole_files(clean: dict[str, bytes], tmp_pa
 
 def test_recorded_clusters_are_those_of_the_sequences(folder: Path, tmp_path: Path) -> None:
     pack(folder, tmp_path / "packed", ClusterRule())
-    store, report = open_pack(str(tmp_path / "packed"), tmp_path, "seqres", "train_dir")
+    store, report = open_packed(str(tmp_path / "packed"), tmp_path, "seqres", "train_dir")
     chosen = select_chains(store, report, 30).store
     plain, plain_report = StructureCache(tmp_path, workers=0, progress=False).load(find_structures(folder))
     expected = select_chains(plain, plain_report, 30).store
     clusters = cluster_sequences([expected.sequence_of(i) for i in range(len(expected))])
     assert clusters.max() < len(clusters) - 1  # some are related
     assert chosen.recorded_groups(ClusterRule())[0].tolist() == clusters.tolist()  # type: ignore[attr-defined]
-    assert (store.pack.index.clusters == -1).sum() == len(store) - len(chosen)
+    assert (store.packed.index.clusters == -1).sum() == len(store) - len(chosen)
 
 
 def kill_at(number: int, *arguments: object) -> bool:
@@ -111,7 +111,7 @@ def test_a_killed_packing_is_noticed_and_goes_on(tmp_path: Path) -> None:
         assert not (out / MANIFEST).exists()
         if (out / JOURNAL).exists():
             with pytest.raises(DataError, match="packing did not end here"):
-                open_pack(str(out), tmp_path, "seqres", "train_dir")
+                open_packed(str(out), tmp_path, "seqres", "train_dir")
         pack(folder, out, ClusterRule())
         assert bytes_of(out) == clean
         shutil.rmtree(out)
@@ -148,7 +148,7 @@ def test_what_is_packed_is_not_read_again(
             (out / "shard-000001.chains").write_bytes(b"CLMSTOR1")
         pack(copy, out, ClusterRule())
         assert 8 < len(read) < 19 and "f00.pdb" not in read
-        store, _ = open_pack(str(out), tmp_path, "seqres", "train_dir")
+        store, _ = open_packed(str(out), tmp_path, "seqres", "train_dir")
         assert "f03_B" not in list(store.ids) and store.sequence_of(store.ids.index("f03_A")) == random_sequence(
             200, 33
         )
@@ -164,7 +164,7 @@ def test_memory_while_packing_does_not_grow_with_the_set(tmp_path: Path) -> None
     peaks = []
     for count in (10, 120):
         tracemalloc.start()
-        writer = PackWriter(tmp_path / str(count), shard_residues=20_000)
+        writer = PackedWriter(tmp_path / str(count), shard_residues=20_000)
         for seed in range(count):
             writer.add(f"m{seed}", made_store(10_000, seed))
         writer.finish()
@@ -216,8 +216,8 @@ def test_training_from_a_packed_set_is_training_from_the_folder(folder: Path, tm
     pack(folder, tmp_path / "packed", ClusterRule())
     architecture = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
     weights = []
-    for place in (folder, tmp_path / "packed"):
-        data = ContactDataModule(str(place), crop_length=30, batch_size=4, cache_dir=str(tmp_path), read_workers=0)
+    for location in (folder, tmp_path / "packed"):
+        data = ContactDataModule(str(location), crop_length=30, batch_size=4, cache_dir=str(tmp_path), read_workers=0)
         module = ContactModule(None, architecture, lora=None)
         quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         L.Trainer(max_steps=6, accelerator="cpu", limit_val_batches=0, enable_model_summary=False, **quiet).fit(

@@ -53,7 +53,7 @@ def test_cutting_sorted_costs_takes_as_few_batches_as_can_be(seed: int) -> None:
     rng = np.random.default_rng(seed)
     costs = np.sort(rng.integers(1, 60, 12))[::-1].tolist()
     parts = cut(costs, 60)
-    assert [place for part in parts for place in range(*part)] == list(range(12))
+    assert [n for part in parts for n in range(*part)] == list(range(12))
     assert all((stop - start) * max(costs[start:stop]) <= 60 for start, stop in parts)
     # all ways to cut: a batch of neighbours in order is never worse than one of any others
     fewest = min(
@@ -187,10 +187,10 @@ def test_two_workers_and_a_resumed_loader_give_the_same_batches() -> None:
         plain.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         whole.append([(batch["ids"], batch["starts"].tolist()) for batch in plain])
     assert len(whole[0]) == len(whole[1]) == len(plain)
-    for workers, place in ((0, (0, 3)), (0, (1, 1)), (2, (1, 2))):
+    for workers, start in ((0, (0, 3)), (0, (1, 1)), (2, (1, 2))):
         again = loader(workers)
-        again.load_state_dict({"epoch": place[0], "batch": place[1]})
-        assert [(b["ids"], b["starts"].tolist()) for b in again] == whole[place[0]][place[1] :]
+        again.load_state_dict({"epoch": start[0], "batch": start[1]})
+        assert [(b["ids"], b["starts"].tolist()) for b in again] == whole[start[0]][start[1] :]
 
 
 def test_weighted_batches_make_the_mean_over_proteins() -> None:

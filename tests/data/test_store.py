@@ -52,8 +52,8 @@ def test_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "s.chains"
     make_store()[1].write(path)
     good = path.read_bytes()
-    for place in range(0, len(good), 7):
-        path.write_bytes(good[:place] + bytes([good[place] ^ 0x10]) + good[place + 1 :])
+    for at in range(0, len(good), 7):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
         with pytest.raises(DataError, match=r"s\.chains"):
             ChainStore.open(path)
     for length in (0, 5, 24, len(good) - 1):

@@ -69,8 +69,8 @@ def test_partners_are_what_they_are_called(seed: int) -> None:
     labels = made_labels(seed, lengths)
     labels[0, 3, labels[0, 3] == 0] = 1  # a residue that touches all it is known to: no negative
     positives, negatives = draw_partners(labels, positives=3, negatives=8, min_separation=6)
-    place = torch.arange(31)
-    far = (place[:, None] - place).abs() >= 6
+    residue = torch.arange(31)
+    far = (residue[:, None] - residue).abs() >= 6
     for partners, label, most in ((positives, 1, 3), (negatives, 0, 8)):
         index = partners.index
         assert (labels.gather(-1, index)[partners.drawn] == label).all()

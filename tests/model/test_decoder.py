@@ -56,10 +56,10 @@ def made_decoder(layers: int = 2, width: int = 48) -> ContactDecoder:
     return decoder
 
 
-def turned(x: Tensor, places: Tensor) -> Tensor:
+def turned(x: Tensor, positions: Tensor) -> Tensor:
     """Rotate (B, T, H, 16) pair by pair, as complex numbers."""
     frequencies = 10_000.0 ** (-torch.arange(8, dtype=torch.float32) / 8)
-    angle = (places.float()[..., None] * frequencies).double().unsqueeze(2)
+    angle = (positions.float()[..., None] * frequencies).double().unsqueeze(2)
     z = torch.complex(x[..., :8], x[..., 8:]) * torch.polar(torch.ones_like(angle), angle)
     return torch.cat([z.real, z.imag], -1).transpose(1, 2)
 
@@ -73,7 +73,7 @@ def attend(query: Tensor, key: Tensor, keep: Tensor) -> Tensor:
     return scores.masked_fill(~keep, -torch.inf).softmax(-1)
 
 
-def written_out(decoder: ContactDecoder, states: Tensor, places: Tensor, evidence: Evidence, mask: Tensor) -> Tensor:
+def written_out(decoder: ContactDecoder, states: Tensor, positions: Tensor, evidence: Evidence, mask: Tensor) -> Tensor:
     """The decoder's logits with all maps at hand, in float64."""
     B, T, _ = states.shape
     own = decoder.segments
@@ -83,7 +83,7 @@ def written_out(decoder: ContactDecoder, states: Tensor, places: Tensor, evidenc
         for s in range(evidence.strand.shape[1]):
             residues = (evidence.segment_of[b] == s).nonzero()[:, 1].tolist()
             found.append(len(residues) >= int(evidence.least[b, s]))
-            where.append(sum(float(places[b, i + 1]) for i in residues) / len(residues) if found[-1] else 0.0)
+            where.append(sum(float(positions[b, i + 1]) for i in residues) / len(residues) if found[-1] else 0.0)
             similarity = evidence.similarity[b, evidence.hit_of[b, s]].tolist()
             numbers = torch.tensor([*similarity, math.log(len(residues)) if found[-1] else 0.0]).double()
             kind = own.kind[int(evidence.strand[b, s])]
@@ -101,11 +101,11 @@ def written_out(decoder: ContactDecoder, states: Tensor, places: Tensor, evidenc
     for layer, weights in zip(layers, SCALE_OF_MAPS * decoder.head_weight, strict=True):
         key, value = (heads_of(part) for part in layer.offer(segments).chunk(2, -1))
         P = attend(
-            turned(heads_of(layer.ask(layer.norm_cross(hidden))), places), turned(key, centre), keep[:, None, None]
+            turned(heads_of(layer.ask(layer.norm_cross(hidden))), positions), turned(key, centre), keep[:, None, None]
         )
         hidden = hidden + layer.take((P @ value.transpose(1, 2)).transpose(1, 2).flatten(2))
         normed = layer.norm_self(hidden)
-        query, key = turned(heads_of(layer.query(normed)), places), turned(heads_of(layer.key(normed)), places)
+        query, key = turned(heads_of(layer.query(normed)), positions), turned(heads_of(layer.key(normed)), positions)
         P = attend(query, key, mask[:, None, None])
         for h, w in enumerate(weights):
             S = P[:, h].masked_fill(~both, 0)
@@ -124,7 +124,7 @@ def run(
     decoder: ContactDecoder,
     lengths: list[int],
     evidence: Evidence,
-    places: Tensor | None = None,
+    positions: Tensor | None = None,
     attention: Attention = contact_attention,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tokens = make_tokens(lengths)
@@ -132,17 +132,17 @@ def run(
     layout = TokenLayout.of(tokens, mask)
     generator = torch.Generator().manual_seed(5)
     states = torch.randn(*tokens.shape, E, generator=generator, dtype=torch.float64)
-    places = torch.arange(tokens.shape[1]).expand(tokens.shape) if places is None else places
-    logits = decoder(states, places, evidence, layout, attention)
+    positions = torch.arange(tokens.shape[1]).expand(tokens.shape) if positions is None else positions
+    logits = decoder(states, positions, evidence, layout, attention)
     inside = layout.residue[:, 1:-1]
-    return logits.masked_fill(~(inside[:, :, None] & inside[:, None]), 0), states, places, mask
+    return logits.masked_fill(~(inside[:, :, None] & inside[:, None]), 0), states, positions, mask
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_logits_are_those_of_the_formula_with_all_maps_at_hand(layers: int) -> None:
     decoder, evidence = made_decoder(layers), made_evidence(3, 30)
-    logits, states, places, mask = run(decoder, [30, 21, 17], evidence)
-    expected = written_out(decoder, states, places, evidence, mask)
+    logits, states, positions, mask = run(decoder, [30, 21, 17], evidence)
+    expected = written_out(decoder, states, positions, evidence, mask)
     assert float(expected.detach().std()) > 0.05
     torch.testing.assert_close(
         logits, expected, atol=1e-4 * float(expected.detach().abs().max()), rtol=0
@@ -161,10 +161,10 @@ def test_it_is_silent_at_first_and_its_first_weights_follow_from_the_seed() -> N
 
 def test_a_constant_offset_changes_nothing_and_a_jump_does() -> None:
     decoder, evidence = made_decoder(), made_evidence(2, 24)
-    places = torch.arange(26).expand(2, 26)
-    start, *_ = run(decoder, [24, 24], evidence, places)
-    offset, *_ = run(decoder, [24, 24], evidence, places + 300)
-    jump, *_ = run(decoder, [24, 24], evidence, places + 40 * (places > 12))
+    positions = torch.arange(26).expand(2, 26)
+    start, *_ = run(decoder, [24, 24], evidence, positions)
+    offset, *_ = run(decoder, [24, 24], evidence, positions + 300)
+    jump, *_ = run(decoder, [24, 24], evidence, positions + 40 * (positions > 12))
     torch.testing.assert_close(offset, start, atol=2e-3, rtol=0)
     assert float((jump - start).detach().abs().max()) > 0.05
 

@@ -65,12 +65,12 @@ def test_a_map_is_the_rescaled_similarity(tiny_esm: Path) -> None:
 def test_padding_and_a_constant_offset_change_nothing_and_a_jump_does(tiny_esm: Path) -> None:
     module = ContrastiveModule(str(tiny_esm)).double().eval()
     tokens = make_tokens([30, 18])
-    places = torch.arange(32).expand(2, 32)
+    positions = torch.arange(32).expand(2, 32)
     with torch.no_grad():
         start = module.contact_logits(tokens)
         alone = module.contact_logits(tokens[1:, :20])
-        offset = module.contact_logits(tokens, positions=places + 500)
-        jump = module.contact_logits(tokens, positions=places + 40 * (places > 12))
+        offset = module.contact_logits(tokens, positions=positions + 500)
+        jump = module.contact_logits(tokens, positions=positions + 40 * (positions > 12))
     torch.testing.assert_close(start[1:, :18, :18], alone, atol=1e-9, rtol=0)
     # angles are computed in float32
     torch.testing.assert_close(offset, start, atol=1e-3, rtol=0)

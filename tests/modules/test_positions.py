@@ -36,18 +36,20 @@ def chain() -> Tensor:
     return torch.from_numpy(encode(random_sequence(7, LENGTH)))
 
 
-def logits(module: ContactModule, tokens: Tensor, mask: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+def logits(
+    module: ContactModule, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None
+) -> Tensor:
     with torch.no_grad():
-        return module.contact_logits(tokens, mask, places)[0]
+        return module.contact_logits(tokens, mask, positions)[0]
 
 
 @pytest.mark.parametrize("offset", [1, 17, 800])
 def test_one_constant_offset_changes_nothing(module: ContactModule, chain: Tensor, offset: int) -> None:
     tokens = with_ends(chain)
-    places = torch.arange(LENGTH + 2)[None]
+    positions = torch.arange(LENGTH + 2)[None]
     plain = logits(module, tokens)
-    torch.testing.assert_close(logits(module, tokens, None, places), plain, rtol=0, atol=1e-9)
-    torch.testing.assert_close(logits(module, tokens, None, places + offset), plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(module, tokens, None, positions), plain, rtol=0, atol=1e-9)
+    torch.testing.assert_close(logits(module, tokens, None, positions + offset), plain, rtol=0, atol=1e-5)
 
 
 def test_true_ends_change_what_a_crop_sees(module: ContactModule, chain: Tensor) -> None:
@@ -65,8 +67,8 @@ def test_segments_at_true_positions_are_a_full_pass_with_the_rest_masked_out(
     mask[0, 0] = mask[0, -1] = True
     mask[0, residues + 1] = True
     full = logits(module, with_ends(chain), mask)[residues][:, residues]
-    places = torch.cat([torch.tensor([0]), residues + 1, torch.tensor([LENGTH + 1])])[None]
-    torch.testing.assert_close(logits(module, with_ends(chain[residues]), None, places), full, rtol=0, atol=1e-6)
+    positions = torch.cat([torch.tensor([0]), residues + 1, torch.tensor([LENGTH + 1])])[None]
+    torch.testing.assert_close(logits(module, with_ends(chain[residues]), None, positions), full, rtol=0, atol=1e-6)
 
 
 # -- what the data module hands over -------------------------------------------------------------------------------
@@ -83,7 +85,7 @@ def test_two_segments_are_uniform_over_all_places() -> None:
         for n in range(draws)
     )
     possible = {(a, 4 + b) for a, b in combinations_with_replacement(range(4), 2)}
-    assert set(found) == possible  # 10 places
+    assert set(found) == possible  # 10 positions
     expected = draws / len(possible)
     assert sum((count - expected) ** 2 / expected for count in found.values()) < 27.9  # 9 degrees, p = 0.001
 
@@ -102,12 +104,12 @@ def test_a_batch_of_two_segments_keeps_true_distances() -> None:
     batch = collate([CropDataset(store, 12, "two_segments", seed=5)[n] for n in range(2)])
     for row in range(2):
         length, chain = int(batch["lengths"][row]), int(batch["indices"][row])
-        places = batch["positions"][row, : length + 2]
-        assert places[0] == 0 and places[1] == 1 and (places.diff() > 0).all()
-        residues = (places[1:-1] - 1 + batch["starts"][row]).numpy()
+        positions = batch["positions"][row, : length + 2]
+        assert positions[0] == 0 and positions[1] == 1 and (positions.diff() > 0).all()
+        residues = (positions[1:-1] - 1 + batch["starts"][row]).numpy()
         assert np.array_equal(store.tokens_of(chain)[residues], batch["tokens"][row, 1 : length + 1])
         np.testing.assert_array_equal(store.cb_of(chain)[residues], batch["cb"][row, :length])
-        assert places[-1] == places[-2] + 1
+        assert positions[-1] == positions[-2] + 1
     assert set(batch["lengths"].tolist()) == {12, 8}
 
 
@@ -117,9 +119,9 @@ def test_true_ends_stand_at_the_ends_of_the_chain(scheme) -> None:
     for n in range(20):
         sample = CropDataset(store, 12, scheme, true_ends=True)[n]
         batch = collate([sample])
-        places = batch["positions"][0]
-        assert (places[0], places[-1]) == (0, 51)
-        assert places[1] == sample["start"] + 1
+        positions = batch["positions"][0]
+        assert (positions[0], positions[-1]) == (0, 51)
+        assert positions[1] == sample["start"] + 1
 
 
 def test_contacts_between_the_segments_are_labelled_by_distance() -> None:

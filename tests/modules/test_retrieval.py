@@ -186,9 +186,9 @@ def test_windows_are_shown_their_part_of_what_is_known_of_the_chain(
         for row in range(len(tokens)):
             # every aligned residue shown comes from a chain of the same letters there
             known = evidence.cb[row].isfinite().all(-1).any(0).nonzero()[:, 0].tolist()
-            for place in known[::7]:
-                letter = int(tokens[row, 1 + place])
-                cb = evidence.cb[row, :, place]
+            for at in known[::7]:
+                letter = int(tokens[row, 1 + at])
+                cb = evidence.cb[row, :, at]
                 sources = [
                     int(chain[at])
                     for chain, own in zip(chains, all_cb, strict=True)
@@ -200,10 +200,10 @@ def test_windows_are_shown_their_part_of_what_is_known_of_the_chain(
 
 def test_a_constant_offset_changes_nothing(tiny_esm: Path, relatives: Path) -> None:
     module = awake(made(tiny_esm, relatives)).double()
-    evidence, places = evidence_of(module, QUERY), torch.arange(162)[None]
+    evidence, positions = evidence_of(module, QUERY), torch.arange(162)[None]
     with torch.no_grad():
-        start = module.contact_logits(tokens_of(QUERY), None, places, evidence)
-        offset = module.contact_logits(tokens_of(QUERY), None, places + 400, evidence)
+        start = module.contact_logits(tokens_of(QUERY), None, positions, evidence)
+        offset = module.contact_logits(tokens_of(QUERY), None, positions + 400, evidence)
     torch.testing.assert_close(offset, start, atol=5e-3, rtol=0)
 
 

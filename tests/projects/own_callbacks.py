@@ -39,12 +39,12 @@ class Walks(Dataset[Item]):
     def __getitem__(self, n: int) -> Item:
         seed = self.seeds[n]
         rng = torch.Generator().manual_seed(seed)
-        place, places = torch.zeros(3), []
+        position, positions = torch.zeros(3), []
         for step in torch.randn(self.length, 3, generator=rng):
-            step = step - 0.1 * place
-            place = place + 3.8 * step / step.norm()
-            places.append(place)
-        walk = torch.stack(places)
+            step = step - 0.1 * position
+            position = position + 3.8 * step / step.norm()
+            positions.append(position)
+        walk = torch.stack(positions)
         noise = torch.randn(self.length, self.length, generator=rng)
         return {
             "name": f"walk_{seed}",

@@ -39,8 +39,8 @@ class ConvolutionModule(L.LightningModule):
     def forward(self, tokens: Tensor) -> Tensor:
         """Contact logits (B, L, L) of tokens (B, L + 2): ``<cls>``, residues, ``<eos>``."""
         features = self.mix(self.embed(tokens[:, 1:-1]).mT).relu().mT  # (B, L, width)
-        places = torch.arange(features.shape[1], device=tokens.device)
-        separation = (places - places[:, None]).abs().clamp(max=63)
+        residues = torch.arange(features.shape[1], device=tokens.device)
+        separation = (residues - residues[:, None]).abs().clamp(max=63)
         logits: Tensor = features @ features.mT / features.shape[-1] + self.separation[separation]
         return logits
 

@@ -40,7 +40,7 @@ def make_arm(folder: Path, arm: str, first_seed: int, knows_hits: bool, copied: 
 
 
 def expected(scores: list[list[float]], stratum: str) -> list[float]:
-    return [float(np.mean([s for s, place in zip(run, STRATUM, strict=True) if place == stratum])) for run in scores]
+    return [float(np.mean([s for s, own in zip(run, STRATUM, strict=True) if own == stratum])) for run in scores]
 
 
 def test_strata_of_one_arm_hold_for_all(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

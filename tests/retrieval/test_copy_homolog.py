@@ -18,8 +18,8 @@ from tests.retrieval.made import QUERY, made_chain, made_database, mutated
 
 
 def trivial(length: int) -> np.ndarray:
-    places = np.arange(length)
-    return (np.abs(places[:, None] - places) <= 2).astype(np.float32)
+    residues = np.arange(length)
+    return (np.abs(residues[:, None] - residues) <= 2).astype(np.float32)
 
 
 def test_its_own_structure_gives_its_own_contacts(tmp_path: Path) -> None:

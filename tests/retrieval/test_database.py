@@ -186,8 +186,8 @@ def test_every_damage_is_noticed_and_mended_by_a_build(tmp_path: Path) -> None:
     good = snapshot(out)
     assert len(good) == 3
     for name, data in good.items():
-        for place in range(0, len(data), 5):
-            (out / name).write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+        for at in range(0, len(data), 5):
+            (out / name).write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
             with pytest.raises(DataError, match=COMMAND):
                 StructureDatabase.open(out)
         for length in (0, 1, len(data) // 2, len(data) - 1):

@@ -103,10 +103,10 @@ def test_a_batch_pads_and_places_what_is_shown(tmp_path: Path) -> None:
     shown = whole.shown(np.arange(4, 17))  # four of the helix, a strand, two of the next
     batch = collate_evidence([shown, nothing], 4, 32, 15)
     assert batch.states.shape == (2, SEGMENT_STEP, 32) and batch.cb.shape == (2, 4, 15, 3)
-    places, counts = batch.placed(torch.arange(1, 16)[None])
+    centres, counts = batch.centres(torch.arange(1, 16)[None])
     assert counts[0, :5].tolist() == [4, 3, 2, 0, 0] and not counts[1].any()
-    assert places[0, :5].tolist() == [2.5, 8.0, 12.5, 0, 0]
-    fewer, _ = collate_evidence([whole.shown(np.arange(5, 17))], 4, 32, 12).placed(torch.arange(12)[None])
+    assert centres[0, :5].tolist() == [2.5, 8.0, 12.5, 0, 0]
+    fewer, _ = collate_evidence([whole.shown(np.arange(5, 17))], 4, 32, 12).centres(torch.arange(12)[None])
     assert fewer[0, 0] == 0 and fewer[0, 1] > 0  # three residues of a helix are not enough
     again = whole.shown(np.arange(2, 20)).shown(np.arange(2, 15))
     for one, other in zip(collate_evidence([shown], 4, 32, 13), collate_evidence([again], 4, 32, 13), strict=True):

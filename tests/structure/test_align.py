@@ -9,7 +9,7 @@ import pytest
 from Bio.Align import PairwiseAligner
 
 from contactlm.structure import align
-from contactlm.structure.align import Observed, agreement, merge, place
+from contactlm.structure.align import Observed, agreement, align_observed, merge
 
 AMINO = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 
@@ -33,7 +33,7 @@ def gapped(seed: int, length: int = 80) -> tuple[str, np.ndarray, np.random.Gene
 def test_gaps_are_found_with_any_shift_of_the_numbers(seed):
     full, kept, _ = gapped(seed)
     for shift in (0, -50, 900):
-        assert np.array_equal(place(observed(full, kept, kept + shift), full), kept)
+        assert np.array_equal(align_observed(observed(full, kept, kept + shift), full), kept)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -41,7 +41,7 @@ def test_gaps_are_found_when_the_numbers_ignore_them(seed):
     """Numbered 1 to M: only letters and bonds tell; where several places fit, the letters must still agree."""
     full, kept, _ = gapped(seed)
     given = observed(full, kept, np.arange(1, len(kept) + 1))
-    found = place(given, full)
+    found = align_observed(given, full)
     assert agreement(given.letters, full, found) == 1.0
     assert (np.diff(found) > 0).all()
     assert np.array_equal(np.diff(found)[given.linked], np.ones(given.linked.sum()))
@@ -51,10 +51,10 @@ def test_numbers_decide_where_letters_do_not():
     full = "MKTA" + "G" * 12 + "WYRK"
     kept = np.array([0, 1, 2, 3, 4, 5, 12, 13, 16, 17, 18])
     given = observed(full, kept)
-    assert np.array_equal(place(given, full), kept)
+    assert np.array_equal(align_observed(given, full), kept)
     # The same with a substitution, which only the alignment places.
     changed = Observed("F" + given.letters[1:], given.numbers, given.linked)
-    assert np.array_equal(place(changed, full), kept)
+    assert np.array_equal(align_observed(changed, full), kept)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -64,7 +64,7 @@ def test_substitutions_are_placed_and_win(seed):
     for i in rng.choice(len(kept), 5, replace=False):
         letters[i] = str(rng.choice(AMINO[letters[i] != AMINO]))
     given = Observed("".join(letters), kept + 7, np.diff(kept) == 1)
-    positions = place(given, full)
+    positions = align_observed(given, full)
     assert np.array_equal(positions, kept)
     merged, where = merge(given.letters, full, positions)
     assert np.array_equal(where, kept)
@@ -77,8 +77,8 @@ def test_observed_residues_beyond_the_full_sequence_are_inserted():
     full = "MKTAYIAKQRQISFVK"
     tagged = "HHHHHH" + full[:7] + "WWW" + full[7:12] + "PP"
     given = Observed(tagged, np.arange(1, len(tagged) + 1), np.ones(len(tagged) - 1, dtype=bool))
-    merged, where = merge(tagged, full, place(given, full))
-    assert merged == tagged + full[14:]  # PP stands where SF is expected; the tag and WWW have no place in it
+    merged, where = merge(tagged, full, align_observed(given, full))
+    assert merged == tagged + full[14:]  # PP stands where SF is expected; the tag and WWW are not in it
     assert "".join(merged[i] for i in where) == tagged
     assert (np.diff(where) > 0).all()
 
@@ -86,7 +86,7 @@ def test_observed_residues_beyond_the_full_sequence_are_inserted():
 def test_unknown_observed_residues_take_the_letter_of_the_full_sequence():
     full = "MKTAYIAKQR"
     given = Observed("MKXXYI", np.arange(1, 7), np.ones(5, dtype=bool))
-    positions = place(given, full)
+    positions = align_observed(given, full)
     assert merge(given.letters, full, positions)[0] == full
     assert agreement(given.letters, full, positions) == 1.0
 
@@ -135,7 +135,7 @@ def test_a_repeat_is_not_taken_for_its_twin():
     unit = "MKTAYIAKQRQISFVK"
     full = unit * 4
     kept = np.arange(len(unit) + 3, 3 * len(unit) - 2)
-    assert np.array_equal(place(observed(full, kept), full), kept)
+    assert np.array_equal(align_observed(observed(full, kept), full), kept)
 
 
 def test_ordinary_chains_of_any_size_need_no_alignment(monkeypatch):
@@ -144,11 +144,11 @@ def test_ordinary_chains_of_any_size_need_no_alignment(monkeypatch):
     full = "".join(rng.choice(AMINO, 30_000))
     kept = np.flatnonzero(rng.random(30_000) < 0.9)
     start = time.perf_counter()
-    assert np.array_equal(place(observed(full, kept, kept - 40), full), kept)
+    assert np.array_equal(align_observed(observed(full, kept, kept - 40), full), kept)
     assert time.perf_counter() - start < 2.0
 
 
 def test_alignments_beyond_the_limit_are_refused():
     given = Observed("A" * 5000, np.arange(5000), np.ones(4999, dtype=bool))
     with pytest.raises(ValueError, match="5000 observed residues disagree with the 6000"):
-        place(given, "W" * 6000)
+        align_observed(given, "W" * 6000)

@@ -133,7 +133,7 @@ def read_text(path: Path) -> tuple[dict[tuple[str, str], tuple[int, NDArray]], d
             alphas.append((line[16:27], line[21], line[30:54]))
         elif line.startswith("ENDMDL"):
             break
-    known = {(chain, xyz): (int(place[6:10]), oxygens[place]) for place, chain, xyz in alphas if place in oxygens}
+    known = {(chain, xyz): (int(key[6:10]), oxygens[key]) for key, chain, xyz in alphas if key in oxygens}
     return known, records
 
 

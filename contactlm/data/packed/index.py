@@ -73,7 +73,7 @@ class Ids(Sequence[str]):
 
 
 @dataclass(frozen=True, eq=False)
-class PackIndex:
+class PackedIndex:
     """Columns over the n chains of a packed set, in their order.
 
     Attributes:
@@ -114,12 +114,12 @@ class PackIndex:
         """The chains' ids."""
         return Ids(self.id_text, self.id_ends, None)
 
-    def with_clusters(self, clusters: NDArray[np.int64]) -> PackIndex:
+    def with_clusters(self, clusters: NDArray[np.int64]) -> PackedIndex:
         """The same chains with other clusters, int64 (n,)."""
         return replace(self, clusters=clusters.astype(np.int32))
 
     @classmethod
-    def of_store(cls, store: ChainStore, files: NDArray[np.int64]) -> PackIndex:
+    def of_store(cls, store: ChainStore, files: NDArray[np.int64]) -> PackedIndex:
         """Describe chains.
 
         Args:
@@ -140,7 +140,7 @@ class PackIndex:
         )
 
     @classmethod
-    def concatenate(cls, parts: Sequence[PackIndex]) -> PackIndex:
+    def concatenate(cls, parts: Sequence[PackedIndex]) -> PackedIndex:
         """Lay the indices of consecutive shards end to end."""
         joined = {
             name: np.concatenate([np.zeros(0, kind), *(getattr(part, name) for part in parts)])
@@ -164,7 +164,7 @@ class PackIndex:
             handle.write(self.id_text.tobytes())
 
     @classmethod
-    def open(cls, path: Path) -> PackIndex:
+    def open(cls, path: Path) -> PackedIndex:
         """Map an index whose checksum was compared before.
 
         Raises:

@@ -29,7 +29,7 @@ _FOREIGN_ERRORS = (
 )
 
 
-class LocalPlace:
+class LocalFolder:
     """A packed set in a folder.
 
     Args:
@@ -75,7 +75,7 @@ class LocalPlace:
         return path
 
     def renew(self, part: Part) -> Path:
-        """Say that a file is damaged: there is no other place to have it from.
+        """Say that a file is damaged: there is no other copy to take.
 
         Raises:
             DataError: Always.
@@ -86,7 +86,7 @@ class LocalPlace:
         )
 
 
-class RemotePlace:
+class RemoteFolder:
     """A packed set behind a URL. Files are fetched when they are first needed and kept under their checksum.
 
     Several processes may ask for the same file: one fetches it, the others wait.
@@ -243,17 +243,17 @@ def _without_manifest(folder: Path, error: OSError) -> str:
     return f"{folder}: not a packed set (no {MANIFEST}: {error.strerror or error})"
 
 
-def is_packed(place: str) -> bool:
-    """Whether a place must be a packed set: a URL, or a folder that has a manifest or was being packed."""
-    if "://" in place:
+def is_packed(location: str) -> bool:
+    """Whether a location must be a packed set: a URL, or a folder that has a manifest or was being packed."""
+    if "://" in location:
         return True
-    folder = Path(place).expanduser()
+    folder = Path(location).expanduser()
     # a folder of structures may have some other program's manifest.json
     return (folder / JOURNAL).is_file() or ((folder / MANIFEST).is_file() and (folder / INDEX).is_file())
 
 
-def packed_place(place: str, cache_dir: Path) -> LocalPlace | RemotePlace:
-    """A folder, or the place behind a URL; ``file://`` is a folder."""
-    if place.startswith("file://"):
-        return LocalPlace(Path(unquote(place.removeprefix("file://"))))
-    return RemotePlace(place, cache_dir) if "://" in place else LocalPlace(Path(place).expanduser())
+def folder_at(location: str, cache_dir: Path) -> LocalFolder | RemoteFolder:
+    """The folder at a path or URL; one of ``file://`` is local."""
+    if location.startswith("file://"):
+        return LocalFolder(Path(unquote(location.removeprefix("file://"))))
+    return RemoteFolder(location, cache_dir) if "://" in location else LocalFolder(Path(location).expanduser())

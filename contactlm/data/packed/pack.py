@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from contactlm.data.cache import FILES_PER_TASK, parse_task
 from contactlm.data.files import find_structures
 from contactlm.data.packed.manifest import ClusterRule, Manifest
-from contactlm.data.packed.writer import SHARD_RESIDUES, PackWriter
+from contactlm.data.packed.writer import SHARD_RESIDUES, PackedWriter
 from contactlm.data.selection import name_problems
 from contactlm.data.store import ChainStore
 from contactlm.types import DataError
@@ -55,9 +55,9 @@ def pack_structures(
     Raises:
         DataError: There is nothing to pack, the folder cannot be used, or a reader process died.
     """
-    found = [(path, _name(path, place)) for place in structures for path in find_structures(place, "structures")]
+    found = [(path, _name(path, given)) for given in structures for path in find_structures(given, "structures")]
     paths = [path for path, _ in found]
-    writer = PackWriter(Path(out).expanduser(), shard_residues, sequence)
+    writer = PackedWriter(Path(out).expanduser(), shard_residues, sequence)
     done = writer.resume(lambda i: _mark(*found[i]), len(found))
     if done:
         log.info("%s: %d of %d files were packed before", out, done, len(found))
@@ -74,9 +74,9 @@ def pack_structures(
     return manifest
 
 
-def _name(path: Path, place: str) -> str:
+def _name(path: Path, given: str) -> str:
     """A file's name in messages: below the folder it was found in, so that it does not matter where that lies."""
-    folder = Path(place).expanduser()
+    folder = Path(given).expanduser()
     return path.relative_to(folder).as_posix() if folder.is_dir() else str(path)
 
 

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.data.cache import READER_VERSION, ReadReport
-from contactlm.data.packed.index import UNCLUSTERED, Ids, PackIndex, checksum, sequence_key
-from contactlm.data.packed.location import LocalPlace, RemotePlace, is_packed, packed_place
+from contactlm.data.packed.index import UNCLUSTERED, Ids, PackedIndex, checksum, sequence_key
+from contactlm.data.packed.location import LocalFolder, RemoteFolder, folder_at, is_packed
 from contactlm.data.packed.manifest import ClusterRule, Manifest, ShardPart, hash_file
 from contactlm.data.store import MAGIC, PREAMBLE, ChainStore
 from contactlm.types import DataError
 
-__all__ = ["Pack", "PackedStore", "is_packed", "open_pack"]
+__all__ = ["PackedSet", "PackedStore", "is_packed", "open_packed"]
 
 log = logging.getLogger(__name__)
 OPEN_SHARDS = 1024  # maps a process holds at a time; the system allows some 65,000
@@ -38,11 +38,11 @@ class _Mapped(NamedTuple):
     tokens: NDArray[np.uint8]  # (N,)
 
 
-class Pack:
+class PackedSet:
     """The shards of a packed set.
 
     Args:
-        place: Where they lie.
+        folder: Where they lie.
         shards: Their parts, in order.
         index: All chains.
         clusters: The rule of the clusters in the index; None: there are none.
@@ -50,17 +50,17 @@ class Pack:
 
     def __init__(
         self,
-        place: LocalPlace | RemotePlace,
+        folder: LocalFolder | RemoteFolder,
         shards: Sequence[ShardPart],
-        index: PackIndex,
+        index: PackedIndex,
         clusters: ClusterRule | None = None,
     ) -> None:
-        self.place, self.shards, self.index, self.clusters = place, shards, index, clusters
+        self.folder, self.shards, self.index, self.clusters = folder, shards, index, clusters
         self._first = np.cumsum([0, *(shard.chains for shard in shards)])
         self._maps: OrderedDict[int, _Mapped] = OrderedDict()
         residues = index.starts[self._first] if self._first[-1] == len(index) else None
         if residues is None or np.diff(residues).tolist() != [shard.residues for shard in shards]:
-            raise DataError(f"{place}: index and shards do not belong together; pack or upload the set again")
+            raise DataError(f"{folder}: index and shards do not belong together; pack or upload the set again")
 
     def __getstate__(self) -> dict[str, Any]:
         """A process that gets a copy maps the shards itself: a map would travel as all it holds."""
@@ -97,10 +97,10 @@ class Pack:
         array = getattr(self._map(shard), kind)
         if not self._is_intact(kind, array, shard, first, last):
             del self._maps[shard]
-            self.place.renew(self.shards[shard])  # or an error
+            self.folder.renew(self.shards[shard])  # or an error
             array = getattr(self._map(shard), kind)
             if not self._is_intact(kind, array, shard, first, last):
-                raise DataError(f"{self.place}: index and shards do not belong together; pack or upload the set again")
+                raise DataError(f"{self.folder}: index and shards do not belong together; pack or upload the set again")
         return array
 
     def _is_intact(self, kind: Kind, array: NDArray[Any], shard: int, first: int, last: int) -> bool:
@@ -114,8 +114,8 @@ class Pack:
             self._maps.move_to_end(number)
             return self._maps[number]
         part = self.shards[number]
-        path = self.place.path(part)
-        mapped = _map_shard(path, part) or _map_shard(self.place.renew(part), part)
+        path = self.folder.path(part)
+        mapped = _map_shard(path, part) or _map_shard(self.folder.renew(part), part)
         if mapped is None:
             raise DataError(f"{path}: not a shard of this set; pack or upload the set again")
         if len(self._maps) >= OPEN_SHARDS:
@@ -139,15 +139,15 @@ def _map_shard(path: Path, part: ShardPart) -> _Mapped | None:
 class _PackedArray:
     """What all shards hold of one kind, as one long array that is never put together: it answers slices."""
 
-    def __init__(self, pack: Pack, kind: Kind) -> None:
-        self._pack, self._kind = pack, kind
+    def __init__(self, packed: PackedSet, kind: Kind) -> None:
+        self._packed, self._kind = packed, kind
 
     def __len__(self) -> int:
-        return int(self._pack.index.starts[-1])
+        return int(self._packed.index.starts[-1])
 
     def __getitem__(self, span: slice) -> NDArray[Any]:
         start, stop, step = span.indices(len(self))
-        return self._pack.residues(self._kind, start, stop)[::step]
+        return self._packed.residues(self._kind, start, stop)[::step]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,40 +158,40 @@ class PackedStore(ChainStore):
     equal, clusters) opens no shard.
 
     Attributes:
-        pack: The shards.
+        packed: The shards.
     """
 
-    pack: Pack = field(kw_only=True)
+    packed: PackedSet = field(kw_only=True)
 
     @classmethod
-    def of(cls, pack: Pack) -> PackedStore:
+    def of(cls, packed: PackedSet) -> PackedStore:
         """All chains of a packed set; ``file_of_chain`` in the meta data is an array."""
-        arrays = {kind: cast(Any, _PackedArray(pack, kind)) for kind in ("cb", "tokens")}
+        arrays = {kind: cast(Any, _PackedArray(packed, kind)) for kind in ("cb", "tokens")}
         return cls(
-            ids=cast(Any, pack.index.ids),
-            starts=pack.index.starts[:-1],
-            lengths=pack.index.lengths.astype(np.int64),
-            meta={"file_of_chain": pack.index.files},
-            pack=pack,
+            ids=cast(Any, packed.index.ids),
+            starts=packed.index.starts[:-1],
+            lengths=packed.index.lengths.astype(np.int64),
+            meta={"file_of_chain": packed.index.files},
+            packed=packed,
             **arrays,
         )
 
     def resolved_counts(self) -> NDArray[np.int64]:
         """Resolved residues of each entry, int64 (n,)."""
-        first, last = self.pack.chains_between(self.starts, self.starts + self.lengths)
-        return self.pack.index.resolved_before[last] - self.pack.index.resolved_before[first]
+        first, last = self.packed.chains_between(self.starts, self.starts + self.lengths)
+        return self.packed.index.resolved_before[last] - self.packed.index.resolved_before[first]
 
     def sequence_keys(self) -> list[bytes]:
         """What is equal for entries of equal sequence and chain lengths, as far as 64 bits a chain tell."""
-        first, last = self.pack.chains_between(self.starts, self.starts + self.lengths)
+        first, last = self.packed.chains_between(self.starts, self.starts + self.lengths)
         spans = [slice(*span) for span in zip(first.tolist(), last.tolist(), strict=True)]
-        keys, lengths = self.pack.index.sequence_keys, self.pack.index.lengths
+        keys, lengths = self.packed.index.sequence_keys, self.packed.index.lengths
         return [keys[span].tobytes() + lengths[span].tobytes() for span in spans]
 
     def chain_keys(self) -> tuple[list[str], NDArray[np.int64]]:
         """A digest of each of n chains, those of complexes one by one, and the entry of each, int64 (n,), ascending."""
         chains, entries = self.all_chains()
-        return [f"{key:016x}" for key in self.pack.index.sequence_keys[chains].tolist()], entries
+        return [f"{key:016x}" for key in self.packed.index.sequence_keys[chains].tolist()], entries
 
     def recorded_groups(self, rule: ClusterRule) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Clusters that were computed when the set was packed.
@@ -203,24 +203,24 @@ class PackedStore(ChainStore):
             The cluster of each of n chains, those of complexes one by one, and the entry of each, both int64 (n,).
             None when none were recorded, or those of another rule.
         """
-        recorded = self.pack.clusters
+        recorded = self.packed.clusters
         if recorded != rule:
             made = "without clusters" if recorded is None else f"with clusters of another rule ({recorded})"
             log.info(
                 "%s was packed %s: those asked for (%s) are computed from all its sequences, once; `contactlm pack "
                 "--clusters` with the options of the run records them",
-                self.pack.place, made, rule,
+                self.packed.folder, made, rule,
             )  # fmt: skip
             return None
         chains, entries = self.all_chains()
-        groups = self.pack.index.clusters[chains].astype(np.int64)
+        groups = self.packed.index.clusters[chains].astype(np.int64)
         if (groups == UNCLUSTERED).any():
-            raise DataError(f"{self.pack.place}: clusters are missing from the index; pack the structures again")
+            raise DataError(f"{self.packed.folder}: clusters are missing from the index; pack the structures again")
         return groups, entries
 
     def all_chains(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Number in the set of each of n chains, those of complexes one by one, and the entry of each, int64 (n,)."""
-        first, last = self.pack.chains_between(self.starts, self.starts + self.lengths)
+        first, last = self.packed.chains_between(self.starts, self.starts + self.lengths)
         counts = last - first
         entries = np.repeat(np.arange(len(self)), counts)
         return np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts), entries
@@ -239,14 +239,14 @@ class PackedStore(ChainStore):
         )
 
 
-def open_pack(place: str, cache_dir: Path, sequence: str, option: str) -> tuple[PackedStore, ReadReport]:
+def open_packed(location: str, cache_dir: Path, sequence: str, option: str) -> tuple[PackedStore, ReadReport]:
     """Open a packed set; no shard is opened or fetched.
 
     Args:
-        place: Folder or URL of the set.
+        location: Folder or URL of the set.
         cache_dir: The cache folder, where what is fetched is kept.
         sequence: How the run wants sequences, ``"seqres"`` or ``"observed"``.
-        option: The option that names the place, for messages.
+        option: The option that names it, for messages.
 
     Returns:
         All its chains, and the structure files that could not be read when it was packed.
@@ -254,33 +254,33 @@ def open_pack(place: str, cache_dir: Path, sequence: str, option: str) -> tuple[
     Raises:
         DataError: It is no packed set, incomplete, damaged, cannot be fetched, or was read in another way.
     """
-    lies = packed_place(place, cache_dir)
-    manifest = lies.manifest()
+    folder = folder_at(location, cache_dir)
+    manifest = folder.manifest()
     if manifest.sequence != sequence:
         raise DataError(
-            f"{option}: {lies} was packed with sequence={manifest.sequence}, and this run asks for {sequence}; pack "
+            f"{option}: {folder} was packed with sequence={manifest.sequence}, and this run asks for {sequence}; pack "
             f"the structures with --sequence {sequence}, or set data.sequence to {manifest.sequence}"
         )
     if manifest.reader_version != READER_VERSION:
         log.warning(
             "%s: %s was read by version %d of the reading rules, this contactlm has version %d: its chains may differ "
             "from those of the structure files; pack them again to have the same",
-            option, lies, manifest.reader_version, READER_VERSION,
+            option, folder, manifest.reader_version, READER_VERSION,
         )  # fmt: skip
-    problems = _read_problems(lies, manifest)
-    return PackedStore.of(_open_index(lies, manifest)), ReadReport(manifest.files, 0, problems)
+    problems = _read_problems(folder, manifest)
+    return PackedStore.of(_open_index(folder, manifest)), ReadReport(manifest.files, 0, problems)
 
 
-def _open_index(lies: LocalPlace | RemotePlace, manifest: Manifest) -> Pack:
-    path = _verified(lies, manifest, "index")
-    return Pack(lies, manifest.shards, PackIndex.open(path), manifest.clusters)
+def _open_index(folder: LocalFolder | RemoteFolder, manifest: Manifest) -> PackedSet:
+    path = _verified(folder, manifest, "index")
+    return PackedSet(folder, manifest.shards, PackedIndex.open(path), manifest.clusters)
 
 
-def _read_problems(lies: LocalPlace | RemotePlace, manifest: Manifest) -> dict[str, str]:
-    return json.loads(_verified(lies, manifest, "problems").read_bytes())
+def _read_problems(folder: LocalFolder | RemoteFolder, manifest: Manifest) -> dict[str, str]:
+    return json.loads(_verified(folder, manifest, "problems").read_bytes())
 
 
-def _verified(lies: LocalPlace | RemotePlace, manifest: Manifest, name: Literal["index", "problems"]) -> Path:
+def _verified(folder: LocalFolder | RemoteFolder, manifest: Manifest, name: Literal["index", "problems"]) -> Path:
     part = getattr(manifest, name)
-    path = lies.path(part)
-    return path if hash_file(path) == part.sha256 else lies.renew(part)
+    path = folder.path(part)
+    return path if hash_file(path) == part.sha256 else folder.renew(part)

@@ -16,8 +16,8 @@ import numpy as np
 from contactlm.atomic import atomic_file, is_temporary, remove_temporaries
 from contactlm.data.cache import READER_VERSION, ReadReport
 from contactlm.data.complexes import chain_sequences, join_chains
-from contactlm.data.packed.index import UNCLUSTERED, PackIndex
-from contactlm.data.packed.location import LocalPlace
+from contactlm.data.packed.index import UNCLUSTERED, PackedIndex
+from contactlm.data.packed.location import LocalFolder
 from contactlm.data.packed.manifest import (
     INDEX,
     JOURNAL,
@@ -29,7 +29,7 @@ from contactlm.data.packed.manifest import (
     Part,
     ShardPart,
 )
-from contactlm.data.packed.store import Pack, PackedStore
+from contactlm.data.packed.store import PackedSet, PackedStore
 from contactlm.data.selection import select_chains
 from contactlm.data.store import ChainStore
 from contactlm.homology.cluster import cluster_sequences
@@ -54,7 +54,7 @@ class _Done:
     shard: ShardPart
     files: int
     mark: str
-    index: PackIndex
+    index: PackedIndex
     problems: dict[str, str]
 
     def entry(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class _Done:
         return {"shard": asdict(self.shard), "files": self.files, "mark": self.mark}
 
 
-class PackWriter:
+class PackedWriter:
     """Writes a packed set, file after file.
 
     Shards are written as they fill up. The manifest is written by :meth:`finish`, so a folder without one is not
@@ -113,7 +113,7 @@ class PackWriter:
                 log.warning("%s: other structure files than before from shard %d on", self.out, len(self._done))
                 break
             try:
-                store = ChainStore.open(LocalPlace(self.out).path(part))
+                store = ChainStore.open(LocalFolder(self.out).path(part))
             except DataError as error:
                 log.warning("%s; it is packed again", error)
                 break
@@ -163,13 +163,13 @@ class PackWriter:
         """
         self._flush()
         problems, files = self.problems, self.files
-        index = PackIndex.concatenate([done.index for done in self._done])
+        index = PackedIndex.concatenate([done.index for done in self._done])
         if not len(index):
             first = "".join(f"; the first: {name}: {reason}" for name, reason in list(problems.items())[:1])
             raise DataError(f"nothing to pack: {len(problems)} of {files} files cannot be read{first}")
         shards = tuple(done.shard for done in self._done)
         if rule is not None:
-            index = _cluster(Pack(LocalPlace(self.out), shards, index), rule)
+            index = _cluster(PackedSet(LocalFolder(self.out), shards, index), rule)
         with self._writing():
             index.write(self.out / INDEX)
             _write(self.out / PROBLEMS, json.dumps(problems, indent=1).encode())
@@ -242,12 +242,12 @@ class PackWriter:
 
 def _describe(store: ChainStore, part: ShardPart, files: int, mark: str, first_file: int) -> _Done:
     numbers = first_file + np.asarray(store.meta["file_of_chain"], dtype=np.int64)
-    return _Done(part, files, mark, PackIndex.of_store(store, numbers), store.meta["problems"])
+    return _Done(part, files, mark, PackedIndex.of_store(store, numbers), store.meta["problems"])
 
 
-def _cluster(pack: Pack, rule: ClusterRule) -> PackIndex:
+def _cluster(packed: PackedSet, rule: ClusterRule) -> PackedIndex:
     """Cluster the chains that a run with these options uses; the others stay without a cluster."""
-    every = PackedStore.of(pack)
+    every = PackedStore.of(packed)
     entries = join_chains(every) if rule.assembly == "complex" else every
     chosen = select_chains(entries, ReadReport(), rule.min_length).store
     if not isinstance(chosen, PackedStore):
@@ -256,7 +256,7 @@ def _cluster(pack: Pack, rule: ClusterRule) -> PackIndex:
     numbers, _ = chosen.all_chains()
     clusters = np.full(len(every), UNCLUSTERED, dtype=np.int64)
     clusters[numbers] = cluster_sequences(sequences, rule.options, progress=True)
-    return pack.index.with_clusters(clusters)
+    return packed.index.with_clusters(clusters)
 
 
 def _join(marks: Iterable[str]) -> str:

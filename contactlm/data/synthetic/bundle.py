@@ -41,7 +41,7 @@ _NEAR = 4  # sites: loops that start farther apart do not meet
 
 
 class Site(NamedTuple):
-    """A place on the lattice: column along the rows, and row 0 or 1."""
+    """A site of the lattice: column along the rows, and row 0 or 1."""
 
     column: int
     row: int

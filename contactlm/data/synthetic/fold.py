@@ -87,7 +87,7 @@ class SyntheticProtein:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """A stretch of chain before it has a place: letters (n) and ideal phi, psi (n, 2), degrees."""
+    """A stretch of chain before it is placed: letters (n) and ideal phi, psi (n, 2), degrees."""
 
     kind: str
     sequence: str

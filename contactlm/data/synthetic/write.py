@@ -23,7 +23,7 @@ from contactlm.types import DataError
 
 MANIFEST = "synthetic.json"
 GENERATOR_VERSION = 1  # raise it whenever the same options give other proteins
-MAX_PROTEINS = 20_000  # of a split: entry codes have three places of base 36 for both
+MAX_PROTEINS = 20_000  # of a split: entry codes have three digits of base 36 for both
 
 _MIN_LENGTH = {"hairpins": fold.MIN_LENGTH, "bundle": bundle.MIN_LENGTH}
 _SPLITS = ("train", "test")
@@ -76,7 +76,7 @@ def write_synthetic(options: SyntheticOptions) -> tuple[Path, Path]:
 
     A set that is already there is kept, and one that is not complete (a killed run) is completed: a protein is a pure
     function of the options and its index. Every file, and at the end the manifest ``synthetic.json``, is written
-    beside its place and renamed.
+    beside it and renamed.
 
     Args:
         options: What to write.

@@ -38,10 +38,10 @@ def pack(folder: Path, out: Path, rule: ClusterRule | None = None, residues: int
     return pack_structures([str(folder)], out, residues, clusters=rule, workers=0, progress=False)
 
 
-def module(place: object, cache: Path, **options: Any) -> ContactDataModule:
-    """A data module that is set up to train on the structures of a place."""
+def module(location: object, cache: Path, **options: Any) -> ContactDataModule:
+    """A data module that is set up to train on the structures of a folder, list or packed set."""
     options = {"cache_dir": str(cache), "read_workers": 0, "dev_fraction": 0.2, "batch_size": 3} | options
-    data = ContactDataModule(str(place), **options)
+    data = ContactDataModule(str(location), **options)
     data.prepare_data()
     data.setup("fit")
     return data

@@ -23,7 +23,7 @@ from contactlm.data.files import find_structures
 from contactlm.data.packed import store as shards
 from contactlm.data.packed.manifest import INDEX, JOURNAL, MANIFEST, PROBLEMS, ClusterRule
 from contactlm.data.packed.pack import pack_structures
-from contactlm.data.packed.store import PackedStore, open_pack
+from contactlm.data.packed.store import PackedStore, open_packed
 from contactlm.data.selection import select_chains
 from contactlm.data.store import ChainStore
 from contactlm.homology.relations import ClusterOptions
@@ -53,7 +53,7 @@ def own(packed: Path, tmp_path: Path) -> Path:
 
 def stores(folder: Path, packed: Path, cache: Path) -> tuple[tuple[ChainStore, Any], tuple[PackedStore, Any]]:
     plain = StructureCache(cache, workers=0, progress=False).load(find_structures(folder))
-    return plain, open_pack(str(packed), cache, "seqres", "train_dir")
+    return plain, open_packed(str(packed), cache, "seqres", "train_dir")
 
 
 @pytest.mark.parametrize("complexes", [False, True])
@@ -91,7 +91,7 @@ def samples(data: ContactDataModule, rank: int, world: int, batches: int) -> lis
 
 
 @pytest.mark.parametrize(
-    ("options", "places", "workers"),
+    ("options", "starts", "workers"),
     [
         ({"seed": 0, "crop_length": 30}, [(0, 1)], 0),
         ({"seed": 1, "crop_length": 30}, [(0, 2), (1, 2)], 0),
@@ -105,15 +105,15 @@ def samples(data: ContactDataModule, rank: int, world: int, batches: int) -> lis
     ids=str,
 )
 def test_the_samples_are_those_of_the_folder_in_the_same_order(
-    folder: Path, packed: Path, tmp_path: Path, options: dict[str, Any], places: list[tuple[int, int]], workers: int
+    folder: Path, packed: Path, tmp_path: Path, options: dict[str, Any], starts: list[tuple[int, int]], workers: int
 ) -> None:
     options = {**options, "num_workers": workers, "split_seed": options["seed"]}
     plain, data = module(folder, tmp_path, **options), module(packed, tmp_path, **options)
     for role in ("train", "dev"):
         assert data.chains[role].ids == plain.chains[role].ids
         assert isinstance(data.chains[role], PackedStore) and not isinstance(plain.chains[role], PackedStore)
-    for place in places:
-        assert samples(data, *place, batches=12) == samples(plain, *place, batches=12)
+    for start in starts:
+        assert samples(data, *start, batches=12) == samples(plain, *start, batches=12)
     (evaluated, expected) = (next(iter(each.val_dataloader())) for each in (data, plain))
     assert evaluated["ids"] == expected["ids"] and evaluated["tokens"].equal(expected["tokens"])
 
@@ -168,14 +168,14 @@ def test_long_leak_reports_are_skipped_loudly_and_had_on_demand(
     assert "leak report of the test set skipped" in caplog.text and "data.leak_report=always" in caplog.text
     assert module(packed, tmp_path, test_dir=str(folder), leak_report="always").identity["test"].max() == 1
     opened: list[int] = []
-    monkeypatch.setattr(shards.Pack, "_map", lambda self, number: opened.append(number))
+    monkeypatch.setattr(shards.PackedSet, "_map", lambda self, number: opened.append(number))
     kept = module(packed, tmp_path, test_dir=str(folder))  # from the cache now, without a look at the training chains
     assert kept.identity["test"].max() == 1 and not opened
     assert "test" not in module(packed, tmp_path / "new", test_dir=str(folder), leak_report="never").identity
 
 
 def test_residues_are_mapped_not_copied(packed: Path, tmp_path: Path) -> None:
-    store, _ = open_pack(str(packed), tmp_path, "seqres", "train_dir")
+    store, _ = open_packed(str(packed), tmp_path, "seqres", "train_dir")
     chosen = store.select(np.arange(len(store))[::-1]).select([3, 1])
     for array in (chosen.cb_of(0), chosen.tokens_of(1)):
         base: Any = array
@@ -186,7 +186,7 @@ def test_residues_are_mapped_not_copied(packed: Path, tmp_path: Path) -> None:
 
 
 def test_a_copy_for_another_process_leaves_the_shards_behind(packed: Path, tmp_path: Path) -> None:
-    store, _ = open_pack(str(packed), tmp_path, "seqres", "train_dir")
+    store, _ = open_packed(str(packed), tmp_path, "seqres", "train_dir")
     expected = [store.cb_of(i).tobytes() for i in range(len(store))]
     sent = pickle.dumps(store)
     assert len(sent) < 100 * len(store) + 8000 < sum(map(len, expected))
@@ -195,13 +195,13 @@ def test_a_copy_for_another_process_leaves_the_shards_behind(packed: Path, tmp_p
 
 
 def test_few_shards_are_open_at_a_time(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, _ = open_pack(str(packed), tmp_path, "seqres", "train_dir")
+    store, _ = open_packed(str(packed), tmp_path, "seqres", "train_dir")
     expected = [store.cb_of(i).tobytes() for i in range(len(store))]
     monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
-    again, _ = open_pack(str(packed), tmp_path, "seqres", "train_dir")
+    again, _ = open_packed(str(packed), tmp_path, "seqres", "train_dir")
     for i in np.random.default_rng(0).permutation(3 * len(store)) % len(store):
         assert again.cb_of(int(i)).tobytes() == expected[i]
-        assert len(again.pack._maps) <= 2
+        assert len(again.packed._maps) <= 2
 
 
 def test_slices_over_shards(folder: Path, packed: Path, tmp_path: Path) -> None:
@@ -213,9 +213,9 @@ def test_slices_over_shards(folder: Path, packed: Path, tmp_path: Path) -> None:
     assert len(store.tokens) == len(plain.tokens)
 
 
-def use(place: object, cache: Path) -> list[bytes]:
+def use(location: object, cache: Path) -> list[bytes]:
     """Read everything."""
-    store, _ = open_pack(str(place), cache, "seqres", "train_dir")
+    store, _ = open_packed(str(location), cache, "seqres", "train_dir")
     return [store.cb_of(i).tobytes() + store.tokens_of(i).tobytes() for i in range(len(store))]
 
 
@@ -266,7 +266,7 @@ def test_several_processes_fetch_a_shard_once(packed: Path, tmp_path: Path) -> N
 
 
 def use_remote(url: str, cache: Path, seed: int) -> list[bytes]:
-    store, _ = open_pack(url, cache, "seqres", "train_dir")
+    store, _ = open_packed(url, cache, "seqres", "train_dir")
     found = {}
     for i in np.random.default_rng(seed).permutation(len(store)).tolist():
         found[i] = store.cb_of(i).tobytes() + store.tokens_of(i).tobytes()
@@ -290,9 +290,9 @@ def test_a_damaged_download_is_fetched_again_once(
     assert not list((tmp_path / "b").rglob(".*.tmp"))
 
 
-def flip(path: Path, place: int) -> None:
+def flip(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
-    data[place] ^= 0x10
+    data[at] ^= 0x10
     path.write_bytes(data)
 
 
@@ -311,8 +311,8 @@ def test_a_copy_that_rots_in_the_cache_is_fetched_again(packed: Path, tmp_path: 
 def test_every_damaged_residue_is_noticed_where_it_is_used(own: Path, tmp_path: Path) -> None:
     path = own / "shard-000001.chains"
     good, payload = path.read_bytes(), 13 * ChainStore.open(path).lengths.sum()
-    for place in range(len(good) - payload, len(good), 97):
-        flip(path, place)
+    for at in range(len(good) - payload, len(good), 97):
+        flip(path, at)
         with pytest.raises(DataError, match=r"shard-000001\.chains: damaged.*copy it again"):
             use(own, tmp_path)
         path.write_bytes(good)
@@ -328,9 +328,9 @@ def change(path: Path, **values: object) -> None:
 def test_what_cannot_be_used_is_said_with_path_and_remedy(own: Path, folder: Path, tmp_path: Path) -> None:
     manifest, good = own / MANIFEST, (own / MANIFEST).read_bytes()
 
-    def refused(message: str, place: object = own, **options: Any) -> None:
+    def refused(message: str, location: object = own, **options: Any) -> None:
         with pytest.raises(DataError, match=message):
-            use_all(module(place, tmp_path, **options))
+            use_all(module(location, tmp_path, **options))
         manifest.write_bytes(good)
 
     refused(r"packed with sequence=seqres.*asks for observed.*--sequence observed", sequence="observed")
@@ -426,5 +426,5 @@ def test_real_structures(shared: Path, tmp_path: Path) -> None:
         pack_structures([str(tmp_path / "list.txt")], out, 3000, sequence, workers=0, progress=False)
         for assembly in assemblies:
             options = {"sequence": sequence, "assembly": assembly, "crop_length": 100}
-            plain, data = (module(place, tmp_path, **options) for place in (tmp_path / "list.txt", out))
+            plain, data = (module(location, tmp_path, **options) for location in (tmp_path / "list.txt", out))
             assert samples(data, 0, 1, 8) == samples(plain, 0, 1, 8)
