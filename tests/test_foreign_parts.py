@@ -217,7 +217,7 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("lightning", "Trainer.gradient_clip_val", "callbacks/guard.py", a_trainer_has_what_its_connectors_set),
     ("lightning", "Trainer.datamodule", "callbacks/run_facts.py", a_trainer_has_what_its_connectors_set),
     ("lightning", "MixedPrecision.scaler", "callbacks/guard.py", mixed_precision_has_a_scaler),
-    ("lightning", "LightningModule._trainer", "modules/contact.py", a_module_without_a_trainer_says_so),
+    ("lightning", "LightningModule._trainer", "modules/base.py", a_module_without_a_trainer_says_so),
     ("lightning", "LightningModule._compiler_ctx", "model/execution.py", a_compiled_module_says_so),
     ("lightning", SPEED, "callbacks/throughput.py", ("device", "dtype")),
     ("lightning", "lightning.pytorch.loggers.logger:DummyLogger", "runs/directory.py", None),

@@ -63,8 +63,8 @@ class MapModule(TrainedWeights):
         >>> from contactlm import MapModule
         >>> class Nearness(torch.nn.Module):  # near in sequence, near in space
         ...     def forward(self, tokens, attention_mask=None, positions=None):
-        ...         places = torch.arange(tokens.shape[1] - 2)
-        ...         return (4.0 - (places[:, None] - places).abs()).expand(len(tokens), -1, -1)
+        ...         residues = torch.arange(tokens.shape[1] - 2)
+        ...         return (4.0 - (residues[:, None] - residues).abs()).expand(len(tokens), -1, -1)
         >>> MapModule(Nearness()).predict_map("MKTAYIAK").probability.shape
         (8, 8)
     """
@@ -102,7 +102,7 @@ class MapModule(TrainedWeights):
         Args:
             tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
             attention_mask: (B, T), true on tokens, false on padding; None: wherever ``tokens`` is not ``<pad>``.
-            positions: int64 (B, T), what the rotary embedding takes as each token's place; None: 0 … T − 1.
+            positions: int64 (B, T), the tokens' positions in the protein, for the rotary embedding; None: 0 … T − 1.
 
         Returns:
             float32 (B, T − 2, T − 2), symmetric; 0 where a residue is padding.
@@ -181,7 +181,7 @@ class MapModule(TrainedWeights):
             ids: Their ids.
             chains: Residue tokens (L,) of each.
             windows: How they are cut into passes.
-            positions: Places of each one's residues, int64 (L,); None: 0 … L − 1 in all.
+            positions: Those of each one's residues, int64 (L,); None: 0 … L − 1 in all.
         """
         return full_maps(self.contact_logits, chains, windows, self.device, positions)
 
