@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -48,8 +49,8 @@ def layers(config: str, above: Sequence[str] = ()) -> list[str]:
     Raises:
         ContactLMError: A file is not there, or is laid over itself.
     """
-    below = _key_config(config)
-    if below is None:
+    below = content_of(config).get("config")
+    if not isinstance(below, str):
         return [config]
     path = str(Path(config).parent / below)
     if not Path(path).is_file():
@@ -59,14 +60,20 @@ def layers(config: str, above: Sequence[str] = ()) -> list[str]:
     return [*layers(path, (*above, config)), config]
 
 
-def _key_config(config: str) -> str | None:
-    """The key ``config`` of a file; what is wrong with the file is for the parser to say."""
+def content_of(config: str) -> dict[str, Any]:
+    """What a config, a path or its text, says; what is wrong with it is for the parser to say."""
     try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8") if _is_file(config) else config)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    below = content.get("config") if isinstance(content, dict) else None
-    return below if isinstance(below, str) else None
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a NUL
+        return False
 
 
 def resolve_arguments(arguments: Sequence[str]) -> list[str]:
