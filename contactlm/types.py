@@ -46,6 +46,26 @@ class TrainingError(ContactLMError, RuntimeError):
     """Training that cannot go on, such as one whose loss stays not finite."""
 
 
+class MissingExtraError(ContactLMError, ImportError):
+    """A library of an optional part of the package, which is not installed.
+
+    Args:
+        library: Its name.
+        extra: The part, as ``pip`` knows it.
+        reason: Why the library cannot be imported.
+    """
+
+    def __init__(self, library: str, extra: str, reason: str) -> None:
+        super().__init__(
+            f"{library} cannot be imported ({reason}); it comes with this part of the package: "
+            f'pip install "contactlm[{extra}]"'
+        )
+        self.library, self.extra, self.reason = library, extra, reason
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        return type(self), (self.library, self.extra, self.reason)
+
+
 @dataclass(frozen=True, eq=False)
 class Chain:
     """One protein chain.

@@ -23,6 +23,7 @@ BELOW = {
     "callbacks": {"structure", "metrics", "maps", "data", "modules", "runs"},
     "report": {"metrics", "runs"},
 }
+OF_EXTRAS = {"pyhmmer", "pydssp", "biotite"}  # of contactlm[retrieval]
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
@@ -42,6 +43,19 @@ def test_imports_point_down(module: Path) -> None:
         return
     allowed = set() if own in GROUND else BELOW[own]
     assert imported_rooms(PACKAGE / module) <= allowed | GROUND - {"__init__"} | {own}
+
+
+def test_libraries_of_an_extra_are_imported_late_and_for_what_they_serve_alone() -> None:
+    found = set()
+    for module in MODULES:
+        tree = ast.parse((PACKAGE / module).read_text())
+        for node in ast.walk(tree):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if {name.split(".")[0] for name in names} & OF_EXTRAS:
+                found.add(str(module))
+                assert node not in tree.body, f"{module}, line {node.lineno}: a base install lacks this"
+    assert found == {"retrieval/engines.py", "structure/secondary.py"}
 
 
 def test_the_front_hall_stays_small() -> None:

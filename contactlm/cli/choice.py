@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from contactlm.cli.configs import content_of
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, check_head
 from contactlm.modules.choice import OPTION, checkpoint_class, import_module_class
@@ -38,7 +39,7 @@ def chosen_class(arguments: Sequence[str]) -> type[MapModule]:
     given: dict[str, Any] = {}
     for option, value in _pairs(arguments):
         if option in CONFIG:
-            content = _content(value)
+            content = content_of(value)
             given.update({name: content[name] for name in (OPTION, "ckpt_path") if name in content})
         elif option in (f"--{OPTION}", "--ckpt_path"):
             given[option.removeprefix("--")] = value
@@ -79,13 +80,14 @@ def _plain(option: str, value: str) -> list[str] | None:
     if option.startswith(f"{_INIT}."):
         return [f"{_MODEL}.{option.removeprefix(f'{_INIT}.')}={value}"]
     if option in CONFIG:
-        content = _content(value)
+        content = content_of(value)
         model = content.get("model")
         if isinstance(model, dict) and "class_path" in model:
+            content.pop("config", None)  # what it is laid over comes before it, and text has no folder to look from
             rest = {**content, OPTION: model["class_path"], "model": model.get("init_args") or {}}
             return [f"--config={yaml.safe_dump(rest, sort_keys=False)}"]
     elif option == _MODEL:
-        model = _content(value)
+        model = content_of(value)
         if "class_path" in model:
             return [f"--{OPTION}={model['class_path']}", f"{_MODEL}={json.dumps(model.get('init_args') or {})}"]
         if not model and value not in ("", "null") and not Path(value).exists():
@@ -100,19 +102,3 @@ def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
         (option, value if has_value else after)
         for (option, has_value, value), after in zip(split, [*arguments[1:], ""], strict=True)
     ]
-
-
-def _content(config: str) -> dict[str, Any]:
-    """What a config, a path or its text, says; what is wrong with it is for the parser to say."""
-    try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8") if _is_file(config) else config)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # too long for a name, or with a NUL
-        return False

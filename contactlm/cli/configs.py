@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from contactlm.shipped import config_folder
 from contactlm.types import ContactLMError
@@ -34,15 +37,55 @@ def resolve_config(name: str) -> str:
     return str(shipped)
 
 
+def layers(config: str, above: Sequence[str] = ()) -> list[str]:
+    """The configs that one config is: those it is laid over, the lowest first, and itself.
+
+    A file says what it is laid over by its first key, ``config``: a file, as seen from its own folder.
+
+    Args:
+        config: Path of a YAML file.
+        above: Configs that are laid over it, the nearest last.
+
+    Raises:
+        ContactLMError: A file is not there, or is laid over itself.
+    """
+    below = content_of(config).get("config")
+    if not isinstance(below, str):
+        return [config]
+    path = str(Path(config).parent / below)
+    if not Path(path).is_file():
+        raise ContactLMError(f"{config}: config: {below}: there is no such file (a path is seen from {config})")
+    if path in (*above, config):
+        raise ContactLMError(f"{config}: config: {below}: it is laid over itself")
+    return [*layers(path, (*above, config)), config]
+
+
+def content_of(config: str) -> dict[str, Any]:
+    """What a config, a path or its text, says; what is wrong with it is for the parser to say."""
+    try:
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8") if _is_file(config) else config)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a NUL
+        return False
+
+
 def resolve_arguments(arguments: Sequence[str]) -> list[str]:
     """Turn what users write into what LightningCLI's parser takes.
 
-    The values of ``--config`` and ``-c`` become the paths of files; what follows ``--data.predict_paths``, however
-    often and in whichever form it is given, becomes one list; a bare ``--overwrite`` becomes true.
+    The values of ``--config`` and ``-c`` become the paths of files, each after those it is laid over; what follows
+    ``--data.predict_paths``, however often and in whichever form it is given, becomes one list; a bare
+    ``--overwrite`` becomes true.
 
     Raises:
-        ContactLMError: A config that cannot be found, no path after ``--data.predict_paths``, or the size of batches
-            given in two ways.
+        ContactLMError: A config that cannot be found, or one it is laid over; no path after ``--data.predict_paths``;
+            or the size of batches given in two ways.
     """
     _check_sizes(arguments)
     return _resolve_flags(_resolve_configs(_gather_paths(arguments)))
@@ -52,9 +95,11 @@ def _resolve_configs(arguments: Sequence[str]) -> list[str]:
     resolved: list[str] = []
     for argument in arguments:
         if resolved and resolved[-1] in ("--config", "-c"):
-            resolved.append(resolve_config(argument))
+            option = resolved.pop()
+            resolved += [word for path in layers(resolve_config(argument)) for word in (option, path)]
         elif argument.startswith("--config="):
-            resolved.append(f"--config={resolve_config(argument.removeprefix('--config='))}")
+            found = layers(resolve_config(argument.removeprefix("--config=")))
+            resolved += [f"--config={path}" for path in found]
         else:
             resolved.append(argument)
     return resolved

@@ -37,7 +37,8 @@ PLAINER = {  # than what Lightning says, for a user of this command
 USAGE = "contactlm {name} [--config NAME_OR_FILE ...] [--GROUP.OPTION VALUE ...]"
 MORE = """\
 Options may be collected in a YAML file for --config, alone or on top of a shipped one; what comes later counts.
-A group may also be given as a file: --data my_data.yaml. --print_config shows what a command would run with."""
+A file whose first line is config: OTHER.yaml is laid over that one. A group may also be given as a file:
+--data my_data.yaml. --print_config shows what a command would run with."""
 
 
 class HelpFormatter(DefaultHelpFormatter):

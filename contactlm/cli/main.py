@@ -6,6 +6,7 @@ import errno
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.checkpoint import SafeCheckpoint
@@ -33,6 +35,7 @@ from contactlm.cli.commands import ABOUT, COMMANDS, answer
 from contactlm.cli.configs import BASE, resolve_arguments
 from contactlm.cli.console import run_line, score_table, set_up_log
 from contactlm.cli.help import HelpFormatter, arrange_help
+from contactlm.cli.parser import ContactParser
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint
@@ -40,6 +43,7 @@ from contactlm.modules.choice import DEFAULT, OPTION
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last
 from contactlm.runs.config_file import RunConfig
 from contactlm.runs.directory import run_directory
+from contactlm.runs.name import make_logger, names_instead
 from contactlm.runs.signals import Stopped
 from contactlm.shipped import config_folder
 from contactlm.structure.labels import contact_labels
@@ -66,6 +70,7 @@ class ContactCLI(LightningCLI):
             chosen_class(args),
             ContactDataModule,
             save_config_callback=RunConfig,
+            parser_class=ContactParser,
             args=self.arguments,
             auto_configure_optimizers=False,
             parser_kwargs={
@@ -87,6 +92,9 @@ class ContactCLI(LightningCLI):
         parser.add_lightning_class_args(ThroughputMeter, "speed")
         parser.add_lightning_class_args(TensorBoardDashboard, "dashboard")
         parser.add_lightning_class_args(SafeCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--name", type=str, help="Of the run: in its loggers (if not given there), and its directory."
+        )
         parser.add_argument(f"--{OPTION}", type=str, default=DEFAULT, help="The LightningModule, as package.Class.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="After fit, score the test set, if any.")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_plain_seed)
@@ -127,12 +135,19 @@ class ContactCLI(LightningCLI):
         So the command that starts a run is the one that goes on with it.
         """
         seed = _plain_seed(config["seed_everything"]) if self.config["subcommand"] == "fit" else None
-        path, folder = find_last(config["trainer"], config["checkpoint"]["dirpath"], seed)
+        path, folder = find_last(config["trainer"], config["name"], config["checkpoint"]["dirpath"], seed)
         if path is None and self.config["subcommand"] != "fit":
             raise ModelError(f"ckpt_path: last: no last.ckpt in {folder} and below; give the path of a checkpoint")
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning puts it there
-            log.info("ckpt_path: %s", f"no last.ckpt in {folder} and below: a new run begins" if path is None else path)
+        tell("ckpt_path: %s", f"no last.ckpt in {folder} and below: a new run begins" if path is None else path)
         return None if path is None else str(path)
+
+    def before_instantiate_classes(self) -> None:
+        """Name the loggers as the run, and tell where all have other names."""
+        name = self._get(self.config, "name")
+        others = names_instead(self._get(self.config, "trainer")["logger"], name)
+        if others and name != self._parser(self.subcommand).get_default("name"):
+            tell("name: %s: the loggers of trainer.logger have names of their own: %s", name, ", ".join(others))
+        self.parser.add_instantiator(partial(make_logger, name), Logger)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Let all loggers of a run share one directory; predictions need neither loggers nor a saved config."""
@@ -248,6 +263,12 @@ class ContactCLI(LightningCLI):
         if self.trainer.is_global_zero:
             sys.stdout.write(f"{text}\n")
             sys.stdout.flush()
+
+
+def tell(message: str, *values: object) -> None:
+    """Log, from one process only, while there is no trainer yet."""
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning puts it there
+        log.info(message, *values)
 
 
 def _plain_seed(seed: bool | int) -> int:

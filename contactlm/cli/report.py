@@ -19,7 +19,7 @@ from contactlm.types import ContactLMError
 
 ABOUT = """\
 Compare runs: figures, tables and a statement of which arm wins, from the run.json that `contactlm fit` and
-`contactlm test` write. Runs of one arm (the name of the config's logger) that differ in their seed are averaged.
+`contactlm test` write. Runs of one arm (the run's name) that differ in their seed are averaged.
 Runs that differ in what should be equal (budget, chains, split, evaluation, precision, weights the training starts
 from) are named and reported apart, in set1/, set2/, ...; --mixed puts them into one table all the same.
 """

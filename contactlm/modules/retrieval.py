@@ -29,6 +29,7 @@ from contactlm.modules.language_model import ESM2, LanguageModelModule
 from contactlm.retrieval.copy_homolog import copy_contacts
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
+from contactlm.retrieval.engines import check_program
 from contactlm.retrieval.exclude import Exclusion
 from contactlm.retrieval.search import SearchOptions, StructureSearch
 from contactlm.retrieval.source import EvidenceSource
@@ -83,6 +84,7 @@ class RetrievalModule(LanguageModelModule):
         options: As of :class:`contactlm.ContactModule`.
 
     Raises:
+        MissingExtraError: The library that searches comes with ``contactlm[retrieval]``, which is not installed.
         ModelError: Options that do not fit together, no index, or a backbone that cannot be loaded.
         DataError: A database that is missing, damaged, empty or of another format; the message gives the command that
             makes it again.
@@ -109,6 +111,7 @@ class RetrievalModule(LanguageModelModule):
         init_seed: int = 0,
         **options: Any,
     ) -> None:
+        check_program(SearchOptions().program)
         if index is None:
             raise ModelError(
                 "index is not given: name a structure database with --model.index (in Python: index=); "

@@ -24,7 +24,7 @@ from contactlm.data.files import find_structures
 from contactlm.data.store import ChainStore
 from contactlm.retrieval.database import StructureDatabase, fingerprint_of, is_database, may_hold
 from contactlm.structure.parse import read_backbones
-from contactlm.structure.secondary import SECONDARY_VERSION, STATE_LETTERS, secondary_structure
+from contactlm.structure.secondary import SECONDARY_VERSION, STATE_LETTERS, load_dssp, secondary_structure
 from contactlm.types import DataError, StructureError
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class BackboneCache(StructureCache):
 
         Raises:
             DataError: A reader process died.
+            MissingExtraError: There are files to read, and a library that assigns states is not installed.
         """
         keys, problems = self._keys(paths)
         readable = [path for path in paths if path in keys]
@@ -84,8 +85,7 @@ class BackboneCache(StructureCache):
         return entry.meta["problem"] is not None or entry.meta.get(_VERSION_KEY) == SECONDARY_VERSION
 
     def _task(self) -> Task:
-        import pydssp.pydssp_numpy  # noqa: F401 - before processes start: each would import torch for it
-
+        load_dssp()  # before processes start: each would import torch for it
         return _Reader(self.sequence)
 
 
@@ -123,6 +123,7 @@ def build_database(sources: Sequence[str | Path], out: str | Path, cache: Backbo
     Raises:
         DataError: A source does not exist or holds no structure file; no chain could be read; ``out`` is something
             else, or cannot be written.
+        MissingExtraError: There are files to read, and a library that assigns secondary structure is not installed.
     """
     folder = Path(out).expanduser()
     if not may_hold(folder):

@@ -14,6 +14,7 @@ is therefore below 1e-3.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from contactlm.alphabet import UNKNOWN_LETTER
 from contactlm.homology.mmseqs import easy_search
-from contactlm.types import DataError
+from contactlm.types import MissingExtraError
 
 if TYPE_CHECKING:
     from pyhmmer.easel import DigitalSequence
@@ -67,6 +68,23 @@ class Engine(Protocol):
         ...
 
 
+def check_program(program: str) -> None:
+    """Make sure that a program can be had, before anything is read for it.
+
+    MMseqs2, which is no library, is looked for when it is needed.
+
+    Raises:
+        MissingExtraError: Its library is not installed.
+    """
+    if program != "phmmer":
+        return
+    try:
+        import pyhmmer  # noqa: F401
+    except ImportError as error:
+        reason = f"{error}; there is none for Windows: install MMseqs2 there, and choose the program mmseqs"
+        raise MissingExtraError("pyhmmer", "retrieval", reason if os.name == "nt" else str(error)) from error
+
+
 class Phmmer:
     """HMMER's phmmer: each query as a profile with BLOSUM62's substitutions.
 
@@ -76,16 +94,13 @@ class Phmmer:
         threads: Threads that search.
 
     Raises:
-        DataError: The library is not installed (there is none for Windows).
+        MissingExtraError: The library is not installed.
     """
 
     def __init__(self, targets: Sequence[str], evalue: float, threads: int) -> None:
-        try:
-            from pyhmmer.easel import Alphabet, DigitalSequenceBlock
-        except ImportError as error:
-            raise DataError(
-                f"phmmer cannot be loaded ({error}): install pyhmmer, or MMseqs2 and choose program 'mmseqs'"
-            ) from error
+        check_program("phmmer")
+        from pyhmmer.easel import Alphabet, DigitalSequenceBlock
+
         self._evalue, self._threads = evalue, threads
         self._alphabet = Alphabet.amino()
         self._targets = DigitalSequenceBlock(self._alphabet, (self._digital(i, s) for i, s in enumerate(targets)))

@@ -16,7 +16,7 @@ from contactlm.homology.alignment import check_letters
 from contactlm.homology.relations import processors
 from contactlm.retrieval.aligned import Alignment, align
 from contactlm.retrieval.database import StructureDatabase
-from contactlm.retrieval.engines import ENGINES, Engine, Found
+from contactlm.retrieval.engines import ENGINES, Engine, Found, check_program
 from contactlm.retrieval.exclude import ChainIndex, Exclusion, entries_of
 from contactlm.retrieval.hit import Hit
 from contactlm.retrieval.results import ResultCache
@@ -95,6 +95,9 @@ class StructureSearch:
             exclusion. None: they are not kept.
         threads: Threads of the program; None takes one for each available processor.
         progress: Whether to show a progress bar.
+
+    Raises:
+        MissingExtraError: The program's library is not installed.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class StructureSearch:
         threads: int | None = None,
         progress: bool = False,
     ) -> None:
+        check_program(options.program)
         self.database, self.options = database, options
         self._threads, self._progress = threads or processors(), progress
         self._cache = ResultCache(None if cache_dir is None else Path(cache_dir).expanduser() / "searches")

@@ -14,6 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from contactlm.atomic import atomic_path
 from contactlm.modules.checkpoint import check_checkpoint
+from contactlm.runs.name import RUN_NAME, filled_in
 from contactlm.types import ModelError
 
 log = logging.getLogger(__name__)
@@ -79,12 +80,13 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
 
 
 def find_last(
-    trainer_config: Mapping[str, Any], dirpath: str | Path | None, seed: int | None = None
+    trainer_config: Mapping[str, Any], name: str, dirpath: str | Path | None = None, seed: int | None = None
 ) -> tuple[Path | None, Path]:
     """Find the newest ``last.ckpt`` of all runs of one name.
 
     Args:
-        trainer_config: Options of the trainer; its first logger has the folder and the name of the run.
+        trainer_config: Options of the trainer; its first logger has the folder of all runs.
+        name: That of the runs, if the logger has none of its own.
         dirpath: Where checkpoints are kept, if that was chosen; None: in each run's own folder.
         seed: Only of runs with this seed (and of those that do not say theirs); None: of all.
 
@@ -94,7 +96,7 @@ def find_last(
     Raises:
         ModelError: The first logger is neither CSVLogger nor TensorBoardLogger, and ``dirpath`` is None.
     """
-    folder, pattern = (Path(dirpath), "") if dirpath else _runs(trainer_config)
+    folder, pattern = (Path(dirpath), "") if dirpath else _runs(trainer_config, name)
     found = [path for path in folder.expanduser().glob(f"{pattern}last*.ckpt") if path.is_file()]
     newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
     return next((path for path in newest_first if seed is None or _seed_of(path) in (seed, None)), None), folder
@@ -105,7 +107,7 @@ def _seed_of(path: Path) -> int | None:
     return check_checkpoint(path).get("ContactDataModule", {}).get("seed")
 
 
-def _runs(trainer_config: Mapping[str, Any]) -> tuple[Path, str]:
+def _runs(trainer_config: Mapping[str, Any], name: str) -> tuple[Path, str]:
     """The folder of all runs of this name, and the pattern of their checkpoint folders."""
     root = Path(trainer_config.get("default_root_dir") or ".")
     loggers = trainer_config.get("logger")
@@ -121,5 +123,5 @@ def _runs(trainer_config: Mapping[str, Any]) -> tuple[Path, str]:
             "choose a folder for checkpoints (checkpoint.dirpath), or put a CSVLogger first in trainer.logger"
         )
     options = first.get("init_args") or {}
-    name = options.get("name", "lightning_logs") or ""  # without a name, runs lie in the folder itself
-    return Path(options.get("save_dir") or root) / name, "*/checkpoints/"
+    named = filled_in(options.get("name", RUN_NAME), name) or ""  # without a name, runs lie in the folder itself
+    return Path(options.get("save_dir") or root) / named, "*/checkpoints/"

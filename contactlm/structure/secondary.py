@@ -2,10 +2,13 @@
 
 Hydrogen bonds decide (DSSP: Kabsch & Sander 1983, by the pydssp library). Its carbonyl oxygens are built here from
 CA, C and the next N, which lie in one plane with them. HELIX and SHEET records of a file are not used.
+
+The libraries come with the extra ``contactlm[retrieval]``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.structure.bonds import MAX_CA_DISTANCE, bonded
+from contactlm.types import MissingExtraError
 
+EXTRA = "retrieval"
 SECONDARY_VERSION = 1  # raise it whenever other states are assigned: kept ones are then assigned again
 LOOP, HELIX, STRAND = 0, 1, 2
 STATE_LETTERS = "-HE"
@@ -61,6 +66,7 @@ def secondary_structure(backbone: NDArray[np.floating], sequence: str) -> NDArra
 
     Raises:
         ValueError: ``backbone`` is not of shape (L, 3, 3) for the L residues of ``sequence``.
+        MissingExtraError: A library is not installed.
     """
     if backbone.shape != (len(sequence), 3, 3):
         raise ValueError(f"backbone has shape {backbone.shape}; expected ({len(sequence)}, 3, 3): N, CA and C")
@@ -76,6 +82,19 @@ def secondary_structure(backbone: NDArray[np.floating], sequence: str) -> NDArra
     states[~resolved] = LOOP
     states[1:][~linked & (states[1:] == states[:-1])] = LOOP
     return states
+
+
+def load_dssp() -> Callable[..., NDArray[np.bool_]]:
+    """Import what assigns states by hydrogen bonds, a second of work for a process: its package imports torch.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        from pydssp.pydssp_numpy import assign
+    except ImportError as error:
+        raise MissingExtraError("pydssp", EXTRA, str(error)) from error
+    return assign
 
 
 def find_segments(states: NDArray[np.uint8]) -> list[Segment]:
@@ -123,8 +142,7 @@ def _linked(backbone: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 
 def _by_hydrogen_bonds(backbone: NDArray[np.floating], sequence: str, linked: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    from pydssp.pydssp_numpy import assign  # its package imports torch: readers of files that need no states do not
-
+    assign = load_dssp()  # here: readers of files that need no states do not wait for it
     known = np.isfinite(backbone[:, _CA, 0])
     broken = ~linked & known[1:] & known[:-1]
     rows = np.arange(len(sequence)) + _TURN * np.concatenate([[0], np.cumsum(broken)])
@@ -151,8 +169,10 @@ def _by_trace(ca: NDArray[np.floating], linked: NDArray[np.bool_]) -> NDArray[np
 
 def _trace_states(ca: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Assign one unbroken fragment by P-SEA."""
-    from biotite.structure import AtomArray, annotate_sse
-
+    try:
+        from biotite.structure import AtomArray, annotate_sse
+    except ImportError as error:
+        raise MissingExtraError("biotite", EXTRA, str(error)) from error
     atoms = AtomArray(len(ca))
     atoms.coord = ca.astype(np.float32)
     atoms.res_id = np.arange(len(ca)) + 1

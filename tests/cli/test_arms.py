@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,13 @@ BESIDE_RETRIEVAL = {
     "retrieval_shuffled": {"model.shuffled_hits": (False, True)},
 }
 TESTED |= dict.fromkeys(("retrieval", *BESIDE_RETRIEVAL), RETRIEVAL)
+# The crop, its length and the size of a batch, where they are not those of crop200.
+CROPS = {
+    "full1020": ("cut", 1020, 2),
+    "cut200": ("cut", 200, 16),
+    "crop384": ("random", 384, 8),
+    "twoseg": ("two_segments", 200, 16),
+}
 TOKENS_OF_A_LOOK = 20 * 16 * 202  # batches of crop200 between two looks at the dev set
 
 
@@ -60,39 +69,69 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def options_of(arm: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    for name in ("before_instantiate_classes", "instantiate_classes", "_run_subcommand"):
-        monkeypatch.setattr(ContactCLI, name, lambda *_: None)
-    config = ContactCLI(resolve_arguments(["fit", "--config", arm])).config["fit"]
-    options = flat({key: value for key, value in config.as_dict().items() if key != "config"})
+@cache
+def resolved(*configs: str) -> dict[str, Any]:
+    """What ``contactlm fit`` would run with."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", ["contactlm"])
+        for name in ("before_instantiate_classes", "instantiate_classes", "_run_subcommand"):
+            patched.setattr(ContactCLI, name, lambda *_: None)
+        config = ContactCLI(resolve_arguments(["fit", *(f"--config={each}" for each in configs)])).config["fit"]
+    return flat({key: value for key, value in config.as_dict().items() if key != "config"})
+
+
+def options_of(arm: str) -> dict[str, Any]:
     # Not part of what is learned: where logs go, and how many batches lie between two looks at the dev set.
-    return {k: v for k, v in options.items() if k not in ("trainer.logger", "trainer.val_check_interval")}
+    return {k: v for k, v in resolved(arm).items() if k not in ("name", "trainer.logger", "trainer.val_check_interval")}
 
 
 @pytest.mark.parametrize("arm", TESTED)
-def test_an_arm_differs_from_crop200_in_what_it_tests_alone(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, own = options_of("crop200", monkeypatch), options_of(arm, monkeypatch)
+def test_an_arm_differs_from_crop200_in_what_it_tests_alone(arm: str) -> None:
+    plain, own = options_of("crop200"), options_of(arm)
     differing = {key for key in plain.keys() | own.keys() if plain.get(key, "none") != own.get(key, "none")}
     assert differing <= TESTED[arm]
     assert own["budget.max_tokens"] == 5_000_000
 
 
 @pytest.mark.parametrize("arm", BESIDE_RETRIEVAL)
-def test_a_control_differs_from_retrieval_in_one_option(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    full, own = options_of("retrieval", monkeypatch), options_of(arm, monkeypatch)
+def test_a_control_differs_from_retrieval_in_one_option(arm: str) -> None:
+    full, own = options_of("retrieval"), options_of(arm)
     assert {key: (full[key], own[key]) for key in full if full[key] != own[key]} == BESIDE_RETRIEVAL[arm]
     assert full.keys() == own.keys()
 
 
 @pytest.mark.parametrize("arm", TESTED)
-def test_an_arm_is_a_thin_config_that_logs_under_its_name(arm: str) -> None:
+def test_an_arm_is_what_it_tests(arm: str) -> None:
     text = (config_folder() / f"{arm}.yaml").read_text()
-    assert len(text.splitlines()) <= 25 and text.startswith("# ")
-    config = yaml.safe_load(text)
-    assert [logger["init_args"]["name"] for logger in config["trainer"]["logger"]] == [arm, arm]
-    data = config["data"]
-    looks = config["trainer"].get("val_check_interval", 20) * data["batch_size"] * (data["crop_length"] + 2)
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert text.startswith("# ") and lines[0].startswith("config: ") and 2 <= len(lines) <= 6
+    assert yaml.safe_load(text)["name"] == arm
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        *((arm,) for arm in TESTED),
+        *product(("random8m", "synthetic_long"), ("crop200", "full1020", "retrieval_tokens")),
+    ],
+)
+def test_an_arm_alone_and_over_a_layer(configs: tuple[str, ...]) -> None:
+    config, (*under, arm) = resolved(*configs), configs
+    assert (config["name"], config["trainer.logger"]) == (arm, resolved()["trainer.logger"])
+    assert (config["data.train_ids"], config["data.test_ids"]) == ("ids/train.txt", "ids/test.txt")
+    crop = tuple(config[f"data.{option}"] for option in ("crop", "crop_length", "batch_size"))
+    assert crop == CROPS.get(arm, ("random", 200, 16))
+    looks = config["trainer.val_check_interval"] * crop[2] * (crop[1] + 2)
     assert abs(looks - TOKENS_OF_A_LOOK) / TOKENS_OF_A_LOOK < 0.05
+    of_layer = {"model.pretrained", "data.synthetic.folder", "data.split", "budget.max_tokens"}
+    assert {key: config.get(key) for key in of_layer} == {key: resolved(*under).get(key) for key in of_layer}
+
+
+@pytest.mark.parametrize("config", [None, "quickstart", "random8m", "synthetic_long", "synthetic_pretrain"])
+def test_what_is_no_arm_fetches_nothing(config: str | None) -> None:
+    options = resolved(*([config] if config else []))
+    assert options["data.train_ids"] is None and options["data.test_ids"] is None
+    assert options["name"] == (config if config in ("quickstart", "synthetic_pretrain") else "contactlm")
 
 
 def test_zeroshot_scores_dev_and_test_and_trains_nothing(tmp_path: Path, tiny_esm: Path, pdb_folders, capsys) -> None:

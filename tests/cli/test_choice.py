@@ -9,6 +9,7 @@ from torch import Tensor
 
 from contactlm import ContactModule, ContrastiveModule, RetrievalModule
 from contactlm.cli.choice import chosen_class, plain_arguments
+from contactlm.cli.configs import resolve_arguments
 from contactlm.cli.main import main
 from contactlm.modules.choice import checkpoint_class, import_module_class
 from contactlm.types import ModelError
@@ -87,6 +88,23 @@ def test_class_path_says_the_same_as_model_class(tmp_path: Path) -> None:
         assert chosen_class(plain_arguments(["fit", *given])) is SquaredModule
     group.write_text("lora: null\n")
     assert plain_arguments(["fit", "--model", str(group)]) == ["fit", "--model", str(group)]
+
+
+def test_a_class_may_come_from_a_config_below_and_from_one_laid_over_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert chosen_class(resolve_arguments(["fit", "--config=retrieval_tokens"])) is RetrievalModule
+    (tmp_path / "low.yaml").write_text("name: low\ndata: {crop_length: 77}\n")
+    (tmp_path / "own.yaml").write_text(f"config: low.yaml\nmodel: {{class_path: {OWN}}}\ndata: {{batch_size: 3}}\n")
+    arguments = plain_arguments(resolve_arguments(["fit", "--config", str(tmp_path / "own.yaml")]))
+    assert chosen_class(arguments) is SquaredModule
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(tmp_path / "own.yaml"), "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    found = config["name"], config["model_class"], config["data"]["crop_length"], config["data"]["batch_size"]
+    assert found == ("low", OWN, 77, 3)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Arguments as users write them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +18,15 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["contactlm"])
 
 
-def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, object]:
-    """What LightningCLI's parser makes of the arguments of ``predict``."""
+def config_of(monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str) -> dict[str, Any]:
+    """What LightningCLI's parser makes of arguments."""
     for name in ("before_instantiate_classes", "instantiate_classes", "_run_subcommand"):
         monkeypatch.setattr(ContactCLI, name, lambda *_: None)
-    config = ContactCLI(resolve_arguments(["predict", *arguments])).config["predict"]
+    return ContactCLI(resolve_arguments([command, *arguments])).config[command]
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, object]:
+    config = config_of(monkeypatch, "predict", *arguments)
     return {"paths": config["data"]["predict_paths"], "out": config["out"], "overwrite": config["overwrite"]}
 
 
@@ -79,10 +84,38 @@ def test_a_bare_flag(arguments: list[str], expected: bool, monkeypatch: pytest.M
 
 
 def test_configs_keep_their_names() -> None:
-    path = str(config_folder() / "crop200.yaml")
-    for given in (["--config", "crop200"], ["-c", "crop200"]):
+    path = str(config_folder() / "quickstart.yaml")
+    for given in (["--config", "quickstart"], ["-c", "quickstart"]):
         assert resolve_arguments(["fit", *given, "--x=1"]) == ["fit", given[0], path, "--x=1"]
-    assert resolve_arguments(["fit", "--config=crop200"]) == ["fit", f"--config={path}"]
+    assert resolve_arguments(["fit", "--config=quickstart"]) == ["fit", f"--config={path}"]
+
+
+def test_a_config_comes_after_those_it_is_laid_over() -> None:
+    paths = [str(config_folder() / f"{name}.yaml") for name in ("ids", "crop200", "cut200")]
+    for given in (["--config", "cut200"], ["-c", "cut200"]):
+        expected = [word for path in paths for word in (given[0], path)]
+        assert resolve_arguments(["fit", *given, "--x=1"]) == ["fit", *expected, "--x=1"]
+    assert resolve_arguments(["fit", "--config=cut200"]) == ["fit", *(f"--config={path}" for path in paths)]
+
+
+def test_a_config_changes_some_options_of_a_group_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "low.yaml").write_text("data: {crop: cut, batch_size: 3}\nmodel: {window: 300}\n")
+    (tmp_path / "below" / "mid.yaml").write_text("config: low.yaml\nname: mid\ndata: {batch_size: 4}\n")
+    (tmp_path / "top.yaml").write_text("config: below/mid.yaml\nname: top\ndata: {crop_length: 77}\n")
+    config = config_of(monkeypatch, "fit", "--config=full1020", "--config=top.yaml")
+    data = config["data"]
+    assert (config["name"], data["crop"], data["batch_size"], data["crop_length"]) == ("top", "cut", 4, 77)
+    assert config["model"]["window"] == 300 and config["trainer"]["accumulate_grad_batches"] == 8
+
+
+@pytest.mark.parametrize(
+    ("below", "message"), [("nowhere.yaml", "there is no such file"), ("my.yaml", "laid over itself")]
+)
+def test_a_config_that_cannot_be_laid_over_another(below: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(f"config: {below}\n")
+    with pytest.raises(ContactLMError, match=f"my.yaml: config: {below}: .*{message}"):
+        resolve_arguments(["fit", "--config", str(tmp_path / "my.yaml")])
 
 
 def test_no_path_is_an_error() -> None:

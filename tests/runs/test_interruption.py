@@ -188,7 +188,8 @@ def losses(folder: Path) -> dict[int, set[str]]:
 
 def last_state(folder: Path) -> dict[str, Any]:
     path, _ = find_last(
-        {"logger": [{"class_path": "CSVLogger", "init_args": {"save_dir": folder / "runs", "name": "crop200"}}]}, None
+        {"logger": [{"class_path": "CSVLogger", "init_args": {"save_dir": folder / "runs", "name": "crop200"}}]},
+        "contactlm",
     )
     assert path is not None
     return torch.load(path, weights_only=True)
@@ -276,7 +277,7 @@ def test_last_is_the_newest_of_the_same_seed(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True)
         torch.save({"contactlm": {}, **({} if about is None else {"ContactDataModule": about})}, path)
         os.utime(path, ns=(version, version))
-        paths = {seed: find_last(trainer, None, seed)[0] for seed in (None, 0, 1)}
+        paths = {seed: find_last(trainer, "contactlm", None, seed)[0] for seed in (None, 0, 1)}
         expected = {0: {None: 0, 0: 0}, 1: {None: 1, 0: 0, 1: 1}, 2: {None: 2, 0: 2, 1: 2}}[version]
         found = {seed: int(path.parent.parent.name[-1]) for seed, path in paths.items() if path is not None}
         assert found == expected  # the last one does not say its seed
