@@ -199,6 +199,7 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("lightning", f"{CLI}._parse_ckpt_path", "cli/main.py", ("self",)),
     ("lightning", f"{CLI}._instantiate_trainer", "cli/main.py", ("self", "config", "callbacks")),
     ("lightning", f"{CLI}._get", "cli/main.py", ("self", "config", "key", "default")),
+    ("lightning", f"{CLI}._parser", "cli/main.py", ("self", "subcommand")),
     ("lightning", "CSVLogger._version", "cli/main.py", loggers_take_a_version),
     ("lightning", "lightning.fabric.utilities.rank_zero:rank_zero_only.rank", "cli/main.py", None),
     ("lightning", f"{CHECKPOINT}._save_last_checkpoint", "callbacks/checkpoint.py", TO_SAVE),
