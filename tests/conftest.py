@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from Bio.Data import IUPACData
 
-from contactlm import ContactModule
 from contactlm.alphabet import LETTERS
+
+if TYPE_CHECKING:  # a test run with several workers starts them when this file is imported: torch takes seconds
+    from contactlm import ContactModule
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny here: a second thread costs more than it brings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 THREE_LETTERS = {
     one: three.upper() for one, three in IUPACData.protein_letters_1to3.items() if one in "ARNDCQEGHILKMFPSTWYV"
 }
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector forget what was imported: it would look at a million objects again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +78,7 @@ def tiny_esm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_tiny_esm(path: Path, seed: int) -> Path:
+    import torch
     from transformers import EsmConfig, EsmForMaskedLM
 
     config = EsmConfig(
@@ -104,6 +117,8 @@ def pdb_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def sharpened(module: ContactModule) -> ContactModule:
     """A model whose attention is far from uniform, so that positions matter; in evaluation mode."""
+    import torch
+
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if "query" in name or "key" in name:
