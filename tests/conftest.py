@@ -30,6 +30,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # some libraries complain when what they made outlives them
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real files; tests that need it are skipped where it is not."""
