@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
@@ -117,6 +119,38 @@ def pdb_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         write_pdb(root / "test" / f"s{i}.pdb", {"A": random_sequence(100 + i, 40 + 9 * i)}, seed=100 + i)
     (root / "train" / "broken.pdb").write_text("<html>not found</html>\n")
     return root / "train", root / "test"
+
+
+class Finished(NamedTuple):
+    """What ``contactlm fit`` left of a short run: the folder it was called in, and what it printed."""
+
+    folder: Path
+    printed: str
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "runs" / "crop200" / "version_0"
+
+    @property
+    def best(self) -> Path:
+        return next((self.run / "checkpoints").glob("best-*.ckpt"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path, pdb_folders: tuple[Path, Path]) -> Finished:
+    """A run of five batches by the command line, scored on the test set. To be read, not written."""
+    from contactlm.cli.main import main
+
+    folder, printed = tmp_path_factory.mktemp("finished"), io.StringIO()
+    data = {"train_dir": pdb_folders[0], "test_dir": pdb_folders[1], "read_workers": 0, "min_length": 10}
+    options = [f"--data.{name}={value}" for name, value in {**data, "crop_length": 30, "batch_size": 4}.items()]
+    options += [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu", "--trainer.val_check_interval=2"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["contactlm"])
+        patch.setenv("CONTACTLM_CACHE", str(folder / "cache"))
+        assert main(["fit", "--config=crop200", *options, "--budget.max_tokens=600"]) == 0
+    return Finished(folder, printed.getvalue())
 
 
 def sharpened(module: ContactModule) -> ContactModule:
