@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
-import torch
 from Bio.Data import IUPACData
 
-from contactlm import ContactModule
 from contactlm.alphabet import LETTERS
+
+if TYPE_CHECKING:  # a test run with several workers starts them when this file is imported: torch takes seconds
+    from contactlm import ContactModule
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny here: a second thread costs more than it brings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 THREE_LETTERS = {
     one: three.upper() for one, three in IUPACData.protein_letters_1to3.items() if one in "ARNDCQEGHILKMFPSTWYV"
 }
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector forget what was imported: it would look at a million objects again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # some libraries complain when what they made outlives them
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +84,7 @@ def tiny_esm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_tiny_esm(path: Path, seed: int) -> Path:
+    import torch
     from transformers import EsmConfig, EsmForMaskedLM
 
     config = EsmConfig(
@@ -102,8 +121,42 @@ def pdb_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "train", root / "test"
 
 
+class Finished(NamedTuple):
+    """What ``contactlm fit`` left of a short run: the folder it was called in, and what it printed."""
+
+    folder: Path
+    printed: str
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "runs" / "crop200" / "version_0"
+
+    @property
+    def best(self) -> Path:
+        return next((self.run / "checkpoints").glob("best-*.ckpt"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path, pdb_folders: tuple[Path, Path]) -> Finished:
+    """A run of five batches by the command line, scored on the test set. To be read, not written."""
+    from contactlm.cli.main import main
+
+    folder, printed = tmp_path_factory.mktemp("finished"), io.StringIO()
+    data = {"train_dir": pdb_folders[0], "test_dir": pdb_folders[1], "read_workers": 0, "min_length": 10}
+    options = [f"--data.{name}={value}" for name, value in {**data, "crop_length": 30, "batch_size": 4}.items()]
+    options += [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu", "--trainer.val_check_interval=2"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["contactlm"])
+        patch.setenv("CONTACTLM_CACHE", str(folder / "cache"))
+        assert main(["fit", "--config=crop200", *options, "--budget.max_tokens=600"]) == 0
+    return Finished(folder, printed.getvalue())
+
+
 def sharpened(module: ContactModule) -> ContactModule:
     """A model whose attention is far from uniform, so that positions matter; in evaluation mode."""
+    import torch
+
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if "query" in name or "key" in name:

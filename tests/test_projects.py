@@ -135,6 +135,7 @@ def test_own_loss_by_the_command_line(
         "--data.batch_size=4",
         "--budget.max_tokens=700",
         "--trainer.val_check_interval=4",
+        "--dashboard.lengths=[]",
     ]
     assert command("fit", *chosen, f"--model.pretrained={tiny_esm}", "--model.gamma=1.5", *data, *small) == 0
     best = next(Path().rglob("best-*.ckpt"))

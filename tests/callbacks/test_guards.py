@@ -347,6 +347,7 @@ def test_cli_ends_with_one_message_and_resumes(
         "--data.batch_size=4",
         "--trainer.accelerator=cpu",
         "--budget.max_tokens=1000",
+        "--dashboard.lengths=[]",
     ]
     arguments += ["--trainer.val_check_interval=2", f"--model.pretrained={tiny_esm}", "--guard.max_consecutive=2"]
     intact = ContactModule.loss

@@ -125,6 +125,7 @@ def test_a_run_with_ones_own_class(tmp_path: Path, pdb_folders, monkeypatch: pyt
     size = ["--data.min_length", "10"]
     sizes = [*size, "--data.crop_length", "40", "--data.batch_size", "2", "--budget.max_tokens", "300"]
     plain = ["--trainer.accelerator", "cpu", "--trainer.val_check_interval", "1", "--test_after_fit", "false"]
+    plain.append("--dashboard.lengths=[]")
     assert main(["fit", *named, *data, *options, *sizes, *plain]) == 0
     checkpoint = next(tmp_path.rglob("last.ckpt"))
     saved = torch.load(checkpoint, weights_only=True)

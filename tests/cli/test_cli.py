@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from contactlm.cli.main import main
 from contactlm.maps.contact_map import ContactMap
 from contactlm.shipped import config_folder
-from tests.conftest import make_tiny_esm, random_sequence, write_pdb
+from tests.conftest import Finished, make_tiny_esm, random_sequence, write_pdb
 from tests.retrieval.made import made_database
 
 CONFIGS = sorted(path.stem for path in config_folder().glob("*.yaml"))
@@ -29,6 +30,7 @@ def data_options(folders: tuple[Path, Path]) -> list[str]:
 
 
 SMALL = ["--data.crop_length=30", "--data.batch_size=4", "--trainer.accelerator=cpu", "--trainer.val_check_interval=2"]
+SMALL.append("--dashboard.lengths=[]")
 
 
 def test_the_shipped_configs_are_the_documented_ones() -> None:
@@ -63,10 +65,12 @@ def scores_of(text: str, prefix: str) -> list[str]:
     return next(line.split() for line in text.splitlines() if line.startswith(prefix))
 
 
-def test_fit_test_resume_validate(tmp_path: Path, tiny_esm: Path, pdb_folders, capsys: pytest.CaptureFixture) -> None:
-    assert fit(tiny_esm, pdb_folders, "--budget.max_tokens=600") == 0
+def test_fit_test_resume_validate(
+    tmp_path: Path, tiny_esm: Path, pdb_folders, finished: Finished, capsys: pytest.CaptureFixture
+) -> None:
+    printed = finished.printed
+    shutil.copytree(finished.folder / "runs", tmp_path / "runs")
     run = tmp_path / "runs" / "crop200" / "version_0"
-    printed = capsys.readouterr().out
     assert "mcc_sep6" in scores_of(printed, "dev") and "(trivial" in scores_of(printed, "test")
     best = next((run / "checkpoints").glob("best-*.ckpt"))
     assert f"checkpoint  {best.relative_to(tmp_path)}" in printed
@@ -91,9 +95,8 @@ def test_fit_test_resume_validate(tmp_path: Path, tiny_esm: Path, pdb_folders, c
     assert min(tokens) == 6 * 128 and max(tokens) == 8 * 128  # went on after 5 batches, and ended with the 8th
 
 
-def test_predict_needs_nothing_but_a_checkpoint(tmp_path: Path, tiny_esm: Path, pdb_folders, capsys) -> None:
-    assert fit(tiny_esm, pdb_folders, "--budget.max_tokens=200") == 0
-    best = next((tmp_path / "runs").rglob("best-*.ckpt")).rename(tmp_path / "moved.ckpt")
+def test_predict_needs_nothing_but_a_checkpoint(tmp_path: Path, finished: Finished, capsys) -> None:
+    best = shutil.copy(finished.best, tmp_path / "moved.ckpt")
     fasta = f">one\n{random_sequence(0, 40)}\n>bad\nMKJ\n>one\n{random_sequence(1, 30).lower()}*\n"
     (tmp_path / "a.fasta").write_text(fasta)
     (tmp_path / "in").mkdir()
@@ -192,9 +195,10 @@ def test_ctrl_c_while_scoring_is_no_error_of_the_user(
         signal.signal(signal.SIGINT, handler)
 
 
-def test_a_checkpoint_for_another_backbone_is_refused(tmp_path: Path, tiny_esm: Path, pdb_folders, capsys) -> None:
-    assert fit(tiny_esm, pdb_folders, "--budget.max_tokens=200", "--test_after_fit=false") == 0
-    best = next((tmp_path / "runs").rglob("best-*.ckpt"))
+def test_a_checkpoint_for_another_backbone_is_refused(
+    tmp_path: Path, tiny_esm: Path, pdb_folders, finished: Finished, capsys
+) -> None:
+    best = finished.best
     other = make_tiny_esm(tmp_path / "other", seed=1)
     command = ["test", f"--ckpt_path={best}", *data_options(pdb_folders), "--trainer.accelerator=cpu"]
     assert "trained on the backbone" in complaint(capsys, [*command, f"--model.pretrained={other}"])

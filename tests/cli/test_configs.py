@@ -1,14 +1,14 @@
 """Arguments as users write them."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from contactlm.cli.configs import resolve_arguments
-from contactlm.cli.main import ContactCLI, main
+from contactlm.cli.main import main
 from contactlm.shipped import config_folder
 from contactlm.types import ContactLMError
+from tests.cli.parsing import parsed
 from tests.conftest import random_sequence
 
 
@@ -18,15 +18,9 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["contactlm"])
 
 
-def config_of(monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str) -> dict[str, Any]:
-    """What LightningCLI's parser makes of arguments."""
-    for name in ("before_instantiate_classes", "instantiate_classes", "_run_subcommand"):
-        monkeypatch.setattr(ContactCLI, name, lambda *_: None)
-    return ContactCLI(resolve_arguments([command, *arguments])).config[command]
-
-
-def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, object]:
-    config = config_of(monkeypatch, "predict", *arguments)
+def predict(*arguments: str) -> dict[str, object]:
+    """What the parser makes of the arguments of ``predict``."""
+    config = parsed(["predict", *arguments])
     return {"paths": config["data"]["predict_paths"], "out": config["out"], "overwrite": config["overwrite"]}
 
 
@@ -43,27 +37,27 @@ def parsed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, object
         ["--data.predict_paths=a.fasta", "--data.predict_paths=b.cif.gz", "--data.predict_paths=dir/", "--out=results"],
     ],
 )
-def test_paths_in_every_form_make_one_list(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_in_every_form_make_one_list(arguments: list[str]) -> None:
     expected = {"paths": ["a.fasta", "b.cif.gz", "dir/"], "out": "results", "overwrite": False}
-    assert parsed(monkeypatch, *arguments) == expected
+    assert predict(*arguments) == expected
 
 
 @pytest.mark.parametrize("name", ["1.5", "null", "a: b.fasta", "a b.fasta", 'q"uote.fasta', "ä.fa", "x,y.fa", "[a].fa"])
-def test_a_path_stays_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parsed(monkeypatch, "--data.predict_paths", name, "b.fa")["paths"] == [name, "b.fa"]
-    assert parsed(monkeypatch, f"--data.predict_paths={name}")["paths"] == [name]
+def test_a_path_stays_what_it_is(name: str) -> None:
+    assert predict("--data.predict_paths", name, "b.fa")["paths"] == [name, "b.fa"]
+    assert predict(f"--data.predict_paths={name}")["paths"] == [name]
 
 
-def test_a_file_named_like_a_list_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_named_like_a_list_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "[a, b]").mkdir()
-    assert parsed(monkeypatch, "--data.predict_paths", "[a, b]")["paths"] == ["[a, b]"]
+    assert predict("--data.predict_paths", "[a, b]")["paths"] == ["[a, b]"]
 
 
-def test_paths_replace_those_of_a_config_unless_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_replace_those_of_a_config_unless_appended(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text("data:\n  predict_paths: [c.fa, d.fa]\n")
-    assert parsed(monkeypatch, "--config=my.yaml")["paths"] == ["c.fa", "d.fa"]
-    assert parsed(monkeypatch, "--config=my.yaml", "--data.predict_paths", "a.fa")["paths"] == ["a.fa"]
-    assert parsed(monkeypatch, "--config", "my.yaml", "--data.predict_paths+=a.fa")["paths"] == ["c.fa", "d.fa", "a.fa"]
+    assert predict("--config=my.yaml")["paths"] == ["c.fa", "d.fa"]
+    assert predict("--config=my.yaml", "--data.predict_paths", "a.fa")["paths"] == ["a.fa"]
+    assert predict("--config", "my.yaml", "--data.predict_paths+=a.fa")["paths"] == ["c.fa", "d.fa", "a.fa"]
 
 
 @pytest.mark.parametrize(
@@ -79,8 +73,8 @@ def test_paths_replace_those_of_a_config_unless_appended(tmp_path: Path, monkeyp
         ([], False),
     ],
 )
-def test_a_bare_flag(arguments: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parsed(monkeypatch, *arguments)["overwrite"] is expected
+def test_a_bare_flag(arguments: list[str], expected: bool) -> None:
+    assert predict(*arguments)["overwrite"] is expected
 
 
 def test_configs_keep_their_names() -> None:
@@ -98,12 +92,12 @@ def test_a_config_comes_after_those_it_is_laid_over() -> None:
     assert resolve_arguments(["fit", "--config=cut200"]) == ["fit", *(f"--config={path}" for path in paths)]
 
 
-def test_a_config_changes_some_options_of_a_group_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_changes_some_options_of_a_group_below_it(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "low.yaml").write_text("data: {crop: cut, batch_size: 3}\nmodel: {window: 300}\n")
     (tmp_path / "below" / "mid.yaml").write_text("config: low.yaml\nname: mid\ndata: {batch_size: 4}\n")
     (tmp_path / "top.yaml").write_text("config: below/mid.yaml\nname: top\ndata: {crop_length: 77}\n")
-    config = config_of(monkeypatch, "fit", "--config=full1020", "--config=top.yaml")
+    config = parsed(["fit", "--config=full1020", "--config=top.yaml"])
     data = config["data"]
     assert (config["name"], data["crop"], data["batch_size"], data["crop_length"]) == ("top", "cut", 4, 77)
     assert config["model"]["window"] == 300 and config["trainer"]["accumulate_grad_batches"] == 8

@@ -23,6 +23,7 @@ from contactlm.cli import commands
 from contactlm.cli.console import score_table
 from contactlm.cli.main import main
 from tests.callbacks.test_callbacks import ForeignModule, data_module, trainer
+from tests.cli.parsing import parsed
 from tests.cli.test_cli import SMALL, data_options
 
 Folders = tuple[Path, Path]
@@ -206,19 +207,12 @@ def test_help_of_every_command_is_readable(
     assert shown.rstrip().endswith(commands.STATUSES.splitlines()[-1].strip())
 
 
-def test_examples_of_the_help_can_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from contactlm.cli.configs import resolve_arguments
-    from contactlm.cli.main import ContactCLI
-
-    monkeypatch.setattr("sys.argv", ["contactlm"])
-    monkeypatch.setattr("contactlm.cli.main.chosen_class", lambda _: ContactModule)  # no checkpoint is read
-    for name in ("before_instantiate_classes", "instantiate_classes", "_run_subcommand", "_parse_ckpt_path"):
-        monkeypatch.setattr(ContactCLI, name, lambda *_: None)
+def test_examples_of_the_help_can_be_parsed() -> None:
     for command in ("fit", "validate", "test", "predict"):
         for example, _ in commands.COMMANDS[command].examples:
             words = [word.strip("'") for word in example.split()[1:] if word != "…"]
-            parsed = ContactCLI(resolve_arguments(words))
-            assert parsed.config["subcommand"] == command
+            assert words[0] == command
+            parsed(words, ContactModule)  # without the checkpoint, which says of which class it is
 
 
 def command_of(tiny_esm: Path, folders: Folders, *more: str) -> list[str]:

@@ -77,6 +77,7 @@ def test_fit_on_batches_of_bounded_cost(
     monkeypatch.setattr("sys.argv", ["contactlm"])
     fit = ["fit", "--config=crop200", *data_options(pdb_folders), f"--model.pretrained={tiny_esm}"]
     more = ["--trainer.accelerator=cpu", "--trainer.val_check_interval=2", "--budget.max_tokens=500"]
+    more.append("--dashboard.lengths=[]")
     wanted = ["--data.crop", "whole", "--data.batch_tokens", "3000", "--data.weights", "cluster"]
     assert main([*fit, *more, *wanted]) == 0
     shown = capsys.readouterr()
