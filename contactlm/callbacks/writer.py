@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import logging
-import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from contactlm.atomic import atomic_path, remove_temporaries
+from contactlm.atomic import atomic_path, file_name, file_names, remove_temporaries
 from contactlm.maps.contact_map import ContactMap, write_npz
 from contactlm.structure.assembly import residue_positions
 from contactlm.types import ContactLMError
@@ -25,7 +23,6 @@ log = logging.getLogger(__name__)
 Format = Literal["npz", "rr", "png"]
 SUMMARY = "summary.csv"
 SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
-LONGEST_NAME = 200  # characters of a file name, before its suffix; file systems allow about 255
 COLUMNS = ("id", "length", "threshold", "contacts_sep6", "seconds", *SCORES)
 
 
@@ -151,31 +148,6 @@ class PredictionWriter(L.Callback):
         """After Ctrl-C, say what is done."""
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
             log.info("interrupted: %d maps written to %s; the same command goes on from there", self.written, self.out)
-
-
-def file_name(name: str) -> str:
-    """A file name for a protein's id.
-
-    Whatever is not a letter, digit, ``.``, ``-`` or ``_`` becomes ``_``; what is too long for file systems ends in a
-    checksum.
-    """
-    plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII).lstrip(".") or "_"
-    return plain if len(plain) <= LONGEST_NAME else f"{plain[: LONGEST_NAME - 9]}_{_checksum(name)}"
-
-
-def file_names(ids: Iterable[str]) -> dict[str, str]:
-    """Distinct file names for distinct ids: where ``a/b`` and ``a_b`` meet, the later one ends in a checksum."""
-    names: dict[str, str] = {}
-    taken: set[str] = set()
-    for name in ids:
-        plain = file_name(name)
-        names[name] = f"{plain}_{_checksum(name)}" if plain in taken else plain
-        taken.add(names[name])
-    return names
-
-
-def _checksum(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from contactlm.atomic import file_name
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.checkpoint import SafeCheckpoint
 from contactlm.callbacks.dashboard import TensorBoardDashboard
@@ -238,7 +239,7 @@ class ContactCLI(LightningCLI):
             chain_lengths=None if store.chain_lengths is None else store.chain_lengths[index],
         )
         predicted.labels = contact_labels(torch.tensor(store.cb_of(index))[None])[0].numpy()
-        path = Path(run_directory(self.trainer) or ".") / f"{store.ids[index]}.png"
+        path = Path(run_directory(self.trainer) or ".") / f"{file_name(store.ids[index])}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         predicted.save(path)
         return str(path)

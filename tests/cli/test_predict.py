@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from contactlm import ContactModule
-from contactlm.callbacks.writer import LONGEST_NAME, PredictionWriter, file_name, file_names
+from contactlm.callbacks.writer import PredictionWriter
 from contactlm.cli.main import main
 from contactlm.maps.contact_map import ContactMap
 from contactlm.types import ContactLMError
@@ -180,15 +180,6 @@ def test_names_that_files_cannot_have(folder: Path, tiny_esm: Path, capsys) -> N
     maps = {ContactMap.load(path).id for path in (folder / "results").glob("*.npz")}
     assert maps == set(names) == {row["id"] for row in summary(folder / "results")}
     assert "0 maps written to results, 6 were there already" in run(predict(tiny_esm), capsys)
-
-
-def test_file_names() -> None:
-    assert file_name("1abc_A") == "1abc_A" and file_name("two/2") == "two_2" and file_name("../x") == "_x"
-    ids = ["a/b", "a_b", "a|b", "c", "x" * 999]
-    names = file_names(ids)
-    assert names["a/b"] == "a_b" and names["c"] == "c"
-    assert len(set(names.values())) == len(ids) and max(map(len, names.values())) <= LONGEST_NAME
-    assert not any("/" in name for name in names.values())
 
 
 def test_a_summary_that_is_none(folder: Path, tiny_esm: Path) -> None:
