@@ -1,7 +1,7 @@
 """Files that are there whole or not at all, under names that every file system can have.
 
 A file is written under another name beside, then renamed. A name that comes from data (a protein's id, a file of a set
-behind a URL) becomes a file's only through :func:`file_name` or :func:`file_names`.
+behind a URL) becomes a file's only through :func:`file_name` or :class:`FileNames`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import hashlib
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -84,34 +84,32 @@ def file_name(name: str) -> str:
     return plain if len(plain) <= LONGEST_NAME else f"{plain[: LONGEST_NAME - 9]}_{_checksum(name)}"
 
 
-def file_names(names: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
+class FileNames:
     """Distinct file names for distinct names, also where a file system does not tell ``a`` from ``A``.
 
     Where two meet (``a/b`` and ``a_b``, ``1abc_A`` and ``1abc_a``) the later one ends in a checksum.
 
     Args:
-        names: Any text.
         known: File names that were given before, by name: they stay, and no other name gets them.
     """
-    found: dict[str, str] = {}
-    known = known or {}
-    taken = {given.lower() for given in known.values()}
-    for name in names:
-        if name not in known:
-            found[name] = _free(name, taken)
-            taken.add(found[name].lower())
-        else:
-            found[name] = known[name]
-    return found
 
+    def __init__(self, known: Mapping[str, str] | None = None) -> None:
+        self._given = dict(known or {})
+        self._taken = {given.lower() for given in self._given.values()}
 
-def _free(name: str, taken: set[str]) -> str:
-    plain = candidate = file_name(name)
-    salt = 0
-    while candidate.lower() in taken:  # a checksum, too, may be taken: by a name that looks like one that has it
-        candidate = f"{plain[: LONGEST_NAME - 9]}_{_checksum(name + '~' * salt)}"
-        salt += 1
-    return candidate
+    def of(self, name: str) -> str:
+        """The file name of a name, always the same one."""
+        if name not in self._given:
+            plain = candidate = file_name(name)
+            salt = ""
+            while (
+                candidate.lower() in self._taken
+            ):  # a checksum, too, may be taken: by a name that looks as if it had it
+                candidate = f"{plain[: LONGEST_NAME - 9]}_{_checksum(name + salt)}"
+                salt += "~"
+            self._given[name] = candidate
+            self._taken.add(candidate.lower())
+        return self._given[name]
 
 
 def _checksum(name: str) -> str:

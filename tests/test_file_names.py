@@ -2,13 +2,14 @@
 
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from contactlm import ContactModule
-from contactlm.atomic import LONGEST_NAME, file_name, file_names
+from contactlm.atomic import LONGEST_NAME, FileNames, file_name
 from contactlm.cli.main import main
 from contactlm.data.packed.location import RemotePlace
 from contactlm.data.packed.manifest import Part
@@ -27,6 +28,11 @@ HOSTILE = [
 ]
 PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+
+
+def file_names(ids: Sequence[str], known: dict[str, str] | None = None) -> dict[str, str]:
+    names = FileNames(known)
+    return {name: names.of(name) for name in ids}
 
 
 def check_names(names: list[str]) -> None:

@@ -35,6 +35,7 @@ from contactlm.cli.configs import BASE, resolve_arguments
 from contactlm.cli.console import run_line, score_table, set_up_log
 from contactlm.cli.help import HelpFormatter, arrange_help
 from contactlm.data.datamodule import ContactDataModule
+from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint
 from contactlm.modules.choice import DEFAULT, OPTION
@@ -99,9 +100,17 @@ class ContactCLI(LightningCLI):
             parser.set_defaults({"return_predictions": False})  # maps are written as they come, not kept
             parser.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
             parser.add_argument("--formats", type=list[Format], default=["npz", "rr", "png"], help="Files of a map.")
-            parser.add_argument("--overwrite", type=bool, default=False, help="Predict again what exists in --out.")
+            parser.add_argument(
+                "--overwrite", type=bool, default=False, help="Predict again also what would be the same."
+            )
             parser.add_argument(
                 "--dtype", type=Literal["float16", "float32"], default="float32", help="Of probabilities in .npz files."
+            )
+            parser.add_argument(
+                "--pairs_per_residue",
+                type=float | None,
+                default=RR_PAIRS_PER_RESIDUE,
+                help="Most pairs in an .rr file, times L, the most probable first; null: all with p at least 0.01.",
             )
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # we have a table of our own
@@ -215,8 +224,8 @@ class ContactCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Write maps as they come."""
-        options = (self._get(self.config, name) for name in ("out", "formats", "overwrite", "dtype"))
-        self.writer = PredictionWriter(*options)
+        names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue")
+        self.writer = PredictionWriter(*(self._get(self.config, name) for name in names))
         self.trainer.callbacks.append(self.writer)  # type: ignore[attr-defined]  # a connector sets it
 
     def after_predict(self) -> None:
