@@ -41,7 +41,7 @@ from contactlm.modules.checkpoint import check_checkpoint
 from contactlm.modules.choice import DEFAULT, OPTION
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last
 from contactlm.runs.config_file import RunConfig
-from contactlm.runs.directory import run_directory
+from contactlm.runs.directory import claim_directory, run_directory
 from contactlm.runs.signals import Stopped
 from contactlm.shipped import config_folder
 from contactlm.structure.labels import contact_labels
@@ -154,9 +154,7 @@ class ContactCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
-        for logger in trainer.loggers[1:]:
-            if hasattr(logger, "_version") and logger._version is None:
-                logger._version = trainer.loggers[0].version
+        claim_directory(trainer)
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
