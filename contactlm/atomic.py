@@ -1,8 +1,13 @@
-"""Files that are there whole or not at all: written under another name beside, then renamed."""
+"""Files that are there whole or not at all, under names that every file system can have.
+
+A file is written under another name beside, then renamed. A name that comes from data (a protein's id, a file of a set
+behind a URL) becomes a file's only through :func:`file_name` or :class:`FileNames`.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+LONGEST_NAME = 200  # characters of a file name, before its suffix; file systems allow about 255
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names of devices on Windows
 TEMPORARY_NAME = r"\.[0-9a-f]{32}\.tmp"  # regular expression
 
 
@@ -60,3 +67,50 @@ def remove_temporaries(folder: Path) -> None:
     for path in folder.glob(".*.tmp"):
         if is_temporary(path):
             path.unlink(missing_ok=True)
+
+
+def file_name(name: str) -> str:
+    """A file name, to which a suffix may be added, for a name that comes from data.
+
+    Whatever is not a letter, digit, ``.``, ``-`` or ``_`` becomes ``_``, so that no name leads out of a folder; what is
+    too long for file systems ends in a checksum, and names of devices on Windows begin with ``_``.
+
+    Examples:
+        >>> file_name("1abc_A"), file_name("/../../x"), file_name("nul")
+        ('1abc_A', '_.._.._x', '_nul')
+    """
+    plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII).lstrip(".").rstrip(".") or "_"
+    plain = f"_{plain}" if _RESERVED.match(plain) else plain
+    return plain if len(plain) <= LONGEST_NAME else f"{plain[: LONGEST_NAME - 9]}_{_checksum(name)}"
+
+
+class FileNames:
+    """Distinct file names for distinct names, also where a file system does not tell ``a`` from ``A``.
+
+    Where two meet (``a/b`` and ``a_b``, ``1abc_A`` and ``1abc_a``) the later one ends in a checksum.
+
+    Args:
+        known: File names that were given before, by name: they stay, and no other name gets them.
+    """
+
+    def __init__(self, known: Mapping[str, str] | None = None) -> None:
+        self._given = dict(known or {})
+        self._taken = {given.lower() for given in self._given.values()}
+
+    def of(self, name: str) -> str:
+        """The file name of a name, always the same one."""
+        if name not in self._given:
+            plain = candidate = file_name(name)
+            salt = ""
+            while (
+                candidate.lower() in self._taken
+            ):  # a checksum, too, may be taken: by a name that looks as if it had it
+                candidate = f"{plain[: LONGEST_NAME - 9]}_{_checksum(name + salt)}"
+                salt += "~"
+            self._given[name] = candidate
+            self._taken.add(candidate.lower())
+        return self._given[name]
+
+
+def _checksum(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]

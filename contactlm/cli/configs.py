@@ -13,6 +13,7 @@ from contactlm.shipped import config_folder
 from contactlm.types import ContactLMError
 
 BASE = "base.yaml"
+SHIPPED = "lightning_configs"  # what the folder of the shipped configs is called in commands
 PATHS = "--data.predict_paths"
 FLAGS = ("--overwrite",)
 TRUTH_VALUES = ("true", "false", "yes", "no")
@@ -22,19 +23,25 @@ SIZES = ("--data.batch_size", "--data.batch_tokens", "--data.batch_pairs")
 def resolve_config(name: str) -> str:
     """Find a config by its path or, when nothing lies there, by the name of a shipped one.
 
+    A path that is mistyped must not run something else: only a bare name and ``lightning_configs/NAME.yaml`` stand for
+    shipped configs.
+
     Args:
-        name: Such as ``my.yaml``, ``lightning_configs/crop200.yaml`` or ``quickstart``.
+        name: Such as ``my/own.yaml``, ``lightning_configs/crop200.yaml`` or ``quickstart``.
 
     Raises:
         ContactLMError: There is neither.
     """
     if Path(name).is_file():
         return name
-    shipped = config_folder() / f"{Path(name).name.removesuffix('.yaml')}.yaml"
-    if not shipped.is_file():
-        names = ", ".join(sorted(path.stem for path in config_folder().glob("*.yaml")))
-        raise ContactLMError(f"--config {name}: there is no such file, and no shipped config of that name ({names})")
-    return str(shipped)
+    last = Path(name).name
+    shipped = config_folder() / f"{last.removesuffix('.yaml')}.yaml"
+    if shipped.is_file() and (name == last or (name == f"{SHIPPED}/{last}" and last == shipped.name)):
+        return str(shipped)
+    if shipped.is_file():
+        raise ContactLMError(f"--config {name}: there is no such file (for the shipped one: --config {shipped.stem})")
+    names = ", ".join(sorted(path.stem for path in config_folder().glob("*.yaml")))
+    raise ContactLMError(f"--config {name}: there is no such file, and no shipped config of that name ({names})")
 
 
 def layers(config: str, above: Sequence[str] = ()) -> list[str]:

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+from contactlm.atomic import file_name
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.checkpoint import SafeCheckpoint
 from contactlm.callbacks.dashboard import TensorBoardDashboard
@@ -37,12 +38,13 @@ from contactlm.cli.console import run_line, score_table, set_up_log
 from contactlm.cli.help import HelpFormatter, arrange_help
 from contactlm.cli.parser import ContactParser
 from contactlm.data.datamodule import ContactDataModule
+from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint
 from contactlm.modules.choice import DEFAULT, OPTION
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last
 from contactlm.runs.config_file import RunConfig
-from contactlm.runs.directory import run_directory
+from contactlm.runs.directory import claim_directory, run_directory
 from contactlm.runs.name import make_logger, names_instead
 from contactlm.runs.signals import Stopped
 from contactlm.shipped import config_folder
@@ -106,9 +108,17 @@ class ContactCLI(LightningCLI):
             parser.set_defaults({"return_predictions": False})  # maps are written as they come, not kept
             parser.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
             parser.add_argument("--formats", type=list[Format], default=["npz", "rr", "png"], help="Files of a map.")
-            parser.add_argument("--overwrite", type=bool, default=False, help="Predict again what exists in --out.")
+            parser.add_argument(
+                "--overwrite", type=bool, default=False, help="Predict again also what would be the same."
+            )
             parser.add_argument(
                 "--dtype", type=Literal["float16", "float32"], default="float32", help="Of probabilities in .npz files."
+            )
+            parser.add_argument(
+                "--pairs_per_residue",
+                type=float | None,
+                default=RR_PAIRS_PER_RESIDUE,
+                help="Most pairs in an .rr file, times L, the most probable first; null: all with p at least 0.01.",
             )
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # we have a table of our own
@@ -159,9 +169,7 @@ class ContactCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
-        for logger in trainer.loggers[1:]:
-            if hasattr(logger, "_version") and logger._version is None:
-                logger._version = trainer.loggers[0].version
+        claim_directory(trainer)
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -229,8 +237,8 @@ class ContactCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Write maps as they come."""
-        options = (self._get(self.config, name) for name in ("out", "formats", "overwrite", "dtype"))
-        self.writer = PredictionWriter(*options)
+        names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue")
+        self.writer = PredictionWriter(*(self._get(self.config, name) for name in names))
         self.trainer.callbacks.append(self.writer)  # type: ignore[attr-defined]  # a connector sets it
 
     def after_predict(self) -> None:
@@ -253,7 +261,7 @@ class ContactCLI(LightningCLI):
             chain_lengths=None if store.chain_lengths is None else store.chain_lengths[index],
         )
         predicted.labels = contact_labels(torch.tensor(store.cb_of(index))[None])[0].numpy()
-        path = Path(run_directory(self.trainer) or ".") / f"{store.ids[index]}.png"
+        path = Path(run_directory(self.trainer) or ".") / f"{file_name(store.ids[index])}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         predicted.save(path)
         return str(path)

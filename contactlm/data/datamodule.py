@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -153,6 +153,7 @@ class ContactDataModule(L.LightningDataModule):
         self.trained_before: list[dict[str, Any]] = []  # other sets of training chains that the run goes on from
         self.identity: dict[str, NDArray[np.float32]] = {}
         self._chains: dict[str, ChainStore] = {}
+        self._finished: Callable[[ChainStore], Collection[str]] | None = None
         self.problems: dict[str, str] = {}
 
     @property
@@ -221,10 +222,13 @@ class ContactDataModule(L.LightningDataModule):
         if not len(inputs.store):
             raise DataError(f"predict_paths: nothing to predict: {len(inputs.problems)} problems, all named above")
 
-    def leave_out(self, ids: Collection[str]) -> None:
-        """Do not predict these chains (their results exist already)."""
-        store = self._chains["predict"]
-        self._chains["predict"] = store.select([i for i, name in enumerate(store.ids) if name not in ids])
+    def leave_out(self, finished: Callable[[ChainStore], Collection[str]]) -> None:
+        """Do not predict chains whose results exist already.
+
+        Args:
+            finished: Gives their ids; asked when predictions begin, and the weights of a checkpoint are loaded.
+        """
+        self._finished = finished
 
     def _sources(self) -> dict[str, Source]:
         """Where the structures of each role come from."""
@@ -317,18 +321,21 @@ class ContactDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Whole dev chains; an empty list when none are held out."""
-        return self._whole("dev") if len(self._chains["dev"]) else []
+        return self._whole(self._chains["dev"]) if len(self._chains["dev"]) else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Whole test chains."""
-        return self._whole("test")
+        return self._whole(self._chains["test"])
 
     def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Whole chains to predict; an empty list when no one is left."""
-        return self._whole("predict") if len(self._chains["predict"]) else []
+        store = self._chains["predict"]
+        done = set() if self._finished is None else set(self._finished(store))
+        left = store.select([i for i, name in enumerate(store.ids) if name not in done])
+        return self._whole(left) if len(left) else []
 
-    def _whole(self, role: str) -> DataLoader[Any]:
-        return share_loader(self._chains[role], self.eval_batch_size, *self._rank(), **self._loader_options())
+    def _whole(self, store: ChainStore) -> DataLoader[Any]:
+        return share_loader(store, self.eval_batch_size, *self._rank(), **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         return {

@@ -7,8 +7,9 @@ the old file or the new one.
 from __future__ import annotations
 
 import json
+import math
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ RR_LINE = 50  # letters of the sequence in a line, at most
 RR_KEYWORDS = frozenset({"PFRMAT", "TARGET", "AUTHOR", "REMARK", "METHOD", "MODEL", "END"})
 RR_MIN_SEPARATION = 6
 RR_MIN_PROBABILITY = 0.01
+RR_PAIRS_PER_RESIDUE = 20.0  # CASP scores at most 5 L; all pairs of 4,000 residues may take 171 MB
 
 
 @dataclass(eq=False, repr=False)
@@ -188,45 +190,73 @@ def write_rr(
     path: str | Path,
     min_separation: int = RR_MIN_SEPARATION,
     min_probability: float = RR_MIN_PROBABILITY,
+    pairs_per_residue: float | None = RR_PAIRS_PER_RESIDUE,
 ) -> None:
     """Write the residue-residue format of CASP (predictioncenter.org, format RR), most probable pairs first.
 
     One line ``i j 0 8 p`` per pair, i < j counted from 1, p with five decimals; pairs of equal p by i, then j. By
     default pairs less than 6 residues apart (local, which CASP leaves out) and those less probable than 0.01 are not
-    listed; a REMARK says so. In a complex, residues are counted through all chains, and pairs between chains are listed
-    whatever |i - j| is. The AUTHOR record, in CASP a registration code, holds the package's name.
+    listed, and of the others the 20 L most probable; REMARKs say so. In a complex, residues are counted through all
+    chains, and pairs between chains are listed whatever |i - j| is. The AUTHOR record, in CASP a registration code,
+    holds the package's name.
 
     Args:
         contact_map: The map; whitespace in its id becomes ``_``.
         path: The file.
         min_separation: Least |i - j| listed within a chain, at least 1.
         min_probability: Least p listed.
+        pairs_per_residue: Most pairs listed, in units of L; None: all.
 
     Raises:
-        ValueError: ``min_separation`` is below 1.
+        ValueError: ``min_separation`` is below 1, or ``pairs_per_residue`` not positive.
     """
     if min_separation < 1:
         raise ValueError(f"min_separation is {min_separation}: a residue has no contact with itself, use 1 or more")
-    i, j = np.triu_indices(len(contact_map), k=1)
-    p, chain = contact_map.probability[i, j], chain_numbers(contact_map.chain_lengths)
-    listed = (p >= np.float32(min_probability)) & ((j - i >= min_separation) | (chain[i] != chain[j]))
-    i, j, p = i[listed], j[listed], p[listed]
-    order = np.argsort(-p, kind="stable")  # the pairs come by i, then j
+    if pairs_per_residue is not None and not 0 < pairs_per_residue < math.inf:
+        raise ValueError(f"pairs_per_residue is {pairs_per_residue}: give a positive number, or None for all pairs")
+    i, j, p = _rr_pairs(contact_map, min_separation, min_probability)
+    remarks = [f"pairs at least {min_separation} residues apart with p >= {min_probability:g}"]
+    if pairs_per_residue is None:
+        order = _highest(p, len(p))
+        remarks.append(f"all {len(p)} such pairs")
+    else:
+        most = math.ceil(pairs_per_residue * len(contact_map))
+        order = _highest(p, most)
+        limit = f"at most {pairs_per_residue:g} L = {most}"
+        remarks.append(f"the {len(order)} most probable of {len(p)} such pairs: {limit}")
     with (
         atomic_path(Path(path).expanduser()) as temporary,
         temporary.open("x", encoding="utf-8", newline="\n") as handle,
     ):
-        handle.writelines(f"{line}\n" for line in _rr_header(contact_map, min_separation, min_probability))
+        handle.writelines(f"{line}\n" for line in _rr_header(contact_map, remarks))
         for a, b, value in zip(i[order] + 1, j[order] + 1, p[order], strict=True):
             handle.write(f"{a} {b} 0 8 {value:.5f}\n")
         handle.write("END\n")
 
 
-def _rr_header(contact_map: ContactMap, min_separation: int, min_probability: float) -> Iterator[str]:
+def _rr_pairs(
+    contact_map: ContactMap, min_separation: int, min_probability: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Residues i < j, from 0, and p of all pairs that may be listed, by i, then j."""
+    i, j = np.triu_indices(len(contact_map), k=1)
+    p, chain = contact_map.probability[i, j], chain_numbers(contact_map.chain_lengths)
+    listed = (p >= np.float32(min_probability)) & ((j - i >= min_separation) | (chain[i] != chain[j]))
+    return i[listed], j[listed], p[listed]
+
+
+def _highest(p: NDArray[np.float32], most: int) -> NDArray[np.int64]:
+    """Places of the ``most`` highest values, the highest first, of equals the first first."""
+    places = np.arange(len(p))
+    if most < len(p):  # a map of 4,000 residues has eight million pairs: sorting them all takes seconds
+        places = np.flatnonzero(p >= np.partition(p, -most)[-most])
+    return places[np.argsort(-p[places], kind="stable")][:most]
+
+
+def _rr_header(contact_map: ContactMap, remarks: Iterable[str]) -> Iterator[str]:
     yield "PFRMAT RR"
     yield f"TARGET {'_'.join(contact_map.id.split()) or 'unnamed'}"
     yield "AUTHOR contactlm"
-    yield f"REMARK pairs at least {min_separation} residues apart with p >= {min_probability:g}"
+    yield from (f"REMARK {remark}" for remark in remarks)
     yield f"METHOD contactlm {__version__}"
     for key, value in contact_map.how.items():
         yield f"METHOD {key}: {json.dumps(value)}"

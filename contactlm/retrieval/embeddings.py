@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contactlm.alphabet import CLS, EOS
-from contactlm.atomic import atomic_file
+from contactlm.atomic import atomic_file, file_name
 from contactlm.model.residue_encoder import ResidueEncoder
 from contactlm.retrieval.database import StructureDatabase
 
@@ -83,7 +83,7 @@ class SegmentStates:
         self._names: dict[str, Any] = names
         self._folder = None
         if cache_dir is not None:
-            self._folder = cache_dir / "segments" / f"{database.fingerprint}-{encoder.checksum[:32]}"
+            self._folder = cache_dir / "segments" / file_name(f"{database.fingerprint}-{encoder.checksum[:32]}")
         self._warned = False
 
     def of(self, index: int) -> NDArray[np.float32]:

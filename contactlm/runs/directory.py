@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+from contextlib import suppress
 from pathlib import Path
 
 import lightning as L
@@ -29,3 +31,43 @@ def run_directory(trainer: L.Trainer) -> str | None:
         version = first.version if isinstance(first.version, str) else f"version_{first.version}"
         folder = str(Path(first.save_dir or trainer.default_root_dir) / str(first.name) / version)
     return trainer.strategy.broadcast(folder)
+
+
+def claim_directory(trainer: L.Trainer) -> None:
+    """Take a directory that no other run has or takes, for all loggers of a run.
+
+    A logger counts the directories that are there, and makes its own later: runs that start at the same moment count
+    alike. Here the first process makes the directory at once, and of several runs only one can. An empty one goes when
+    the process ends. A version that was given stays, and so do folders behind a URL.
+
+    Args:
+        trainer: Its first logger decides, if it is one of Lightning's two local ones; the others take its version.
+
+    Raises:
+        OSError: The directory cannot be made.
+    """
+    first = trainer.loggers[0] if trainer.loggers else None
+    if isinstance(first, (CSVLogger, TensorBoardLogger)) and first._version is None and trainer.is_global_zero:
+        _claim(first)
+    for logger in trainer.loggers[1:]:
+        if hasattr(logger, "_version") and logger._version is None:
+            logger._version = trainer.loggers[0].version
+
+
+def _claim(logger: CSVLogger | TensorBoardLogger) -> None:
+    version = int(logger.version)  # the number after the highest that is there
+    while "://" not in logger.log_dir:
+        folder = Path(logger.log_dir).absolute()
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            version += 1
+            logger._version = version
+        else:
+            atexit.register(_remove_if_empty, folder)
+            return
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # that it is not empty is one
+        folder.rmdir()

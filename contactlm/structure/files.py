@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from pathlib import Path
@@ -20,7 +21,8 @@ def split_name(path: str | Path) -> tuple[str, str, bool]:
     """Take a structure file's name apart.
 
     Returns:
-        The stem (``1abc`` of ``1abc.pdb.gz``), the format (``pdb`` or ``mmcif``) and whether it is compressed.
+        The stem (``1abc`` of ``1abc.pdb.gz``; bytes that are no UTF-8 as U+FFFD), the format (``pdb`` or ``mmcif``)
+        and whether it is compressed.
 
     Raises:
         StructureError: The name ends in no known suffix.
@@ -29,7 +31,8 @@ def split_name(path: str | Path) -> tuple[str, str, bool]:
     if match is None:
         known = " ".join(FORMATS)
         raise StructureError(path, f"no structure file by its name; known are {known}, each also with .gz")
-    return match["stem"], FORMATS[match["suffix"].lower()], match["gz"] is not None
+    stem = os.fsencode(match["stem"]).decode("utf-8", "replace")  # ids are made of it, and written as text
+    return stem, FORMATS[match["suffix"].lower()], match["gz"] is not None
 
 
 def read_text(path: str | Path) -> str:

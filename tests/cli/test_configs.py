@@ -112,6 +112,29 @@ def test_a_config_that_cannot_be_laid_over_another(below: str, message: str, tmp
         resolve_arguments(["fit", "--config", str(tmp_path / "my.yaml")])
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["my/experiments/crop200.yaml", "my/crop200", "./crop200.yaml", "../lightning_configs/crop200.yaml", "/crop200"],
+)
+def test_a_mistyped_path_does_not_run_a_shipped_config(name: str) -> None:
+    with pytest.raises(ContactLMError, match="for the shipped one: --config crop200") as error:
+        resolve_arguments(["fit", "--config", name])
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["crop200", "crop200.yaml", "lightning_configs/crop200.yaml"])
+def test_shipped_configs_are_found_by_name(name: str) -> None:
+    path = str(config_folder() / "crop200.yaml")
+    assert resolve_arguments(["fit", f"--config={name}"]) == ["fit", f"--config={path}"]
+
+
+def test_an_own_file_comes_before_a_shipped_config(tmp_path: Path) -> None:
+    for name in ("crop200", "crop200.yaml", "lightning_configs/crop200.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("budget: {max_tokens: 1}\n")
+        assert resolve_arguments(["fit", f"--config={name}"]) == ["fit", f"--config={name}"]
+
+
 def test_no_path_is_an_error() -> None:
     with pytest.raises(ContactLMError, match="no path follows"):
         resolve_arguments(["predict", "--data.predict_paths", "--out=results"])

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +15,11 @@ import pytest
 import torch
 
 from contactlm import ContactModule
-from contactlm.callbacks.writer import LONGEST_NAME, PredictionWriter, file_name, file_names
+from contactlm.callbacks.writer import PredictionWriter
 from contactlm.cli.main import main
 from contactlm.maps.contact_map import ContactMap
 from contactlm.types import ContactLMError
-from tests.conftest import random_sequence
+from tests.conftest import make_tiny_esm, random_sequence, write_pdb
 from tests.modules.test_export import save_checkpoint
 
 N = 60
@@ -182,15 +183,6 @@ def test_names_that_files_cannot_have(folder: Path, tiny_esm: Path, capsys) -> N
     assert "0 maps written to results, 6 were there already" in run(predict(tiny_esm), capsys)
 
 
-def test_file_names() -> None:
-    assert file_name("1abc_A") == "1abc_A" and file_name("two/2") == "two_2" and file_name("../x") == "_x"
-    ids = ["a/b", "a_b", "a|b", "c", "x" * 999]
-    names = file_names(ids)
-    assert names["a/b"] == "a_b" and names["c"] == "c"
-    assert len(set(names.values())) == len(ids) and max(map(len, names.values())) <= LONGEST_NAME
-    assert not any("/" in name for name in names.values())
-
-
 def test_a_summary_that_is_none(folder: Path, tiny_esm: Path) -> None:
     (folder / "results").mkdir()
     (folder / "results" / "summary.csv").write_bytes(b"\xff\xfe\x00")
@@ -199,8 +191,8 @@ def test_a_summary_that_is_none(folder: Path, tiny_esm: Path) -> None:
     class Data:
         chains = {"predict": type("Store", (), {"ids": ["a"]})}  # noqa: RUF012
 
-        def leave_out(self, names: set[str]) -> None:
-            raise AssertionError(names)
+        def leave_out(self, finished: object) -> None:
+            raise AssertionError(finished)
 
     trainer = type("Trainer", (), {"datamodule": Data(), "is_global_zero": True})
     with pytest.raises(ContactLMError, match="results cannot be"):
@@ -231,3 +223,117 @@ def test_the_tuned_threshold_travels_with_the_checkpoint(folder: Path, tiny_esm:
     assert {row["contacts_sep6"] for row in summary(folder / "by_merged")} == {
         row["contacts_sep6"] for row in summary(folder / "tuned")
     }
+
+
+# --- results that are there already ---
+
+
+def predict_all(tiny_esm: Path, *more: str) -> list[str]:
+    return predict(tiny_esm, "--formats=[npz]", *more)
+
+
+def told(arguments: list[str], capsys: pytest.CaptureFixture, written: int, kept: int) -> list[str]:
+    """Run a prediction and return what it says of earlier results; so many maps must be written and kept."""
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    expected = f"{written} maps written to results" + (f", {kept} were there already" if kept else "")
+    assert captured.out.splitlines()[-1] == expected
+    return [line for line in captured.err.splitlines() if "computed again" in line]
+
+
+def test_another_sequence_of_the_same_name_is_predicted(folder: Path, tiny_esm: Path, capsys) -> None:
+    assert told(predict_all(tiny_esm), capsys, 3, 0) == []
+    sequences = [random_sequence(0, 30), random_sequence(8, 30), random_sequence(2, 30)]
+    (folder / "a.fasta").write_text("".join(f">{name}\n{s}\n" for name, s in zip("abc", sequences, strict=True)))
+    (line,) = told(predict_all(tiny_esm), capsys, 1, 2)
+    reason = "made from another sequence or structure: 1 proteins (b)"
+    assert line == f"results: computed again, since what is there was {reason}"
+    maps = [ContactMap.load(folder / "results" / f"{name}.npz") for name in "abc"]
+    assert [predicted.sequence for predicted in maps] == sequences
+    assert told(predict_all(tiny_esm), capsys, 0, 3) == []
+
+
+def test_other_coordinates_of_the_same_name_are_predicted(folder: Path, tiny_esm: Path, capsys) -> None:
+    sequences = {"A": random_sequence(3, 35), "B": random_sequence(4, 33)}
+    command = [*predict_all(tiny_esm), "--data.predict_paths", "s.pdb", "--data.read_workers=0"]
+    write_pdb(folder / "s.pdb", sequences, seed=1)
+    told(command, capsys, 5, 0)  # those of the FASTA file as well
+    first = {row["id"]: row["mcc"] for row in summary(folder / "results")}
+    write_pdb(folder / "s.pdb", sequences, seed=2)
+    (line,) = told(command, capsys, 2, 3)
+    assert line.endswith("another sequence or structure: 2 proteins (s_A, s_B)")
+    second = {row["id"]: row["mcc"] for row in summary(folder / "results")}
+    assert {name for name in first if first[name] != second[name]} <= {"s_A", "s_B"}
+
+
+def test_another_model_predicts_again(folder: Path, tiny_esm: Path, capsys) -> None:
+    told(predict_all(tiny_esm), capsys, 3, 0)
+    other = make_tiny_esm(folder / "other", seed=1)
+    (line,) = told(predict_all(other), capsys, 3, 0)
+    assert re.search(r"was made from another model \(checksum \w{16}, now \w{16}\): 3 proteins", line)
+    assert told(predict_all(make_tiny_esm(folder / "copy", seed=1)), capsys, 0, 3) == []  # by weights, not by name
+    command = ["predict", "--data.predict_paths", "a.fasta", "--out=results", "--formats=[npz]"]
+    command += ["--trainer.accelerator=cpu"]
+    checksums = {summary(folder / "results")[0]["model"]}
+    for name, seed in (("one", 1), ("two", 2)):
+        module = ContactModule(str(other))
+        with torch.no_grad():  # the same backbone, and another adapter
+            for weight in module.parameters():
+                if weight.requires_grad:
+                    weight.normal_(generator=torch.Generator().manual_seed(seed))
+        save_checkpoint(module, folder / f"{name}.ckpt")
+        assert "another model" in told([*command, f"--ckpt_path={name}.ckpt"], capsys, 3, 0)[0]
+        saved = ContactMap.load(folder / "results" / "a.npz")
+        expected = ContactModule.load_from_checkpoint(folder / f"{name}.ckpt").predict_map(saved.sequence)
+        np.testing.assert_allclose(saved.probability, expected.probability, atol=1e-6)
+        checksums.add(saved.how["model_checksum"])
+    assert len(checksums) == 3
+    assert told([*command, "--ckpt_path=two.ckpt"], capsys, 0, 3) == []
+
+
+def test_other_options_predict_again(folder: Path, tiny_esm: Path, capsys) -> None:
+    told(predict_all(tiny_esm), capsys, 3, 0)
+    for option, shown in (
+        ("--model.window=20", r"overlap=511, now 10, window=1022, now 20"),
+        ("--model.threshold=0.25", r"overlap=10, now 511, threshold=0.5, now 0.25, window=20, now 1022"),
+        ("--trainer.precision=bf16-mixed", r"precision=32-true, now bf16-mixed, threshold=0.25, now 0.5"),
+        ("--dtype=float16", "dtype=float32, now float16, precision=bf16-mixed, now 32-true"),
+    ):
+        (line,) = told(predict_all(tiny_esm, option), capsys, 3, 0)
+        assert line.endswith(f"made from other options ({shown}): 3 proteins (a, b, c)")
+        assert told(predict_all(tiny_esm, option), capsys, 0, 3) == []
+    told(predict(tiny_esm, "--formats=[rr]", "--pairs_per_residue=1"), capsys, 3, 0)
+    assert told(predict(tiny_esm, "--formats=[rr]", "--pairs_per_residue=1"), capsys, 0, 3) == []
+    (line,) = told(predict(tiny_esm, "--formats=[rr]", "--pairs_per_residue=null"), capsys, 3, 0)
+    assert "pairs_per_residue=1.0, now None" in line
+    pairs = [line for line in (folder / "results" / "a.rr").read_text().splitlines() if " 0 8 " in line]
+    assert len(pairs) == 24 * 25 / 2  # all of 30 residues at |i - j| >= 6
+
+
+def test_results_that_do_not_say_what_they_are_of_are_made_again(folder: Path, tiny_esm: Path, capsys) -> None:
+    told(predict_all(tiny_esm), capsys, 3, 0)
+    rows = summary(folder / "results")
+    with (folder / "results" / "summary.csv").open("w", newline="") as handle:  # as version 0.1 wrote it
+        writer = csv.DictWriter(handle, ["id", "length", "threshold", "seconds"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    (line,) = told(predict_all(tiny_esm), capsys, 3, 0)
+    reason = "does not say what it was made from: 3 proteins (a, b, c)"
+    assert line == f"results: computed again, since what is there {reason}"
+    assert [row["id"] for row in summary(folder / "results")] == [row["id"] for row in rows]
+
+
+def test_names_that_differ_in_case_only_share_no_file(folder: Path, tiny_esm: Path, capsys) -> None:
+    """Also of two runs into one folder: some file systems take 1abc_A.npz and 1abc_a.npz for the same file."""
+    records = {name: f">{name}\n{random_sequence(n, 30)}\n" for n, name in enumerate(["1abc_A", "1abc_a", "1ABC_A"])}
+    for record in records.values():
+        (folder / "a.fasta").write_text(record)
+        told(predict_all(tiny_esm), capsys, 1, 0)
+    files = {row["id"]: row["file"] for row in summary(folder / "results")}
+    assert set(files) == set(records) and files["1abc_A"] == "1abc_A"
+    assert len({name.lower() for name in files.values()}) == 3
+    for n, name in enumerate(records):
+        predicted = ContactMap.load(folder / "results" / f"{files[name]}.npz")
+        assert (predicted.id, predicted.sequence) == (name, random_sequence(n, 30))
+    (folder / "a.fasta").write_text("".join(list(records.values())[::-1]))
+    assert told(predict_all(tiny_esm), capsys, 0, 3) == []

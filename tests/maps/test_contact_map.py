@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 import stat
 import subprocess
@@ -86,7 +87,7 @@ def read_rr(path: Path) -> RRFile:
 @pytest.mark.parametrize(("separation", "minimum"), [(6, 0.01), (1, 0.0), (24, 0.5)])
 def test_rr_holds_every_pair_asked_for_and_no_other(tmp_path: Path, L: int, separation: int, minimum: float) -> None:
     contact_map = make_map(L, seed=L, labels=False)
-    write_rr(contact_map, tmp_path / "map.rr", separation, minimum)
+    write_rr(contact_map, tmp_path / "map.rr", separation, minimum, pairs_per_residue=None)
     got = read_rr(tmp_path / "map.rr")
     assert (got.target, got.sequence) == ("1abc_A", contact_map.sequence)
     expected = {
@@ -98,6 +99,37 @@ def test_rr_holds_every_pair_asked_for_and_no_other(tmp_path: Path, L: int, sepa
     assert {pair[:2] for pair in got.pairs} == set(expected)
     for i, j, d1, d2, p in got.pairs:
         assert (d1, d2) == (0, 8) and p == pytest.approx(expected[i, j], abs=0.51e-5)
+
+
+@pytest.mark.parametrize("L", [41, 42, 60, 130])
+@pytest.mark.parametrize("per_residue", [20, 0.01, 2.5])
+def test_rr_holds_the_most_probable_pairs_and_says_how_many(tmp_path: Path, L: int, per_residue: float) -> None:
+    contact_map = make_map(L, seed=L, labels=False)
+    contact_map.probability = np.round(contact_map.probability, 1)  # many are equal
+    write_rr(contact_map, tmp_path / "all.rr", pairs_per_residue=None)
+    write_rr(contact_map, tmp_path / "some.rr", **({} if per_residue == 20 else {"pairs_per_residue": per_residue}))
+    every, some = (read_rr(tmp_path / f"{name}.rr").pairs for name in ("all", "some"))
+    most = math.ceil(per_residue * L)
+    assert some == every[:most] and len(some) == min(most, len(every))
+    remarks = [line for line in (tmp_path / "some.rr").read_text().splitlines() if line.startswith("REMARK")]
+    assert (
+        f"REMARK the {len(some)} most probable of {len(every)} such pairs: at most {per_residue:g} L = {most}"
+        in remarks
+    )
+    assert f"REMARK all {len(every)} such pairs" in (tmp_path / "all.rr").read_text()
+
+
+def test_rr_of_a_long_map_is_small(tmp_path: Path) -> None:
+    probability = np.full((1500, 1500), 0.02, np.float32)  # unlike any map, and yet each pair counts
+    size = ContactMap("x", "A" * 1500, probability).save(tmp_path / "map.rr").stat().st_size
+    assert size < 30 * 20 * 1500  # at most as many letters for each of 20 pairs a residue
+    assert len(read_rr(tmp_path / "map.rr").pairs) == 20 * 1500
+
+
+@pytest.mark.parametrize("per_residue", [0, -1, math.nan, math.inf])
+def test_rr_of_no_pairs_is_refused(tmp_path: Path, per_residue: float) -> None:
+    with pytest.raises(ValueError, match="pairs_per_residue is"):
+        write_rr(make_map(), tmp_path / "no.rr", pairs_per_residue=per_residue)
 
 
 def test_rr_defaults_method_and_order_of_equals(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import subprocess
 import sys
 
@@ -28,6 +29,14 @@ def test_all_names(tmp_path, suffix, gz, stem):
     (chain,) = read_chains(path)
     assert (chain.id, chain.sequence) == (f"{stem}_A", "GASG")
     assert read_chains(str(path))[0].id == chain.id
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no names that are no text")
+def test_an_id_can_be_written_though_the_file_name_is_no_text(tmp_path):
+    path = tmp_path / os.fsdecode(b"1\xff\xc3\xa9.pdb")
+    path.write_bytes(PDB)
+    (chain,) = read_chains(path)
+    assert chain.id == "1\N{REPLACEMENT CHARACTER}\N{LATIN SMALL LETTER E WITH ACUTE}_A" and chain.id.encode()
 
 
 @pytest.mark.parametrize("name", ["1abc", "1abc.txt", "1abc.pdb.bz2", "1abc.bcif.gz", "1abc.gz"])

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import fsspec
 from filelock import FileLock
 
-from contactlm.atomic import atomic_file
+from contactlm.atomic import atomic_file, file_name
 from contactlm.data.packed.manifest import INDEX, JOURNAL, MANIFEST, Manifest, Part, hash_file
 from contactlm.types import DataError
 
@@ -144,7 +144,7 @@ class RemoteFolder:
         return self.path(part)
 
     def _path(self, part: Part) -> Path:
-        return self.cache / part.sha256[:2] / f"{part.sha256[:40]}-{part.name}"
+        return self.cache / part.sha256[:2] / f"{part.sha256[:40]}-{file_name(part.name)}"
 
     def _fetch(self, part: Part, path: Path) -> None:
         with self._writing():

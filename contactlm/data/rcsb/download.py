@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from contactlm.atomic import atomic_file
+from contactlm.atomic import atomic_file, file_name
 from contactlm.data.rcsb.fetch import Fetcher, FetchError, is_complete
 from contactlm.data.rcsb.ids import parse_id, read_id_list
 from contactlm.types import DataError
@@ -121,7 +121,7 @@ def _obtain(entry: str, folder: Path, fetcher: Fetcher) -> bool:
 
 
 def _path(folder: Path, entry: str) -> Path:
-    return folder / f"{entry}.cif.gz"
+    return folder / f"{file_name(entry)}.cif.gz"
 
 
 @contextmanager
