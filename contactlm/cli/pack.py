@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from contactlm.cli.commands import description
+from contactlm.data.cache import default_cache_dir
 from contactlm.data.packed.manifest import ClusterRule
 from contactlm.data.packed.pack import pack_structures
 from contactlm.data.packed.writer import SHARD_RESIDUES
@@ -17,6 +19,7 @@ MORE = """\
 Training takes a packed set instead of the folder, from a local path or a URL, and draws the same samples. A packing
 that was ended goes on where it stopped when the same command is given again."""
 DEFAULTS = ClusterOptions()
+PROGRAMS = ("auto", "builtin", "mmseqs")
 
 
 def pack_command(arguments: Sequence[str]) -> int:
@@ -40,6 +43,7 @@ def pack_command(arguments: Sequence[str]) -> int:
         given.sequence,
         ClusterRule(options, given.min_length, given.assembly) if given.clusters else None,
         given.workers,
+        cache_dir=Path(given.cache_dir).expanduser() if given.cache_dir else default_cache_dir(),
     )
     chains, residues, size = (sum(getattr(shard, name) for shard in manifest.shards) for name in _SUMS)
     sys.stdout.write(
@@ -79,5 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--assembly", choices=("chain", "complex"), default="chain", help="As data.assembly.")
     add("--identity", type=float, default=DEFAULTS.identity, help="As data.cluster.identity (default %(default)s).")
     add("--coverage", type=float, default=DEFAULTS.coverage, help="As data.cluster.coverage (default %(default)s).")
-    add("--cluster_program", choices=("builtin", "mmseqs"), default="builtin", help="As data.cluster.program.")
+    add("--cluster_program", choices=PROGRAMS, default=DEFAULTS.program, help="As data.cluster.program.")
+    add(
+        "--cache_dir",
+        help="Cache folder, from which a clustering that was ended goes on; by default $CONTACTLM_CACHE or "
+        "~/.cache/contactlm.",
+    )
     return parser

@@ -149,6 +149,7 @@ class ContactDataModule(L.LightningDataModule):
         self.split, self.cluster, self.weights = split, cluster, weights
         self.bound = _cost_bound(batch_tokens, batch_pairs)
         self._train_clusters: NDArray[np.int64] | None = None
+        self._clustered_by = ""
         self._trained_on: dict[str, Any] | None = None
         self.trained_before: list[dict[str, Any]] = []  # other sets of training chains that the run goes on from
         self.identity: dict[str, NDArray[np.float32]] = {}
@@ -197,7 +198,7 @@ class ContactDataModule(L.LightningDataModule):
 
     def _identity(self, role: str) -> NDArray[np.float32] | None:
         """Identity of each dev or test chain to its nearest training relative; None when that is not computed."""
-        if role == "dev" and self.split == "cluster" and self.cluster.program == "builtin":
+        if role == "dev" and self.split == "cluster" and self._clustered_by == "builtin":
             return np.zeros(len(self._chains[role]), np.float32)  # relatives are on the same side of the split
         if self.leak_report == "never":
             return None
@@ -266,7 +267,8 @@ class ContactDataModule(L.LightningDataModule):
         groups = group_identical(keys) if self.split == "random" else None
         if groups is None or self.weights == "cluster":
             rule = ClusterRule(self.cluster, self.min_length, self.assembly)
-            clusters = cluster_chains(store, rule, self._cache().directory)
+            clusters, options = cluster_chains(store, rule, self._cache().directory)
+            self._clustered_by = options.program
             groups = clusters if groups is None else groups
         is_dev = split_groups(join_groups(groups, entries), self.dev_fraction, self.split_seed)
         if self.weights == "cluster":

@@ -14,7 +14,7 @@ from contactlm.data.complexes import chain_sequences
 from contactlm.data.packed.manifest import ClusterRule
 from contactlm.data.packed.store import PackedStore
 from contactlm.data.store import ChainStore
-from contactlm.homology.cluster import cluster_sequences
+from contactlm.homology.cluster import ClusterOptions, cluster_sequences
 
 
 def chain_keys(store: ChainStore) -> tuple[list[str], NDArray[np.int64]]:
@@ -26,21 +26,26 @@ def chain_keys(store: ChainStore) -> tuple[list[str], NDArray[np.int64]]:
     return store.chain_keys() if isinstance(store, PackedStore) else chain_sequences(store)
 
 
-def cluster_chains(store: ChainStore, rule: ClusterRule, cache_dir: Path) -> NDArray[np.int64]:
-    """Sequence cluster of each chain, int64 (n,), in the order of :func:`chain_keys`.
+def cluster_chains(
+    store: ChainStore, rule: ClusterRule, cache_dir: Path | None
+) -> tuple[NDArray[np.int64], ClusterOptions]:
+    """Sequence cluster of each chain, in the order of :func:`chain_keys`.
 
     Args:
         store: Chains that were selected as the rule says.
         rule: When chains are related.
-        cache_dir: The cache folder, for what has to be computed.
+        cache_dir: The cache folder, for what has to be computed; None: it is not kept.
 
     Returns:
-        Those recorded in a packed set when they are of this rule; otherwise they are computed.
+        The clusters, int64 (n,): those recorded in a packed set when they are what the rule asks for; otherwise they
+        are computed. And by which options, with the program that was used.
     """
     recorded = store.recorded_groups(rule) if isinstance(store, PackedStore) else None
     if recorded is not None:
-        return recorded[0]
-    return cluster_sequences(chain_sequences(store)[0], rule.options, cache_dir, progress=True)
+        return recorded
+    sequences = chain_sequences(store)[0]
+    clusters = cluster_sequences(sequences, rule.options, cache_dir, progress=True)
+    return clusters, rule.options.chosen(len(set(sequences)))
 
 
 class LazySequences(Sequence[str]):

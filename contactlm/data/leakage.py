@@ -50,6 +50,7 @@ def training_identity(
         TooManyPairsError: It is not in the cache, and there are more pairs.
     """
     named = training if keys is None else keys
+    options = options.chosen(len(set(queries)) + len(set(named)))
     parts = ["identity-1", json.dumps(dataclasses.asdict(options), sort_keys=True), *queries, "/", *sorted(named)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
     path = cache_dir / "identity" / f"{key}.npy"

@@ -81,7 +81,8 @@ class Source:
         kept = [i for i, (entry, chain) in enumerate(entries) if {(entry, chain), (entry, None)} & named]
         files = [store.meta["file_of_chain"][i] for i in kept]
         chosen = replace(store.select(kept), meta={**store.meta, "file_of_chain": files})
-        missing = sorted(f"{e}_{c}" for e, c in named if c is not None and (e, c) not in entries)
+        there = set(entries)
+        missing = sorted(f"{e}_{c}" for e, c in named if c is not None and (e, c) not in there)
         if missing:
             log.warning("%s: %d chains are not in their structures: %s", self.option, len(missing), _some(missing))
         return chosen

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from contactlm.alphabet import decode, encode
 from contactlm.atomic import atomic_file
+from contactlm.data.mapped import received, to_send
 from contactlm.types import Chain, DataError
 
 MAGIC = b"CLMSTOR1"
@@ -33,7 +34,7 @@ PREAMBLE = 24
 
 @dataclass(frozen=True, eq=False)
 class ChainStore:
-    """Chains that share two long arrays. Selecting chains copies no residue.
+    """Chains that share two long arrays. Selecting chains copies no residue, and neither does pickling mapped ones.
 
     An entry is a chain; in a store of complexes it is several chains end to end, with ``chain_lengths`` to tell them
     apart.
@@ -58,6 +59,12 @@ class ChainStore:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: to_send(value) for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({name: received(value) for name, value in state.items()})
 
     def tokens_of(self, index: int) -> NDArray[np.uint8]:
         """Tokens of one chain, uint8 (L,), without ``<cls>`` and ``<eos>``."""

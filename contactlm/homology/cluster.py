@@ -10,25 +10,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.atomic import atomic_file
 from contactlm.homology.alignment import check_letters
+from contactlm.homology.kept import KeptBlocks, keep_array, kept_array
 from contactlm.homology.relations import ClusterOptions, Relations, find_relations, make_pool
 
 __all__ = ["ClusterOptions", "best_identity", "cluster_sequences", "related_pairs"]
 
 CLUSTER_VERSION = 1  # raise it whenever other pairs are found: every clustering is then computed again
 DEFAULTS = ClusterOptions()
-MAGIC = b"CLMCLUS1"
-
-log = logging.getLogger(__name__)
 
 
 def related_pairs(
@@ -116,7 +111,8 @@ def cluster_sequences(
         sequences: n sequences of ESM letters.
         options: When two sequences are related.
         cache_dir: The cache folder; the result is kept in ``clusters/`` below it, under a name made of the sequences'
-            content and the options. None: it is not kept. A damaged file is computed again.
+            content and the options, and what a computation that was ended had found so far beside it. None: nothing
+            is kept. A damaged file is computed again.
         threads: Threads that align; None takes one for each available processor.
         progress: Whether to show a progress bar.
 
@@ -128,12 +124,14 @@ def cluster_sequences(
     """
     check_letters(sequences)
     pool = make_pool(sequences)
-    path = None if cache_dir is None else Path(cache_dir) / "clusters" / f"{_key(pool, options)}.bin"
-    of_pool = None if path is None else _read(path, len(pool))
+    chosen = options.chosen(len(pool))
+    path = None if cache_dir is None else Path(cache_dir) / "clusters" / f"{_key(pool, chosen)}.bin"
+    of_pool = None if path is None else kept_array(path, np.int64, len(pool))
     if of_pool is None:
-        of_pool = _link(len(pool), find_relations(pool, options, None, threads, progress))
-        if path is not None:
-            _write(of_pool, path)
+        so_far = None if path is None else path.with_suffix("")
+        of_pool = _link(len(pool), find_relations(pool, options, None, threads, progress, so_far))
+        if path is not None and keep_array(of_pool, path):
+            KeptBlocks(so_far).clear()
     cluster = dict(zip(pool, of_pool.tolist(), strict=True))
     numbers: dict[int, int] = {}
     return np.array([numbers.setdefault(cluster[s], len(numbers)) for s in sequences], dtype=np.int64)
@@ -141,43 +139,19 @@ def cluster_sequences(
 
 def _link(n: int, relations: Relations) -> NDArray[np.int64]:
     """Join the related of n items; returns the smallest member of each one's cluster, int64 (n,)."""
-    parent = list(range(n))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for i, j in zip(relations.first.tolist(), relations.second.tolist(), strict=True):
-        a, b = sorted((root(i), root(j)))
-        parent[b] = a
-    return np.array([root(i) for i in range(n)], dtype=np.int64)
+    smallest = np.arange(n)
+    while True:
+        one, other = smallest[relations.first], smallest[relations.second]
+        joined = smallest.copy()
+        np.minimum.at(joined, one, other)
+        np.minimum.at(joined, other, one)
+        while (joined != joined[joined]).any():  # whoever's smallest has a smaller one takes that
+            joined = joined[joined]
+        if (joined == smallest).all():
+            return joined
+        smallest = joined
 
 
 def _key(pool: Sequence[str], options: ClusterOptions) -> str:
     rule = json.dumps([CLUSTER_VERSION, dataclasses.asdict(options)], sort_keys=True)
     return hashlib.sha256("\n".join([rule, *pool]).encode()).hexdigest()[:40]
-
-
-def _write(clusters: NDArray[np.int64], path: Path) -> None:
-    payload = clusters.astype("<i8").tobytes()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as handle:
-            handle.write(MAGIC + zlib.crc32(payload).to_bytes(8, "little") + payload)
-    except OSError as error:
-        log.warning("The clusters cannot be kept in %s (%s): they are computed again next time.", path.parent, error)
-
-
-def _read(path: Path, n: int) -> NDArray[np.int64] | None:
-    """Read what :func:`_write` wrote; None when it is missing or damaged."""
-    try:
-        raw = path.read_bytes()
-    except OSError:
-        return None
-    payload = raw[16:]
-    if raw[:8] != MAGIC or len(payload) != 8 * n or zlib.crc32(payload).to_bytes(8, "little") != raw[8:16]:
-        log.warning("%s is damaged; the clusters are computed again.", path)
-        return None
-    return np.frombuffer(payload, dtype="<i8").astype(np.int64)

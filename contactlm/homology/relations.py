@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from contactlm.homology.alignment import Aligner, raw_score
-from contactlm.homology.mmseqs import Hits, search
+from contactlm.homology.kept import KeptBlocks
+from contactlm.homology.mmseqs import Hits, find_program, search
 from contactlm.homology.prefilter import WordIndex
 from contactlm.types import DataError
+
+MANY_SEQUENCES = 20_000  # beyond, MMseqs2 is taken where it is installed (measured: contactlm.homology.cluster)
+Sides: TypeAlias = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+Bar: TypeAlias = "tqdm[Any]"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,9 @@ class ClusterOptions:
         bits: Least bit score, so that chance matches of short sequences do not count.
         prefilter: Align only pairs that share words (see :mod:`contactlm.homology.prefilter` for what is lost by that:
             about one of 50 pairs between 30 and 35 % identity); False aligns every pair.
-        program: ``"builtin"``, or ``"mmseqs"``: the MMseqs2 program, which must be installed, finds and aligns the
-            pairs; the same conditions are put to its alignments.
+        program: ``"builtin"``; or ``"mmseqs"``: the MMseqs2 program, which must be installed
+            (``pip install 'contactlm[mmseqs]'``), finds and aligns the pairs, and the same conditions are put to its
+            alignments; or ``"auto"``: MMseqs2 for more than 20,000 distinct sequences, where it is installed.
 
     Raises:
         DataError: A value is out of range.
@@ -43,7 +53,7 @@ class ClusterOptions:
     coverage: float = 0.8
     bits: float = 30.0
     prefilter: bool = True
-    program: Literal["builtin", "mmseqs"] = "builtin"
+    program: Literal["auto", "builtin", "mmseqs"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("identity", "coverage"):
@@ -51,8 +61,19 @@ class ClusterOptions:
                 raise DataError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
         if not 0 <= self.bits < float("inf"):
             raise DataError(f"bits is {self.bits}; it must be 0 or more")
-        if self.program not in ("builtin", "mmseqs"):
-            raise DataError(f"program is {self.program!r}; it must be 'builtin' or 'mmseqs'")
+        if self.program not in ("auto", "builtin", "mmseqs"):
+            raise DataError(f"program is {self.program!r}; it must be 'auto', 'builtin' or 'mmseqs'")
+
+    def chosen(self, n: int) -> ClusterOptions:
+        """The same rule with the program that is used for n distinct sequences in the place of ``"auto"``."""
+        if self.program != "auto":
+            return self
+        has_mmseqs = n > MANY_SEQUENCES and find_program() is not None
+        return replace(self, program="mmseqs" if has_mmseqs else "builtin")
+
+    def allows(self, other: ClusterOptions) -> bool:
+        """Whether what another rule found is what this one asks for: ``"auto"`` takes either program's."""
+        return self in (other, replace(other, program="auto"))
 
 
 class Relations(NamedTuple):
@@ -68,6 +89,17 @@ class Relations(NamedTuple):
     second: NDArray[np.int64]
     identity: NDArray[np.float64]
 
+    @classmethod
+    def join(cls, parts: Sequence[Relations]) -> Relations:
+        """Lay parts together, each pair once: of several identities the largest counts."""
+        whole, real = np.zeros(0, np.int64), np.zeros(0, np.float64)
+        columns = zip(cls(whole, whole, real), *parts, strict=True)
+        first, second, identity = (np.concatenate(column) for column in columns)
+        order = np.lexsort([-identity, second, first])
+        first, second, identity = first[order], second[order], identity[order]
+        new = (np.diff(first, prepend=-1) != 0) | (np.diff(second, prepend=-1) != 0)
+        return cls(first[new], second[new], identity[new])
+
 
 def make_pool(sequences: Sequence[str]) -> list[str]:
     """Sort the distinct sequences by length, then by letters: whatever order they came in, the answers are the same."""
@@ -77,9 +109,10 @@ def make_pool(sequences: Sequence[str]) -> list[str]:
 def find_relations(
     pool: Sequence[str],
     options: ClusterOptions,
-    sides: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
+    sides: Sides | None = None,
     threads: int | None = None,
     progress: bool = False,
+    keep_in: Path | None = None,
 ) -> Relations:
     """Find the related pairs of a pool.
 
@@ -90,74 +123,129 @@ def find_relations(
             None: all pairs.
         threads: Threads that align; None takes one for each available processor.
         progress: Whether to show a progress bar.
+        keep_in: A folder, of its own for this pool and rule, for what a search of all pairs has found so far: one that
+            was ended goes on from there. None: nothing is kept.
 
     Raises:
         DataError: A sequence holds other letters than those of the ESM alphabet; MMseqs2 is asked for and cannot run.
     """
+    chosen = options.chosen(len(pool))
+    _tell_choice(options, chosen, len(pool))
     if sides is not None and sides[0].sum() > sides[1].sum():
         sides = sides[1], sides[0]
-    if options.program == "mmseqs":
-        return _by_mmseqs(pool, options, sides, threads)
-    aligner = Aligner(pool)
-    pairs = _high_scoring(pool, aligner, options, sides, threads, progress)
-    starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
-    groups = np.split(pairs, starts[1:]) if len(pairs) else []
-
-    def measure(group: NDArray[np.int64]) -> Hits:
-        # of several best alignments the shorter sequence's choice decides, whichever side it is on
-        identity, coverage = aligner.compare(pool[group[0, 0]], group[:, 1])
-        return Hits(group[:, 0], group[:, 1], identity, coverage, np.full(len(group), np.inf))
-
-    return _keep_related(Hits.join(_in_threads(measure, groups, threads)), options)
+    search = SEARCHES[chosen.program](pool, chosen, sides, threads or processors())
+    asked = np.arange(len(pool)) if sides is None else np.flatnonzero(sides[0])
+    size = search.block if sides is None else max(1, len(asked))  # the pairs of one partner are aligned together
+    blocks = [asked[start : start + size] for start in range(0, len(asked), size)]
+    kept = KeptBlocks(keep_in if len(blocks) > 1 else None)
+    bar = tqdm(total=len(asked), desc="Aligning", unit="chain", disable=not progress, leave=False, file=sys.stderr)
+    with bar:
+        return Relations.join([_of_block(number, block, search, kept, bar) for number, block in enumerate(blocks)])
 
 
-def _high_scoring(
-    pool: Sequence[str],
-    aligner: Aligner,
-    options: ClusterOptions,
-    sides: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None,
-    threads: int | None,
-    progress: bool,
-) -> NDArray[np.int64]:
-    """Find the pairs whose score is high enough, int64 (m, 2), each once, the shorter first, ascending."""
-    index = WordIndex(pool) if options.prefilter else None
-    least = raw_score(options.bits)
+def _of_block(number: int, block: NDArray[np.int64], search: PairSearch, kept: KeptBlocks, bar: Bar) -> Relations:
+    """The relations of some sequences: those kept, or else found now."""
+    values = kept.get(number)
+    if values is not None and len(values) % 3 == 0:
+        bar.update(len(block))
+        first, second, identity = values.reshape(-1, 3).T
+        return Relations(first.astype(np.int64), second.astype(np.int64), identity)
+    found = search.related(block, bar)
+    kept.put(number, np.stack(found, axis=1).astype(np.float64))
+    return found
 
-    def search_partners(i: int) -> NDArray[np.int64]:
-        first = i + 1 if sides is None else 0
-        partners = np.arange(first, len(pool)) if index is None else index.candidates(i, first)
-        if sides is not None:
-            partners = partners[sides[1][partners] & (partners != i)]
-        partners = partners[aligner.scores(pool[i], partners) >= least]
+
+def _tell_choice(options: ClusterOptions, chosen: ClusterOptions, n: int) -> None:
+    if options.program == "auto" and n > MANY_SEQUENCES:
+        builtin = "the built-in search; MMseqs2 is faster, and is taken where it is installed: "
+        by = "MMseqs2" if chosen.program == "mmseqs" else f"{builtin}pip install 'contactlm[mmseqs]'"
+        log.info("%d sequences are compared by %s", n, by)
+
+
+class PairSearch(Protocol):
+    """Finds relatives of sequences of one pool.
+
+    Attributes:
+        block: How many sequences to ask for at a time: some minutes' work.
+    """
+
+    block: int
+
+    def related(self, asked: NDArray[np.int64], bar: Bar) -> Relations:
+        """Find all relations of some sequences, int64 (m,), with those of the other side or with later ones."""
+        ...
+
+
+class AlignmentSearch:
+    """The search that is built in.
+
+    Args:
+        pool: Distinct sequences, sorted.
+        options: The rule.
+        sides: As for :func:`find_relations`, the smaller one first.
+        threads: Threads that align.
+    """
+
+    block = 512
+
+    def __init__(self, pool: Sequence[str], options: ClusterOptions, sides: Sides | None, threads: int) -> None:
+        self._pool, self._options, self._sides, self._threads = pool, options, sides, threads
+        self._aligner = Aligner(pool)
+        self._index = WordIndex(pool) if options.prefilter else None
+        self._least = raw_score(options.bits)
+
+    def related(self, asked: NDArray[np.int64], bar: Bar) -> Relations:
+        """Find all relations of some sequences, int64 (m,), with those of the other side or with later ones."""
+        found = _in_threads(self._partners, asked.tolist(), self._threads, bar)
+        pairs = np.unique(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=0)
+        starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
+        groups = np.split(pairs, starts[1:]) if len(pairs) else []
+        return _keep_related(Hits.join(_in_threads(self._measure, groups, self._threads)), self._options)
+
+    def _partners(self, i: int) -> NDArray[np.int64]:
+        """The pairs of a sequence whose score is high enough, int64 (m, 2), the shorter first."""
+        first = i + 1 if self._sides is None else 0
+        partners = np.arange(first, len(self._pool)) if self._index is None else self._index.candidates(i, first)
+        if self._sides is not None:
+            partners = partners[self._sides[1][partners] & (partners != i)]
+        partners = partners[self._aligner.scores(self._pool[i], partners) >= self._least]
         return np.stack([np.minimum(i, partners), np.maximum(i, partners)], axis=1)
 
-    asked = range(len(pool)) if sides is None else np.flatnonzero(sides[0]).tolist()
-    found = _in_threads(search_partners, asked, threads, progress)
-    return np.unique(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=0)
+    def _measure(self, group: NDArray[np.int64]) -> Hits:
+        # of several best alignments the shorter sequence's choice decides, whichever side it is on
+        identity, coverage = self._aligner.compare(self._pool[group[0, 0]], group[:, 1])
+        return Hits(group[:, 0], group[:, 1], identity, coverage, np.full(len(group), np.inf))
 
 
-def _by_mmseqs(
-    pool: Sequence[str],
-    options: ClusterOptions,
-    sides: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None,
-    threads: int | None,
-) -> Relations:
-    every = np.ones(len(pool), dtype=bool)
-    queries, targets = (np.flatnonzero(side) for side in sides or (every, every))
-    hits = search([pool[int(i)] for i in queries], [pool[int(j)] for j in targets], threads or processors())
-    first, second = queries[hits.first], targets[hits.second]
-    return _keep_related(hits._replace(first=np.minimum(first, second), second=np.maximum(first, second)), options)
+class MmseqsSearch:
+    """MMseqs2. The arguments are those of :class:`AlignmentSearch`."""
+
+    block = 20_000
+
+    def __init__(self, pool: Sequence[str], options: ClusterOptions, sides: Sides | None, threads: int) -> None:
+        self._pool, self._options, self._threads = pool, options, threads
+        self._targets = np.arange(len(pool)) if sides is None else np.flatnonzero(sides[1])
+
+    def related(self, asked: NDArray[np.int64], bar: Bar) -> Relations:
+        """Find all relations of some sequences, int64 (m,), with those of the other side or with any."""
+        queries, targets = ([self._pool[i] for i in numbers.tolist()] for numbers in (asked, self._targets))
+        parts = []
+        for hits in search(queries, targets, self._threads, self._options.bits, self._options.identity):
+            first, second = asked[hits.first], self._targets[hits.second]
+            hits = hits._replace(first=np.minimum(first, second), second=np.maximum(first, second))
+            parts.append(_keep_related(hits, self._options))
+        bar.update(len(asked))
+        return Relations.join(parts)
+
+
+SEARCHES: dict[str, type[AlignmentSearch] | type[MmseqsSearch]] = {"builtin": AlignmentSearch, "mmseqs": MmseqsSearch}
 
 
 def _keep_related(hits: Hits, options: ClusterOptions) -> Relations:
     """Put the rule to alignments; of several of one pair the most identical counts."""
     kept = (hits.identity >= options.identity) & (hits.coverage >= options.coverage) & (hits.bits >= options.bits)
     kept &= hits.first != hits.second
-    first, second, identity = hits.first[kept], hits.second[kept], hits.identity[kept]
-    order = np.lexsort([-identity, second, first])
-    first, second, identity = first[order], second[order], identity[order]
-    new = (np.diff(first, prepend=-1) != 0) | (np.diff(second, prepend=-1) != 0)
-    return Relations(first[new], second[new], identity[new])
+    return Relations.join([Relations(hits.first[kept], hits.second[kept], hits.identity[kept])])
 
 
 def processors() -> int:
@@ -166,16 +254,16 @@ def processors() -> int:
 
 
 def _in_threads(
-    function: Callable[[Any], Any], items: Sequence[Any], threads: int | None, progress: bool = False
+    function: Callable[[Any], Any], items: Sequence[Any], threads: int, bar: Bar | None = None
 ) -> list[Any]:
     """Apply a function to all items, in order; the aligner runs outside Python's lock."""
-    bar = tqdm(total=len(items), desc="Aligning", unit="chain", disable=not progress, leave=False, file=sys.stderr)
     results = []
-    with bar, ThreadPoolExecutor(threads or processors()) as executor:
+    with ThreadPoolExecutor(threads) as executor:
         try:
             for result in executor.map(function, items):
                 results.append(result)
-                bar.update()
+                if bar is not None:
+                    bar.update()
         finally:  # after Ctrl-C, what has not begun must not begin
             executor.shutdown(wait=False, cancel_futures=True)
     return results

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from contactlm.cli.main import main
+from contactlm.cli.pack import pack_command
 from contactlm.data.cache import StructureCache
 from contactlm.data.files import find_structures
 from contactlm.data.packed import pack as pack_module
@@ -24,6 +25,7 @@ from contactlm.data.packed.writer import PackedWriter
 from contactlm.data.selection import select_chains
 from contactlm.data.store import ChainStore
 from contactlm.homology.cluster import cluster_sequences
+from contactlm.homology.relations import AlignmentSearch
 from contactlm.types import DataError
 from tests.conftest import random_sequence, write_pdb
 from tests.data.packed.made import SHARD, pack, write_folder
@@ -97,6 +99,35 @@ def kill_at(number: int, *arguments: object) -> bool:
         finally:
             os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_a_packing_killed_while_it_clusters_goes_on_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, compared, deadly = write_folder(tmp_path / "in"), tmp_path / "compared", [-1]
+    monkeypatch.setattr(AlignmentSearch, "block", 4)
+    partners = AlignmentSearch._partners
+
+    def noted(self: AlignmentSearch, i: int) -> object:
+        with compared.open("a") as handle:
+            handle.write(f"{i}\n")
+        if i == deadly[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return partners(self, i)
+
+    monkeypatch.setattr(AlignmentSearch, "_partners", noted)
+    arguments = ["--structures", str(folder), "--out", str(tmp_path / "out"), "--clusters", "--workers", "0"]
+    arguments += ["--shard_residues", str(SHARD)]
+    for deadly[0] in (9, 14):
+        if not (child := os.fork()):
+            pack_command(arguments)
+            os._exit(0)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    deadly[0] = -1
+    assert pack_command(arguments) == 0
+    seen = [int(line) for line in compared.read_text().split()]
+    assert set(seen) == set(range(max(seen) + 1)) and max(seen) > 16
+    assert all(seen.count(i) == 1 for i in (*range(8), *range(16, max(seen))))  # finished blocks are kept
+    pack(folder, tmp_path / "clean", ClusterRule())
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "clean")
 
 
 def test_a_killed_packing_is_noticed_and_goes_on(tmp_path: Path) -> None:

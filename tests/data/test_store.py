@@ -1,8 +1,12 @@
+import multiprocessing
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
+from contactlm.data.dataset import CropDataset, collate
 from contactlm.data.store import ChainStore
 from contactlm.types import Chain, DataError
 from tests.conftest import random_sequence
@@ -75,3 +79,44 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         store.select([0]).write(tmp_path / "s.chains")
     assert (tmp_path / "s.chains").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["s.chains"]
+
+
+def mapped_store(path: Path, length: int = 50_000) -> ChainStore:
+    ChainStore.from_chains([make_chain(f"c{i}", length, i) for i in range(3)]).write(path)
+    return ChainStore.open(path)
+
+
+def test_a_mapped_store_travels_as_its_path(tmp_path: Path) -> None:
+    store = mapped_store(tmp_path / "s.chains")
+    for picked in (store, store.select([2, 0])):
+        sent = pickle.dumps(picked)
+        assert len(sent) < 2000  # and 13 bytes a residue otherwise: 1.9 MB
+        again = pickle.loads(sent)
+        assert again.ids == picked.ids and isinstance(again.cb, np.memmap)
+        for i in range(len(picked)):
+            np.testing.assert_array_equal(again.cb_of(i), picked.cb_of(i))
+            np.testing.assert_array_equal(again.tokens_of(i), picked.tokens_of(i))
+    in_memory = pickle.loads(pickle.dumps(make_store()[1]))
+    np.testing.assert_array_equal(in_memory.cb, make_store()[1].cb)
+
+
+def test_a_store_whose_file_is_gone_travels_by_value_or_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "s.chains"
+    store = mapped_store(path, 1000)
+    on_its_way = pickle.dumps(store)
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(DataError, match=r"s\.chains: \d+ bytes, and \d+ when it was opened"):
+        pickle.loads(on_its_way)
+    path.unlink()
+    with pytest.raises(DataError, match=r"s\.chains: went away"):
+        pickle.loads(on_its_way)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).tokens, store.tokens)
+
+
+def test_processes_that_are_not_forked_make_the_same_batches(tmp_path: Path) -> None:
+    dataset = CropDataset(mapped_store(tmp_path / "s.chains", 300), 40)
+    context = multiprocessing.get_context("forkserver")
+    loader = DataLoader(dataset, 2, num_workers=1, collate_fn=collate, multiprocessing_context=context)
+    for ours, theirs in zip(loader, DataLoader(dataset, 2, collate_fn=collate), strict=True):
+        assert ours["ids"] == theirs["ids"]
+        np.testing.assert_array_equal(ours["cb"], theirs["cb"])

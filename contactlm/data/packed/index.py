@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.atomic import atomic_file
+from contactlm.data.mapped import received, to_send
 from contactlm.data.store import ChainStore
 from contactlm.types import DataError
 
@@ -45,6 +46,12 @@ class Ids(Sequence[str]):
 
     def __init__(self, text: NDArray[np.uint8], ends: NDArray[np.uint64], chosen: NDArray[np.int64] | None) -> None:
         self._text, self._ends, self._chosen = text, ends, chosen
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: to_send(value) for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({name: received(value) for name, value in state.items()})
 
     def __len__(self) -> int:
         return len(self._ends if self._chosen is None else self._chosen)
@@ -95,6 +102,12 @@ class PackedIndex:
     checksums: NDArray[np.uint32]
     clusters: NDArray[np.int32]
     id_text: NDArray[np.uint8]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: to_send(getattr(self, name)) for name in (*COLUMNS, "id_text")}  # the rest follows from these
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({name: received(value) for name, value in state.items()})
 
     def __len__(self) -> int:
         return len(self.lengths)

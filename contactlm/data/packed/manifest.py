@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,10 @@ class ClusterRule:
     min_length: int = 30
     assembly: str = "chain"
     version: int = CLUSTER_VERSION
+
+    def allows(self, other: ClusterRule) -> bool:
+        """Whether clusters of another rule are what this one asks for."""
+        return self.options.allows(other.options) and replace(other, options=self.options) == self
 
 
 @dataclass(frozen=True)

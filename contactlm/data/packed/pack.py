@@ -34,6 +34,7 @@ def pack_structures(
     clusters: ClusterRule | None = None,
     workers: int | None = None,
     progress: bool = True,
+    cache_dir: Path | None = None,
 ) -> Manifest:
     """Read structure files and write their chains as a packed set.
 
@@ -48,6 +49,8 @@ def pack_structures(
         clusters: Which sequence clusters to compute and record; None: none.
         workers: Processes that read; 0 reads in this process, None takes one for each available processor.
         progress: Whether to show a progress bar.
+        cache_dir: The cache folder, where clusters are kept, and what a clustering that was ended had found so far;
+            None: they are not kept.
 
     Returns:
         The manifest, when all is written.
@@ -57,7 +60,7 @@ def pack_structures(
     """
     found = [(path, _name(path, given)) for given in structures for path in find_structures(given, "structures")]
     paths = [path for path, _ in found]
-    writer = PackedWriter(Path(out).expanduser(), shard_residues, sequence)
+    writer = PackedWriter(Path(out).expanduser(), shard_residues, sequence, cache_dir)
     done = writer.resume(lambda i: _mark(*found[i]), len(found))
     if done:
         log.info("%s: %d of %d files were packed before", out, done, len(found))

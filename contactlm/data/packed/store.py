@@ -24,6 +24,7 @@ from contactlm.data.packed.index import UNCLUSTERED, Ids, PackedIndex, checksum,
 from contactlm.data.packed.location import LocalFolder, RemoteFolder, folder_at, is_packed
 from contactlm.data.packed.manifest import ClusterRule, Manifest, ShardPart, hash_file
 from contactlm.data.store import MAGIC, PREAMBLE, ChainStore
+from contactlm.homology.relations import ClusterOptions
 from contactlm.types import DataError
 
 __all__ = ["PackedSet", "PackedStore", "is_packed", "open_packed"]
@@ -193,18 +194,18 @@ class PackedStore(ChainStore):
         chains, entries = self.all_chains()
         return [f"{key:016x}" for key in self.packed.index.sequence_keys[chains].tolist()], entries
 
-    def recorded_groups(self, rule: ClusterRule) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    def recorded_groups(self, rule: ClusterRule) -> tuple[NDArray[np.int64], ClusterOptions] | None:
         """Clusters that were computed when the set was packed.
 
         Args:
             rule: Which are asked for.
 
         Returns:
-            The cluster of each of n chains, those of complexes one by one, and the entry of each, both int64 (n,).
-            None when none were recorded, or those of another rule.
+            The cluster of each of n chains, those of complexes one by one, int64 (n,), and the options they were found
+            by. None when none were recorded, or those of another rule.
         """
         recorded = self.packed.clusters
-        if recorded != rule:
+        if recorded is None or not rule.allows(recorded):
             made = "without clusters" if recorded is None else f"with clusters of another rule ({recorded})"
             log.info(
                 "%s was packed %s: those asked for (%s) are computed from all its sequences, once; `contactlm pack "
@@ -212,11 +213,10 @@ class PackedStore(ChainStore):
                 self.packed.folder, made, rule,
             )  # fmt: skip
             return None
-        chains, entries = self.all_chains()
-        groups = self.packed.index.clusters[chains].astype(np.int64)
+        groups = self.packed.index.clusters[self.all_chains()[0]].astype(np.int64)
         if (groups == UNCLUSTERED).any():
             raise DataError(f"{self.packed.folder}: clusters are missing from the index; pack the structures again")
-        return groups, entries
+        return groups, recorded.options
 
     def all_chains(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Number in the set of each of n chains, those of complexes one by one, and the entry of each, int64 (n,)."""

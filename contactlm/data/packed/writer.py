@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,23 @@ class PackedWriter:
         out: The folder; made when missing. It must be empty or hold an unfinished packed set of the same settings.
         shard_residues: Most residues of a shard; a single file with more has a shard of its own.
         sequence: How the chains were read.
+        cache_dir: The cache folder, where clusters are kept, and what a clustering that was ended had found so far;
+            None: they are not kept.
 
     Raises:
         DataError: The folder holds something else, or cannot be written.
     """
 
-    def __init__(self, out: Path, shard_residues: int = SHARD_RESIDUES, sequence: str = "seqres") -> None:
+    def __init__(
+        self,
+        out: Path,
+        shard_residues: int = SHARD_RESIDUES,
+        sequence: str = "seqres",
+        cache_dir: Path | None = None,
+    ) -> None:
         if shard_residues < 1:
             raise DataError(f"shard_residues is {shard_residues}; it must be at least 1")
-        self.out, self.shard_residues, self.sequence = Path(out), shard_residues, sequence
+        self.out, self.shard_residues, self.sequence, self.cache_dir = Path(out), shard_residues, sequence, cache_dir
         self._settings = {
             "version": VERSION,
             "reader": READER_VERSION,
@@ -169,7 +177,7 @@ class PackedWriter:
             raise DataError(f"nothing to pack: {len(problems)} of {files} files cannot be read{first}")
         shards = tuple(done.shard for done in self._done)
         if rule is not None:
-            index = _cluster(PackedSet(LocalFolder(self.out), shards, index), rule)
+            index, rule = _cluster(PackedSet(LocalFolder(self.out), shards, index), rule, self.cache_dir)
         with self._writing():
             index.write(self.out / INDEX)
             _write(self.out / PROBLEMS, json.dumps(problems, indent=1).encode())
@@ -245,8 +253,11 @@ def _describe(store: ChainStore, part: ShardPart, files: int, mark: str, first_f
     return _Done(part, files, mark, PackedIndex.of_store(store, numbers), store.meta["problems"])
 
 
-def _cluster(packed: PackedSet, rule: ClusterRule) -> PackedIndex:
-    """Cluster the chains that a run with these options uses; the others stay without a cluster."""
+def _cluster(packed: PackedSet, rule: ClusterRule, cache_dir: Path | None) -> tuple[PackedIndex, ClusterRule]:
+    """Cluster the chains that a run with these options uses; the others stay without a cluster.
+
+    The rule that comes back says which program it was.
+    """
     every = PackedStore.of(packed)
     entries = join_chains(every) if rule.assembly == "complex" else every
     chosen = select_chains(entries, ReadReport(), rule.min_length).store
@@ -255,8 +266,8 @@ def _cluster(packed: PackedSet, rule: ClusterRule) -> PackedIndex:
     sequences, _ = chain_sequences(chosen)
     numbers, _ = chosen.all_chains()
     clusters = np.full(len(every), UNCLUSTERED, dtype=np.int64)
-    clusters[numbers] = cluster_sequences(sequences, rule.options, progress=True)
-    return packed.index.with_clusters(clusters)
+    clusters[numbers] = cluster_sequences(sequences, rule.options, cache_dir, progress=True)
+    return packed.index.with_clusters(clusters), replace(rule, options=rule.options.chosen(len(set(sequences))))
 
 
 def _join(marks: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from tqdm.auto import tqdm
 
 from contactlm.atomic import atomic_file, file_name
+from contactlm.data.rcsb.complete import CompleteFiles
 from contactlm.data.rcsb.fetch import Fetcher, FetchError, is_complete
 from contactlm.data.rcsb.ids import parse_id, read_id_list
 from contactlm.types import DataError
@@ -58,7 +59,8 @@ def download_structures(
     """Fetch mmCIF files of PDB entries as ``<folder>/<id>.cif.gz``.
 
     Complete files that are there already are not asked for: a run that was ended goes on where it stopped. Every file
-    is checked (all bytes came, the compressed data is whole, it begins as an mmCIF file does) before it gets its name.
+    is checked (all bytes came, the compressed data is whole, it begins as an mmCIF file does) before it gets its name,
+    and once more only when its size or time of change has changed.
 
     Args:
         ids: PDB ids; ``1abc_A`` and ``1abc A`` name the entry ``1abc``. Entries named twice are fetched once.
@@ -87,11 +89,12 @@ def download_structures(
     with _writable(target):
         target.mkdir(parents=True, exist_ok=True)
     fetcher = Fetcher(base_url, retries, timeout)
-    report = DownloadReport()
+    report, complete = DownloadReport(), CompleteFiles(target, is_complete)
+    obtain = partial(_obtain, folder=target, fetcher=fetcher, complete=complete)
     bar = tqdm(
         total=len(entries), desc="Fetching structures", unit="file", disable=not progress, leave=False, file=sys.stderr
     )
-    with bar, _Crew(entries, workers, partial(_obtain, folder=target, fetcher=fetcher), fetcher.stop) as crew:
+    with bar, _saved(complete), _Crew(entries, workers, obtain, fetcher.stop) as crew:
         lost = 0
         for entry, outcome in crew:
             if isinstance(outcome, FetchError):
@@ -108,16 +111,27 @@ def download_structures(
     return report
 
 
-def _obtain(entry: str, folder: Path, fetcher: Fetcher) -> bool:
+def _obtain(entry: str, folder: Path, fetcher: Fetcher, complete: CompleteFiles) -> bool:
     """Make sure that an entry's file is there and complete; whether it had to be fetched."""
     path = _path(folder, entry)
     with _writable(folder):
-        if path.is_file() and is_complete(path.read_bytes()):
+        if path in complete:
             return False
     body = fetcher.fetch(entry)
-    with _writable(folder), atomic_file(path) as handle:
-        handle.write(body)
+    with _writable(folder):
+        with atomic_file(path) as handle:
+            handle.write(body)
+        complete.add(path)
     return True
+
+
+@contextmanager
+def _saved(complete: CompleteFiles) -> Iterator[None]:
+    """Keep what is known of the files, however this ends."""
+    try:
+        yield
+    finally:
+        complete.save()
 
 
 def _path(folder: Path, entry: str) -> Path:

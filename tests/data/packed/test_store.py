@@ -428,3 +428,17 @@ def test_real_structures(shared: Path, tmp_path: Path) -> None:
             options = {"sequence": sequence, "assembly": assembly, "crop_length": 100}
             plain, data = (module(location, tmp_path, **options) for location in (tmp_path / "list.txt", out))
             assert samples(data, 0, 1, 8) == samples(plain, 0, 1, 8)
+
+
+def test_a_packed_set_travels_as_paths(packed: Path, tmp_path: Path) -> None:
+    store, _ = open_pack(str(packed), tmp_path, "seqres", "train_dir")
+    again = pickle.loads(pickle.dumps(store.select(range(5))))
+    index = again.pack.index
+    root = index.lengths
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    assert isinstance(root, np.memmap) and Path(root.filename) == packed / INDEX  # type: ignore[arg-type]
+    assert again.ids == store.ids[:5]
+    for i in range(5):
+        assert again.sequence_of(i) == store.sequence_of(i)
+        np.testing.assert_array_equal(again.cb_of(i), store.cb_of(i))
