@@ -431,9 +431,9 @@ def test_real_structures(shared: Path, tmp_path: Path) -> None:
 
 
 def test_a_packed_set_travels_as_paths(packed: Path, tmp_path: Path) -> None:
-    store, _ = open_pack(str(packed), tmp_path, "seqres", "train_dir")
+    store, _ = open_packed(str(packed), tmp_path, "seqres", "train_dir")
     again = pickle.loads(pickle.dumps(store.select(range(5))))
-    index = again.pack.index
+    index = again.packed.index
     root = index.lengths
     while isinstance(root.base, np.ndarray):
         root = root.base
