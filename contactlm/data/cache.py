@@ -29,6 +29,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from contactlm.atomic import atomic_file
+from contactlm.data.cache_folder import default_cache_dir, open_cache_folder
 from contactlm.data.store import ChainStore
 from contactlm.structure.parse import read_chains
 from contactlm.types import DataError, StructureError
@@ -38,13 +39,6 @@ FILES_PER_TASK = 4  # enough to make the exchange between processes cheap, few e
 
 log = logging.getLogger(__name__)
 Task = Callable[[Sequence[tuple[int, Path]]], list[tuple[int, ChainStore]]]
-
-
-def default_cache_dir() -> Path:
-    """``$CONTACTLM_CACHE``, or ``~/.cache/contactlm`` (following ``$XDG_CACHE_HOME``)."""
-    if "CONTACTLM_CACHE" in os.environ:
-        return Path(os.environ["CONTACTLM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "contactlm"
 
 
 @dataclass
@@ -98,6 +92,7 @@ class StructureCache:
         Raises:
             DataError: A reader process died.
         """
+        open_cache_folder(self.directory)
         keys, problems = self._keys(paths)
         readable = [path for path in paths if path in keys]
         joined_path = self.directory / "packs" / f"{_digest(*(keys[path] for path in readable))}.chains"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import EsmModel
 
 from contactlm.alphabet import decode
-from contactlm.data.cache import default_cache_dir
+from contactlm.data.cache_folder import default_cache_dir
 from contactlm.data.store import ChainStore
 from contactlm.maps.full_map import FullMap, Shown, WindowOptions, full_maps
 from contactlm.model.backbone import backbone_checksum, load_esm
