@@ -33,7 +33,7 @@ from contactlm.data.store import ChainStore
 from contactlm.structure.parse import read_chains
 from contactlm.types import DataError, StructureError
 
-READER_VERSION = 1  # raise it whenever reading rules change: every entry is then read again
+READER_VERSION = 2  # raise it whenever reading rules change: every entry is then read again
 FILES_PER_TASK = 4  # enough to make the exchange between processes cheap, few enough for a lively progress bar
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.structure.bonds import MAX_CA_DISTANCE, bonded
+from contactlm.structure.bonds import bonded, linked
 from contactlm.types import MissingExtraError
 
 EXTRA = "retrieval"
@@ -74,13 +74,13 @@ def secondary_structure(backbone: NDArray[np.floating], sequence: str) -> NDArra
     complete = np.isfinite(backbone).all(axis=(1, 2))
     if not resolved.any():
         return np.zeros(len(sequence), dtype=np.uint8)
-    linked = _linked(backbone)
+    is_linked = linked(backbone)
     if len(sequence) > MAX_PAIRWISE or 2 * complete.sum() < resolved.sum():
-        states = _by_trace(backbone[:, _CA], linked)
+        states = _by_trace(backbone[:, _CA], is_linked)
     else:
-        states = _by_hydrogen_bonds(backbone, sequence, linked)
+        states = _by_hydrogen_bonds(backbone, sequence, is_linked)
     states[~resolved] = LOOP
-    states[1:][~linked & (states[1:] == states[:-1])] = LOOP
+    states[1:][~is_linked & (states[1:] == states[:-1])] = LOOP
     return states
 
 
@@ -134,17 +134,12 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def _linked(backbone: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Tell for each of L - 1 successive pairs whether they are neighbours, bool (L - 1,)."""
-    apart = np.linalg.norm(np.diff(backbone[:, _CA], axis=0), axis=-1)
-    judged = np.isfinite(backbone[:-1, _C, 0]) & np.isfinite(backbone[1:, _N, 0])
-    return np.where(judged, bonded(np.asarray(backbone, dtype=np.float64)), apart < MAX_CA_DISTANCE)
-
-
-def _by_hydrogen_bonds(backbone: NDArray[np.floating], sequence: str, linked: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _by_hydrogen_bonds(
+    backbone: NDArray[np.floating], sequence: str, is_linked: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
     assign = load_dssp()  # here: readers of files that need no states do not wait for it
     known = np.isfinite(backbone[:, _CA, 0])
-    broken = ~linked & known[1:] & known[:-1]
+    broken = ~is_linked & known[1:] & known[:-1]
     rows = np.arange(len(sequence)) + _TURN * np.concatenate([[0], np.cumsum(broken)])
     atoms = np.full((int(rows[-1]) + 1 + _TURN, 4, 3), np.nan, dtype=np.float32)  # also enough for its windows
     # near the origin: single precision is then exact enough
@@ -158,9 +153,9 @@ def _by_hydrogen_bonds(backbone: NDArray[np.floating], sequence: str, linked: ND
     return np.where(onehot[:, 1], HELIX, np.where(onehot[:, 2], STRAND, LOOP)).astype(np.uint8)
 
 
-def _by_trace(ca: NDArray[np.floating], linked: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _by_trace(ca: NDArray[np.floating], is_linked: NDArray[np.bool_]) -> NDArray[np.uint8]:
     states = np.zeros(len(ca), dtype=np.uint8)
-    starts = np.concatenate([[0], np.flatnonzero(~linked) + 1, [len(ca)]]).tolist()
+    starts = np.concatenate([[0], np.flatnonzero(~is_linked) + 1, [len(ca)]]).tolist()
     for start, stop in pairwise(starts):
         if stop - start >= _MIN_FRAGMENT:
             states[start:stop] = _trace_states(ca[start:stop])
