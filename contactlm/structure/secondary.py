@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.structure.bonds import bonded, linked
+from contactlm.structure.trace import helices_and_strands
 from contactlm.types import MissingExtraError
 
 EXTRA = "retrieval"
-SECONDARY_VERSION = 1  # raise it whenever other states are assigned: kept ones are then assigned again
+SECONDARY_VERSION = 2  # raise it whenever other states are assigned: kept ones are then assigned again
 LOOP, HELIX, STRAND = 0, 1, 2
 STATE_LETTERS = "-HE"
 """What a state is called in text, by its number."""
@@ -31,7 +32,6 @@ MAX_PAIRWISE = 2500
 
 _CARBONYL = 1.231  # Å; the bond from C to O
 _TURN = 5  # residues of the longest turn: missing ones put at a break keep turns from spanning it
-_MIN_FRAGMENT = 5  # residues that P-SEA needs to tell anything
 _N, _CA, _C = range(3)
 
 
@@ -53,9 +53,9 @@ def secondary_structure(backbone: NDArray[np.floating], sequence: str) -> NDArra
     """Assign helix, strand or loop to every residue.
 
     3-10 and pi helices count as helices, isolated bridges as strands. A chain most of whose residues lack N or C, or
-    with more than :data:`MAX_PAIRWISE` residues, is assigned from its C-alpha trace (P-SEA: Labesse et al. 1997, by
-    the biotite library). Nothing spans a break of the chain: residues beside it whose partners are missing have no
-    hydrogen bonds, and of two equal states across it the second becomes loop.
+    with more than :data:`MAX_PAIRWISE` residues, is assigned from its C-alpha trace (P-SEA: Labesse et al. 1997; see
+    :mod:`contactlm.structure.trace`). Nothing spans a break of the chain: residues beside it whose partners are
+    missing have no hydrogen bonds, and of two equal states across it the second becomes loop.
 
     Args:
         backbone: N, CA and C, (L, 3 atoms, 3), in Å; NaN where missing.
@@ -154,24 +154,5 @@ def _by_hydrogen_bonds(
 
 
 def _by_trace(ca: NDArray[np.floating], is_linked: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    states = np.zeros(len(ca), dtype=np.uint8)
-    starts = np.concatenate([[0], np.flatnonzero(~is_linked) + 1, [len(ca)]]).tolist()
-    for start, stop in pairwise(starts):
-        if stop - start >= _MIN_FRAGMENT:
-            states[start:stop] = _trace_states(ca[start:stop])
-    return states
-
-
-def _trace_states(ca: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Assign one unbroken fragment by P-SEA."""
-    try:
-        from biotite.structure import AtomArray, annotate_sse
-    except ImportError as error:
-        raise MissingExtraError("biotite", EXTRA, str(error)) from error
-    atoms = AtomArray(len(ca))
-    atoms.coord = ca.astype(np.float32)
-    atoms.res_id = np.arange(len(ca)) + 1
-    for name, value in (("chain_id", "A"), ("res_name", "ALA"), ("atom_name", "CA"), ("element", "C")):
-        atoms.set_annotation(name, np.full(len(ca), value))
-    found = annotate_sse(atoms)
-    return np.where(found == "a", HELIX, np.where(found == "b", STRAND, LOOP)).astype(np.uint8)
+    helix, strand = helices_and_strands(ca, is_linked)
+    return np.where(helix, HELIX, np.where(strand, STRAND, LOOP)).astype(np.uint8)
