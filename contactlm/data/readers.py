@@ -108,10 +108,10 @@ def _begin(marks: MutableSequence[int]) -> None:
 def _work(first: int, items: Sequence[Item], work: Task) -> list[Result]:
     """Read the files of one task, and note which is at hand."""
     results = []
-    for place, item in enumerate(items, start=first):
-        _marks[place] = _BEGUN
+    for row, item in enumerate(items, start=first):
+        _marks[row] = _BEGUN
         results += work([item])
-        _marks[place] = _ENDED
+        _marks[row] = _ENDED
     return results
 
 

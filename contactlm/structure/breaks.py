@@ -38,7 +38,7 @@ def fill_breaks(residues: list[Residue], xyz: NDArray[np.float64]) -> tuple[str,
 
 def _jump(one: Residue, other: Residue) -> int:
     """By how much the number grows from a residue to the next: the number in the polymer where the file tells it."""
-    here, there = one.place_in_polymer, other.place_in_polymer
+    here, there = one.position_in_polymer, other.position_in_polymer
     if here is not None and there is not None and here[0] == there[0]:
         return there[1] - here[1]
     return other.number - one.number

@@ -174,7 +174,7 @@ class _Assembly:
             declared=in_polymer,
             parent=self._parents.get((row.chain, number, icode, row.name), ""),
             index=self._index(row, chain) if in_polymer else None,
-            place_in_polymer=(row.label_chain, int(row.label_number)) if in_polymer else None,
+            position_in_polymer=(row.label_chain, int(row.label_number)) if in_polymer else None,
         )
         variants.append(residue)
         return residue
@@ -206,8 +206,8 @@ def _parents(table: BackboneDict) -> dict[tuple[str, int, str, str], str]:
     parents = {}
     columns = ("auth_asym_id", "auth_seq_id", "PDB_ins_code", "label_comp_id", "parent_comp_id")
     for chain, number, icode, name, parent in table.rows(MODIFIED_RESIDUES, *columns):
-        if parent in LETTER_OF_NAME and (place := _number(number)) is not None:
-            parents[chain, place, " " if icode in _UNSET else icode, name] = parent
+        if parent in LETTER_OF_NAME and (known := _number(number)) is not None:
+            parents[chain, known, " " if icode in _UNSET else icode, name] = parent
     return parents
 
 

@@ -61,7 +61,7 @@ class Residue:
         parent: Name of its parent, where the file says that it is modified; else empty.
         declared: Whether the file says that it is a part of the polymer.
         index: 0-based position in the chain's full sequence, where the file gives it; else None.
-        place_in_polymer: The polymer and the number in it, where the file tells (``label_asym_id`` and
+        position_in_polymer: The polymer and the number in it, where the file tells (``label_asym_id`` and
             ``label_seq_id``); else None.
         atoms: Positions of its N, CA and C, in Å, as far as the file has them.
         alternates: Where not blank and 1, the alternate location that each of them is, and its occupancy.
@@ -75,7 +75,7 @@ class Residue:
     parent: str = ""
     declared: bool = False
     index: int | None = None
-    place_in_polymer: tuple[str, int] | None = None
+    position_in_polymer: tuple[str, int] | None = None
     atoms: dict[str, Position] = field(default_factory=dict)
     alternates: dict[str, tuple[str, float]] = field(default_factory=dict)
 

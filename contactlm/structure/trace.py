@@ -49,16 +49,16 @@ def helices_and_strands(ca: NDArray[np.floating], is_linked: _Mask) -> tuple[_Ma
     Returns:
         Two arrays of bool (L,).
     """
-    places = np.arange(len(ca)) + _WINDOW * np.concatenate([[0], np.cumsum(~is_linked)]).astype(np.intp)
-    spread = np.full((int(places[-1]) + 1 + _WINDOW, 3), np.nan)
-    spread[places] = ca
+    rows = np.arange(len(ca)) + _WINDOW * np.concatenate([[0], np.cumsum(~is_linked)]).astype(np.intp)
+    spread = np.full((int(rows[-1]) + 1 + _WINDOW, 3), np.nan)
+    spread[rows] = ca
     measures = _measures(spread)
     helix, strand = (_fits(measures, ideal) for ideal in (_HELIX, _STRAND))
     helices = _runs((helix.d3 & helix.d4) | (helix.tau & helix.alpha), _HELIX_LENGTH)
     strands = _runs((strand.d2 & strand.d3 & strand.d4) | (strand.tau & strand.alpha), _SHORT_STRAND_LENGTH)
     contacts = _contacts(spread, [at for run in strands for at in range(*run)])
     strands = [run for run in strands if run[1] - run[0] >= _STRAND_LENGTH or contacts[slice(*run)].sum() >= _CONTACTS]
-    in_helix, in_strand = _grown(helices, helix.d3 | helix.tau)[places], _grown(strands, strand.d3)[places]
+    in_helix, in_strand = _grown(helices, helix.d3 | helix.tau)[rows], _grown(strands, strand.d3)[rows]
     resolved = np.isfinite(ca).all(axis=1)
     return in_helix & ~in_strand & resolved, in_strand & resolved
 
