@@ -63,7 +63,7 @@ def test_a_module_and_a_search_say_it_before_anything_is_read(tmp_path: Path) ->
 def test_secondary_structure_says_it() -> None:
     backbone = np.full((12, 3, 3), np.nan)
     backbone[:] = 2.0 * np.arange(12)[:, None, None]  # 3.5 Å apart
-    with pytest.raises(MissingExtraError, match="^pydssp cannot be imported .*contactlm\\[retrieval\\]"):
+    with pytest.raises(MissingExtraError, match=r"^pydssp cannot be imported .*contactlm\[retrieval\]"):
         secondary_structure(backbone, "A" * 12)
     backbone[:, [0, 2]] = np.nan
     assert len(secondary_structure(backbone, "A" * 12)) == 12  # a trace needs no library
