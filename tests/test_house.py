@@ -23,7 +23,7 @@ BELOW = {
     "callbacks": {"structure", "metrics", "maps", "data", "modules", "runs"},
     "report": {"metrics", "runs"},
 }
-OF_EXTRAS = {"pyhmmer", "pydssp", "biotite"}  # of contactlm[retrieval]
+OF_EXTRAS = {"pyhmmer", "pydssp"}  # of contactlm[retrieval]
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 

@@ -54,8 +54,9 @@ def layers(config: str, above: Sequence[str] = ()) -> list[str]:
         above: Configs that are laid over it, the nearest last.
 
     Raises:
-        ContactLMError: A file is not there, or is laid over itself.
+        ContactLMError: A file is not there, is no text, or is laid over itself.
     """
+    _require_text(config)
     below = content_of(config).get("config")
     if not isinstance(below, str):
         return [config]
@@ -110,6 +111,14 @@ def _resolve_configs(arguments: Sequence[str]) -> list[str]:
         else:
             resolved.append(argument)
     return resolved
+
+
+def _require_text(config: str) -> None:
+    """Refuse a config that is no text, of which the parser would show a traceback."""
+    try:
+        Path(config).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ContactLMError(f"--config {config}: cannot be read as text ({error})") from error
 
 
 def _gather_paths(arguments: Sequence[str]) -> list[str]:

@@ -15,12 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,15 +26,14 @@ from tqdm.auto import tqdm
 
 from contactlm.atomic import atomic_file
 from contactlm.data.cache_folder import default_cache_dir, open_cache_folder
+from contactlm.data.readers import LOST, Task, processors, read_files
 from contactlm.data.store import ChainStore
 from contactlm.structure.parse import read_chains
 from contactlm.types import DataError, StructureError
 
-READER_VERSION = 1  # raise it whenever reading rules change: every entry is then read again
-FILES_PER_TASK = 4  # enough to make the exchange between processes cheap, few enough for a lively progress bar
+READER_VERSION = 2  # raise it whenever reading rules change: every entry is then read again
 
 log = logging.getLogger(__name__)
-Task = Callable[[Sequence[tuple[int, Path]]], list[tuple[int, ChainStore]]]
 
 
 @dataclass
@@ -76,7 +71,7 @@ class StructureCache:
     ) -> None:
         self.directory = Path(directory).expanduser() if directory else default_cache_dir()
         self.sequence = sequence
-        self.workers = len(os.sched_getaffinity(0)) if workers is None and hasattr(os, "sched_getaffinity") else workers
+        self.workers = processors() if workers is None else workers
         self.progress = progress
         self._warned = False
 
@@ -88,9 +83,6 @@ class StructureCache:
 
         Returns:
             The chains (memory-mapped when the cache can be written), and what happened.
-
-        Raises:
-            DataError: A reader process died.
         """
         open_cache_folder(self.directory)
         keys, problems = self._keys(paths)
@@ -100,7 +92,7 @@ class StructureCache:
         parsed = 0
         if joined is None:
             joined, parsed = self._join([(path, keys[path]) for path in readable])
-            if self._try_write(joined, joined_path):
+            if LOST not in joined.meta["problems"] and self._try_write(joined, joined_path):
                 joined = _open_or_none(joined_path) or joined
         report = ReadReport(len(paths), parsed, dict(problems))
         for path, reason in zip(readable, joined.meta["problems"], strict=True):
@@ -144,7 +136,8 @@ class StructureCache:
         entries = [_open_or_none(self._entry_path(key), memory_map=False) for _, key in items]
         missing = [i for i, entry in enumerate(entries) if entry is None or not self._suffices(entry)]
         for i, entry in self._parse([(i, items[i][0]) for i in missing]):
-            self._try_write(entry, self._entry_path(items[i][1]))
+            if entry.meta["problem"] != LOST:
+                self._try_write(entry, self._entry_path(items[i][1]))
             entries[i] = entry
         return [entry for entry in entries if entry is not None], len(missing)
 
@@ -160,8 +153,6 @@ class StructureCache:
         """Parse files, in parallel where that pays, with a progress bar that shows files, rate and failures."""
         if not items:
             return
-        tasks = [items[i : i + FILES_PER_TASK] for i in range(0, len(items), FILES_PER_TASK)]
-        parallel = self.workers is None or self.workers > 1
         with tqdm(
             total=len(items),
             desc="Reading structures",
@@ -171,16 +162,11 @@ class StructureCache:
             file=sys.stderr,
         ) as bar:
             failed = 0
-            results = (
-                _in_processes(tasks, self._task(), self.workers)
-                if parallel and len(tasks) > 1
-                else map(self._task(), tasks)
-            )
-            for done in results:
-                failed += sum(entry.meta["problem"] is not None for _, entry in done)
+            for i, entry in read_files(items, self._task(), self.workers):
+                failed += entry.meta["problem"] is not None
                 bar.set_postfix(failed=failed, refresh=False)
-                bar.update(len(done))
-                yield from done
+                bar.update()
+                yield i, entry
 
     def _entry_path(self, key: str) -> Path:
         return self.directory / "entries" / key[:2] / f"{key}.chains"
@@ -214,27 +200,6 @@ class StructureCache:
                 )
 
 
-def _in_processes(
-    tasks: Sequence[Sequence[tuple[int, Path]]], work: Task, workers: int | None
-) -> Iterator[list[tuple[int, ChainStore]]]:
-    """Run tasks in worker processes; results come as they are ready."""
-    # fork starts at once; the children only run numpy and Biopython, so threads of the parent do not matter
-    method = "fork" if sys.platform == "linux" else "spawn"
-    executor: Executor
-    with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as executor:
-        futures = [executor.submit(work, task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a process that reads structure files died (killed, or out of memory); what it had read is in the "
-                "cache: start again, with fewer reader processes if memory is short (read_workers)"
-            ) from error
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
-
-
 def parse_task(task: Sequence[tuple[int, Path]], sequence: str) -> list[tuple[int, ChainStore]]:
     """Read some files; a file that cannot be read becomes an empty entry with the reason."""
     done = []
@@ -243,6 +208,8 @@ def parse_task(task: Sequence[tuple[int, Path]], sequence: str) -> list[tuple[in
             done.append((i, ChainStore.from_chains(read_chains(path, sequence=sequence), {"problem": None})))
         except StructureError as error:
             done.append((i, ChainStore.from_chains([], {"problem": error.reason})))
+        except MemoryError:
+            done.append((i, ChainStore.from_chains([], {"problem": LOST})))
     return done
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import EsmConfig, EsmModel
 from transformers.utils import logging as transformers_logging
@@ -37,6 +38,8 @@ _ESM2_CONFIG: dict[str, Any] = {
 }
 _ADAPTER_PART = re.compile(r"(^|\.)lora_|(^|\.)contact_head\.|(^|\.)pooler\.")
 _PROBE_SECONDS = 10
+# What transformers raises for options of a wrong type or value.
+_UNFIT = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, StrictDataclassError)
 
 
 def load_esm(pretrained: str | None, architecture: Mapping[str, Any] | None = None, seed: int = 0) -> EsmModel:
@@ -95,8 +98,8 @@ def _random_config(architecture: Mapping[str, Any]) -> EsmConfig:
         raise ModelError(f"architecture: {', '.join(unknown)}: no such argument of EsmConfig")
     try:
         config = EsmConfig(**{**_ESM2_CONFIG, **architecture})
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"architecture {dict(architecture)}: {error}") from error
+    except _UNFIT as error:
+        raise ModelError(f"architecture {dict(architecture)}: {_first_line(error)}") from error
     if config.hidden_size % (2 * config.num_attention_heads):
         raise ModelError(
             f"architecture: hidden_size {config.hidden_size} is not a multiple of twice num_attention_heads "
@@ -139,7 +142,7 @@ def _from_pretrained(name: str, local_files_only: bool) -> EsmModel:
         )
     except OSError as error:
         raise _NotFoundError(f"{name}: cannot be loaded: {_first_line(error)}; {_LOCAL_COPY}") from error
-    except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
+    except (*_UNFIT, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{name}: config.json and weights do not make an ESM2 model: {_first_line(error)}") from error

@@ -14,6 +14,8 @@ from contactlm.types import ModelError
 
 CONTACT_HEAD = "contact head"  # what most models read maps from
 CHECKPOINT_KEY = "contactlm"  # under which a checkpoint says what it belongs to
+# What torch and Lightning raise for files that are damaged.
+UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
 def check_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -29,13 +31,40 @@ def check_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ModelError(f"ckpt_path: {path} does not exist")
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="meta", mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"ckpt_path: {path} is not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    except (*UNREADABLE, EOFError, pickle.UnpicklingError) as error:
+        raise ModelError(f"ckpt_path: {path} is not a readable checkpoint ({_first_line(error)})") from error
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         raise ModelError(
             f"ckpt_path: {path} was not written by contactlm; give a checkpoint that `contactlm fit` wrote"
         )
+    if fault := _fault(checkpoint):
+        raise damaged(path, fault)
     return checkpoint
+
+
+def damaged(path: str | Path, reason: str | BaseException) -> ModelError:
+    """What to raise for a checkpoint whose values are none that this package writes."""
+    reason = reason if isinstance(reason, str) else _first_line(reason)
+    return ModelError(f"ckpt_path: {path} is a damaged checkpoint ({reason[:300]}); give another one of the run")
+
+
+def _fault(checkpoint: Mapping[str, Any]) -> str | None:
+    """What of the values that every checkpoint holds is missing, or of another kind; None where all are there."""
+    about, weights = checkpoint[CHECKPOINT_KEY], checkpoint.get("state_dict")
+    if not isinstance(about, dict):
+        return f"{CHECKPOINT_KEY} is a {type(about).__name__}"
+    if missing := sorted({"backbone", "backbone_checksum", "tuned_threshold", "random_state"} - about.keys()):
+        return f"{CHECKPOINT_KEY} lacks {', '.join(missing)}"
+    if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
+        return "state_dict holds something else than weights"
+    threshold = about["tuned_threshold"]
+    if threshold is not None and not (isinstance(threshold, float | int) and 0 <= threshold <= 1):
+        return f"tuned_threshold is {threshold!r}"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_backbone(about: Mapping[str, Any], pretrained: str | None, checksum: str | None) -> None:

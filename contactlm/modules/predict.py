@@ -9,8 +9,10 @@ from typing import overload
 from contactlm.maps.contact_map import ContactMap
 from contactlm.model.adapter import CONFIG_FILE
 from contactlm.modules.base import MapModule
+from contactlm.modules.checkpoint import UNREADABLE, damaged
 from contactlm.modules.choice import checkpoint_class
 from contactlm.modules.contact import ContactModule
+from contactlm.types import ContactLMError
 
 Model = MapModule | str | Path
 
@@ -68,5 +70,15 @@ def load_model(model: Model) -> MapModule:
     if (Path(model).expanduser() / CONFIG_FILE).is_file():
         return ContactModule.from_adapter(model)
     if str(model).endswith(".ckpt"):
-        return checkpoint_class(model).load_from_checkpoint(model, map_location="cpu", weights_only=True)
+        return _from_checkpoint(model)
     return ContactModule(str(model), lora=None, freeze_backbone=True, train_head=False)
+
+
+def _from_checkpoint(path: str | Path) -> MapModule:
+    module_class = checkpoint_class(path)
+    try:
+        return module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        if isinstance(error, ContactLMError):
+            raise
+        raise damaged(path, error) from error

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.data.cache import ReadReport, StructureCache, Task
+from contactlm.data.cache import ReadReport, StructureCache
 from contactlm.data.files import find_structures
+from contactlm.data.readers import LOST, Task
 from contactlm.data.store import ChainStore
 from contactlm.retrieval.database import StructureDatabase, fingerprint_of, is_database, may_hold
 from contactlm.structure.parse import read_backbones
@@ -67,7 +68,6 @@ class BackboneCache(StructureCache):
             The chains, in memory; their secondary structure end to end, uint8 (N,); and what happened.
 
         Raises:
-            DataError: A reader process died.
             MissingExtraError: There are files to read, and a library that assigns states is not installed.
         """
         keys, problems = self._keys(paths)
@@ -103,6 +103,8 @@ class _Reader:
             read = read_backbones(path, self.sequence)
         except StructureError as error:
             return ChainStore.from_chains([], {"problem": error.reason})
+        except MemoryError:
+            return ChainStore.from_chains([], {"problem": LOST})
         states = [secondary_structure(backbone, chain.sequence) for chain, backbone in read]
         text = ["".join(STATE_LETTERS[state] for state in each) for each in states]
         meta = {"problem": None, _STATES_KEY: text, _VERSION_KEY: SECONDARY_VERSION}

@@ -57,6 +57,22 @@ def bonded(xyz: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.einsum("ij,ij->i", difference, difference) < MAX_PEPTIDE_BOND**2
 
 
+def linked(xyz: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Tell for each of L - 1 successive pairs whether they are neighbours in the chain.
+
+    A peptide bond tells; where N or C are missing, the distance of the CA does.
+
+    Args:
+        xyz: Backbone coordinates, (L, 3 atoms, 3), in Å.
+
+    Returns:
+        bool (L - 1,); False where the atoms that would tell are missing.
+    """
+    apart = np.linalg.norm(np.diff(xyz[:, _CA], axis=0), axis=-1)
+    judged = np.isfinite(xyz[:-1, _C, 0]) & np.isfinite(xyz[1:, _N, 0])
+    return np.where(judged, bonded(np.asarray(xyz, dtype=np.float64)), apart < MAX_CA_DISTANCE)
+
+
 class BondFinder:
     """Finds the residues that peptide bonds link to a given one, wherever they stand in the list.
 

@@ -1,18 +1,24 @@
-"""Structure files on disk: their names, and their text whether compressed or not."""
+"""Structure files on disk: their names, and their text as a stream, whether compressed or not."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import re
 import zlib
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
+from typing import IO, cast
 
 from contactlm.types import StructureError
 
 MAX_BYTES = 1 << 30
-"""Text longer than this, after decompression, is refused (1 GiB; the largest real entries have a few 100 MB)."""
+"""Where more text than this would have to be read, after decompression, the file is refused (1 GiB; the largest real
+entries have a few 100 MB, and of many models only the first is read)."""
 
 FORMATS = {".pdb": "pdb", ".ent": "pdb", ".cif": "mmcif", ".mmcif": "mmcif"}
+_BLOCK = 1 << 20  # characters read at a time, and more than any line of a structure file has
 _REASON_LENGTH = 300
 _NAME = re.compile(r"(?P<stem>.*?)(?P<suffix>\.pdb|\.ent|\.cif|\.mmcif)(?P<gz>\.gz)?", re.IGNORECASE | re.DOTALL)
 
@@ -35,33 +41,36 @@ def split_name(path: str | Path) -> tuple[str, str, bool]:
     return stem, FORMATS[match["suffix"].lower()], match["gz"] is not None
 
 
-def read_text(path: str | Path) -> str:
-    """Read a structure file, decompressing it when its name ends in ``.gz``.
+def read_blocks(path: str | Path) -> Generator[str]:
+    r"""Read a structure file as a stream, decompressing it when its name ends in ``.gz``.
 
-    Any byte is accepted (latin-1): remarks in old files are not always UTF-8.
+    Any byte is accepted (latin-1): remarks in old files are not always UTF-8. Line ends of all kinds become ``\n``.
+    Who needs no more of the file stops iterating: the rest is then neither read nor decompressed.
+
+    Yields:
+        Whole lines, about a million characters of them at a time.
 
     Raises:
-        StructureError: The file cannot be read or decompressed, or is longer than :data:`MAX_BYTES`.
+        StructureError: The file cannot be read or decompressed, more than :data:`MAX_BYTES` would have to be read, or
+            a line has more than a million characters.
     """
     compressed = split_name(path)[2]
     try:
-        with Path(path).open("rb") as handle:
-            data = handle.read(MAX_BYTES + 1)
+        with Path(path).open("rb") as file:
+            _refuse_wrong_suffix(path, compressed, is_gzip=file.peek(2)[:2] == b"\x1f\x8b")
+            yield from _blocks(path, cast(IO[bytes], gzip.GzipFile(fileobj=file)) if compressed else file)
+    except EOFError as error:
+        raise StructureError(path, "damaged gzip data (it ends early): fetch the file again") from error
+    except (zlib.error, gzip.BadGzipFile) as error:
+        raise StructureError(path, f"damaged gzip data ({error}): fetch the file again") from error
     except OSError as error:
         raise StructureError(path, f"cannot be opened: {error.strerror or error}") from error
-    is_gzip = data.startswith(b"\x1f\x8b")
-    if is_gzip and not compressed:
-        raise StructureError(path, "gzip data, but the name does not say so: add .gz to the name")
-    if compressed and not is_gzip:
-        raise StructureError(path, "not gzip data, though the name ends in .gz: remove .gz from the name")
-    if compressed:
-        try:
-            data = _decompressed(data)
-        except (EOFError, zlib.error) as error:
-            raise StructureError(path, f"damaged gzip data ({error}): fetch the file again") from error
-    if len(data) > MAX_BYTES:
-        raise StructureError(path, f"holds more than {MAX_BYTES:,} bytes of text: too long for a structure file")
-    return data.decode("latin-1")
+
+
+def lines_of(blocks: Iterable[str]) -> Iterator[str]:
+    """Take blocks apart into lines, each with its line end."""
+    for block in blocks:
+        yield from io.StringIO(block)
 
 
 def brief(reason: str) -> str:
@@ -69,15 +78,23 @@ def brief(reason: str) -> str:
     return reason if len(reason) <= _REASON_LENGTH else reason[:_REASON_LENGTH] + "..."
 
 
-def _decompressed(data: bytes) -> bytes:
-    """Decompress one or more gzip members, stopping one byte beyond :data:`MAX_BYTES`."""
-    parts = []
-    room = MAX_BYTES + 1
-    while data and room:
-        member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-        parts.append(member.decompress(data, room))
-        room -= len(parts[-1])
-        if room and not member.eof:
-            raise EOFError("it ends early")
-        data = member.unused_data.lstrip(b"\0")  # padding after the last member is allowed
-    return b"".join(parts)
+def _refuse_wrong_suffix(path: str | Path, compressed: bool, is_gzip: bool) -> None:
+    if is_gzip and not compressed:
+        raise StructureError(path, "gzip data, but the name does not say so: add .gz to the name")
+    if compressed and not is_gzip:
+        raise StructureError(path, "not gzip data, though the name ends in .gz: remove .gz from the name")
+
+
+def _blocks(path: str | Path, stream: IO[bytes]) -> Iterator[str]:
+    room = MAX_BYTES
+    with io.TextIOWrapper(stream, encoding="latin-1", newline=None) as text:
+        while block := text.read(_BLOCK):
+            rest = "" if block.endswith("\n") else text.readline(_BLOCK)
+            room -= len(block) + len(rest)
+            if room < 0:
+                raise StructureError(
+                    path, f"holds more than {MAX_BYTES:,} bytes of text: too long for a structure file"
+                )
+            if len(rest) == _BLOCK and not rest.endswith("\n"):
+                raise StructureError(path, f"has a line of more than {_BLOCK:,} characters: no structure file")
+            yield block + rest

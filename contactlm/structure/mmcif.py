@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
 from itertools import repeat
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 from Bio.PDB.MMCIF2Dict import MMCIF2Dict
 
-from contactlm.structure.files import brief
+from contactlm.structure.files import brief, lines_of
 from contactlm.structure.mmcif_lines import ATOMS, FULL_SEQUENCES, MODIFIED_RESIDUES, BackboneLines
 from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, RawChain, RawStructure, Residue
 from contactlm.types import StructureError
@@ -18,21 +17,21 @@ from contactlm.types import StructureError
 _UNSET = frozenset("?.")
 
 
-def read_mmcif(path: str | Path, text: str) -> RawStructure:
+def read_mmcif(path: str | Path, blocks: Iterable[str]) -> RawStructure:
     """Read the first model of the first data block of a file in mmCIF format.
 
     Chains and residues go by their author ids, as in the PDB format; ``label_seq_id`` gives their position in the full
-    sequence.
+    sequence. Further models are passed over, for what may follow them; nothing of them is kept.
 
     Args:
         path: Named in errors.
-        text: The content.
+        blocks: The content, whole lines at a time.
 
     Raises:
         StructureError: The file is no mmCIF, has no atoms, or its tables cannot be read.
     """
     try:
-        table = BackboneDict(io.StringIO(text, newline=None))
+        table = BackboneDict(lines_of(blocks))
         rows = _atom_rows(table)
         has_polymers = any(row.label_number not in _UNSET for row in rows)
         assembly = _Assembly(table)
@@ -40,6 +39,8 @@ def read_mmcif(path: str | Path, text: str) -> RawStructure:
             if row.label_number not in _UNSET or not has_polymers:
                 assembly.add(row)
         return assembly.structure()
+    except StructureError:  # of reading the stream
+        raise
     except (ValueError, LookupError, ArithmeticError) as error:
         raise StructureError(path, brief(f"cannot be read as mmCIF: {error}")) from error
 
@@ -173,6 +174,7 @@ class _Assembly:
             declared=in_polymer,
             parent=self._parents.get((row.chain, number, icode, row.name), ""),
             index=self._index(row, chain) if in_polymer else None,
+            position_in_polymer=(row.label_chain, int(row.label_number)) if in_polymer else None,
         )
         variants.append(residue)
         return residue
@@ -204,6 +206,14 @@ def _parents(table: BackboneDict) -> dict[tuple[str, int, str, str], str]:
     parents = {}
     columns = ("auth_asym_id", "auth_seq_id", "PDB_ins_code", "label_comp_id", "parent_comp_id")
     for chain, number, icode, name, parent in table.rows(MODIFIED_RESIDUES, *columns):
-        if parent in LETTER_OF_NAME:
-            parents[chain, int(number), " " if icode in _UNSET else icode, name] = parent
+        if parent in LETTER_OF_NAME and (known := _number(number)) is not None:
+            parents[chain, known, " " if icode in _UNSET else icode, name] = parent
     return parents
+
+
+def _number(text: str) -> int | None:
+    """A residue number; None where it is unset or none: then nothing tells which residue is meant."""
+    try:
+        return int(text)
+    except ValueError:
+        return None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import chain as joined
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,9 @@ from numpy.typing import NDArray
 
 from contactlm.structure.align import Observed, agreement, align_observed, merge
 from contactlm.structure.bonds import bonded
+from contactlm.structure.breaks import fill_breaks
 from contactlm.structure.contacts import virtual_cbeta
-from contactlm.structure.files import brief, read_text, split_name
+from contactlm.structure.files import brief, read_blocks, split_name
 from contactlm.structure.mmcif import read_mmcif
 from contactlm.structure.pdb import read_pdb
 from contactlm.structure.polymer import polymer
@@ -42,8 +46,9 @@ def read_chains(path: str | Path, sequence: str = "seqres") -> list[Chain]:
 
     With ``sequence="seqres"`` a chain has the full sequence of SEQRES or ``_entity_poly_seq``, without terminal caps.
     Where the observed residues differ from it they win; where it lacks them they are inserted. If the file has no
-    full sequence, or one of another protein, the chain has the residues in the coordinates: residues missing there
-    leave no trace, since nothing tells what they are, and the residues at both sides of the gap become neighbours.
+    full sequence, or one of another protein, the chain has the residues in the coordinates, and where it breaks as
+    many unknown ones (X, unresolved) as the residue numbers leave out, 99 at most: see
+    :func:`~contactlm.structure.breaks.fill_breaks`. So residues stay as far apart in the sequence as they are.
 
     Args:
         path: A file ending in ``.pdb``, ``.ent``, ``.cif`` or ``.mmcif``, each also with ``.gz``, in any case.
@@ -85,9 +90,8 @@ def read_backbones(path: str | Path, sequence: str = "seqres") -> list[tuple[Cha
     if sequence not in SEQUENCES:
         raise ValueError(f"sequence={sequence!r}; it can be {' or '.join(map(repr, SEQUENCES))}")
     stem, kind, _ = split_name(path)
-    text = read_text(path)
-    _refuse_other(path, kind, text)
-    raw = _READERS[kind](path, text)
+    with closing(read_blocks(path)) as blocks:
+        raw = _READERS[kind](path, _checked(path, kind, blocks))
     chains = []
     for chain_id, raw_chain in raw.chains.items():
         try:
@@ -101,14 +105,17 @@ def read_backbones(path: str | Path, sequence: str = "seqres") -> list[tuple[Cha
     return chains
 
 
-def _refuse_other(path: str | Path, kind: str, text: str) -> None:
-    if not text or text.isspace():
+def _checked(path: str | Path, kind: str, blocks: Iterator[str]) -> Iterator[str]:
+    """Refuse what is of the other format, or empty, by how it begins."""
+    first = next((block for block in blocks if not block.isspace()), None)
+    if first is None:
         raise StructureError(path, "the file is empty")
-    start = text[:200].lstrip().upper()
+    start = first.lstrip()[:200].upper()
     if kind == "pdb" and start.startswith("DATA_"):
         raise StructureError(path, "mmCIF by its content, PDB by its name: rename it to .cif")
     if kind == "mmcif" and start.startswith(_PDB_STARTS):
         raise StructureError(path, "PDB by its content, mmCIF by its name: rename it to .pdb")
+    return joined([first], blocks)
 
 
 def _chain(
@@ -143,7 +150,7 @@ def _full(
     kept = [i for i, n in enumerate(raw.full) if n not in CAPS or i in seen]
     full = "".join(letter(raw.full[i], parents.get(raw.full[i], "")) for i in kept)
     if not full:
-        return observed, np.arange(len(observed))
+        return fill_breaks(residues, xyz)
     if len(indices) == len(residues):
         positions = np.searchsorted(kept, indices)
     else:
@@ -152,5 +159,5 @@ def _full(
     agreeing = agreement(observed, full, positions)
     if agreeing < MIN_AGREEMENT:
         _log.warning("%s: the full sequence in the file agrees in %.0f %%: it is ignored", name, 100 * agreeing)
-        return observed, np.arange(len(observed))
+        return fill_breaks(residues, xyz)
     return merge(observed, full, positions)

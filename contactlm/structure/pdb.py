@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from Bio.PDB.PDBParser import PDBParser
 from Bio.PDB.StructureBuilder import StructureBuilder
 from numpy.typing import NDArray
 
+from contactlm.structure.files import lines_of, read_blocks
 from contactlm.structure.numbering import decode_number, from_columns, to_columns
 from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, RawChain, RawStructure, Residue, ResidueKey
 from contactlm.types import StructureError
@@ -23,32 +25,62 @@ _OVERFLOW = "*" * 8  # what Fortran prints for a number too long for its field
 # Lines whose atom name is N, CA or C, in whichever of its four columns it begins; a few other names pass as well.
 # CB is wanted for residues that have nothing else: they are in the sequence, though unresolved.
 _NAME = r"......[ NC][ NCAB]{3}"
-_RECORDS = re.compile(rf"\n(?:ATOM  {_NAME}|HETATM{_NAME}|SEQRES|MODRES|TER|MODEL|ENDMDL)[^\n]*")
+_RECORDS = re.compile(rf"\n(?:ATOM  {_NAME}|HETATM{_NAME}|SEQRES|MODRES|TER|MODEL|ENDMDL|END(?= *\n))[^\n]*")
 
 
-def read_pdb(path: str | Path, text: str) -> RawStructure:
-    """Read the first model of a file in PDB format.
+def read_pdb(path: str | Path, blocks: Iterable[str]) -> RawStructure:
+    """Read the first model of a file in PDB format; what follows it is not asked for.
 
     Args:
         path: Named in errors.
-        text: The content.
+        blocks: The content, whole lines at a time.
 
     Raises:
         StructureError: A line that concerns the backbone cannot be read.
     """
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = "\n" + text
-    # Most of the time of a plain parse goes to lines that are not needed: here Biopython does not see them.
-    needed = "".join(_RECORDS.findall(text))
-    if not needed:
-        raise StructureError(path, "it has no ATOM records, as the PDB format does")
     try:
-        _refuse_cut(text[text.rstrip().rfind("\n") + 1 :])  # also when it is none of the lines needed
+        # Most of the time of a plain parse goes to lines that are not needed: here Biopython does not see them.
+        needed = "".join(_first_model(blocks))
+        if not needed:
+            raise StructureError(path, "it has no ATOM records, as the PDB format does")
         return BackboneParser().get_structure("", io.StringIO(needed[1:]))
     except _LineError as error:
-        line_number = text.count("\n", 0, text.index(error.line))
-        raise StructureError(path, f"line {line_number}: {error}") from error
+        raise StructureError(path, f"line {_line_number(path, error.line)}: {error}") from error
+
+
+def _first_model(blocks: Iterable[str]) -> Iterator[str]:
+    """Pass on the records needed, each after its line end, up to the end of the first model.
+
+    Where END records stand between models in place of MODEL and ENDMDL, the next model begins with the atom that the
+    first began with.
+    """
+    last = ""
+    opened = ended = False
+    first_atom = ""
+    for block in blocks:
+        for record in _RECORDS.findall("\n" + block):
+            if record.startswith(("\nATOM", "\nHETATM")):
+                first_atom = first_atom or record[13:28]
+                if ended and record[13:28] == first_atom:
+                    return
+                ended = False
+            elif record.startswith("\nMODEL") and not opened:
+                opened = True
+            elif record.startswith(("\nMODEL", "\nENDMDL")):
+                return
+            elif record.startswith("\nEND"):
+                ended = True
+                continue
+            yield record
+        if not block.isspace():
+            last = block.rstrip()
+    _refuse_cut(last[last.rfind("\n") + 1 :])  # also when it is none of the lines needed
+
+
+def _line_number(path: str | Path, wanted: str) -> int:
+    """Where a line stands in the file, from 1."""
+    lines = enumerate(lines_of(read_blocks(path)), start=1)
+    return next(i for i, line in lines if line.rstrip() == wanted.rstrip())
 
 
 class _LineError(ValueError):

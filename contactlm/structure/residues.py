@@ -61,6 +61,8 @@ class Residue:
         parent: Name of its parent, where the file says that it is modified; else empty.
         declared: Whether the file says that it is a part of the polymer.
         index: 0-based position in the chain's full sequence, where the file gives it; else None.
+        position_in_polymer: The polymer and the number in it, where the file tells (``label_asym_id`` and
+            ``label_seq_id``); else None.
         atoms: Positions of its N, CA and C, in Å, as far as the file has them.
         alternates: Where not blank and 1, the alternate location that each of them is, and its occupancy.
     """
@@ -73,6 +75,7 @@ class Residue:
     parent: str = ""
     declared: bool = False
     index: int | None = None
+    position_in_polymer: tuple[str, int] | None = None
     atoms: dict[str, Position] = field(default_factory=dict)
     alternates: dict[str, tuple[str, float]] = field(default_factory=dict)
 
@@ -85,6 +88,8 @@ class Residue:
         self.atoms[atom] = position
         if (altloc, occupancy) != _ORDINARY:
             self.alternates[atom] = altloc, occupancy
+        else:
+            self.alternates.pop(atom, None)  # of the location that it replaces
 
     def occupancy(self, atom: str) -> float:
         """Return the occupancy of an atom; -1 when it is missing."""

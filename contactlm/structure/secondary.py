@@ -15,11 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.structure.bonds import MAX_CA_DISTANCE, bonded
+from contactlm.structure.bonds import bonded, linked
+from contactlm.structure.trace import helices_and_strands
 from contactlm.types import MissingExtraError
 
 EXTRA = "retrieval"
-SECONDARY_VERSION = 1  # raise it whenever other states are assigned: kept ones are then assigned again
+SECONDARY_VERSION = 2  # raise it whenever other states are assigned: kept ones are then assigned again
 LOOP, HELIX, STRAND = 0, 1, 2
 STATE_LETTERS = "-HE"
 """What a state is called in text, by its number."""
@@ -31,7 +32,6 @@ MAX_PAIRWISE = 2500
 
 _CARBONYL = 1.231  # Å; the bond from C to O
 _TURN = 5  # residues of the longest turn: missing ones put at a break keep turns from spanning it
-_MIN_FRAGMENT = 5  # residues that P-SEA needs to tell anything
 _N, _CA, _C = range(3)
 
 
@@ -53,9 +53,9 @@ def secondary_structure(backbone: NDArray[np.floating], sequence: str) -> NDArra
     """Assign helix, strand or loop to every residue.
 
     3-10 and pi helices count as helices, isolated bridges as strands. A chain most of whose residues lack N or C, or
-    with more than :data:`MAX_PAIRWISE` residues, is assigned from its C-alpha trace (P-SEA: Labesse et al. 1997, by
-    the biotite library). Nothing spans a break of the chain: residues beside it whose partners are missing have no
-    hydrogen bonds, and of two equal states across it the second becomes loop.
+    with more than :data:`MAX_PAIRWISE` residues, is assigned from its C-alpha trace (P-SEA: Labesse et al. 1997; see
+    :mod:`contactlm.structure.trace`). Nothing spans a break of the chain: residues beside it whose partners are
+    missing have no hydrogen bonds, and of two equal states across it the second becomes loop.
 
     Args:
         backbone: N, CA and C, (L, 3 atoms, 3), in Å; NaN where missing.
@@ -74,13 +74,13 @@ def secondary_structure(backbone: NDArray[np.floating], sequence: str) -> NDArra
     complete = np.isfinite(backbone).all(axis=(1, 2))
     if not resolved.any():
         return np.zeros(len(sequence), dtype=np.uint8)
-    linked = _linked(backbone)
+    is_linked = linked(backbone)
     if len(sequence) > MAX_PAIRWISE or 2 * complete.sum() < resolved.sum():
-        states = _by_trace(backbone[:, _CA], linked)
+        states = _by_trace(backbone[:, _CA], is_linked)
     else:
-        states = _by_hydrogen_bonds(backbone, sequence, linked)
+        states = _by_hydrogen_bonds(backbone, sequence, is_linked)
     states[~resolved] = LOOP
-    states[1:][~linked & (states[1:] == states[:-1])] = LOOP
+    states[1:][~is_linked & (states[1:] == states[:-1])] = LOOP
     return states
 
 
@@ -134,17 +134,12 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def _linked(backbone: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Tell for each of L - 1 successive pairs whether they are neighbours, bool (L - 1,)."""
-    apart = np.linalg.norm(np.diff(backbone[:, _CA], axis=0), axis=-1)
-    judged = np.isfinite(backbone[:-1, _C, 0]) & np.isfinite(backbone[1:, _N, 0])
-    return np.where(judged, bonded(np.asarray(backbone, dtype=np.float64)), apart < MAX_CA_DISTANCE)
-
-
-def _by_hydrogen_bonds(backbone: NDArray[np.floating], sequence: str, linked: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _by_hydrogen_bonds(
+    backbone: NDArray[np.floating], sequence: str, is_linked: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
     assign = load_dssp()  # here: readers of files that need no states do not wait for it
     known = np.isfinite(backbone[:, _CA, 0])
-    broken = ~linked & known[1:] & known[:-1]
+    broken = ~is_linked & known[1:] & known[:-1]
     rows = np.arange(len(sequence)) + _TURN * np.concatenate([[0], np.cumsum(broken)])
     atoms = np.full((int(rows[-1]) + 1 + _TURN, 4, 3), np.nan, dtype=np.float32)  # also enough for its windows
     # near the origin: single precision is then exact enough
@@ -158,25 +153,6 @@ def _by_hydrogen_bonds(backbone: NDArray[np.floating], sequence: str, linked: ND
     return np.where(onehot[:, 1], HELIX, np.where(onehot[:, 2], STRAND, LOOP)).astype(np.uint8)
 
 
-def _by_trace(ca: NDArray[np.floating], linked: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    states = np.zeros(len(ca), dtype=np.uint8)
-    starts = np.concatenate([[0], np.flatnonzero(~linked) + 1, [len(ca)]]).tolist()
-    for start, stop in pairwise(starts):
-        if stop - start >= _MIN_FRAGMENT:
-            states[start:stop] = _trace_states(ca[start:stop])
-    return states
-
-
-def _trace_states(ca: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Assign one unbroken fragment by P-SEA."""
-    try:
-        from biotite.structure import AtomArray, annotate_sse
-    except ImportError as error:
-        raise MissingExtraError("biotite", EXTRA, str(error)) from error
-    atoms = AtomArray(len(ca))
-    atoms.coord = ca.astype(np.float32)
-    atoms.res_id = np.arange(len(ca)) + 1
-    for name, value in (("chain_id", "A"), ("res_name", "ALA"), ("atom_name", "CA"), ("element", "C")):
-        atoms.set_annotation(name, np.full(len(ca), value))
-    found = annotate_sse(atoms)
-    return np.where(found == "a", HELIX, np.where(found == "b", STRAND, LOOP)).astype(np.uint8)
+def _by_trace(ca: NDArray[np.floating], is_linked: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    helix, strand = helices_and_strands(ca, is_linked)
+    return np.where(helix, HELIX, np.where(strand, STRAND, LOOP)).astype(np.uint8)

@@ -135,6 +135,14 @@ def test_an_own_file_comes_before_a_shipped_config(tmp_path: Path) -> None:
         assert resolve_arguments(["fit", f"--config={name}"]) == ["fit", f"--config={name}"]
 
 
+def test_a_config_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_bytes(b"data:\n  crop_length: 40 # \x85\n")
+    for arguments in (["--config", str(path)], [f"--config={path}"], ["-c", str(path)]):
+        assert main(["fit", *arguments]) == 1
+        assert f"--config {path}: cannot be read as text" in capsys.readouterr().err
+
+
 def test_no_path_is_an_error() -> None:
     with pytest.raises(ContactLMError, match="no path follows"):
         resolve_arguments(["predict", "--data.predict_paths", "--out=results"])

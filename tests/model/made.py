@@ -35,6 +35,12 @@ def make_tokens(lengths, seed=0):
     return tokens
 
 
+def checkpoint_activations(esm, use_reentrant):
+    """Let transformers checkpoint its layers; older releases have another name for it than those of today."""
+    enable = getattr(esm, "activation_checkpointing_enable", None) or esm.gradient_checkpointing_enable
+    enable({"use_reentrant": use_reentrant})
+
+
 def stock_logits(esm, tokens):
     """Logits of transformers' predict_contacts, in float64 so that the probability keeps them."""
     stock = copy.deepcopy(esm).double().eval()

@@ -13,7 +13,7 @@ from contactlm.model.backbone import ContactBackbone
 from contactlm.model.lora import LoraOptions, add_lora
 from contactlm.types import ModelError
 
-from .made import TINY, make_tokens, stock_logits, tiny_esm
+from .made import TINY, checkpoint_activations, make_tokens, stock_logits, tiny_esm
 
 LENGTHS = [17, 30, 2, 9]
 
@@ -157,7 +157,7 @@ def test_checkpointing_changes_no_gradient(use_reentrant):
     tokens = make_tokens(LENGTHS)
     model = trained(tiny_esm().double(), lora=False)
     expected = gradients(model, tokens)
-    model.esm.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    checkpoint_activations(model.esm, use_reentrant)
     calls = []
     model.esm.encoder.layer[0].attention.self.query.register_forward_hook(lambda *_: calls.append(1))
     assert_same(gradients(model, tokens), expected, 1e-12)

@@ -121,6 +121,9 @@ def test_what_cannot_be_loaded_is_said(checkpoint, tmp_path):
         ({"position_embedding_type": "absolute"}, "only ESM2 models, with 'rotary'"),
         ({"is_decoder": True}, "decoder"),
         ({"hidden_size": 60}, "do not make an ESM2 model"),
+        ({"num_hidden_layers": "x"}, "do not make an ESM2 model: .*num_hidden_layers"),
+        ({"rope_theta": 7}, "do not make an ESM2 model: .*rope_theta"),
+        ({"dtype": "float39"}, "do not make an ESM2 model: .*float39"),
     ],
 )
 def test_other_models_are_refused(checkpoint, changes, message):
@@ -140,6 +143,7 @@ def test_a_checkpoint_without_backbone_weights_is_refused(checkpoint):
     [
         ({"layers": 3}, "layers: no such argument"),
         ({**TINY, "num_attention_heads": 7}, "multiple of twice"),
+        ({**TINY, "num_hidden_layers": "x"}, "num_hidden_layers"),
         ({**TINY, "position_embedding_type": "absolute"}, "rotary"),
     ],
 )

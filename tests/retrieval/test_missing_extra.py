@@ -17,7 +17,7 @@ from contactlm.types import ContactLMError, MissingExtraError
 from tests.conftest import random_sequence
 from tests.retrieval.made import QUERY, made_database
 
-LIBRARIES = ("pyhmmer", "pydssp", "biotite")
+LIBRARIES = ("pyhmmer", "pydssp")
 REMEDY = 'pip install "contactlm[retrieval]"'
 
 
@@ -25,7 +25,7 @@ REMEDY = 'pip install "contactlm[retrieval]"'
 def _not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make importing the libraries fail, and their parts that were imported before."""
     imported = [name for name in sys.modules if name.split(".")[0] in LIBRARIES]
-    for name in (*LIBRARIES, "pydssp.pydssp_numpy", "biotite.structure", *imported):
+    for name in (*LIBRARIES, "pydssp.pydssp_numpy", *imported):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["contactlm"])
@@ -60,12 +60,13 @@ def test_a_module_and_a_search_say_it_before_anything_is_read(tmp_path: Path) ->
     StructureSearch(database, SearchOptions(program="mmseqs"))  # a program, no library
 
 
-@pytest.mark.parametrize(("library", "known"), [("pydssp", [0, 1, 2]), ("biotite", [1])])
-def test_secondary_structure_says_it(library: str, known: list[int]) -> None:
+def test_secondary_structure_says_it() -> None:
     backbone = np.full((12, 3, 3), np.nan)
-    backbone[:, known] = 2.0 * np.arange(12)[:, None, None]  # 3.5 Å apart
-    with pytest.raises(MissingExtraError, match=f"^{library} cannot be imported .*contactlm\\[retrieval\\]"):
+    backbone[:] = 2.0 * np.arange(12)[:, None, None]  # 3.5 Å apart
+    with pytest.raises(MissingExtraError, match=r"^pydssp cannot be imported .*contactlm\[retrieval\]"):
         secondary_structure(backbone, "A" * 12)
+    backbone[:, [0, 2]] = np.nan
+    assert len(secondary_structure(backbone, "A" * 12)) == 12  # a trace needs no library
 
 
 def test_the_message_comes_back_from_a_reader_process() -> None:

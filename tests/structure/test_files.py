@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,13 +55,25 @@ def test_compressed_in_several_members(tmp_path):
     assert read_chains(path)[0].sequence == "GASG"
 
 
+def test_many_members_take_time_by_their_number(tmp_path):
+    """Each was once cut off the rest by a copy of the rest: eight times as many took 64 times as long."""
+    seconds = []
+    for members in (8000, 64_000):
+        path = tmp_path / "1abc.pdb.gz"
+        path.write_bytes(gzip.compress(PDB) + gzip.compress(b"REMARK 1\n") * members)
+        start = time.process_time()
+        assert read_chains(path)[0].sequence == "GASG"
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 20 * seconds[0]
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
         ("a.pdb.gz", PDB, "remove .gz"),
         ("a.pdb", gzip.compress(PDB), "add .gz"),
         ("a.pdb.gz", gzip.compress(PDB)[:-20], "damaged gzip data .it ends early"),
-        ("a.pdb.gz", gzip.compress(PDB)[:-8] + b"12345678", "damaged gzip data .*incorrect data check"),
+        ("a.pdb.gz", gzip.compress(PDB)[:-8] + b"12345678", "damaged gzip data .CRC check failed"),
         ("a.pdb.gz", gzip.compress(PDB) + b"garbage", "damaged gzip data"),
         ("a.pdb.gz", b"\x1f\x8b", "damaged gzip data"),
         ("a.pdb", CIF, "rename it to .cif"),
@@ -108,6 +123,87 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6_000_000
+
+
+def test_a_line_that_never_ends_is_refused(tmp_path):
+    (tmp_path / "a.pdb").write_bytes(PDB + b"A" * 2_500_000)
+    with pytest.raises(StructureError, match="a line of more than 1,048,576 characters"):
+        read_chains(tmp_path / "a.pdb")
+
+
+def models(kind: str, count: int, between: tuple[str, str] = ("MODEL     {:4d}", "ENDMDL")) -> bytes:
+    """As many models of 1,250 atoms, all but the first 20 Å from it."""
+    first = peptide("GASGKVLIED" * 25)
+    moved = [replace(r, xyz=r.moved(20.0)) for r in first]
+    if kind == "mmcif":
+        text = cif(first).rstrip("#\n") + "\n"
+        rows = cif(moved, model=2).rstrip("#\n") + "\n"
+        rows = rows[rows.index("ATOM ") :]
+        return (text + "".join(rows.replace(" 2\n", f" {i}\n") for i in range(2, count + 1))).encode()
+    begin, end = between
+    texts = ["\n".join(pdb_atoms(residues)) for residues in (first, moved)]
+    return "".join(f"{begin.format(i + 1)}\n{texts[i > 0]}\n{end}\n" for i in range(count)).encode()
+
+
+MODELS = {
+    "a.pdb": ("pdb", {}),
+    "a.cif": ("mmcif", {}),
+    "end.pdb": ("pdb", {"between": ("REMARK {}", "END")}),  # as some programs write trajectories
+}
+
+
+@pytest.fixture(scope="module")
+def many_models(tmp_path_factory):
+    """Files of about 11 MB with 120 models, each plain and gzipped."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, (kind, options) in MODELS.items():
+        data = models(kind, 120, **options)
+        assert len(data) > 10e6
+        (folder / name).write_bytes(data)
+        (folder / f"{name}.gz").write_bytes(gzip.compress(data, compresslevel=1))
+    return folder
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from contactlm.structure.parse import read_chains
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+read_chains(sys.argv[1])
+before = peak()
+(chain,) = read_chains(sys.argv[2])
+sys.stdout.write(f"{len(chain)} {peak() - before} {chain.ca[0].tolist()}")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("name", MODELS)
+def test_of_many_models_one_is_held(many_models, tmp_path, name, suffix):
+    """Memory beyond what one model takes, in a process of its own; reading all of it would take 50 to 95 MB."""
+    one = tmp_path / name
+    one.write_bytes(models(MODELS[name][0], 1))
+    command = [sys.executable, "-c", PEAK, str(one), str(many_models / (name + suffix))]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    length, peak, first = answer.split(" ", 2)
+    assert int(length) == 250
+    assert np.allclose(json.loads(first), peptide("GA")[0].xyz["CA"])
+    assert float(peak) < 20
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("name", ["a.pdb", "end.pdb"])
+def test_nothing_is_read_beyond_the_first_model(many_models, monkeypatch, name, suffix):
+    monkeypatch.setattr(files, "MAX_BYTES", 3_000_000)
+    assert len(read_chains(many_models / (name + suffix))[0]) == 250
+
+
+def test_what_follows_the_end_is_read_where_it_is_another_chain(tmp_path):
+    """As where programs put files of two partners one after the other."""
+    lines = [*pdb_atoms(peptide("GASG")), "END", *pdb_atoms(peptide("WKW", chain="B", origin=40.0)), "END", ""]
+    (tmp_path / "a.pdb").write_text("\n".join(lines))
+    assert [chain.sequence for chain in read_chains(tmp_path / "a.pdb")] == ["GASG", "WKW"]
 
 
 def test_the_sequence_is_one_of_two(tmp_path):

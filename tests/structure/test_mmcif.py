@@ -71,6 +71,16 @@ def test_both_formats_give_the_same_chains(read, tmp_path, sequence):
         assert (~from_cif[0].resolved).sum() == 5
 
 
+@pytest.mark.parametrize("number", ["?", ".", "12.5"])
+def test_a_modified_residue_without_number_is_no_reason_to_refuse_the_file(read, number):
+    """As the PDB reader takes a MODRES record whose number cannot be read: the others count."""
+    residues = peptide("GAAG")
+    residues[1].name, residues[1].hetero = "XQ7", True
+    rows = [f"1 A {number} ? XQ8 TRP .", "2 A 2 ? XQ7 TRP .", "#"]
+    (chain,) = read(cif(residues, more=["loop_", *(f"_pdbx_struct_mod_residue.{c}" for c in MODIFIED), *rows]))
+    assert chain.sequence == "GWAG"
+
+
 def test_label_numbers_decide_where_residues_stand(read):
     """Author numbers, and likewise bonds, would place this otherwise."""
     residues = peptide("GG", start=100)
@@ -86,12 +96,6 @@ def test_rows_out_of_order_take_their_places(read, sequence):
     (chain,) = read(cif(moved, {"A": three(LETTERS)}), sequence)
     assert chain.sequence == LETTERS
     assert np.allclose(chain.ca, [r.xyz["CA"] for r in residues], atol=1e-4)
-
-
-def test_without_entity_table_the_observed_residues_are_the_chain(read):
-    residues = peptide(LETTERS)
-    (chain,) = read(cif(residues[:7] + residues[10:]))
-    assert chain.sequence == LETTERS[:7] + LETTERS[10:]
 
 
 def test_author_chain_ids_of_several_letters(read):

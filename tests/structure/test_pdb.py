@@ -125,13 +125,6 @@ def test_unresolved_residues_stay_in_the_sequence(read):
     assert observed.resolved.all()
 
 
-def test_a_numbering_gap_without_seqres_leaves_no_trace(read):
-    residues = peptide(LETTERS)
-    (chain,) = read(pdb_atoms(residues[:7] + residues[10:]))
-    assert chain.sequence == LETTERS[:7] + LETTERS[10:]
-    assert chain.resolved.all()
-
-
 @pytest.mark.parametrize(("first", "second", "expected"), [(0.4, 0.6, 1), (0.6, 0.4, 0), (0.5, 0.5, 0), (0.0, 0.2, 1)])
 def test_of_alternate_locations_the_highest_occupancy_counts(read, first, second, expected):
     residues = peptide("GASG")
@@ -139,6 +132,17 @@ def test_of_alternate_locations_the_highest_occupancy_counts(read, first, second
     residues[1] = replace(residues[1], altloc="A", occupancy=first, alternates=[other])
     (chain,) = read(pdb_atoms(residues))
     assert np.allclose(chain.ca[1], (residues[1], other)[expected].xyz["CA"])
+
+
+@pytest.mark.parametrize("blank", [1.0, 0.9])
+def test_an_atom_without_location_keeps_the_occupancy_it_has(read, blank):
+    """A at 0.4, then a blank one at 1.0, then B at 0.6: what replaces an alternate location is judged as itself."""
+    residues = peptide("GASG")
+    kept = replace(residues[1], xyz=residues[1].moved(0.7), occupancy=blank)
+    last = replace(residues[1], xyz=residues[1].moved(1.4), altloc="B", occupancy=0.6)
+    residues[1] = replace(residues[1], altloc="A", occupancy=0.4, alternates=[kept, last])
+    (chain,) = read(pdb_atoms(residues))
+    assert np.allclose(chain.ca[1], kept.xyz["CA"])
 
 
 def test_a_lone_alternate_location_counts(read):

@@ -130,7 +130,7 @@ UBIQUITIN = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTL
     ("name", "sequence", "unresolved"),
     [
         ("made_gap.pdb", UBIQUITIN, range(32, 42)),
-        ("made_gap_no_seqres.pdb", UBIQUITIN[:32] + UBIQUITIN[42:], ()),
+        ("made_gap_no_seqres.pdb", UBIQUITIN[:32] + "X" * 10 + UBIQUITIN[42:], range(32, 42)),
         ("made_icode.pdb", UBIQUITIN, ()),
         ("made_negative_numbers.pdb", UBIQUITIN, ()),
         ("made_numbers_repeat_backwards.pdb", UBIQUITIN, ()),

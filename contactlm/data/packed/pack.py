@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from contactlm.data.cache import FILES_PER_TASK, parse_task
+from contactlm.data.cache import parse_task
 from contactlm.data.files import find_structures
 from contactlm.data.packed.manifest import ClusterRule, Manifest
 from contactlm.data.packed.writer import SHARD_RESIDUES, PackedWriter
+from contactlm.data.readers import processors, read_files
 from contactlm.data.selection import name_problems
 from contactlm.data.store import ChainStore
-from contactlm.types import DataError
 
 log = logging.getLogger(__name__)
 TASKS_AHEAD = 4  # tasks in hand for each worker: enough that none waits, few enough that memory stays small
@@ -56,7 +52,7 @@ def pack_structures(
         The manifest, when all is written.
 
     Raises:
-        DataError: There is nothing to pack, the folder cannot be used, or a reader process died.
+        DataError: There is nothing to pack, or the folder cannot be used.
     """
     found = [(path, _name(path, given)) for given in structures for path in find_structures(given, "structures")]
     paths = [path for path, _ in found]
@@ -94,34 +90,6 @@ def _mark(path: Path, name: str) -> str:
 
 def _read_in_order(paths: Sequence[Path], sequence: str, workers: int | None) -> Iterator[ChainStore]:
     """Read files in parallel; results come in the order of the files, and no more than a few are in memory."""
-    tasks = [
-        [(i, path) for i, path in enumerate(paths[at : at + FILES_PER_TASK])]
-        for at in range(0, len(paths), FILES_PER_TASK)
-    ]
-    processes = _processors() if workers is None else workers
-    if processes < 2 or len(tasks) < 2:
-        for task in tasks:
-            yield from (entry for _, entry in parse_task(task, sequence))
-        return
-    method = "fork" if sys.platform == "linux" else "spawn"  # as the cache does
-    executor: Executor
-    with ProcessPoolExecutor(processes, multiprocessing.get_context(method)) as executor:
-        running: deque[Future[list[tuple[int, ChainStore]]]] = deque()
-        try:
-            for task in tasks:
-                running.append(executor.submit(parse_task, task, sequence))
-                if len(running) >= TASKS_AHEAD * processes:
-                    yield from (entry for _, entry in running.popleft().result())
-            while running:
-                yield from (entry for _, entry in running.popleft().result())
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a process that reads structure files died (killed, or out of memory); run the same command again, "
-                "with fewer processes if memory is short (--workers): it goes on where it stopped"
-            ) from error
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    work = partial(parse_task, sequence=sequence)
+    results = read_files(list(enumerate(paths)), work, processors() if workers is None else workers, TASKS_AHEAD)
+    yield from (entry for _, entry in results)
