@@ -57,12 +57,15 @@ def layers(config: str, above: Sequence[str] = ()) -> list[str]:
         ContactLMError: A file is not there, is no text, or is laid over itself.
     """
     _require_text(config)
-    below = content_of(config).get("config")
-    if not isinstance(below, str):
+    content = content_of(config)
+    if "config" not in content:
         return [config]
-    path = str(Path(config).parent / below)
-    if not Path(path).is_file():
-        raise ContactLMError(f"{config}: config: {below}: there is no such file (a path is seen from {config})")
+    below = content["config"]
+    path = str(Path(config).parent / str(below))
+    if not isinstance(below, str) or not _is_file(path):
+        raise ContactLMError(
+            f"{config}: config: {str(below)[:200]}: there is no such file (a path is seen from {config})"
+        )
     if path in (*above, config):
         raise ContactLMError(f"{config}: config: {below}: it is laid over itself")
     return [*layers(path, (*above, config)), config]

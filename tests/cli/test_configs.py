@@ -143,6 +143,14 @@ def test_a_config_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.Captur
         assert f"--config {path}: cannot be read as text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("below", ["7", "null", "[x]", "{a: 1}", "x" * 100_000])
+def test_what_cannot_lie_below_a_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture, below: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"config: {below}\n")
+    assert main(["fit", "--config", str(tmp_path / "a.yaml")]) == 1
+    error = capsys.readouterr().err
+    assert "there is no such file" in error and len(error) < 1000
+
+
 def test_no_path_is_an_error() -> None:
     with pytest.raises(ContactLMError, match="no path follows"):
         resolve_arguments(["predict", "--data.predict_paths", "--out=results"])
