@@ -45,6 +45,7 @@ from contactlm.modules.choice import DEFAULT, OPTION
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last
 from contactlm.runs.config_file import RunConfig
 from contactlm.runs.directory import claim_directory, run_directory
+from contactlm.runs.full_disk import outlast_full_disk
 from contactlm.runs.name import make_logger, names_instead
 from contactlm.runs.signals import Stopped
 from contactlm.shipped import config_folder
@@ -262,9 +263,10 @@ class ContactCLI(LightningCLI):
         )
         predicted.labels = contact_labels(torch.tensor(store.cb_of(index))[None])[0].numpy()
         path = Path(run_directory(self.trainer) or ".") / f"{file_name(store.ids[index])}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        predicted.save(path)
-        return str(path)
+        with outlast_full_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            predicted.save(path)
+        return str(path) if path.is_file() else "none: the disk is full"
 
     def say(self, text: str) -> None:
         """Print, from one process only."""
