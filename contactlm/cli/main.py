@@ -38,6 +38,7 @@ from contactlm.cli.console import run_line, score_table, set_up_log
 from contactlm.cli.help import HelpFormatter, arrange_help
 from contactlm.cli.parser import ContactParser
 from contactlm.data.datamodule import ContactDataModule
+from contactlm.data.sources import check_sources
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint
@@ -153,12 +154,21 @@ class ContactCLI(LightningCLI):
         return None if path is None else str(path)
 
     def before_instantiate_classes(self) -> None:
-        """Name the loggers as the run, and tell where all have other names."""
+        """Say what can be said before a backbone is looked for; name the loggers, and tell where they have others."""
+        check_sources(str(self.subcommand), self._get(self.config, "data"))
+        if self.subcommand == "predict":
+            names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue")
+            self.writer = PredictionWriter(*(self._get(self.config, option) for option in names))
         name = self._get(self.config, "name")
         others = names_instead(self._get(self.config, "trainer")["logger"], name)
         if others and name != self._parser(self.subcommand).get_default("name"):
             tell("name: %s: the loggers of trainer.logger have names of their own: %s", name, ", ".join(others))
         self.parser.add_instantiator(partial(make_logger, name), Logger)
+
+    def instantiate_classes(self) -> None:
+        """Make the model last: options of data and callbacks that cannot be are told before a backbone is fetched."""
+        self._parser(self.subcommand)._action_groups.sort(key=lambda group: getattr(group, "dest", "") == "model")
+        super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Let all loggers of a run share one directory; predictions need neither loggers nor a saved config."""
@@ -238,8 +248,6 @@ class ContactCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Write maps as they come."""
-        names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue")
-        self.writer = PredictionWriter(*(self._get(self.config, name) for name in names))
         self.trainer.callbacks.append(self.writer)  # type: ignore[attr-defined]  # a connector sets it
 
     def after_predict(self) -> None:

@@ -171,6 +171,36 @@ def test_what_a_user_can_mend_is_one_clear_message(tmp_path: Path, tiny_esm: Pat
     assert stop.value.code == 2 and "crop_size" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit"], "train_dir is not given, and fit needs it"),
+        (["validate"], "train_dir is not given, and validate needs it"),
+        (["fit", "--data.train_dir=nowhere"], "train_dir: nowhere does not exist"),
+        (["fit", "--data.train_dir=.", "--data.test_dir=nowhere/x"], "test_dir: nowhere/x does not exist"),
+        (["fit", "--data.train_ids=nowhere.txt"], "nowhere.txt: cannot be read as a list of PDB ids"),
+        (["test"], "test_dir is not given, and test needs it"),
+        (["test", "--data.test_dir=nowhere"], "test_dir: nowhere does not exist"),
+        (["predict"], "predict_paths is not given"),
+        (["predict", "--data.predict_paths", "nowhere.fasta", "."], "predict_paths: nowhere.fasta does not exist"),
+        (["fit", "--data.train_dir=.", "--budget.max_tokens=-5"], "budget.max_tokens is -5"),
+        (["fit", "--data.train_dir=.", "--data.crop_length=0"], "crop_length is 0"),
+        (["fit", "--data.train_dir=.", "--guard.max_skipped=0"], "guard.max_skipped is 0"),
+        (["fit", "--data.train_dir=.", "--checkpoint.last_every_n_steps=-1"], "checkpoint.last_every_n_steps is -1"),
+        (["fit", "--data.train_dir=.", "--dashboard.pictures=0"], "dashboard.pictures is [0]"),
+        (["fit", "--data.train_dir=.", "--data.synthetic.folder=x"], "synthetic stands for train_dir and test_dir"),
+        (["predict", "--data.predict_paths=.", "--pairs_per_residue=0"], "pairs_per_residue: 0.0 given"),
+        (["predict", "--data.predict_paths=.", "--formats=[]"], "formats: [] given"),
+    ],
+)
+def test_what_is_cheap_to_check_is_told_before_the_backbone_is_looked_for(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr("contactlm.modules.language_model.load_esm", lambda *given: looked.append(str(given)))
+    assert message in complaint(capsys, arguments) and looked == []
+
+
 def test_a_folder_that_cannot_be_written_is_one_clear_message(
     tmp_path: Path, tiny_esm: Path, pdb_folders, capsys
 ) -> None:
