@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ from contactlm.callbacks.writer import Format, PredictionWriter
 from contactlm.cli.choice import NOT_PATHS, chosen_class, plain_arguments
 from contactlm.cli.commands import ABOUT, COMMANDS, answer
 from contactlm.cli.configs import BASE, resolve_arguments
-from contactlm.cli.console import run_line, score_table, set_up_log
+from contactlm.cli.console import CANNOT_WRITE, file_trouble, run_line, score_table, set_up_log
 from contactlm.cli.help import HelpFormatter, arrange_help
 from contactlm.cli.parser import ContactParser
 from contactlm.data.datamodule import ContactDataModule
@@ -57,7 +56,6 @@ log = logging.getLogger(__name__)
 
 SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
 
 class ContactCLI(LightningCLI):
@@ -318,10 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        sys.stderr.write(
-            f"contactlm: error: {error.filename or 'a file'} cannot be written ({error.strerror}): give a folder that "
-            "can be, with room (save_dir of trainer.logger, checkpoint.dirpath); a fit goes on with --ckpt_path last\n"
-        )
+        sys.stderr.write(f"contactlm: error: {file_trouble(error)}\n")
         return 1
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes an exit status of 1 of Ctrl-C
