@@ -16,6 +16,8 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -27,6 +29,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.compile import from_compiled
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from transformers import EsmModel
 from transformers.models.esm.modeling_esm import EsmLayer
@@ -38,7 +42,7 @@ from contactlm.structure.pdb import BackboneBuilder
 from tests.model.made import TINY, make_tokens, tiny_esm
 
 PACKAGE = Path(contactlm.__file__).parent
-BOUNDED = ("lightning", "transformers", "peft", "biopython")
+BOUNDED = ("lightning", "transformers", "peft", "biopython", "tensorboard")
 PUBLIC = {"_replace", "_fields", "_exit"}  # of named tuples and os: private in looks alone
 
 
@@ -179,6 +183,18 @@ def a_fused_optimizer_says_so() -> None:
     assert not getattr(torch.optim.Adam([weight], fused=False), "_step_supports_amp_scaling", False)
 
 
+def an_event_file_takes_whole_records() -> None:
+    with TemporaryDirectory() as folder:
+        writer: Any = EventFileWriter(folder)
+        assert Path(writer._file_name).parent == Path(folder)
+        records, written = writer._async_writer._writer, list[bytes]()
+        assert isinstance(records, RecordWriter)
+        records._writer = SimpleNamespace(write=written.append, flush=lambda: None, close=lambda: None)
+        records.write(b"event")
+        assert len(written) == 1 and len(written[0]) == 8 + 4 + len(b"event") + 4
+        writer.close()
+
+
 def a_parser_lists_its_options() -> None:
     parser = ArgumentParser()
     group = parser.add_argument_group("mine")
@@ -200,7 +216,7 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("lightning", f"{CLI}._instantiate_trainer", "cli/main.py", ("self", "config", "callbacks")),
     ("lightning", f"{CLI}._get", "cli/main.py", ("self", "config", "key", "default")),
     ("lightning", f"{CLI}._parser", "cli/main.py", ("self", "subcommand")),
-    ("lightning", "CSVLogger._version", "cli/main.py", loggers_take_a_version),
+    ("lightning", "CSVLogger._version", "runs/directory.py", loggers_take_a_version),
     ("lightning", "lightning.fabric.utilities.rank_zero:rank_zero_only.rank", "cli/main.py", None),
     ("lightning", f"{CHECKPOINT}._save_last_checkpoint", "callbacks/checkpoint.py", TO_SAVE),
     ("lightning", f"{CHECKPOINT}._save_topk_checkpoint", "callbacks/checkpoint.py", TO_SAVE),
@@ -236,6 +252,9 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("torch", "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu", "callbacks/flops.py", None),
     ("torch", "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu_backward", "callbacks/flops.py", None),
     ("torch", "torch.utils.tensorboard:SummaryWriter._get_file_writer", "callbacks/dashboard.py", ("self",)),
+    ("tensorboard", "EventFileWriter._async_writer", "runs/full_disk.py", an_event_file_takes_whole_records),
+    ("tensorboard", "EventFileWriter._file_name", "runs/full_disk.py", an_event_file_takes_whole_records),
+    ("tensorboard", "RecordWriter._writer", "runs/full_disk.py", an_event_file_takes_whole_records),
     ("torch", "Module._compiled_call_impl", "model/execution.py", a_compiled_module_says_so),
     ("torch", "Module._orig_mod", "model/execution.py", a_compiled_module_says_so),
     ("torch", "Optimizer._step_supports_amp_scaling", "callbacks/guard.py", a_fused_optimizer_says_so),

@@ -14,6 +14,7 @@ from contactlm.metrics.hit_scores import HitScores
 from contactlm.metrics.scores import MAIN_NAMES, means_by
 from contactlm.metrics.strata import training_stratum
 from contactlm.runs.directory import run_directory
+from contactlm.runs.full_disk import outlast_full_disk
 
 
 class ContactEvaluation(L.Callback):
@@ -109,7 +110,9 @@ class ContactEvaluation(L.Callback):
         self._log(pl_module, "test", scores | self._of_parts(trainer, "test"))
         folder = run_directory(trainer)  # the processes agree on it: all must ask
         if self.write_rows and trainer.is_global_zero and folder is not None:
-            write_csv(Path(folder) / "test_scores.csv", self.rows, () if self.rows else ("id",))
+            path = Path(folder) / "test_scores.csv"
+            with outlast_full_disk(path):
+                write_csv(path, self.rows, () if self.rows else ("id",))
 
     def _of_parts(self, trainer: L.Trainer, role: str) -> dict[str, float]:
         """Scores of complexes, of copying, and of strata."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from typing import Any
@@ -15,12 +14,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.run_facts import find_callback
 from contactlm.callbacks.throughput import ThroughputMeter
+from contactlm.data.progress import has_terminal
 
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 0.2
 BAR = "{desc} {percentage:3.0f}%|{bar}| "
-OFF = ("", "0", "false", "no")  # values of TQDM_DISABLE that do not
 
 
 class BudgetProgressBar(TQDMProgressBar):
@@ -48,7 +47,7 @@ class BudgetProgressBar(TQDMProgressBar):
     @property
     def has_terminal(self) -> bool:
         """Whether bars can be drawn."""
-        return sys.stderr.isatty() and os.environ.get("TQDM_DISABLE", "").lower() in OFF
+        return has_terminal()
 
     @property
     def is_disabled(self) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import logging
 import math
 import time
 from datetime import datetime, timezone
@@ -26,10 +24,9 @@ from contactlm.callbacks.run_facts import (
     scheme_facts,
 )
 from contactlm.runs.directory import run_directory
-from contactlm.runs.record_file import write_run
+from contactlm.runs.full_disk import TellOnce, outlast_full_disk
+from contactlm.runs.record_file import RUN_FILE, write_run
 from contactlm.shipped import __version__
-
-log = logging.getLogger(__name__)
 
 # Scores kept of every look at dev; the last look and the test keep all.
 HISTORY = ("mcc", "mcc_sep6", "mcc_short", "mcc_medium", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
@@ -69,6 +66,7 @@ class RunRecord(L.Callback):
         self._began_with: dict[str, Any] = {}
         self._trained_with: int | None = None  # the seed of the run whose checkpoint is scored or goes on
         self._folder: str | None = None
+        self._tell_full = TellOnce(f"{RUN_FILE} cannot be written (%s): the run goes on, and it is tried again")
         self._fitted = False
         self._began = self._batch_began = self._look_began = 0.0
         self._seconds_before = 0.0
@@ -207,13 +205,8 @@ class RunRecord(L.Callback):
             written = datetime.now(timezone.utc).isoformat(timespec="seconds")
             about = {**self._facts, "status": status, "written": written}
             history = {"dev_history": self.dev, "progress": self.progress}
-            try:
+            with outlast_full_disk(self._folder, self._tell_full):  # the next write may find room
                 write_run(self._folder, {**about, **self.training, **self._results, **history})
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                # a full disk shall not end the run; the next write may find room
-                log.warning("%s: run.json cannot be written (%s); the run goes on", self._folder, error.strerror)
 
     def state_dict(self) -> dict[str, Any]:
         """Sums and scores so far."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -12,6 +14,8 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, *NO_ROOM)
 SHOWN_SCORES = (
     "mcc_sep6",
     "mcc",
@@ -57,6 +61,17 @@ def set_up_log() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in QUIET_WARNINGS:
         warnings.filterwarnings("ignore", message=text)
+
+
+def file_trouble(error: OSError) -> str:
+    """What to tell of a file that cannot be written, or, where it is there and closed to this user, be read."""
+    name = error.filename or "a file"
+    if error.errno not in NO_ROOM and error.filename and not os.access(name, os.R_OK) and os.path.lexists(name):
+        return f"{name} cannot be read ({error.strerror}): give files and folders that this user may read"
+    return (
+        f"{name} cannot be written ({error.strerror}): give a folder that can be, with room (save_dir of "
+        "trainer.logger, checkpoint.dirpath); a fit goes on with --ckpt_path last"
+    )
 
 
 def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", threshold: float = 0.5) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,10 +33,11 @@ from contactlm.callbacks.writer import Format, PredictionWriter
 from contactlm.cli.choice import NOT_PATHS, chosen_class, plain_arguments
 from contactlm.cli.commands import ABOUT, COMMANDS, answer
 from contactlm.cli.configs import BASE, resolve_arguments
-from contactlm.cli.console import run_line, score_table, set_up_log
+from contactlm.cli.console import CANNOT_WRITE, file_trouble, run_line, score_table, set_up_log
 from contactlm.cli.help import HelpFormatter, arrange_help
 from contactlm.cli.parser import ContactParser
 from contactlm.data.datamodule import ContactDataModule
+from contactlm.data.sources import check_sources
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint
@@ -45,6 +45,7 @@ from contactlm.modules.choice import DEFAULT, OPTION
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last
 from contactlm.runs.config_file import RunConfig
 from contactlm.runs.directory import claim_directory, run_directory
+from contactlm.runs.full_disk import outlast_full_disk
 from contactlm.runs.name import make_logger, names_instead
 from contactlm.runs.signals import Stopped
 from contactlm.shipped import config_folder
@@ -55,7 +56,6 @@ log = logging.getLogger(__name__)
 
 SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
 
 class ContactCLI(LightningCLI):
@@ -152,12 +152,21 @@ class ContactCLI(LightningCLI):
         return None if path is None else str(path)
 
     def before_instantiate_classes(self) -> None:
-        """Name the loggers as the run, and tell where all have other names."""
+        """Say what can be said before a backbone is looked for; name the loggers, and tell where they have others."""
+        check_sources(str(self.subcommand), self._get(self.config, "data"))
+        if self.subcommand == "predict":
+            names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue")
+            self.writer = PredictionWriter(*(self._get(self.config, option) for option in names))
         name = self._get(self.config, "name")
         others = names_instead(self._get(self.config, "trainer")["logger"], name)
         if others and name != self._parser(self.subcommand).get_default("name"):
             tell("name: %s: the loggers of trainer.logger have names of their own: %s", name, ", ".join(others))
         self.parser.add_instantiator(partial(make_logger, name), Logger)
+
+    def instantiate_classes(self) -> None:
+        """Make the model last: options of data and callbacks that cannot be are told before a backbone is fetched."""
+        self._parser(self.subcommand)._action_groups.sort(key=lambda group: getattr(group, "dest", "") == "model")
+        super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Let all loggers of a run share one directory; predictions need neither loggers nor a saved config."""
@@ -237,8 +246,6 @@ class ContactCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Write maps as they come."""
-        names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue")
-        self.writer = PredictionWriter(*(self._get(self.config, name) for name in names))
         self.trainer.callbacks.append(self.writer)  # type: ignore[attr-defined]  # a connector sets it
 
     def after_predict(self) -> None:
@@ -262,9 +269,10 @@ class ContactCLI(LightningCLI):
         )
         predicted.labels = contact_labels(torch.tensor(store.cb_of(index))[None])[0].numpy()
         path = Path(run_directory(self.trainer) or ".") / f"{file_name(store.ids[index])}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        predicted.save(path)
-        return str(path)
+        with outlast_full_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            predicted.save(path)
+        return str(path) if path.is_file() else "none: the disk is full"
 
     def say(self, text: str) -> None:
         """Print, from one process only."""
@@ -308,10 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        sys.stderr.write(
-            f"contactlm: error: {error.filename or 'a file'} cannot be written ({error.strerror}): give a folder that "
-            "can be, with room (save_dir of trainer.logger, checkpoint.dirpath); a fit goes on with --ckpt_path last\n"
-        )
+        sys.stderr.write(f"contactlm: error: {file_trouble(error)}\n")
         return 1
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes an exit status of 1 of Ctrl-C

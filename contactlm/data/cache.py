@@ -15,17 +15,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from contactlm.atomic import atomic_file
 from contactlm.data.cache_folder import default_cache_dir, open_cache_folder
+from contactlm.data.progress import Progress
 from contactlm.data.readers import LOST, Task, processors, read_files
 from contactlm.data.store import ChainStore
 from contactlm.structure.parse import read_chains
@@ -153,19 +151,9 @@ class StructureCache:
         """Parse files, in parallel where that pays, with a progress bar that shows files, rate and failures."""
         if not items:
             return
-        with tqdm(
-            total=len(items),
-            desc="Reading structures",
-            unit="file",
-            disable=not self.progress,
-            leave=False,
-            file=sys.stderr,
-        ) as bar:
-            failed = 0
+        with Progress("Reading structures", "file", len(items), self.progress) as bar:
             for i, entry in read_files(items, self._task(), self.workers):
-                failed += entry.meta["problem"] is not None
-                bar.set_postfix(failed=failed, refresh=False)
-                bar.update()
+                bar.update(failed=int(entry.meta["problem"] is not None))
                 yield i, entry
 
     def _entry_path(self, key: str) -> Path:

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Collection
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -29,7 +28,7 @@ from contactlm.data.predict_inputs import read_predict_inputs
 from contactlm.data.rcsb.download import RCSB
 from contactlm.data.resume import check_same_run, other_chains
 from contactlm.data.selection import Selection, by_length, name_problems, select_chains
-from contactlm.data.sources import Source
+from contactlm.data.sources import Source, find_sources, need_predict_paths, need_role
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
@@ -174,13 +173,12 @@ class ContactDataModule(L.LightningDataModule):
         """Open the chains a stage needs: ``fit``, ``validate``, ``test`` or ``predict``."""
         sources = self._sources()
         if stage in ("fit", "validate") and "train" not in self._chains:
-            if "train" not in sources:
-                raise DataError(f"train_dir is not given, and {stage} needs it (the dev set is a part of it)")
+            need_role(stage, sources)
             self._split(self._select(sources["train"]).store)
         if stage in ("fit", "test") and "test" not in self._chains and "test" in sources:
             self._chains["test"] = by_length(self._select(sources["test"]).store)
-        if stage == "test" and "test" not in self._chains:
-            raise DataError("test_dir is not given, and test needs it")
+        if "test" not in self._chains and stage == "test":
+            need_role(stage, sources)
         self._look_for_leaks()
         if stage == "predict" and "predict" not in self._chains:
             self._setup_predict()
@@ -212,9 +210,9 @@ class ContactDataModule(L.LightningDataModule):
             return None
 
     def _setup_predict(self) -> None:
-        if not self.predict_paths:
-            raise DataError("predict_paths is not given: name FASTA or structure files, or folders of them")
-        inputs = read_predict_inputs(self.predict_paths, self._cache(progress=False), self.assembly == "complex")
+        inputs = read_predict_inputs(
+            need_predict_paths(self.predict_paths), self._cache(progress=False), self.assembly == "complex"
+        )
         self._chains["predict"], self.problems = by_length(inputs.store), inputs.problems
         if self._is_main_process:
             for note in inputs.notes:
@@ -233,16 +231,7 @@ class ContactDataModule(L.LightningDataModule):
 
     def _sources(self) -> dict[str, Source]:
         """Where the structures of each role come from."""
-        dirs = {"train": self.train_dir, "test": self.test_dir}
-        if self.synthetic is not None:
-            if any(dirs.values()):
-                raise DataError("synthetic stands for train_dir and test_dir: give one or the other")
-            dirs = {role: str(Path(self.synthetic.folder).expanduser() / role) for role in dirs}
-        if any(dirs.values()):
-            return {role: Source(f"{role}_dir", location) for role, location in dirs.items() if location}
-        folder = Path(self.download_dir).expanduser() if self.download_dir else self._cache().directory / "structures"
-        ids = {"train": self.train_ids, "test": self.test_ids}
-        return {role: Source(f"{role}_ids", given, True, folder, self.base_url) for role, given in ids.items() if given}
+        return find_sources(vars(self), self._cache().directory)
 
     def _select(self, source: Source) -> Selection:
         """Read a source and keep the chains that can be used."""

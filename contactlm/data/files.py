@@ -7,6 +7,28 @@ from pathlib import Path
 from contactlm.types import DataError
 
 STRUCTURE_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
+STRUCTURES = "a folder of structure files or a text file of their paths"
+
+
+def existing_path(source: str | Path, option: str, wanted: str) -> Path:
+    """A path that is there.
+
+    Args:
+        source: As the user gave it.
+        option: The option's name, for messages.
+        wanted: What to give, for messages.
+
+    Raises:
+        DataError: Nothing lies there, or it cannot be looked at.
+    """
+    path = Path(source).expanduser()
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{option}: {path} does not exist; give {wanted}") from None
+    except OSError as error:
+        raise DataError(f"{option}: {path} cannot be read ({error.strerror}); give {wanted}") from error
+    return path
 
 
 def is_structure_file(path: Path) -> bool:
@@ -29,11 +51,7 @@ def find_structures(source: str | Path, option: str = "train_dir") -> list[Path]
     Raises:
         DataError: Nothing lies there, or no structure file is in it.
     """
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise DataError(
-            f"{option}: {path} does not exist; give a folder of structure files or a text file of their paths"
-        )
+    path = existing_path(source, option, STRUCTURES)
     if path.is_dir():
         found = sorted(
             file

@@ -12,11 +12,13 @@ import numpy as np
 from contactlm.data.cache import StructureCache
 from contactlm.data.complexes import join_chains
 from contactlm.data.fasta import FastaProblem, iter_fasta
-from contactlm.data.files import is_structure_file
+from contactlm.data.files import existing_path, is_structure_file
 from contactlm.data.store import ChainStore
 from contactlm.types import Chain, DataError
 
 FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fas", ".fsa")
+KNOWN = f"FASTA ({' '.join(FASTA_SUFFIXES)}) or structure files (.pdb .ent .cif .mmcif), each also .gz"
+PREDICTABLE = f"{KNOWN}, or folders of them"
 
 
 @dataclass
@@ -61,16 +63,14 @@ def is_fasta_file(path: Path) -> bool:
 
 
 def _files(source: Path) -> list[Path]:
-    known = f"FASTA ({' '.join(FASTA_SUFFIXES)}) or structure files (.pdb .ent .cif .mmcif), each also .gz"
-    if not source.exists():
-        raise DataError(f"predict_paths: {source} does not exist; give {known}, or folders of them")
+    source = existing_path(source, "predict_paths", PREDICTABLE)
     if source.is_dir():
         found = sorted(file for file in source.rglob("*") if is_fasta_file(file) or is_structure_file(file))
         if not found:
-            raise DataError(f"predict_paths: {source} holds no {known}")
+            raise DataError(f"predict_paths: {source} holds no {KNOWN}")
         return found
     if not (is_fasta_file(source) or is_structure_file(source)):
-        raise DataError(f"predict_paths: {source} is of no known kind; give {known}")
+        raise DataError(f"predict_paths: {source} is of no known kind; give {KNOWN}")
     return [source]
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from contactlm.data.cache import ReadReport, StructureCache
-from contactlm.data.files import find_structures
+from contactlm.data.files import STRUCTURES, existing_path, find_structures
 from contactlm.data.packed.store import is_packed, open_packed
+from contactlm.data.predict_inputs import PREDICTABLE
 from contactlm.data.rcsb.download import RCSB, download_structures
 from contactlm.data.rcsb.ids import read_id_list
 from contactlm.data.selection import name_problems
@@ -38,6 +40,17 @@ class Source:
     is_ids: bool = False
     folder: Path = Path()
     base_url: str = RCSB
+
+    def check(self) -> None:
+        """Complain of what is not there, before anything that takes time.
+
+        Raises:
+            DataError: No such folder or list, or one that cannot be read; or a list of ids that is none.
+        """
+        if self.is_ids:
+            self._ids()
+        elif "://" not in self.location:
+            existing_path(self.location, self.option, STRUCTURES)
 
     def fetch(self) -> None:
         """Fetch what is missing of a list of PDB ids.
@@ -91,6 +104,63 @@ class Source:
         given = Path(self.location).expanduser()
         shipped = config_folder() / self.location
         return read_id_list(shipped if not given.is_file() and shipped.is_file() else given)
+
+
+def find_sources(data: Mapping[str, Any], cache_folder: Path) -> dict[str, Source]:
+    """Where the structures of each role come from.
+
+    Args:
+        data: Options of :class:`contactlm.ContactDataModule`.
+        cache_folder: Where fetched structures go, unless ``download_dir`` is given.
+
+    Raises:
+        DataError: ``synthetic`` beside ``train_dir`` or ``test_dir``.
+    """
+    dirs, synthetic = {role: data[f"{role}_dir"] for role in ("train", "test")}, data["synthetic"]
+    if synthetic is not None:
+        if any(dirs.values()):
+            raise DataError("synthetic stands for train_dir and test_dir: give one or the other")
+        dirs = {role: str(Path(synthetic.folder).expanduser() / role) for role in dirs}
+    if any(dirs.values()):
+        return {role: Source(f"{role}_dir", location) for role, location in dirs.items() if location}
+    folder = Path(data["download_dir"]).expanduser() if data["download_dir"] else cache_folder / "structures"
+    ids = {role: data[f"{role}_ids"] for role in ("train", "test")}
+    return {role: Source(f"{role}_ids", at, True, folder, data["base_url"]) for role, at in ids.items() if at}
+
+
+def check_sources(stage: str, data: Mapping[str, Any]) -> None:
+    """Complain of data that a command needs and that are not there, before a backbone is looked for.
+
+    Args:
+        stage: ``fit``, ``validate``, ``test`` or ``predict``.
+        data: Options of :class:`contactlm.ContactDataModule`.
+
+    Raises:
+        DataError: Something is not given, or not there.
+    """
+    if stage == "predict":
+        for path in need_predict_paths(data["predict_paths"]):
+            existing_path(path, "predict_paths", PREDICTABLE)
+        return
+    sources = find_sources(data, Path())
+    need_role(stage, sources)
+    for role in (role for role in sources if data["synthetic"] is None):
+        sources[role].check()
+
+
+def need_role(stage: str, sources: Mapping[str, Source]) -> None:
+    """Complain when a stage's structures are not given."""
+    if stage in ("fit", "validate") and "train" not in sources:
+        raise DataError(f"train_dir is not given, and {stage} needs it (the dev set is a part of it)")
+    if stage == "test" and "test" not in sources:
+        raise DataError("test_dir is not given, and test needs it")
+
+
+def need_predict_paths(paths: Sequence[str] | None) -> Sequence[str]:
+    """The paths; complain when there are none."""
+    if not paths:
+        raise DataError("predict_paths is not given: name FASTA or structure files, or folders of them")
+    return paths
 
 
 def _some(names: Sequence[str], most: int = 10) -> str:

@@ -138,9 +138,18 @@ def find_relations(
     size = search.block if sides is None else max(1, len(asked))  # the pairs of one partner are aligned together
     blocks = [asked[start : start + size] for start in range(0, len(asked), size)]
     kept = KeptBlocks(keep_in if len(blocks) > 1 else None)
-    bar = tqdm(total=len(asked), desc="Aligning", unit="chain", disable=not progress, leave=False, file=sys.stderr)
+    bar = tqdm(
+        total=len(asked), desc="Aligning", unit="chain", disable=None if progress else True, leave=False,
+        file=sys.stderr, dynamic_ncols=True,
+    )  # fmt: skip
+    writes = progress and bar.disable  # a log file: no bar, but a line at the start and the end
+    if writes:
+        log.info("Aligning: %d chains", len(asked))
     with bar:
-        return Relations.join([_of_block(number, block, search, kept, bar) for number, block in enumerate(blocks)])
+        parts = [_of_block(number, block, search, kept, bar) for number, block in enumerate(blocks)]
+    if writes:
+        log.info("Aligning: done")
+    return Relations.join(parts)
 
 
 def _of_block(number: int, block: NDArray[np.int64], search: PairSearch, kept: KeptBlocks, bar: Bar) -> Relations:

@@ -188,7 +188,8 @@ def _map_group(
     blends = [_Blend(len(chain), plan) for chain, plan in zip(chains, plans, strict=True)]
     tasks = [(chain, piece) for chain, plan in enumerate(plans) for piece in plan]
     several = any(len(plan) > 1 for plan in plans)
-    with tqdm(total=len(tasks), unit="pass", leave=False, disable=not (options.progress and several)) as bar:
+    hidden = None if options.progress and several else True  # None: unless standard error is a terminal
+    with tqdm(total=len(tasks), unit="pass", leave=False, disable=hidden, dynamic_ncols=True) as bar:
         for batch in batch_by_cost([piece.residues + 2 for _, piece in tasks], options.max_cost):
             members = [tasks[k] for k in batch]
             logits = _run(logits_fn, [(chains[chain], piece) for chain, piece in members], device, tell_shown)

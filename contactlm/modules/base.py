@@ -226,12 +226,12 @@ class MapModule(TrainedWeights):
             positions = torch.from_numpy(residue_positions(chain_lengths))
             if len(positions) != len(tokens):
                 raise ModelError(f"chain_lengths: {len(positions)} residues in all, but the sequence has {len(tokens)}")
-        full = self._in_eval_mode(id, tokens, self._windows(window, overlap), positions)
+        full = self._in_eval_mode(id, tokens, self.windows_with(window, overlap), positions)
         if chain_lengths is not None:
             full.how["chain_lengths"] = list(chain_lengths)
         return self.as_contact_map(id, sequence, full)
 
-    def _windows(self, window: int | EllipsisType | None, overlap: int | EllipsisType | None) -> WindowOptions:
+    def windows_with(self, window: int | EllipsisType | None, overlap: int | EllipsisType | None) -> WindowOptions:
         """The module's own windows, but for what is given."""
         if isinstance(overlap, EllipsisType):
             overlap = self.windows.overlap if isinstance(window, EllipsisType) else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import stat
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contactlm.modules.file_kind import describe_file
 from contactlm.types import ModelError
 
 CONTACT_HEAD = "contact head"  # what most models read maps from
@@ -27,12 +30,19 @@ def check_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelError: No such file, or one that is not a checkpoint of plain values written by this package.
     """
-    if not Path(path).is_file():
-        raise ModelError(f"ckpt_path: {path} does not exist")
     try:
+        mode = Path(path).stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ModelError(f"ckpt_path: {path} is a folder; give a file, or an exported folder as model.pretrained")
         checkpoint = torch.load(path, weights_only=True, map_location="meta", mmap=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelError(f"ckpt_path: {path} does not exist") from None
+    except OSError as error:
+        raise ModelError(f"ckpt_path: {path} cannot be read ({error.strerror or error})") from error
     except (*UNREADABLE, EOFError, pickle.UnpicklingError) as error:
-        raise ModelError(f"ckpt_path: {path} is not a readable checkpoint ({_first_line(error)})") from error
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"ckpt_path: {path} is not a readable checkpoint: it is {_kind(path)}") from error
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         raise ModelError(
             f"ckpt_path: {path} was not written by contactlm; give a checkpoint that `contactlm fit` wrote"
@@ -65,6 +75,20 @@ def _fault(checkpoint: Mapping[str, Any]) -> str | None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _kind(path: str | Path) -> str:
+    """What a file is that torch cannot read as a checkpoint of plain values; its own advice is for programmers."""
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (*UNREADABLE, EOFError, zipfile.BadZipFile):
+            return "a damaged zip archive: copy it again"
+        if any(name.endswith("data.pkl") for name in names):
+            return "damaged, or holds Python objects, which are not loaded from files"
+        return "a zip archive that is no checkpoint, such as .npz"
+    return describe_file(Path(path))
 
 
 def check_backbone(about: Mapping[str, Any], pretrained: str | None, checksum: str | None) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import EllipsisType
 from typing import overload
 
+import torch
+from torch import Tensor
+
+from contactlm.alphabet import encode
 from contactlm.maps.contact_map import ContactMap
+from contactlm.maps.windows import WindowOptions
 from contactlm.model.adapter import CONFIG_FILE
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import UNREADABLE, damaged
@@ -14,35 +21,61 @@ from contactlm.modules.choice import checkpoint_class
 from contactlm.modules.contact import ContactModule
 from contactlm.types import ContactLMError
 
+Device = str | torch.device
+Given = int | EllipsisType | None
 Model = MapModule | str | Path
+HELD_PAIRS = 8 * 1024**2  # sequences of an iterator are taken together while their maps have at most so many pairs
 
 
 @overload
 def predict_contacts(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
-    sequences: str, model: Model = ..., window: int | None = ..., overlap: int | None = ...
+    sequences: str,
+    model: Model = ...,
+    device: Device = ...,
+    window: Given = ...,
+    overlap: Given = ...,
 ) -> ContactMap: ...
 @overload
 def predict_contacts(
-    sequences: Sequence[str], model: Model = ..., window: int | None = ..., overlap: int | None = ...
+    sequences: Sequence[str],
+    model: Model = ...,
+    device: Device = ...,
+    window: Given = ...,
+    overlap: Given = ...,
 ) -> list[ContactMap]: ...
+@overload
 def predict_contacts(
-    sequences: str | Sequence[str],
+    sequences: Iterable[str],
+    model: Model = ...,
+    device: Device = ...,
+    window: Given = ...,
+    overlap: Given = ...,
+) -> Iterator[ContactMap]: ...
+def predict_contacts(
+    sequences: str | Iterable[str],
     model: Model = "facebook/esm2_t6_8M_UR50D",
-    window: int | None = 1022,
-    overlap: int | None = None,
-) -> ContactMap | list[ContactMap]:
+    device: Device = "auto",
+    window: Given = ...,
+    overlap: Given = ...,
+) -> ContactMap | list[ContactMap] | Iterator[ContactMap]:
     """Predict the contact maps of one or several sequences of any length.
 
+    Sequences of like length share a pass of the model, as many as fit a bound on its cost.
+
     Args:
-        sequences: L letters of the ESM alphabet, or several such sequences.
-        model: A :class:`contactlm.ContactModule`; the path of a checkpoint (``.ckpt``); a directory that
-            ``contactlm export`` wrote; or a published ESM2, by its name on the Hugging Face hub or a local directory,
-            whose own contact head is used as it is.
-        window: Residues in one pass; None: one pass at any length.
-        overlap: Residues that neighbouring windows share; None: half a window.
+        sequences: L letters of the ESM alphabet; a list of such sequences; or an iterator over them, of which a few
+            are taken at a time.
+        model: A :class:`contactlm.MapModule`, such as ``ContactModule``; the path of a checkpoint (``.ckpt``); a
+            directory that ``contactlm export`` wrote; or a published ESM2, by its name on the Hugging Face hub or a
+            local directory, whose own contact head is used as it is.
+        device: Where to compute; ``"auto"``: where the model is, or on a GPU where there is one. A module is moved
+            there and back.
+        window: Residues in one pass; None: one pass at any length; left out: as the model has it.
+        overlap: Residues that neighbouring windows share; None: half a window; left out: as the model has it.
 
     Returns:
-        One map, or a list of maps when a list was given.
+        One map, called ``query``; a list of maps, ``query_1``, ``query_2``, …, when a list was given; an iterator,
+        which yields as it goes, when one was given.
 
     Raises:
         ValueError: A letter that is not of the alphabet.
@@ -58,9 +91,72 @@ def predict_contacts(
         [(10, 10), (5, 5)]
     """
     module = load_model(model)
+    if module is not model:
+        module.to(_device_of(module, device))
+    windows = module.windows_with(window, overlap)
     if isinstance(sequences, str):
-        return module.predict_map(sequences, window, overlap)
-    return [module.predict_map(s, window, overlap, id=f"query_{n}") for n, s in enumerate(sequences, start=1)]
+        return next(_predicted([sequences], module, windows, device, "query"))
+    if isinstance(sequences, Sequence):
+        return list(_predicted(sequences, module, windows, device, "query_{}"))
+    return _predicted(sequences, module, windows, device, "query_{}")
+
+
+def _predicted(
+    sequences: Iterable[str], module: MapModule, windows: WindowOptions, device: Device, name: str
+) -> Iterator[ContactMap]:
+    """Predict group after group; the module is on the device, in evaluation mode, only while one is predicted."""
+    number = 0
+    for group in _groups(sequences):
+        ids = [name.format(number + n) for n in range(1, len(group) + 1)]
+        chains = [_encoded(sequence, id) for id, sequence in zip(ids, group, strict=True)]
+        number += len(group)
+        with _ready(module, device):
+            maps = list(module.chain_maps(ids, chains, windows, None))
+        for id, sequence, full in zip(ids, group, maps, strict=True):
+            yield module.as_contact_map(id, sequence, full)
+
+
+def _groups(sequences: Iterable[str]) -> Iterator[list[str]]:
+    group, pairs = list[str](), 0
+    for sequence in sequences:
+        group.append(sequence)
+        pairs += len(sequence) ** 2
+        if pairs >= HELD_PAIRS:
+            yield group
+            group, pairs = [], 0
+    if group:
+        yield group
+
+
+def _encoded(sequence: str, id: str) -> Tensor:
+    try:
+        return torch.from_numpy(encode(sequence))
+    except ValueError as error:
+        raise ValueError(f"{id}: {error}") from error
+
+
+@contextmanager
+def _ready(module: MapModule, device: Device) -> Iterator[None]:
+    """The module on the device and in evaluation mode; afterwards as it was."""
+    home, training = module.device, module.training
+    there = _device_of(module, device)
+    module.eval()
+    if there != home:
+        module.to(there)
+    try:
+        yield
+    finally:
+        module.train(training)
+        if there != home:
+            module.to(home)
+
+
+def _device_of(module: MapModule, device: Device) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    if module.device.type != "cpu" or not torch.accelerator.is_available():
+        return module.device
+    return torch.accelerator.current_accelerator() or module.device
 
 
 def load_model(model: Model) -> MapModule:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tqdm.auto import tqdm
-
+from contactlm.data.progress import Progress
 from contactlm.homology.alignment import check_letters
 from contactlm.homology.relations import processors
 from contactlm.retrieval.aligned import Alignment, align
@@ -135,11 +133,7 @@ class StructureSearch:
         known = {key: self._cache.get(key) for key in set(keys)}
         missing = {key: i for i, key in enumerate(keys) if known[key] is None}
         numbers = list(missing.values())
-        bar = tqdm(
-            total=len(numbers), desc="Searching", unit="chain", leave=False, file=sys.stderr,
-            disable=not (self._progress and numbers),
-        )  # fmt: skip
-        with bar:
+        with Progress("Searching", "chain", len(numbers), self._progress and bool(numbers)) as bar:
             for start in range(0, len(numbers), BATCH):
                 batch = numbers[start : start + BATCH]
                 for i, found in zip(batch, self._find([queries[i] for i in batch]), strict=True):

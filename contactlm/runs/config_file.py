@@ -10,6 +10,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from contactlm.runs.directory import run_directory
+from contactlm.runs.full_disk import outlast_in_loggers
 from contactlm.types import ContactLMError
 
 
@@ -33,6 +34,8 @@ class RunConfig(SaveConfigCallback):
             self._folder = run_directory(trainer)
             self._check_not_taken(trainer)
         super().setup(trainer, pl_module, stage)
+        if trainer.is_global_zero:  # from here on the directory is this run's
+            outlast_in_loggers(trainer.loggers)
 
     def _check_not_taken(self, trainer: L.Trainer) -> None:
         """Leave another run's file alone; all processes find out together."""

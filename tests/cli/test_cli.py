@@ -1,9 +1,13 @@
 """The journeys of the command line, on tiny data: everything goes through `main`, as the installed command does."""
 
 import csv
+import errno
 import gzip
+import io
+import pickle
 import shutil
 import signal
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +175,36 @@ def test_what_a_user_can_mend_is_one_clear_message(tmp_path: Path, tiny_esm: Pat
     assert stop.value.code == 2 and "crop_size" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit"], "train_dir is not given, and fit needs it"),
+        (["validate"], "train_dir is not given, and validate needs it"),
+        (["fit", "--data.train_dir=nowhere"], "train_dir: nowhere does not exist"),
+        (["fit", "--data.train_dir=.", "--data.test_dir=nowhere/x"], "test_dir: nowhere/x does not exist"),
+        (["fit", "--data.train_ids=nowhere.txt"], "nowhere.txt: cannot be read as a list of PDB ids"),
+        (["test"], "test_dir is not given, and test needs it"),
+        (["test", "--data.test_dir=nowhere"], "test_dir: nowhere does not exist"),
+        (["predict"], "predict_paths is not given"),
+        (["predict", "--data.predict_paths", "nowhere.fasta", "."], "predict_paths: nowhere.fasta does not exist"),
+        (["fit", "--data.train_dir=.", "--budget.max_tokens=-5"], "budget.max_tokens is -5"),
+        (["fit", "--data.train_dir=.", "--data.crop_length=0"], "crop_length is 0"),
+        (["fit", "--data.train_dir=.", "--guard.max_skipped=0"], "guard.max_skipped is 0"),
+        (["fit", "--data.train_dir=.", "--checkpoint.last_every_n_steps=-1"], "checkpoint.last_every_n_steps is -1"),
+        (["fit", "--data.train_dir=.", "--dashboard.pictures=0"], "dashboard.pictures is [0]"),
+        (["fit", "--data.train_dir=.", "--data.synthetic.folder=x"], "synthetic stands for train_dir and test_dir"),
+        (["predict", "--data.predict_paths=.", "--pairs_per_residue=0"], "pairs_per_residue: 0.0 given"),
+        (["predict", "--data.predict_paths=.", "--formats=[]"], "formats: [] given"),
+    ],
+)
+def test_what_is_cheap_to_check_is_told_before_the_backbone_is_looked_for(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr("contactlm.modules.language_model.load_esm", lambda *given: looked.append(str(given)))
+    assert message in complaint(capsys, arguments) and looked == []
+
+
 def test_a_folder_that_cannot_be_written_is_one_clear_message(
     tmp_path: Path, tiny_esm: Path, pdb_folders, capsys
 ) -> None:
@@ -178,6 +212,64 @@ def test_a_folder_that_cannot_be_written_is_one_clear_message(
     arguments = ["fit", "--config=crop200", *data_options(pdb_folders), *SMALL, f"--model.pretrained={tiny_esm}"]
     text = complaint(capsys, arguments)
     assert text.startswith(f"contactlm: error: {tmp_path}/runs") and "cannot be written (Not a directory)" in text
+
+
+def zip_of(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, "x" * 100)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "an empty file"),
+        (b"\0" * 4000, "a file of zeros"),
+        (b"<!DOCTYPE html>\n<html>", "a web page"),
+        (b">p1\nMKV\n", "a FASTA file"),
+        (b"data_1ABC\n#\n", "an mmCIF file"),
+        (b"trainer:\n  max_epochs: 3\n", "a text file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "a Git LFS pointer"),
+        (gzip.compress(b"x"), "gzip data"),
+        (zip_of("a.npy"), "a zip archive that is no checkpoint"),
+        (zip_of("a.npy")[:60], "cut short"),
+        (zip_of("archive/data.pkl"), "damaged, or holds Python objects"),
+        (pickle.dumps({"state_dict": 1}), "a pickle"),
+        ((40).to_bytes(8, "little") + b'{"a":' + b" " * 60, "a safetensors file"),
+        (b"\xff\xfe\xfd" * 50, "of no kind that is known here"),
+        (None, "is a folder; give a file"),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_called_what_it_is(
+    content: bytes | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "a.ckpt"
+    path.mkdir() if content is None else path.write_bytes(content)
+    text = complaint(capsys, ["test", f"--ckpt_path={path}", "--data.test_dir=."])
+    assert said in text and str(path) in text and "torch" not in text.replace("older versions of torch", "")
+    assert "serialization" not in text and "weights_only" not in text
+
+
+def test_what_cannot_be_read_is_not_said_to_be_unwritable(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"x")
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:  # what a user who is not root meets
+        patch.setattr("torch.load", denied)
+        text = complaint(capsys, ["test", f"--ckpt_path={path}", "--data.test_dir=."])
+        assert text == f"contactlm: error: ckpt_path: {path} cannot be read (Permission denied)"
+        patch.setattr("contactlm.cli.main.chosen_class", denied)
+        patch.setattr("os.access", lambda *_: False)
+        text = complaint(capsys, ["test", "--data.test_dir=."])
+        assert text.startswith(f"contactlm: error: {path} cannot be read (Permission denied): give files")
+        path.unlink()
+        assert "cannot be written" in complaint(capsys, ["test", "--data.test_dir=."])
 
 
 def test_ctrl_c_while_scoring_is_no_error_of_the_user(

@@ -125,7 +125,7 @@ def test_a_mistyped_path_does_not_run_a_shipped_config(name: str) -> None:
 @pytest.mark.parametrize("name", ["crop200", "crop200.yaml", "lightning_configs/crop200.yaml"])
 def test_shipped_configs_are_found_by_name(name: str) -> None:
     path = str(config_folder() / "crop200.yaml")
-    assert resolve_arguments(["fit", f"--config={name}"]) == ["fit", f"--config={path}"]
+    assert resolve_arguments(["fit", f"--config={name}"])[-1] == f"--config={path}"
 
 
 def test_an_own_file_comes_before_a_shipped_config(tmp_path: Path) -> None:

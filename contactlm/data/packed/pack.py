@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-
-from tqdm.auto import tqdm
 
 from contactlm.data.cache import parse_task
 from contactlm.data.files import find_structures
 from contactlm.data.packed.manifest import ClusterRule, Manifest
 from contactlm.data.packed.writer import SHARD_RESIDUES, PackedWriter
+from contactlm.data.progress import Progress
 from contactlm.data.readers import processors, read_files
 from contactlm.data.selection import name_problems
 from contactlm.data.store import ChainStore
@@ -60,9 +58,7 @@ def pack_structures(
     done = writer.resume(lambda i: _mark(*found[i]), len(found))
     if done:
         log.info("%s: %d of %d files were packed before", out, done, len(found))
-    bar = tqdm(total=len(found), initial=done, unit="file", disable=not progress, leave=False, file=sys.stderr)
-    bar.set_description("Packing")
-    with bar:
+    with Progress("Packing", "file", len(found), progress, done) as bar:
         contents = _read_in_order(paths[done:], sequence, workers)
         for (path, name), content in zip(found[done:], contents, strict=True):
             problem = content.meta["problem"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,9 +11,8 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from urllib.parse import urlsplit
 
-from tqdm.auto import tqdm
-
 from contactlm.atomic import atomic_file, file_name
+from contactlm.data.progress import Progress
 from contactlm.data.rcsb.complete import CompleteFiles
 from contactlm.data.rcsb.fetch import Fetcher, FetchError, is_complete
 from contactlm.data.rcsb.ids import parse_id, read_id_list
@@ -91,9 +89,7 @@ def download_structures(
     fetcher = Fetcher(base_url, retries, timeout)
     report, complete = DownloadReport(), CompleteFiles(target, is_complete)
     obtain = partial(_obtain, folder=target, fetcher=fetcher, complete=complete)
-    bar = tqdm(
-        total=len(entries), desc="Fetching structures", unit="file", disable=not progress, leave=False, file=sys.stderr
-    )
+    bar = Progress("Fetching structures", "file", len(entries), progress)
     with bar, _saved(complete), _Crew(entries, workers, obtain, fetcher.stop) as crew:
         lost = 0
         for entry, outcome in crew:
@@ -105,8 +101,7 @@ def download_structures(
             elif outcome:
                 lost = 0
                 report.fetched += 1
-            bar.set_postfix(failed=len(report.problems), refresh=False)
-            bar.update()
+            bar.update(failed=int(entry in report.problems))
     report.paths = [_path(target, entry) for entry in entries if entry not in report.problems]
     return report
 

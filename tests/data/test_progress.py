@@ -1,0 +1,59 @@
+"""Progress where there is no terminal: lines, and nothing that a terminal would need."""
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from contactlm.data.progress import Progress
+from tests.conftest import random_sequence
+
+Folders = tuple[Path, Path]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_a_bar_that_goes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with caplog.at_level("INFO", "contactlm"), Progress("Reading", "file", 8) as bar:
+        for n in range(8):
+            bar.update(failed=n % 2)
+    drawn = terminal.getvalue().split("\r")
+    assert "Reading:   0%" in drawn[1] and "\n" not in terminal.getvalue()
+    longest = max(map(len, drawn))
+    assert drawn[-1] == "" and not drawn[-2].strip() and len(drawn[-2]) >= longest - 1  # covered, to the last letter
+    assert caplog.messages == []
+
+
+@pytest.mark.slow
+def test_a_log_file_gets_whole_lines(tmp_path: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
+    (tmp_path / "a.fasta").write_text(f">a\n{random_sequence(0, 60)}\n")
+    common = [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu", f"--data.cache_dir={tmp_path}/cache"]
+    fit = [
+        f"--data.train_dir={pdb_folders[0]}",
+        "--data.min_length=10",
+        "--data.crop_length=30",
+        "--trainer.fast_dev_run=true",
+    ]
+    predict = ["--data.predict_paths=a.fasta", "--formats=[npz]", "--model.window=20"]
+    pack = ["pack", "--structures", str(pdb_folders[0]), "--out", "set", "--clusters"]
+    for command in (["fit", *common, *fit], ["predict", *common, *predict], pack):
+        with (tmp_path / "log").open("ab") as log:
+            done = subprocess.run([sys.executable, "-m", "contactlm", *command], cwd=tmp_path, stderr=log, stdout=log)
+        assert done.returncode in (0, 3), (tmp_path / "log").read_text()
+    text = (tmp_path / "log").read_bytes().decode()
+    lines = text.splitlines()
+    assert "\r" not in text and "\x1b" not in text and "%|" not in text
+    assert [line for line in lines if not line.strip() or line != line.strip()] == []
+    for what, total in (("Reading structures", "13 files"), ("Packing", "13 files"), ("Aligning", r"\d+ chains")):
+        told = [line for line in lines if line.startswith(f"{what}: ")]
+        assert re.fullmatch(f"{what}: {total}", told[0]) and f"{what}: done" in told[1]
+    assert any(re.fullmatch(r"Reading structures: done after \d+\.\d s, 1 failed", line) for line in lines)
