@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -19,6 +20,7 @@ from contactlm.alphabet import EOS
 CPU_BYTES_PER_THREAD = 6 << 20
 CPU_MAX_BYTES = 64 << 20
 ACCELERATOR_BYTES = 256 << 20
+REGULAR, IRREGULAR, HOLES = 0, 1, 2  # in a sample: the residues are all attended tokens but the first and the last
 _ROWS = 128  # products of fewer rows spend their time on rearranging the keys
 
 
@@ -26,28 +28,57 @@ _ROWS = 128  # products of fewer rows spend their time on rearranging the keys
 class TokenLayout:
     """Which tokens of a batch are residues and which may be attended to.
 
+    What is on the device is made there; what the processor asks for costs one transfer, at the first question.
+
     Attributes:
         residue: bool (B, T), the tokens between ``<cls>`` and ``<eos>``.
         key_bias: float32 (B, T), 0 where a token is attended to and −inf where it is padding.
-        lengths: For every sample, the number of tokens up to its last attended one.
-        holes: Whether some sample has unattended tokens before its last attended one.
-        regular: Whether in every sample the residues are all attended tokens but the first and the last.
+        spans: int32 (B, 2), for every sample the number of tokens up to its last attended one, and one of
+            :data:`REGULAR`, :data:`IRREGULAR` and :data:`HOLES`.
     """
 
     residue: Tensor
     key_bias: Tensor
-    lengths: tuple[int, ...]
-    holes: bool
-    regular: bool
+    spans: Tensor
+
+    @cached_property
+    def spans_at_hand(self) -> Tensor:
+        """``spans`` on the CPU."""
+        return self.spans.cpu()
+
+    @cached_property
+    def _known(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        lengths, kinds = zip(*self.spans_at_hand.tolist(), strict=True) if len(self.spans) else ((), ())
+        return lengths, kinds
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """For every sample, the number of tokens up to its last attended one."""
+        return self._known[0]
+
+    @property
+    def holes(self) -> bool:
+        """Whether some sample has unattended tokens before its last attended one."""
+        return HOLES in self._known[1]
+
+    @property
+    def regular(self) -> bool:
+        """Whether in every sample the residues are all attended tokens but the first and the last."""
+        return all(kind == REGULAR for kind in self._known[1])
 
     @property
     def unpadded(self) -> bool:
         """Whether every token may be attended to."""
         return not self.holes and min(self.lengths) == self.residue.shape[1]
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether asking for lengths and holes costs nothing: neither a transfer nor a break in a compiled graph."""
+        return self.residue.device.type == "cpu" and not torch.compiler.is_compiling()
+
     @classmethod
     def of(cls, tokens: Tensor, attention_mask: Tensor) -> TokenLayout:
-        """Read the layout off a batch (one transfer from the device).
+        """Read the layout off a batch, where the batch is.
 
         Args:
             tokens: int64 (B, T), ``<cls>`` first.
@@ -57,17 +88,16 @@ class TokenLayout:
         residue = attention_mask & (tokens != EOS)
         residue[:, 0] = residue[:, -1] = False
         last = torch.where(attention_mask, torch.arange(1, T + 1, device=tokens.device), 0).amax(1)
-        in_last = residue.gather(1, last.clamp(min=1).unsqueeze(1) - 1).squeeze(1).long()
-        counts = torch.stack([last, attention_mask.sum(1), residue.sum(1), in_last])
-        ends, attended_count, residues, open_ends = counts.tolist()
+        holes = last != attention_mask.sum(1)
+        # As many residues as that, and neither the first nor the last token among them: they are all between.
+        closed = ~residue.gather(1, last.clamp(min=1).unsqueeze(1) - 1).squeeze(1)
+        irregular = (residue.sum(1) != last - 2) | ~closed
+        kind = torch.where(holes, HOLES, irregular.int())
         # A sample that attends to nothing would have no softmax; it attends to its first token instead.
         attended = attention_mask.clone()
         attended[:, 0] |= ~attention_mask.any(1)
         key_bias = torch.zeros(B, T, device=tokens.device).masked_fill(~attended, -torch.inf)
-        holes = ends != attended_count
-        # As many residues as that, and neither the first nor the last token among them: they are all between.
-        regular = not holes and all(n == end - 2 for n, end in zip(residues, ends, strict=True)) and not any(open_ends)
-        return cls(residue, key_bias, tuple(max(1, n) for n in ends), holes, regular)
+        return cls(residue, key_bias, torch.stack([last.clamp(min=1), kind], 1).int())
 
 
 @dataclass(frozen=True)

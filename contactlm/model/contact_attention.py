@@ -15,13 +15,12 @@ Axis letters: B batch, T tokens, H heads, C layers x heads, D head width.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from contactlm.model.blocks import Block, TokenLayout, plan_blocks
+from contactlm.model.operation import define
 
 _LOG2_E = math.log2(math.e)
 _EMPTY = 1e-30
@@ -54,8 +53,9 @@ def contact_attention(
         The last two are float32 (float64 for float64 inputs).
     """
     q, k, v, w = (None if x is None else _at_least_float32(x) for x in (query, key, value, head_weight))
-    with torch.autocast(query.device.type, enabled=False):
-        context, weighted, margins = _ContactAttention.apply(q, k, v, w, layout)
+    context, weighted, margins, _, _ = _streamed(
+        q, k, v, w, layout.residue, layout.key_bias, layout.spans_at_hand, False
+    )
     return None if value is None else context.to(value.dtype), weighted, margins
 
 
@@ -100,35 +100,58 @@ def contact_logits(weighted: Tensor, margins: Tensor, head_weight: Tensor, bias:
         return logits if bias is None else logits + bias.to(logits)
 
 
-class _ContactAttention(torch.autograd.Function):
-    """The streamed operation; all tensors of one dtype, at least float32."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, head_weight: Tensor, layout: TokenLayout
-    ) -> Shares:
-        query, key = query * _LOG2_E, key.contiguous()  # exp2 takes a third of the time of exp
-        # An accelerator would have to wait for the answer to whether the sums are safe.
-        unshifted = query.device.type == "cpu"
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    head_weight: Tensor,
+    residue: Tensor,
+    key_bias: Tensor,
+    spans: Tensor,
+    skip_idle: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The streamed operation; query, key, value and head_weight of one dtype, at least float32; spans on the CPU."""
+    layout = TokenLayout(residue, key_bias, spans)
+    query, key = query * _LOG2_E, key.contiguous()  # exp2 takes a third of the time of exp
+    # An accelerator would have to wait for the answer to whether the sums are safe.
+    unshifted = query.device.type == "cpu"
+    with torch.autocast(query.device.type, enabled=False):
         results = _attend(query, key, value, head_weight, layout, shift=not unshifted)
         if unshifted and not bool((results[-1].abs() <= _SAFE_LOG_SUM).all()):
             results = _attend(query, key, value, head_weight, layout, shift=True)
-        ctx.save_for_backward(query, key, value, head_weight, _without_padding_rows(results[-1], layout))
-        ctx.layout = layout
-        return results[:-1]
+    context, weighted, margins, log_sums = results
+    nothing = query.new_empty(0)
+    kept = _without_padding_rows(log_sums, layout)
+    return nothing if context is None else context, weighted, margins, kept, nothing.clone()
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_context: Tensor | None, d_weighted: Tensor, d_margins: Tensor) -> tuple[Any, ...]:
-        query, key, value, head_weight, log_sums = ctx.saved_tensors
-        layout: TokenLayout = ctx.layout
-        # What is summed sample by sample: dq, dk, dv (B, H, T, .) and dw (B, H, 1).
-        shapes = (query.shape, key.shape, None if value is None else value.shape, (*query.shape[:2], 1))
-        made = [
-            query.new_zeros(shape) if need and shape is not None else None
-            for shape, need in zip(shapes, ctx.needs_input_grad, strict=False)
-        ]
-        dq, dk, dv, dw = made
+
+def _backward(
+    d_context: Tensor | None,
+    d_weighted: Tensor,
+    d_margins: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    head_weight: Tensor,
+    context: Tensor | None,
+    residue: Tensor,
+    key_bias: Tensor,
+    spans: Tensor,
+    log_sums: Tensor,
+    inner: Tensor,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of the streamed operation: the same blocks of maps again."""
+    layout = TokenLayout(residue, key_bias, spans)
+    query, key = query * _LOG2_E, key.contiguous()
+    # What is summed sample by sample: dq, dk, dv (B, H, T, .) and dw (B, H, 1).
+    shapes = (query.shape, key.shape, None if value is None else value.shape, (*query.shape[:2], 1))
+    made = [
+        query.new_zeros(shape) if need and shape is not None else None
+        for shape, need in zip(shapes, needs, strict=True)
+    ]
+    dq, dk, dv, dw = made
+    with torch.autocast(query.device.type, enabled=False):
         left, right = _factors(d_context, value, d_margins, layout.residue.to(query))
         scores = _Scores(query, key, layout, arrays=2)
         gradient = torch.empty_like(scores.memory)
@@ -150,9 +173,14 @@ class _ContactAttention(torch.autograd.Function):
                 torch.bmm(dS, key[block.columns].flatten(0, 1), out=dq[block.queries].flatten(0, 1))
             if dk is not None:
                 _add_product(dk[block.columns].flatten(0, 1), dS.mT, query[block.queries].flatten(0, 1))
-        # The query at hand is the given one times log2(e).
-        dk = None if dk is None else dk.mul_(1 / _LOG2_E)
-        return dq, dk, dv, None if dw is None else dw.sum((0, 2)), None
+    # The query at hand is the given one times log2(e).
+    dk = None if dk is None else dk.mul_(1 / _LOG2_E)
+    dw = None if dw is None else dw.sum((0, 2))
+    dq, dk, dv, dw = (query.new_empty(0) if x is None else x for x in (dq, dk, dv, dw))
+    return dq, dk, dv, dw
+
+
+_streamed = define("streamed_attention", _forward, _backward, fused=False)
 
 
 def _attend(
@@ -255,7 +283,7 @@ def _factors(
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a batched product in place (written so that the FLOP counter sees it)."""
+    """Add a batched product in place."""
     torch.baddbmm(total, left, right, out=total)
 
 

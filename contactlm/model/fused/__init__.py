@@ -1,0 +1,1 @@
+"""Contact attention as one fused operation of Triton kernels, for GPUs."""
