@@ -18,6 +18,8 @@ from contactlm.alphabet import LETTERS
 if TYPE_CHECKING:  # a test run with several workers starts them when this file is imported: torch takes seconds
     from contactlm import ContactModule
 
+if not Path("/dev/nvidiactl").exists():  # Triton, which torch imports, reads it once
+    os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny here: a second thread costs more than it brings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

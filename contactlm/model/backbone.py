@@ -10,6 +10,7 @@ from transformers import EsmModel
 
 from contactlm.model.blocks import TokenLayout
 from contactlm.model.contact_attention import contact_attention, contact_attention_plain, contact_logits
+from contactlm.model.fused.op import contact_attention_fused
 from contactlm.model.loading import backbone_checksum, load_esm
 from contactlm.model.lora import contact_regression
 from contactlm.model.trunk import Attention, SharingLayer, check_tokens, rotary_angles
@@ -17,7 +18,13 @@ from contactlm.types import ModelError
 
 __all__ = ["ContactBackbone", "backbone_checksum", "load_esm"]
 
-_ATTENTION: dict[str, Attention] = {"streamed": contact_attention, "plain": contact_attention_plain}
+AttentionName = Literal["auto", "streamed", "fused", "plain"]
+_ATTENTION: dict[str, Attention] = {
+    "auto": contact_attention,
+    "streamed": contact_attention,
+    "fused": contact_attention_fused,
+    "plain": contact_attention_plain,
+}
 
 
 class ContactBackbone(nn.Module):
@@ -30,16 +37,16 @@ class ContactBackbone(nn.Module):
     Args:
         esm: The backbone. Used as it is and not copied; its training mode is kept.
         attention: ``"streamed"`` computes the attention maps block by block, again in the backward pass;
-            ``"plain"`` stores them, one layer at a time, and leaves the gradient to autograd.
+            ``"fused"`` does so in Triton kernels, on a GPU; ``"plain"`` stores them, one layer at a time, and leaves
+            the gradient to autograd. ``"auto"`` is ``"streamed"`` on every device: the fused operation is checked
+            against the plain one, but it was not timed on a GPU yet.
         whole: Whether something else reads the hidden states: then those parts are run, and may learn.
 
     Raises:
         ModelError: Another ``attention``, or a backbone with dropout on its attention maps.
     """
 
-    def __init__(
-        self, esm: EsmModel, attention: Literal["streamed", "plain"] = "streamed", whole: bool = False
-    ) -> None:
+    def __init__(self, esm: EsmModel, attention: AttentionName = "auto", whole: bool = False) -> None:
         super().__init__()
         if attention not in _ATTENTION:
             raise ModelError(f"attention: {attention!r} given; choose from {sorted(_ATTENTION)}")
@@ -108,7 +115,7 @@ class ContactBackbone(nn.Module):
         embedded = self.esm.embeddings(input_ids=tokens, attention_mask=mask.long())
         regression = contact_regression(self.esm)
         weights, bias = regression.weight.view(len(self.esm.encoder.layer), -1), regression.bias
-        active = _active_heads(weights)
+        active = self._active_heads(weights)
         angles = rotary_angles(self.esm, positions)
         output, weighted, margins = self._shares(embedded, angles, weights, active, layout, hidden)
         if active is not None:
@@ -117,10 +124,23 @@ class ContactBackbone(nn.Module):
         margins = margins[:, :, residues]
         return contact_logits(weighted[:, residues, residues], margins, weights.flatten(), bias), output
 
+    def _active_heads(self, weights: Tensor) -> list[list[int]] | None:
+        """List every layer's heads that the contact head reads; None: all.
+
+        All where their weights can be trained, and where nobody may wait for the answer: the fused operation skips
+        idle heads by itself.
+        """
+        if torch.is_grad_enabled() and weights.requires_grad:
+            return None
+        if self.attention == "fused" or torch.compiler.is_compiling():
+            return None
+        active = [[head for head, weight in enumerate(row) if weight != 0] for row in weights.tolist()]
+        return None if all(len(heads) == weights.shape[1] for heads in active) else active
+
     @staticmethod
     def without_padding(logits: Tensor, layout: TokenLayout) -> Tensor:
         """Set the logits of padding and of ``<eos>`` to 0."""
-        if layout.regular and layout.unpadded:
+        if layout.at_hand and layout.regular and layout.unpadded:
             return logits
         inside = layout.residue[:, 1:-1]
         return logits.masked_fill(~(inside[:, :, None] & inside[:, None, :]), 0)
@@ -155,11 +175,3 @@ def _after_the_last_maps(esm: EsmModel) -> list[nn.Module]:
     last = esm.encoder.layer[-1]
     attention = (last.attention.self.value, last.attention.output)
     return [*attention, last.LayerNorm, last.intermediate, last.output, esm.encoder.emb_layer_norm_after]
-
-
-def _active_heads(weights: Tensor) -> list[list[int]] | None:
-    """List every layer's heads that the contact head reads; None: all, as when their weights can be trained."""
-    if torch.is_grad_enabled() and weights.requires_grad:
-        return None
-    active = [[head for head, weight in enumerate(row) if weight != 0] for row in weights.tolist()]
-    return None if all(len(heads) == weights.shape[1] for heads in active) else active

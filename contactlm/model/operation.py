@@ -56,7 +56,7 @@ def define(name: str, forward: Forward, backward: Backward, fused: bool) -> Forw
     torch.library.register_autograd(
         f"contactlm::{name}", _differentiate(gradient), setup_context=_keep(fused), lib=_LIBRARY
     )
-    return getattr(torch.ops.contactlm, name).default  # type: ignore[no-any-return]
+    return getattr(torch.ops.contactlm, name).default
 
 
 def empty_context(value: Tensor) -> Tensor:
@@ -81,7 +81,14 @@ def _forward_results(fused: bool) -> Forward:
 
 
 def _backward_results(
-    d_context: Any, d_weighted: Any, d_margins: Any, query: Tensor, key: Tensor, value: Any, head_weight: Tensor, *rest: Any
+    d_context: Any,
+    d_weighted: Any,
+    d_margins: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Any,
+    head_weight: Tensor,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     given = (query, key, value, head_weight)
     dq, dk, dv, dw = (

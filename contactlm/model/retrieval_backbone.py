@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 from transformers import EsmModel
 
-from contactlm.model.backbone import ContactBackbone
+from contactlm.model.backbone import AttentionName, ContactBackbone
 from contactlm.model.decoder import ContactDecoder
 from contactlm.model.evidence import Evidence
 from contactlm.model.template import TemplateBias
@@ -33,7 +31,7 @@ class RetrievalBackbone(ContactBackbone):
     def __init__(
         self,
         esm: EsmModel,
-        attention: Literal["streamed", "plain"] = "streamed",
+        attention: AttentionName = "auto",
         layers: int = 2,
         width: int = 128,
         template_bias: bool = True,

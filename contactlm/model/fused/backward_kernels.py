@@ -12,14 +12,13 @@ residue pairs only, and dm is 0 at other tokens.
 Axis letters as in :mod:`contactlm.model.fused.forward_kernels`.
 """
 
-# ruff: noqa: N803, PLR0913
 # mypy: ignore-errors
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from contactlm.model.fused.forward_kernels import LOG2_E, load_rows, store_rows
+from contactlm.model.fused.forward_kernels import load_rows, maps, store_rows
 
 
 @triton.jit
@@ -35,7 +34,7 @@ def row_sums(
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     WITH_VALUE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """u and D, both (B, H, T), of BM rows of one head."""
+    """Row sums u and D, both (B, H, T), of BM rows of one head."""
     h, b = tl.program_id(0), tl.program_id(2)
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     end = tl.load(spans + 2 * b)
@@ -52,8 +51,7 @@ def row_sums(
         key = load_rows(k + b * k_b + h * k_h, columns, k_t, T, D, BD)
         offset = tl.load(bias + b * T + columns, mask=columns < T, other=float("-inf"))
         of_columns = tl.load(residue + b * T + columns, mask=columns < T, other=0) != 0
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * LOG2_E + offset[None, :]
-        P = tl.exp2(scores - log_sum[:, None])
+        P = maps(query, key, offset, log_sum, PRECISION)
         summed += tl.sum(P * load_pairs(pairs, rows, columns, of_rows, of_columns, T), 1)
         margin += tl.sum(P * tl.load(dm + line + columns, mask=columns < T, other=0.0)[None, :], 1)
     tl.store(u + line + rows, summed, mask=rows < T)
@@ -72,7 +70,7 @@ def query_gradient(
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     WITH_VALUE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq of BM rows of one head."""
+    """Gradient dq of BM rows of one head."""
     h, b = tl.program_id(0), tl.program_id(2)
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     end = tl.load(spans + 2 * b)
@@ -94,7 +92,7 @@ def query_gradient(
         offset = tl.load(bias + b * T + columns, mask=columns < T, other=float("-inf"))
         of_columns = tl.load(residue + b * T + columns, mask=columns < T, other=0) != 0
         other = tl.load(dm + line + columns, mask=columns < T, other=0.0)
-        P = tl.exp2(tl.dot(query, tl.trans(key), input_precision=PRECISION) * LOG2_E + offset[None, :] - log_sum[:, None])
+        P = maps(query, key, offset, log_sum, PRECISION)
         dS = weight * load_pairs(pairs, rows, columns, of_rows, of_columns, T) - dot[:, None]
         dS += own[:, None] * of_columns.to(tl.float32)[None, :] + of_rows.to(tl.float32)[:, None] * other[None, :]
         if WITH_VALUE:
@@ -111,7 +109,7 @@ def key_value_gradient(
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     WITH_VALUE: tl.constexpr, NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of BN columns of one head."""
+    """Gradients dk and dv of BN columns of one head."""
     h, b = tl.program_id(0), tl.program_id(2)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
     end = tl.load(spans + 2 * b)
@@ -131,7 +129,7 @@ def key_value_gradient(
         rows = start + tl.arange(0, BM)
         query = load_rows(q + b * q_b + h * q_h, rows, q_t, T, D, BD)
         log_sum = tl.load(log_sums + line + rows, mask=rows < T, other=float("inf"))
-        P = tl.exp2(tl.dot(query, tl.trans(key), input_precision=PRECISION) * LOG2_E + offset[None, :] - log_sum[:, None])
+        P = maps(query, key, offset, log_sum, PRECISION)
         if WITH_VALUE:
             outer = load_rows(d_context + b * g_b + h * g_h, rows, g_t, T, D, BD)
         if NEED_VALUE:

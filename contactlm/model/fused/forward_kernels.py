@@ -10,7 +10,6 @@ a log-sum of +inf, and so both have P = 0.
 Axis letters: T tokens, H heads, D head width; BM rows and BN columns of a tile, BD ≥ D a power of two.
 """
 
-# ruff: noqa: N803, PLR0913
 # mypy: ignore-errors
 from __future__ import annotations
 
@@ -39,6 +38,13 @@ def store_rows(start, tokens, stride, rows, T, D: tl.constexpr, BD: tl.constexpr
     if D != BD:
         inside = inside & (width < D)[None, :]
     tl.store(start + tokens[:, None] * stride + width[None, :], rows.to(start.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def maps(query, key, offset, log_sums, PRECISION: tl.constexpr):
+    """P of some queries (rows, BD) and keys (columns, BD), whose bias is ``offset``."""
+    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * LOG2_E + offset[None, :]
+    return tl.exp2(scores - log_sums[:, None])
 
 
 @triton.jit
@@ -98,8 +104,7 @@ def attend(
             key = load_rows(k_head, columns, k_t, T, D, BD)
             counted = tl.load(residue + b * T + columns, mask=columns < T, other=0).to(tl.float32)
             offset = tl.load(bias + b * T + columns, mask=columns < T, other=float("-inf"))
-            scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * LOG2_E + offset[None, :]
-            within += tl.sum(tl.exp2(scores - log_sum[:, None]) * counted[None, :], 1)
+            within += tl.sum(maps(query, key, offset, log_sum, PRECISION) * counted[None, :], 1)
     of_residue = tl.load(residue + b * T + rows, mask=rows < T, other=0).to(tl.float32)
     tl.store(inner + tl.program_id(1) * T + rows, tl.where(of_residue > 0, within, 0.0), mask=rows < T)
 
@@ -127,8 +132,7 @@ def share(
             log_sum = tl.load(log_sums + (b * H + h) * T + rows, mask=of_rows, other=float("inf"))
             query = load_rows(q + b * q_b + h * q_h, rows, q_t, T, D, BD)
             key = load_rows(k + b * k_b + h * k_h, columns, k_t, T, D, BD)
-            scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * LOG2_E + offset[None, :]
-            P = tl.exp2(scores - log_sum[:, None])
+            P = maps(query, key, offset, log_sum, PRECISION)
             tile += weight * P
             tl.store(columns_of + ((b * H + h) * TILES + row_tile) * T + columns, tl.sum(P, 0), mask=columns < T)
     place = weighted + b.to(tl.int64) * T * T + rows[:, None] * T + columns[None, :]

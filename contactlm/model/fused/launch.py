@@ -33,6 +33,14 @@ _HALF_PRECISION = {
     "key_value_gradient": (Tiles(64, 32, 4, 2), Tiles(32, 64, 8, 2)),
 }
 
+_SINGLE_PRECISION = {
+    "attend": (Tiles(32, 32, 4, 1), Tiles(16, 32, 4, 1)),
+    "share": (Tiles(32, 32, 4, 1), Tiles(16, 32, 4, 1)),
+    "row_sums": (Tiles(32, 32, 4, 1), Tiles(16, 32, 4, 1)),
+    "query_gradient": (Tiles(32, 32, 4, 1), Tiles(16, 16, 4, 1)),
+    "key_value_gradient": (Tiles(32, 32, 4, 1), Tiles(16, 32, 8, 1)),
+}
+
 
 def tiles(kernel: str, width: int, entry_bytes: int) -> Tiles:
     """Tiles that fit into the shared memory of every card from compute capability 8.0 on, without register spills.
@@ -42,9 +50,7 @@ def tiles(kernel: str, width: int, entry_bytes: int) -> Tiles:
         width: Head width as of :func:`padded_width`.
         entry_bytes: Of the inputs: 2 in half precision, else 4.
     """
-    if entry_bytes == 4:
-        return Tiles(32, 32, 4, 1)
-    narrow, wide = _HALF_PRECISION[kernel]
+    narrow, wide = (_HALF_PRECISION if entry_bytes == 2 else _SINGLE_PRECISION)[kernel]
     return wide if width > 64 else narrow
 
 
@@ -215,5 +221,5 @@ def _strides(*tensors: Tensor) -> list[int]:
 
 
 def _precision() -> str:
-    """How float32 is multiplied: as TF32 where ``torch.set_float32_matmul_precision`` allows it, else in three parts."""
+    """How float32 is multiplied: as TF32 where ``torch.set_float32_matmul_precision`` lets it, else as three."""
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
