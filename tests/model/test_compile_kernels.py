@@ -1,0 +1,52 @@
+"""The Triton kernels compile for every card from compute capability 8.0 to 9.0, without any card."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+
+pytest.importorskip("triton")
+
+KERNELS = {"attend", "share", "row_sums", "query_gradient", "key_value_gradient"}
+SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}  # most that a block may have, bytes (CUDA's guide)
+
+
+def compiled(*arguments):
+    command = [sys.executable, "-m", "tests.model.compile_kernels", *arguments]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=290, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_fits(made):
+    for kernel in made:
+        assert kernel["stack"] == 0, kernel
+        assert 0 < kernel["shared"] <= SHARED[int(kernel["case"].split(":")[0])], kernel
+
+
+def test_a_kernel_compiles_without_a_card():
+    (made,) = compiled("90:bfloat16:64", "--only", "share")
+    assert_fits([made])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "cases",
+    [
+        ("80:bfloat16:64", "90:bfloat16:64"),
+        ("86:bfloat16:64", "89:float16:64"),
+        ("86:bfloat16:128", "90:float16:16", "80:float16:32"),
+        ("89:float32:32",),
+    ],
+    ids=" ".join,
+)
+def test_all_kernels_compile_without_spills_and_fit_the_shared_memory(cases):
+    made = compiled(*cases)
+    assert sorted((kernel["case"], kernel["kernel"]) for kernel in made) == sorted(product(cases, KERNELS))
+    assert_fits(made)

@@ -1,0 +1,33 @@
+"""On an accelerator, here one without data: every tensor is there, and no operation waits for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def found(*arguments):
+    command = [sys.executable, "-m", "tests.model.on_fake_device", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_a_step_of_the_fused_model_stays_on_the_device_and_waits_for_nothing():
+    report = found("fused", "training", "evaluation", "prediction")
+    device = report.pop("device")
+    assert device != "cpu" and report.keys() == {"training", "evaluation", "prediction"}
+    for stage, seen in report.items():
+        assert seen == {"results": [device], "devices": [device], "waits": []}, stage
+
+
+@pytest.mark.slow
+def test_the_streamed_model_waits_once_a_step_for_the_layout_of_its_blocks():
+    """The control: a transfer is seen where there is one."""
+    report = found("streamed", "training")
+    waits = [name for name in report["training"]["waits"] if "streamed" not in name]  # which take the copy
+    assert waits == ["aten._to_copy.default"]
+    assert report["training"]["devices"] == sorted(["cpu", report["device"]])
