@@ -41,9 +41,13 @@ class TokenLayout:
     key_bias: Tensor
     spans: Tensor
 
-    @cached_property
+    @property
     def spans_at_hand(self) -> Tensor:
         """``spans`` on the CPU."""
+        return self.spans.cpu() if torch.compiler.is_compiling() else self._spans_at_hand
+
+    @cached_property
+    def _spans_at_hand(self) -> Tensor:
         return self.spans.cpu()
 
     @cached_property

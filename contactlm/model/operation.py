@@ -46,7 +46,7 @@ def define(name: str, forward: Forward, backward: Backward, fused: bool) -> Forw
     """
     for schema, implementation, fake, flops, which in (
         (_FORWARD, forward, _forward_results(fused), _forward_flops(fused), name),
-        (_BACKWARD, backward, _backward_results, _backward_flops(fused), f"{name}_backward"),
+        (_BACKWARD, backward, _backward_results(fused), _backward_flops(fused), f"{name}_backward"),
     ):
         _LIBRARY.define(" ".join(schema.format(name).split()), tags=torch.Tag.pt2_compliant_tag)
         _LIBRARY.impl(which, implementation, "CompositeExplicitAutograd")
@@ -80,22 +80,18 @@ def _forward_results(fused: bool) -> Forward:
     return results
 
 
-def _backward_results(
-    d_context: Any,
-    d_weighted: Any,
-    d_margins: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Any,
-    head_weight: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = (query, key, value, head_weight)
-    dq, dk, dv, dw = (
-        torch.empty_like(x) if need and x is not None else query.new_empty(0)
-        for x, need in zip(given, rest[-1], strict=True)
-    )
-    return dq, dk, dv, dw
+def _backward_results(fused: bool) -> Backward:
+    def results(
+        d_context: Any, d_weighted: Any, d_margins: Any, query: Tensor, key: Tensor, value: Any, w: Tensor, *rest: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        given = (query, key, value, w)
+        dq, dk, dv, dw = (
+            (torch.empty_like(x) if fused else x.new_empty(x.shape)) if need and x is not None else query.new_empty(0)
+            for x, need in zip(given, rest[-1], strict=True)
+        )
+        return dq, dk, dv, dw
+
+    return results
 
 
 def _keep(fused: bool) -> Callable[..., None]:

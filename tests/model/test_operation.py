@@ -1,0 +1,73 @@
+"""The operations as PyTorch sees them: shapes without data, gradient, cost, one graph."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from contactlm.model.contact_attention import contact_attention
+from contactlm.model.fused.op import contact_attention_fused
+
+from .test_contact_attention import make_inputs, make_layout
+
+
+def arguments(layout, with_value, dtype, transposed):
+    q, k, v, w = (x.detach().to(dtype) for x in make_inputs([9, 6], 2, 16))
+    if transposed:  # as a layer hands them over
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    leaves = [x.requires_grad_() for x in (q, k, v, w)]
+    value = leaves[2] if with_value else None
+    return leaves[0], leaves[1], value, leaves[3], layout.residue, layout.key_bias, layout.spans, False
+
+
+@pytest.mark.parametrize("with_value", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("name", ["streamed_attention", "fused_attention"])
+def test_pytorch_finds_no_fault_in_the_operation(name, with_value, transposed):
+    if name == "fused_attention":
+        pytest.importorskip("triton")
+    layout, _ = make_layout([9, 6])
+    operation = getattr(torch.ops.contactlm, name).default
+    dtype = torch.float32 if name == "fused_attention" else torch.float64
+    given = arguments(layout, with_value, dtype, transposed)
+    torch.library.opcheck(operation, given, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    # The gradient's shapes and strides as well, which opcheck compares under symbolic tracing only.
+    results = operation(*given)
+    wanted = [x for x in given[:4] if x is not None]
+    with torch.no_grad():
+        backward = getattr(torch.ops.contactlm, f"{name}_backward").default
+        outer = [torch.ones_like(x) for x in results[:3]]
+        kept = results[0] if with_value and name == "fused_attention" else None
+        of_backward = (outer[0] if with_value else None, *outer[1:], *given[:4], kept, *given[4:7], *results[3:])
+        torch.library.opcheck(backward, (*of_backward, [True] * 4), test_utils=("test_schema", "test_faketensor"))
+    assert len(torch.autograd.grad(sum(x.sum() for x in results[:3]), wanted)) == len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("fused", "asked", "wide", "single"),
+    [
+        # Scores again, dv, the maps' gradient, dq, dk; the head's weights and the margins' two.
+        (False, (True, True, True, True), 5, 3),
+        (False, (True, True, False, False), 4, 2),
+        (False, (False, False, True, False), 2, 0),
+        # The pre-pass, 3 products for dq and 3 for dk, each with the scores again, and dv; sums and margins.
+        (True, (True, True, True, True), 8, 6),
+        (True, (True, True, False, False), 7, 6),
+        (True, (False, False, True, False), 2, 0),
+    ],
+)
+def test_cost_is_that_of_the_products(fused, asked, wide, single):
+    """Of the backward pass: products of (T, T) with D columns, and with single columns."""
+    if fused:
+        pytest.importorskip("triton")
+    T, D, H = 12, 16, 3
+    layout, _ = make_layout([T])
+    leaves = [x.detach().float().requires_grad_(need) for x, need in zip(make_inputs([T], H, D), asked, strict=True)]
+    with FlopCounterMode(display=False) as counter:
+        shares = (contact_attention_fused if fused else contact_attention)(*leaves, layout)
+        forward = counter.get_total_flops()
+        sum(x.sum() for x in shares).backward()
+    unit = 2 * T * T * H
+    assert forward == unit * ((3 if fused else 2) * D + 2)  # scores (twice), context; weighted sum and column sums
+    assert counter.get_total_flops() - forward == unit * (wide * D + single)
