@@ -27,9 +27,8 @@ def check_execution(module: nn.Module, precision: str) -> None:
         )
     if _is_compiled(module):
         raise ModelError(
-            "torch.compile: contact attention works its maps off in blocks whose number and sizes follow the batch, so "
-            "that the compiler would break the graph at every block and start anew for other lengths; hand over the "
-            "module itself, whose layers are fused by hand"
+            "torch.compile: compiling the model takes minutes, and on a CPU its steps then take as long as before; hand "
+            "over the module itself, whose layers are fused by hand"
         )
 
 

@@ -71,3 +71,29 @@ def test_cost_is_that_of_the_products(fused, asked, wide, single):
     unit = 2 * T * T * H
     assert forward == unit * ((3 if fused else 2) * D + 2)  # scores (twice), context; weighted sum and column sums
     assert counter.get_total_flops() - forward == unit * (wide * D + single)
+
+
+def test_a_compiled_model_is_one_graph_and_gives_the_same():
+    from contactlm.model.backbone import ContactBackbone
+
+    from .made import make_tokens, tiny_esm
+
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    model = ContactBackbone(tiny_esm()).train()
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+    for lengths in ([17, 30, 9], [12, 25], [40, 8, 31, 5]):
+        found = []
+        for run in (model, compiled):
+            model.zero_grad()
+            logits = run(make_tokens(lengths))
+            logits.square().mean().backward()
+            found.append([logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert len(graphs) == 1
+    assert sum("streamed_attention" in str(node.target) for node in graphs[0].graph.nodes) == 3
