@@ -27,8 +27,8 @@ def check_execution(module: nn.Module, precision: str) -> None:
         )
     if _is_compiled(module):
         raise ModelError(
-            "torch.compile: compiling the model takes minutes, and on a CPU its steps then take as long as before; hand "
-            "over the module itself, whose layers are fused by hand"
+            "torch.compile: compiling the model takes minutes, and on a CPU its steps take about as long afterwards; "
+            "hand over the module itself, whose layers are fused by hand"
         )
 
 

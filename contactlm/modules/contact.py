@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 from transformers import EsmModel
 
 from contactlm.model.adapter import load_adapter, read_about, read_adapter
-from contactlm.model.backbone import ContactBackbone
+from contactlm.model.backbone import AttentionName, ContactBackbone
 from contactlm.model.lora import LoraOptions, contact_regression
 from contactlm.modules.checkpoint import CONTACT_HEAD
 from contactlm.modules.language_model import ESM2, LanguageModelModule
@@ -37,8 +37,9 @@ class ContactModule(LanguageModelModule):
         head_lr_factor: The contact head's learning rate over the others'. Its C weights act on attention maps, whose
             entries are about 1 / L: a backbone trained from scratch learns faster with a larger one.
         scheduler: Makes a learning rate scheduler, any of torch's; see :class:`contactlm.MapModule`.
-        attention: ``"streamed"``: contacts without storing attention maps; ``"plain"``: maps stored, one layer at a
-            time (slow; to check against).
+        attention: ``"streamed"``: contacts without storing attention maps; ``"fused"``: the same in Triton kernels, on
+            a GPU; ``"plain"``: maps stored, one layer at a time (slow; to check against). ``"auto"`` is ``"streamed"``
+            everywhere: the fused one was not measured on a GPU yet, and must be asked for.
         activation_checkpointing: Keep only every layer's input for the backward pass and compute the rest again: the
             same loss and gradients in less memory and more time.
         init_seed: Seed of a randomly initialised backbone.
@@ -73,7 +74,7 @@ class ContactModule(LanguageModelModule):
         optimizer: OptimizerCallable = adam,
         head_lr_factor: float = 1.0,
         scheduler: LRSchedulerCallable | None = None,
-        attention: Literal["streamed", "plain"] = "streamed",
+        attention: AttentionName = "auto",
         activation_checkpointing: bool = False,
         init_seed: int = 0,
         loss_min_separation: int = 1,
@@ -140,6 +141,6 @@ def published_threshold(pretrained: str | None) -> float | None:
     return None if pretrained is None else read_about(pretrained).get("tuned_threshold")
 
 
-def _network(attention: Literal["streamed", "plain"], train_head: bool, fresh: bool, esm: EsmModel) -> ContactBackbone:
+def _network(attention: AttentionName, train_head: bool, fresh: bool, esm: EsmModel) -> ContactBackbone:
     prepare_head(esm, train_head, fresh)
     return ContactBackbone(esm, attention)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from contactlm.alphabet import decode
 from contactlm.data.cache_folder import default_cache_dir
 from contactlm.data.store import ChainStore
 from contactlm.maps.full_map import FullMap, Shown, WindowOptions, full_maps
-from contactlm.model.backbone import backbone_checksum, load_esm
+from contactlm.model.backbone import AttentionName, backbone_checksum, load_esm
 from contactlm.model.evidence import Evidence
 from contactlm.model.lora import contact_regression
 from contactlm.model.retrieval_backbone import RetrievalBackbone
@@ -107,7 +107,7 @@ class RetrievalModule(LanguageModelModule):
         shuffled_hits: bool = False,
         cache_dir: str | None = None,
         train_head: bool = True,
-        attention: Literal["streamed", "plain"] = "streamed",
+        attention: AttentionName = "auto",
         init_seed: int = 0,
         **options: Any,
     ) -> None:
@@ -323,7 +323,7 @@ class RetrievalModule(LanguageModelModule):
 
 
 def _network(
-    attention: Literal["streamed", "plain"], train_head: bool, fresh: bool, decoder: dict[str, Any], esm: EsmModel
+    attention: AttentionName, train_head: bool, fresh: bool, decoder: dict[str, Any], esm: EsmModel
 ) -> RetrievalBackbone:
     prepare_head(esm, train_head, fresh)
     return RetrievalBackbone(esm, attention, **decoder)
