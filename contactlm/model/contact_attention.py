@@ -52,7 +52,8 @@ def contact_attention(
         margins (B, H, T), row sums plus column sums of P over residues; 0 at other tokens.
         The last two are float32 (float64 for float64 inputs).
     """
-    q, k, v, w = (None if x is None else _at_least_float32(x) for x in (query, key, value, head_weight))
+    q, v, w = (None if x is None else _at_least_float32(x) for x in (query, value, head_weight))
+    k = _at_least_float32(key).contiguous()  # once for both passes
     context, weighted, margins, _, _ = _streamed(
         q, k, v, w, layout.residue, layout.key_bias, layout.spans_at_hand, False
     )
@@ -112,7 +113,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The streamed operation; query, key, value and head_weight of one dtype, at least float32; spans on the CPU."""
     layout = TokenLayout(residue, key_bias, spans)
-    query, key = query * _LOG2_E, key.contiguous()  # exp2 takes a third of the time of exp
+    query = query * _LOG2_E  # exp2 takes a third of the time of exp
     # An accelerator would have to wait for the answer to whether the sums are safe.
     unshifted = query.device.type == "cpu"
     with torch.autocast(query.device.type, enabled=False):
@@ -143,7 +144,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient of the streamed operation: the same blocks of maps again."""
     layout = TokenLayout(residue, key_bias, spans)
-    query, key = query * _LOG2_E, key.contiguous()
+    query = query * _LOG2_E
     # What is summed sample by sample: dq, dk, dv (B, H, T, .) and dw (B, H, 1).
     shapes = (query.shape, key.shape, None if value is None else value.shape, (*query.shape[:2], 1))
     made = [

@@ -30,6 +30,7 @@ def assert_fits(made):
         assert 0 < kernel["shared"] <= SHARED[int(kernel["case"].split(":")[0])], kernel
 
 
+@pytest.mark.slow
 def test_a_kernel_compiles_without_a_card():
     (made,) = compiled("90:bfloat16:64", "--only", "share")
     assert_fits([made])

@@ -46,11 +46,13 @@ class Transfers(TorchFunctionMode):
         ([[1, 1, 1, 1, 1], [0, 5, 2, 1, 1]], False),
     ],
 )
-def test_a_layout_is_read_off_in_one_transfer(rows, regular):
+def test_a_layout_is_made_without_a_transfer_and_read_in_one(rows, regular):
     batch = torch.tensor(rows)
-    with Transfers() as transfers:
+    with Transfers() as making:
         layout = TokenLayout.of(batch, batch != 1)
-    assert transfers.count == 1 and layout.regular == regular
+    with Transfers() as reading:
+        assert layout.regular == regular and not layout.holes and len(layout.lengths) == 2
+    assert (making.count, reading.count) == (0, 1)
 
 
 def make_inputs(lengths, heads, width, dtype=torch.float64, scale=1.0, seed=0):

@@ -16,6 +16,7 @@ def found(*arguments):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_step_of_the_fused_model_stays_on_the_device_and_waits_for_nothing():
     report = found("fused", "training", "evaluation", "prediction")
     device = report.pop("device")

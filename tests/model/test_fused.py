@@ -48,7 +48,7 @@ def assert_close(found, tolerance):
 @pytest.mark.parametrize("with_value", [True, False])
 @pytest.mark.parametrize(
     ("lengths", "heads", "width"),
-    [([3], 1, 16), ([40, 33], 3, 16), ([70, 5], 2, 24), ([33], 2, 32), ([65], 1, 64), ([20, 35], 1, 128), ([34], 2, 2)],
+    [([3], 1, 16), ([40, 33], 2, 16), ([70, 5], 1, 24), ([33], 1, 32), ([65], 1, 64), ([20, 35], 1, 128), ([34], 2, 2)],
 )
 def test_values_and_all_gradients_are_those_of_the_plain_operation(lengths, heads, width, with_value):
     assert_close(both(lengths, heads, width, with_value=with_value, scale=width**-0.25), TOLERANCE[torch.float32])
@@ -57,11 +57,11 @@ def test_values_and_all_gradients_are_those_of_the_plain_operation(lengths, head
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_value", [True, False])
 def test_half_precision(dtype, with_value):
-    assert_close(both([150, 130], 2, 16, dtype, with_value, scale=0.5), TOLERANCE[dtype])
+    assert_close(both([66, 30], 1, 16, dtype, with_value, scale=0.5), TOLERANCE[dtype])
 
 
 def test_holes_in_the_mask():
-    assert_close(both([40, 35, 20], 2, 16, hole=True), TOLERANCE[torch.float32])
+    assert_close(both([36, 20], 1, 16, hole=True), TOLERANCE[torch.float32])
 
 
 def test_scores_beyond_the_range_of_exponents():
@@ -70,7 +70,7 @@ def test_scores_beyond_the_range_of_exponents():
 
 @pytest.mark.parametrize("asked", [(0,), (1,), (2,), (3,), (0, 3), (1, 2)])
 def test_gradients_nobody_asks_for(asked):
-    assert_close(both([37, 20], 2, 16, asked=asked), TOLERANCE[torch.float32])
+    assert_close(both([34, 20], 1, 16, asked=asked), TOLERANCE[torch.float32])
 
 
 def test_idle_heads_are_skipped_where_nobody_trains_their_weight():
@@ -85,7 +85,7 @@ def test_idle_heads_are_skipped_where_nobody_trains_their_weight():
 
 
 def test_the_same_inputs_give_the_same_bits():
-    first, second = (both([70, 41], 2, 16)[0] for _ in range(2))
+    first, second = (both([36, 20], 1, 16)[0] for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
 
