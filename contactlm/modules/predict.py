@@ -36,7 +36,7 @@ def predict_contacts(  # type: ignore[overload-overlap]  # a str is a sequence o
     overlap: Given = ...,
 ) -> ContactMap: ...
 @overload
-def predict_contacts(
+def predict_contacts(  # type: ignore[overload-overlap]  # a sequence is iterable, too
     sequences: Sequence[str],
     model: Model = ...,
     device: Device = ...,
