@@ -19,13 +19,13 @@ import torch
 from contactlm.atomic import FileNames, atomic_path, remove_temporaries
 from contactlm.callbacks.origin import Maker, find_maker, input_checksum, tell_reasons, what_differs
 from contactlm.data.store import ChainStore
-from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap, write_npz, write_rr
+from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
 from contactlm.structure.assembly import residue_positions
 from contactlm.types import ContactLMError
 
 log = logging.getLogger(__name__)
 
-Format = Literal["npz", "rr", "png"]
+FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITERS)
 SUMMARY = "summary.csv"
 SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
 COLUMNS = ("id", "file", "length", "threshold", "contacts_sep6", "seconds", *SCORES, "input", "model", "options")
@@ -55,14 +55,14 @@ class PredictionWriter(L.Callback):
     def __init__(
         self,
         out: str | Path,
-        formats: Sequence[Format] = ("npz", "rr", "png"),
+        formats: Sequence[str] = FORMATS,
         overwrite: bool = False,
         dtype: Literal["float16", "float32"] = "float32",
         pairs_per_residue: float | None = RR_PAIRS_PER_RESIDUE,
     ) -> None:
-        unknown = [name for name in formats if name not in ("npz", "rr", "png")]
+        unknown = [name for name in formats if name not in FORMATS]
         if unknown or not formats:
-            raise ContactLMError(f"formats: {list(formats)} given; choose from npz, rr, png")
+            raise ContactLMError(f"formats: {list(formats)} given; choose from {', '.join(FORMATS)}")
         if pairs_per_residue is not None and not 0 < pairs_per_residue < math.inf:
             raise ContactLMError(f"pairs_per_residue: {pairs_per_residue} given; it must be positive (null: all pairs)")
         self.out = Path(out).expanduser()

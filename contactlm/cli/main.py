@@ -29,7 +29,7 @@ from contactlm.callbacks.memory import MemoryAdvice, memory_advice
 from contactlm.callbacks.progress import BudgetProgressBar
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.throughput import ThroughputMeter
-from contactlm.callbacks.writer import Format, PredictionWriter
+from contactlm.callbacks.writer import FORMATS, PredictionWriter
 from contactlm.cli.choice import NOT_PATHS, chosen_class, plain_arguments
 from contactlm.cli.commands import ABOUT, COMMANDS, answer
 from contactlm.cli.configs import BASE, resolve_arguments
@@ -107,7 +107,8 @@ class ContactCLI(LightningCLI):
         if subcommand == "predict":
             parser.set_defaults({"return_predictions": False})  # maps are written as they come, not kept
             parser.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
-            parser.add_argument("--formats", type=list[Format], default=["npz", "rr", "png"], help="Files of a map.")
+            kinds = list[Literal[FORMATS]]  # type: ignore[valid-type]  # one list of them, for the writers too
+            parser.add_argument("--formats", type=kinds, default=list(FORMATS), help="Files of a map.")
             parser.add_argument(
                 "--overwrite", type=bool, default=False, help="Predict again also what would be the same."
             )
