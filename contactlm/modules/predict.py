@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import EllipsisType
 from typing import overload
@@ -24,6 +25,7 @@ from contactlm.types import ContactLMError
 Device = str | torch.device
 Given = int | EllipsisType | None
 Model = MapModule | str | Path
+CPU_COST = 256 * 1024  # token pairs of a batch: larger ones fall out of a CPU's caches, and only a GPU gains by them
 HELD_PAIRS = 8 * 1024**2  # sequences of an iterator are taken together while their maps have at most so many pairs
 
 
@@ -110,8 +112,9 @@ def _predicted(
         ids = [name.format(number + n) for n in range(1, len(group) + 1)]
         chains = [_encoded(sequence, id) for id, sequence in zip(ids, group, strict=True)]
         number += len(group)
-        with _ready(module, device):
-            maps = list(module.chain_maps(ids, chains, windows, None))
+        with _ready(module, device) as there:
+            cost = min(windows.max_cost, CPU_COST) if there.type == "cpu" else windows.max_cost
+            maps = list(module.chain_maps(ids, chains, replace(windows, max_cost=cost), None))
         for id, sequence, full in zip(ids, group, maps, strict=True):
             yield module.as_contact_map(id, sequence, full)
 
@@ -136,7 +139,7 @@ def _encoded(sequence: str, id: str) -> Tensor:
 
 
 @contextmanager
-def _ready(module: MapModule, device: Device) -> Iterator[None]:
+def _ready(module: MapModule, device: Device) -> Iterator[torch.device]:
     """The module on the device and in evaluation mode; afterwards as it was."""
     home, training = module.device, module.training
     there = _device_of(module, device)
@@ -144,7 +147,7 @@ def _ready(module: MapModule, device: Device) -> Iterator[None]:
     if there != home:
         module.to(there)
     try:
-        yield
+        yield there
     finally:
         module.train(training)
         if there != home:
