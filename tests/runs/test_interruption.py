@@ -98,7 +98,7 @@ def after(whole: dict[int, Any], steps: int) -> dict[int, Any]:
     return {step: value for step, value in whole.items() if step > steps}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_checkpoint_leads_to_the_unbroken_run(
     tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, accumulate: int
 ) -> None:
