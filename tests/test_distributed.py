@@ -305,7 +305,7 @@ def test_one_of_two_processes_is_asked_to_end(tmp_path: Path, tiny_esm: Path, pd
         for rank in range(2)
     ]
     try:
-        wait_until(lambda: any(tmp_path.rglob("*.ckpt")), processes[0], timeout=200)
+        wait_until(lambda: any(tmp_path.rglob("*.ckpt")), processes[0])
         assert processes[0].pid is not None
         os.kill(processes[0].pid, signal.SIGTERM)
         for process in processes:

@@ -242,7 +242,7 @@ def test_a_signal_saves_the_run_and_ends_it(
     wait_until(lambda: any(metrics.glob("*.ckpt")), process)
     assert process.pid is not None
     os.kill(process.pid, number)
-    process.join(60)
+    process.join(200)
     assert process.exitcode == status, output(tmp_path)
     (line,) = (line for line in output(tmp_path).splitlines() if line.startswith(number.name))
     path = tmp_path / line.rpartition("--ckpt_path ")[2]
