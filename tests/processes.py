@@ -64,7 +64,7 @@ def start(
     return process
 
 
-def finish(process: BaseProcess, folder: Path, name: str = "process", timeout: float = 120) -> Any:
+def finish(process: BaseProcess, folder: Path, name: str = "process", timeout: float = 240) -> Any:
     """Wait for a process and return the function's result; an AssertionError with its output when it failed."""
     process.join(timeout)
     if process.exitcode is None:
@@ -93,7 +93,7 @@ def rank_env(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 def run_ranks(
-    function: Callable[..., Any], world_size: int, *arguments: Any, folder: Path, timeout: float = 120
+    function: Callable[..., Any], world_size: int, *arguments: Any, folder: Path, timeout: float = 240
 ) -> list[Any]:
     """Run a function in several processes that form a group; its results by rank."""
     port = free_port()
@@ -108,7 +108,7 @@ def run_ranks(
             process.kill()
 
 
-def wait_until(holds: Callable[[], bool], process: BaseProcess, timeout: float = 60) -> None:
+def wait_until(holds: Callable[[], bool], process: BaseProcess, timeout: float = 200) -> None:
     """Wait for something that a running process brings about."""
     deadline = time.monotonic() + timeout
     while not holds() and process.is_alive() and time.monotonic() < deadline:

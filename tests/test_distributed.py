@@ -19,6 +19,7 @@ from contactlm.model.lora import LoraOptions
 from contactlm.model.sharding import shard_layers
 from contactlm.structure.parse import read_chains
 from tests.callbacks.test_callbacks import data_module, trainer
+from tests.callbacks.test_guards import train_in_one_of_two_processes
 from tests.conftest import random_sequence, write_pdb
 from tests.modules.test_retrieval import write_database
 from tests.processes import free_port, output, rank_env, run_ranks, start, wait_until
@@ -101,17 +102,31 @@ def nearly_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
         torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=1e-5, msg=lambda text, at=name: f"{at}: {text}")
 
 
-def train_kinds(world_size: int, tiny_esm: Path, folders: Folders, batch_size: int) -> dict[str, dict[str, Any]]:
+FAST = ("lora", "retrieval")
+SLOW = tuple(kind for kind in KINDS if kind not in FAST)
+of_every_kind = pytest.mark.parametrize(
+    ("trained", "kind"),
+    [*((FAST, kind) for kind in FAST), *(pytest.param(SLOW, kind, marks=pytest.mark.slow) for kind in SLOW)],
+    indirect=["trained"],
+    ids=[*FAST, *SLOW],
+)
+
+
+def train_kinds(
+    world_size: int, kinds: tuple[str, ...], tiny_esm: Path, folders: Folders, batch_size: int
+) -> dict[str, dict[str, Any]]:
     tokens = 4 * 16 * 32  # four batches, of which an epoch has three: by twos, the budget ends within a window
     return {
-        kind: train(world_size, tiny_esm, folders, batch_size, tokens, model, **options)
-        for kind, (model, options) in KINDS.items()
+        kind: train(world_size, tiny_esm, folders, batch_size, tokens, KINDS[kind][0], **KINDS[kind][1])
+        for kind in kinds
     }
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path) -> list[dict[str, Any]]:
-    """What two processes with batches of 8 came to, and one with batches of 16."""
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path, request: pytest.FixtureRequest
+) -> list[dict[str, Any]]:
+    """Of each of some kinds, what two processes with batches of 8 came to, and one with batches of 16."""
     folder = tmp_path_factory.mktemp("trained")
     folders = folder / "train", folder / "test"
     for i in range(40):
@@ -123,11 +138,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path) -> list[di
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTACTLM_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        ranks = run_ranks(train_kinds, 2, 2, tiny_esm, folders, 8, folder=folder)
-        return [*ranks, train_kinds(1, tiny_esm, folders, 16)]
+        ranks = run_ranks(train_kinds, 2, 2, request.param, tiny_esm, folders, 8, folder=folder)
+        return [*ranks, train_kinds(1, request.param, tiny_esm, folders, 16)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@of_every_kind
 def test_two_processes_train_as_one_with_the_double_batch(trained: list[dict[str, Any]], kind: str) -> None:
     *ranks, one = (results[kind] for results in trained)
     for rank in ranks:
@@ -145,7 +160,7 @@ def test_two_processes_train_as_one_with_the_double_batch(trained: list[dict[str
     assert len(one["gradients"][0]) == len(one["weights"])  # each gets one: DDP has to look for no unused ones
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@of_every_kind
 def test_budget_and_flops_are_sums_over_processes(trained: list[dict[str, Any]], kind: str) -> None:
     *ranks, one = (results[kind] for results in trained)
     assert one["steps"] == (3 if kind == "accumulated" else 4)  # the budget's last batch ends with a step
@@ -168,7 +183,7 @@ def evaluate(world_size: int, tiny_esm: Path, folders: list[Folders]) -> list[di
     return results
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_protein_is_scored_once_whatever_the_number_of_processes(
     tmp_path: Path, tiny_esm: Path, world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +202,15 @@ def test_every_protein_is_scored_once_whatever_the_number_of_processes(
             for ours, theirs in zip(other["rows"], one["rows"], strict=True):
                 for name in ours.keys() & {"auprc_sep6", "copy_auprc_sep6", "hit_identity", "hit_coverage"}:
                     assert ours[name] == pytest.approx(theirs[name], abs=1e-6, nan_ok=True)
+
+
+def test_all_processes_skip_what_is_not_finite_in_one(tmp_path: Path) -> None:
+    first, second = run_ranks(train_in_one_of_two_processes, 2, folder=tmp_path)
+    for unchanged, skipped, _, _ in (first, second):
+        assert unchanged == [False, True, False, True, False] and skipped == 2
+    assert first[3] == second[3]
+    assert first[2] == []  # the process whose batch it was names it
+    assert [message.rsplit(": ", 1)[1] for message in second[2]] == ["batch 1", "batch 3"]
 
 
 def predict(world_size: int, tiny_esm: Path, fasta: Path, out: Path) -> tuple[int, int]:
@@ -281,7 +305,7 @@ def test_one_of_two_processes_is_asked_to_end(tmp_path: Path, tiny_esm: Path, pd
         for rank in range(2)
     ]
     try:
-        wait_until(lambda: any(tmp_path.rglob("*.ckpt")), processes[0], timeout=200)
+        wait_until(lambda: any(tmp_path.rglob("*.ckpt")), processes[0])
         assert processes[0].pid is not None
         os.kill(processes[0].pid, signal.SIGTERM)
         for process in processes:

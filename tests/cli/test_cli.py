@@ -41,7 +41,13 @@ def test_the_shipped_configs_are_the_documented_ones() -> None:
     assert {"base", "crop200", "full1020", "quickstart", "random8m"} <= set(CONFIGS)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# These draw long proteins, or run as "retrieval" does: tests/cli/test_arms.py compares their options with its.
+SLOW = ("retrieval_shuffled", "retrieval_tokens", "synthetic_long", "synthetic_pretrain")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CONFIGS]
+)
 def test_every_shipped_config_runs(name: str, tmp_path: Path, tiny_esm: Path, pdb_folders: tuple[Path, Path]) -> None:
     arguments = ["fit", "--config", name, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]
     if name == "quickstart":

@@ -47,7 +47,7 @@ def stop(process: subprocess.Popen, number: signal.Signals, when: Callable[[], b
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()
     process.send_signal(number)
-    return process.communicate(timeout=60)
+    return process.communicate(timeout=120)
 
 
 def predict(tiny_esm: Path, *more: str) -> list[str]:
@@ -107,10 +107,23 @@ def test_ctrl_c_ends_a_run_with_a_short_message(tmp_path: Path, tiny_esm: Path) 
     assert {row["id"] for row in summary(results)} <= set(NAMES)
 
 
-def test_ctrl_c_while_libraries_are_imported(tmp_path: Path) -> None:
+TELL = """
+import pathlib, sys
+
+class Tell:
+    def find_spec(self, name, *_):
+        if name == "lightning":
+            pathlib.Path("importing").touch()
+
+sys.meta_path.insert(0, Tell())
+"""
+
+
+def test_ctrl_c_while_libraries_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(TELL)  # no clock tells how far a busy computer is
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     process = start(tmp_path, "predict", "--help")
-    began = time.monotonic()
-    out, err = stop(process, signal.SIGINT, lambda: time.monotonic() - began > 0.7)
+    out, err = stop(process, signal.SIGINT, (tmp_path / "importing").exists)
     if process.returncode == 0:
         pytest.skip(f"too fast to be interrupted: {len(out)} characters of help")
     assert (process.returncode, err) == (130, "contactlm: interrupted\n")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
-import socket
+import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from contactlm.metrics.scores import (
 )
 from contactlm.metrics.thresholds import threshold_confusion, threshold_grid, tune_threshold
 from contactlm.types import DataError
+from tests.processes import run_ranks
 
 LIMITS = {"": (1, None), "sep6": (6, None), "short": (6, 11), "medium": (12, 23), "long": (24, None)}
 SEEDS = range(4)
@@ -412,10 +413,10 @@ def test_merged_states_of_two_ranks_equal_one(split: tuple[list[int], list[int]]
             assert float(merged) == pytest.approx(float(expected), abs=1e-12)
 
 
-def rank_main(rank: int, port: int, answers: Any) -> None:
+def scores_of_a_rank() -> tuple[int, tuple[Any, ...], dict[str, float], list[str]]:
     """First rank 1 has no protein at all; then it repeats two of rank 0's."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    rank = int(os.environ["LOCAL_RANK"])
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     metrics = make_metrics()
     feed(metrics, [[0, 1, 2, 3, 4, 5], []][rank])
     with warnings.catch_warnings():
@@ -425,23 +426,14 @@ def rank_main(rank: int, port: int, answers: Any) -> None:
     first = (values, metrics[0].pooled, metrics[2].rows, metrics[2].tune_threshold(), kept)
     feed((ProteinMCC(), PrecisionAtL(), metrics[2]), [[], [4, 0]][rank])
     metrics[2]._computed = None  # what an update does; rank 0 had none
-    answers.put((rank, first, metrics[2].compute(), [row["id"] for row in metrics[2].rows]))
+    repeated = metrics[2].compute(), [row["id"] for row in metrics[2].rows]
     torch.distributed.destroy_process_group()
+    return rank, first, *repeated
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_even_when_one_has_no_protein_or_repeats_some() -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(rank, port, answers), daemon=True) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    got = [answers.get(timeout=200) for _ in ranks]
-    for process in ranks:
-        process.join(timeout=60)
+def test_two_processes_equal_one_even_when_one_has_no_protein_or_repeats_some(tmp_path: Path) -> None:
+    got = run_ranks(scores_of_a_rank, 2, folder=tmp_path)
     whole = make_metrics()
     feed(whole, list(range(6)))
     ids = [f"protein{n}" for n in range(6)]

@@ -98,7 +98,7 @@ def after(whole: dict[int, Any], steps: int) -> dict[int, Any]:
     return {step: value for step, value in whole.items() if step > steps}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_checkpoint_leads_to_the_unbroken_run(
     tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, accumulate: int
 ) -> None:
@@ -242,7 +242,7 @@ def test_a_signal_saves_the_run_and_ends_it(
     wait_until(lambda: any(metrics.glob("*.ckpt")), process)
     assert process.pid is not None
     os.kill(process.pid, number)
-    process.join(60)
+    process.join(200)
     assert process.exitcode == status, output(tmp_path)
     (line,) = (line for line in output(tmp_path).splitlines() if line.startswith(number.name))
     path = tmp_path / line.rpartition("--ckpt_path ")[2]

@@ -143,9 +143,9 @@ def test_ordinary_chains_of_any_size_need_no_alignment(monkeypatch):
     rng = np.random.default_rng(0)
     full = "".join(rng.choice(AMINO, 30_000))
     kept = np.flatnonzero(rng.random(30_000) < 0.9)
-    start = time.perf_counter()
+    start = time.process_time()
     assert np.array_equal(align_observed(observed(full, kept, kept - 40), full), kept)
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
 
 
 def test_alignments_beyond_the_limit_are_refused():

@@ -69,6 +69,7 @@ REFUSED = {
 LINKED = {"2SNI_r_u.pdb.gz": 275}  # SOC 221, a selenocysteine derivative that gemmi's table does not know
 
 
+@pytest.mark.slow
 def test_every_chain_has_the_residues_of_the_manifest(shared):
     with (shared / "pdb" / "MANIFEST.csv").open() as handle:
         rows = list(csv.DictReader(handle))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import random
@@ -105,7 +106,8 @@ def test_kept_files_are_unzipped_once(server: Server, tmp_path: Path, monkeypatc
 )
 def test_what_may_pass_is_tried_again(server: Server, tmp_path: Path, bad: Answer) -> None:
     server.plans["1ABC"] = [bad, bad, good]
-    report = download_structures(["1abc"], tmp_path, server.url, retries=2, timeout=0.5, progress=False)
+    timeout = 0.8 if bad in (stall, silent) else 30  # a busy computer must not be taken for a server that is silent
+    report = download_structures(["1abc"], tmp_path, server.url, retries=2, timeout=timeout, progress=False)
     assert report.problems == {}
     assert server.asked["1ABC"] == 3
     assert report.paths[0].read_bytes() == body_of("1ABC")
@@ -116,8 +118,8 @@ def test_what_may_pass_is_tried_again(server: Server, tmp_path: Path, bad: Answe
     ("bad", "reason"),
     [
         (status(500), r"HTTP 500 Internal Server Error \(tried 3 times\)"),
-        (stall, r"no data for 0.3 s \(tried 3 times\)"),
-        (trickle, r"not complete after 0.6 s \(tried 3 times\)"),
+        (stall, r"no data for 0.8 s \(tried 3 times\)"),
+        (trickle, r"not complete after 0.8 s \(tried 3 times\)"),
         (truncated, r"\d+ of \d+ bytes came \(tried 3 times\)"),
         (garbage, r"not a whole compressed mmCIF file \(tried 3 times\)"),
         (hang_up, r"the connection broke .*\(tried 3 times\)"),
@@ -126,9 +128,10 @@ def test_what_may_pass_is_tried_again(server: Server, tmp_path: Path, bad: Answe
 def test_what_does_not_pass_is_a_problem_of_that_entry(
     server: Server, tmp_path: Path, bad: Answer, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch_module, "PATIENCE", 2)
+    monkeypatch.setattr(fetch_module, "PATIENCE", 1)
     server.plans["1ABC"] = [bad]
-    report = download_structures(["1abc", "2abc"], tmp_path, server.url, retries=2, timeout=0.3, progress=False)
+    timeout = 0.8 if bad in (stall, trickle) else 30
+    report = download_structures(["1abc", "2abc"], tmp_path, server.url, retries=2, timeout=timeout, progress=False)
     assert server.asked == {"1ABC": 3, "2ABC": 1}
     assert report.problems.keys() == {"1abc"}
     assert re.search(reason, report.problems["1abc"])
@@ -144,32 +147,43 @@ def test_final_answers_are_not_questioned(server: Server, tmp_path: Path, code: 
     assert [path.name for path in report.paths] == ["2abc.cif.gz"]
 
 
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds of every pause, as they are asked for; they take longer where the computer is busy."""
+    asked: list[float] = []
+    pause = fetch_module.Fetcher._pause
+
+    def noting(self: fetch_module.Fetcher, seconds: float) -> None:
+        asked.append(max(0.0, seconds))
+        pause(self, seconds)
+
+    monkeypatch.setattr(fetch_module.Fetcher, "_pause", noting)
+    return asked
+
+
 @pytest.mark.parametrize("as_date", [False, True])
-def test_retry_after_is_obeyed_by_all_threads(server: Server, tmp_path: Path, as_date: bool) -> None:
-    until = datetime.now(timezone.utc) + timedelta(seconds=2)
-    after = format_datetime(until, usegmt=True) if as_date else "1"
-    server.plans["1ABC"] = [status(429, Retry_After=after), good]
+def test_retry_after_is_obeyed_by_all_threads(
+    server: Server, tmp_path: Path, as_date: bool, pauses: list[float]
+) -> None:
+    def busy(handler: Handler) -> None:
+        until = datetime.now(timezone.utc) + timedelta(seconds=2)  # one to two seconds: a date has whole ones
+        handler.send(b"no", 429, Retry_After=format_datetime(until, usegmt=True) if as_date else "1")
+
+    server.plans["1ABC"] = [busy, good]
     ids = ["1abc", *(f"{i}xyz" for i in range(2, 8))]
     report = download_structures(ids, tmp_path, server.url, workers=1, progress=False)
     assert report.problems == {} and server.asked["1ABC"] == 2
-    pause = server.times[1] - server.times[0]
-    assert 0.9 <= pause <= 2.5 if not as_date else 0.4 <= pause <= 2.5  # a date has whole seconds
+    assert server.times[1] - server.times[0] >= 0.9 and max(pauses) <= (2 if as_date else 1)
     assert len(server.times) == 8
 
 
-def test_a_pause_the_server_asks_for_holds_back_the_others(server: Server, tmp_path: Path) -> None:
-    asked_to_wait = threading.Event()
-
-    def busy(handler: Handler) -> None:
-        handler.send(b"", 429, Retry_After="1")
-        asked_to_wait.set()
-
+def test_a_pause_the_server_asks_for_holds_back_the_others(server: Server, tmp_path: Path, pauses: list[float]) -> None:
     def late(handler: Handler) -> None:
-        asked_to_wait.wait(2)
-        time.sleep(0.1)
+        while max(pauses) < 0.5 and not handler.server.ended.wait(0.01):
+            pass  # the other one does not pause yet
         good(handler)
 
-    server.plans = {"1ABC": [busy, good], "2ABC": [late]}
+    server.plans = {"1ABC": [status(429, Retry_After="1"), good], "2ABC": [late]}
     ids = ["1abc", "2abc", "3abc", "4abc"]
     report = download_structures(ids, tmp_path, server.url, workers=2, progress=False)
     assert report.problems == {}
@@ -193,21 +207,22 @@ def test_damaged_and_foreign_files_are_replaced(server: Server, tmp_path: Path) 
 
 
 def test_requests_are_bounded(server: Server, tmp_path: Path) -> None:
-    waiting, most = (
-        threading.Semaphore(18),
-        [18],
-    )  # not the server's count: who is answered may ask before that goes down
+    # not the server's count: who is answered may ask before that goes down
+    three, lock, waiting = threading.Barrier(3), threading.Lock(), [0, 0]  # now, and at most
 
     def slow(handler: Handler) -> None:
-        with waiting:
-            most.append(waiting._value)
-            time.sleep(0.03)
+        with lock:
+            waiting[:] = waiting[0] + 1, max(waiting[1], waiting[0] + 1)
+        three.wait(60)
+        time.sleep(0.03)  # for a fourth one to come
+        with lock:
+            waiting[0] -= 1
         good(handler)
 
     ids = [f"{i}abc" for i in range(1, 10)] + [f"{i}xyz" for i in range(1, 10)]
     server.plans = {name.upper(): [slow] for name in ids}
     assert len(download_structures(ids, tmp_path, server.url, workers=3, progress=False).paths) == 18
-    assert 2 <= 18 - min(most) <= 3
+    assert waiting == [0, 3]
 
 
 def free_port() -> int:
@@ -216,17 +231,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_no_network_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(fetch_module, "FIRST_WAIT", 0.01)
     ids = [f"{i}abc" for i in range(1, 10)]
-    start = time.monotonic()
     with pytest.raises(
         DataError, match=r"http://127.*cannot be reached for .abc: no connection .*\(tried 3 times\)"
     ) as e:
         download_structures(ids, tmp_path, f"http://127.0.0.1:{free_port()}/files", progress=False)
     assert "give that folder as train_dir" in str(e.value)
-    assert time.monotonic() - start < 3
+    assert sum(pauses) < 3
     assert names(tmp_path) == []
 
 
@@ -238,8 +252,10 @@ def test_a_complete_folder_needs_no_network(tmp_path: Path) -> None:
 
 def test_a_network_that_goes_away_ends_the_run(server: Server, tmp_path: Path) -> None:
     def last(handler: Handler) -> None:
-        good(handler)
+        with contextlib.suppress(OSError):  # not everywhere: what listens is not connected
+            handler.server.socket.shutdown(socket.SHUT_RDWR)
         handler.server.socket.close()
+        good(handler)  # after that, who is answered could ask once more
 
     server.plans["2ABC"] = [last]
     ids = [f"{i}abc" for i in range(1, 10)] * 1 + [f"{i}xyz" for i in range(1, 10)]
@@ -284,14 +300,14 @@ def test_a_run_that_was_ended_goes_on(server: Server, tmp_path: Path, how: signa
     server.plans = {f"{i}AB{letter}": [silent] for i in range(5, 10) for letter in "CDEF"}  # waits for 30 s
     command = [sys.executable, "-c", RUN, str(tmp_path), server.url]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while server.busy < 2 or len(names(tmp_path)) < 16:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, how)
     start = time.monotonic()
     _, errors = process.communicate()
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 20
     if how == signal.SIGINT:
         assert errors.splitlines()[-1] == "KeyboardInterrupt"
     server.plans.clear()
