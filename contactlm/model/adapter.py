@@ -106,12 +106,15 @@ def read_adapter(directory: str | Path) -> Adapter:
         raise ModelError(f"{directory}: no {CONFIG_FILE} there; give a directory that `contactlm export` wrote")
     try:
         config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+        backbone = config.get("base_model_name_or_path") or ""
+        if not isinstance(backbone, str):
+            raise ValueError(f"base_model_name_or_path is {backbone!r}")
         weights = load_file(directory / WEIGHTS_FILE)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{directory}: the adapter cannot be read: {error}") from error
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        raise ModelError(f"{directory}: the adapter cannot be read: {str(error)[:300]}") from error
     about = read_about(directory)
     return Adapter(
-        backbone=config.get("base_model_name_or_path") or "",
+        backbone=backbone,
         backbone_checksum=about.get("backbone_checksum"),
         lora=_lora_options(directory, config),
         tuned_threshold=about.get("tuned_threshold"),
@@ -181,8 +184,9 @@ def _lora_options(directory: Path, config: Mapping[str, Any]) -> LoraOptions:
     odd = [name for name in _UNSUPPORTED if config.get(name)]
     odd += [f"peft_type {kind!r}"] if kind != "LORA" else []
     odd += [f"bias {bias!r}"] if bias != "none" else []
-    if odd or not isinstance(targets, list):
-        odd += [f"target_modules {targets!r}"] if not isinstance(targets, list) else []
+    listed = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
+    odd += [] if listed else [f"target_modules {targets!r}"]
+    if odd or targets is None:
         raise ModelError(
             f"{directory}: {', '.join(odd)} in {CONFIG_FILE}; only plain LoRA with a list of target modules can be read"
         )

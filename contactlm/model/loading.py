@@ -6,6 +6,7 @@ import hashlib
 import re
 import ssl
 import urllib.error
+import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
@@ -194,7 +195,9 @@ def _require_hub(name: str) -> None:
     if constants.HF_HUB_OFFLINE:
         raise ModelError(f"{tried}, and HF_HUB_OFFLINE forbids the download; {_LOCAL_COPY}")
     try:
-        urllib.request.urlopen(f"{constants.ENDPOINT}/api/models/{name}", timeout=_PROBE_SECONDS).close()
+        urllib.request.urlopen(
+            f"{constants.ENDPOINT}/api/models/{urllib.parse.quote(name)}", timeout=_PROBE_SECONDS
+        ).close()
     except urllib.error.HTTPError:
         return  # The hub answers; its own client knows about tokens and reports what is wrong.
     except (TimeoutError, urllib.error.URLError, ConnectionError) as error:

@@ -65,6 +65,8 @@ def _fault(checkpoint: Mapping[str, Any]) -> str | None:
         return f"{CHECKPOINT_KEY} is a {type(about).__name__}"
     if missing := sorted({"backbone", "backbone_checksum", "tuned_threshold", "random_state"} - about.keys()):
         return f"{CHECKPOINT_KEY} lacks {', '.join(missing)}"
+    if not isinstance(about.get("class", ""), str):
+        return f"class is a {type(about['class']).__name__}"
     if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         return "state_dict holds something else than weights"
     threshold = about["tuned_threshold"]

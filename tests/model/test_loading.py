@@ -166,6 +166,9 @@ def test_a_hub_out_of_reach_is_said_at_once(monkeypatch, tmp_path):
     ):
         load_esm("someone/esm2-nowhere")
     assert len(asked) == 1
+    with pytest.raises(ModelError, match="Name or service"):
+        load_esm("some one")
+    assert asked.pop().endswith("/some%20one")  # urlopen itself raises for a blank in a URL
     monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE forbids"):
         load_esm("someone/esm2-nowhere")

@@ -36,6 +36,7 @@ def without(name: str) -> Callable[[dict[str, Any]], object]:
         (without("backbone_checksum"), "contactlm lacks backbone_checksum"),
         (lambda c: c[CHECKPOINT_KEY].update(tuned_threshold="x"), "tuned_threshold is 'x'"),
         (lambda c: c[CHECKPOINT_KEY].update(tuned_threshold=float("nan")), "tuned_threshold is nan"),
+        (lambda c: c[CHECKPOINT_KEY].update({"class": ["x"]}), "class is a list"),
         (lambda c: c.pop("state_dict"), "state_dict holds something else"),
         (lambda c: c.update(state_dict={"a": [1.0]}), "state_dict holds something else"),
         (lambda c: c.pop("pytorch-lightning_version"), "pytorch-lightning_version"),
