@@ -197,7 +197,13 @@ def _map_group(
                 blends[chain].add(piece, own[: piece.residues, : piece.residues])
             bar.update(len(batch))
     for blend, plan in zip(blends, plans, strict=True):
-        yield FullMap(blend.finish(), _how(blend.length, plan, options))
+        probability = blend.finish()
+        if not torch.isfinite(probability).all():
+            raise ModelError(
+                f"a map of {blend.length} residues: the model's logits are not finite; its weights are damaged, or half "
+                "precision is too little for it (trainer.precision)"
+            )
+        yield FullMap(probability, _how(blend.length, plan, options))
 
 
 def _how(length: int, plan: list[Pass], options: WindowOptions) -> dict[str, Any]:

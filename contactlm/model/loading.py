@@ -148,6 +148,9 @@ def _from_pretrained(name: str, local_files_only: bool) -> EsmModel:
             raise
         raise ModelError(f"{name}: config.json and weights do not make an ESM2 model: {_first_line(error)}") from error
     _check_loaded(name, set(report["missing_keys"]))
+    for key, weight in esm.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ModelError(f"{name}: {key} has values that are not finite: damaged weights; fetch them again")
     return esm.eval()
 
 
@@ -170,6 +173,12 @@ def _require_rotary_esm(name: str, config: EsmConfig) -> None:
         raise ModelError(
             f"{name}: position_embedding_type is {config.position_embedding_type!r}; only ESM2 models, with 'rotary', "
             "are supported"
+        )
+    ids = (config.vocab_size, config.pad_token_id, config.mask_token_id)
+    if [type(value) for value in ids] != [int] * 3 or ids != (len(VOCABULARY), PAD, MASK):
+        raise ModelError(
+            f"{name}: vocab_size, pad_token_id and mask_token_id are {ids}; those of ESM2, whose tokens are used here, "
+            f"are {(len(VOCABULARY), PAD, MASK)}"
         )
     if config.is_decoder or config.add_cross_attention or config.is_folding_model:
         raise ModelError(f"{name}: a decoder or folding model; only plain ESM2 encoders are supported")

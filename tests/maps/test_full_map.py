@@ -278,3 +278,11 @@ def test_no_gradients_are_recorded() -> None:
     weight = torch.ones(1, requires_grad=True)
     got = full_map(lambda tokens, *_: torch.zeros(1, 5, 5) * weight, numbered(5))
     assert not got.probability.requires_grad
+
+
+def test_logits_that_are_not_finite_are_an_error() -> None:
+    module = ContactModule(None, architecture=TINY, lora=None)
+    with torch.no_grad():
+        module.head_parameters()[1].fill_(float("nan"))
+    with pytest.raises(ModelError, match="logits are not finite"):
+        module.predict_map("MKTAYIAKQRQ")

@@ -188,3 +188,19 @@ def test_checksum_is_of_the_base_weights(tmp_path):
     with torch.no_grad():
         esm.encoder.layer[0].attention.self.query.base_layer.weight[0, 0] += 1e-3
     assert backbone_checksum(esm) != checksum
+
+
+@pytest.mark.parametrize("changes", [{"pad_token_id": 40}, {"mask_token_id": None}, {"mask_token_id": True}])
+def test_other_token_numbers_are_refused(checkpoint, changes):
+    edit_config(checkpoint, **changes)
+    with pytest.raises(ModelError, match=r"vocab_size, pad_token_id and mask_token_id are .*those of ESM2"):
+        load_esm(str(checkpoint))
+
+
+def test_weights_that_are_not_finite_are_named(checkpoint):
+    path = checkpoint / "model.safetensors"
+    weights = load_file(path)
+    weights["esm.encoder.layer.0.intermediate.dense.bias"][0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"encoder\.layer\.0\.intermediate\.dense\.bias has values that are not"):
+        load_esm(str(checkpoint))
