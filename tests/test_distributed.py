@@ -12,6 +12,7 @@ import torch
 
 from contactlm import ContactModule, RetrievalModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, PredictionWriter, TokenBudget
+from contactlm.callbacks.checkpoint import SafeCheckpoint
 from contactlm.callbacks.writer import read_summary
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.maps.contact_map import ContactMap
@@ -321,6 +322,52 @@ def test_one_of_two_processes_is_asked_to_end(tmp_path: Path, tiny_esm: Path, pd
     assert saved["callbacks"]["TokenBudget"]["tokens"] == 2 * 3 * 32 * saved["global_step"]
     parsed = (tmp_path / "parsed").read_text().split()
     assert len(parsed) == len(set(parsed)) == 13 + 3  # once a machine, not once a process
+
+
+def note_searches() -> None:
+    """In this process: each search for relatives leaves a line in ``searched``."""
+    from contactlm.homology import cluster
+
+    search = cluster.find_relations
+
+    def noting(pool: list[str], *options: Any) -> Any:
+        with Path("searched").open("a") as handle:
+            handle.write(f"{len(pool)} by {os.environ['LOCAL_RANK']}\n")
+        return search(pool, *options)
+
+    cluster.find_relations = noting
+
+
+def fit_and_keep(tiny_esm: Path, folders: Folders) -> dict[str, np.ndarray]:
+    note_searches()
+    data = data_module(folders, batch_size=2)
+    saver = SafeCheckpoint(dirpath=Path.cwd() / "kept", monitor=None, stop_on_signals=False)
+    runner = trainer(Path.cwd(), TokenBudget(300), saver, enable_checkpointing=True, **processes(2))
+    runner.fit(ContactModule(str(tiny_esm)), data)
+    return data.identity
+
+
+def score_alone(tiny_esm: Path, test_dir: Path) -> dict[str, float]:
+    note_searches()
+    data = ContactDataModule(test_dir=str(test_dir), read_workers=0, min_length=10)
+    runner = trainer(Path.cwd(), ContactEvaluation(write_rows=False), **processes(2))
+    (logged,) = runner.test(ContactModule(str(tiny_esm)), data, ckpt_path=Path.cwd() / "kept/last.ckpt", verbose=False)
+    return {name: value for name, value in logged.items() if "@id" in name}
+
+
+def test_relatives_are_searched_once_a_machine(tmp_path: Path, tiny_esm: Path) -> None:
+    for i in range(10):
+        write_pdb(tmp_path / "train" / f"t{i:02d}.pdb", {"A": random_sequence(i, 60)}, seed=i)
+    for name, numbers in (("test", (0, 30)), ("other", (1, 3, 31))):
+        for i in numbers:
+            sequence = {"A": mutated(random_sequence(i, 60), 0.3, 1)}
+            write_pdb(tmp_path / name / f"s{i:02d}.pdb", sequence, seed=i)
+    ranks = run_ranks(fit_and_keep, 2, tiny_esm, (tmp_path / "train", tmp_path / "test"), folder=tmp_path)
+    assert (tmp_path / "searched").read_text().split("\n") == ["10 by 0", "11 by 0", ""]  # clusters, and the test set
+    assert all(identity["test"].astype(bool).sum() == 1 for identity in ranks)
+    scores = run_ranks(score_alone, 2, tiny_esm, tmp_path / "other", folder=tmp_path)
+    assert (tmp_path / "searched").read_text().split("\n")[2:] == ["12 by 0", ""]
+    assert scores[0] == scores[1] and len({name.partition("@")[2] for name in scores[0]}) == 2
 
 
 def test_world_size_and_rank_are_those_of_slurm(monkeypatch: pytest.MonkeyPatch, pdb_folders: Folders) -> None:

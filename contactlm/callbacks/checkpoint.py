@@ -18,6 +18,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from contactlm.atomic import remove_temporaries
+from contactlm.data.store import ChainStore
+from contactlm.data.training_set import NAME as KEPT_TRAINING
+from contactlm.data.training_set import keep_training
 from contactlm.runs.signals import Stopped, StopSignals
 from contactlm.types import ContactLMError
 
@@ -46,6 +49,9 @@ class SafeCheckpoint(ModelCheckpoint):
 
     Use it with :class:`contactlm.runs.checkpoint_io.AtomicCheckpointIO`: a checkpoint that cannot be written then
     leaves the older ones as they were, and the run goes on. A resumed run remembers which checkpoint was best before.
+
+    With a data module that has its training chains as a store (``ContactDataModule``) the training sequences are kept
+    beside the checkpoints, in ``train.fasta.gz``: a test elsewhere tells identities to them.
 
     Args:
         last_every_n_minutes: Minutes between two writes of ``last.ckpt``; null: no such writes.
@@ -98,6 +104,7 @@ class SafeCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
             self._remove_leftovers(trainer)
+            self._keep_training(trainer)
         self._step_before = trainer.global_step
         self._tried_at = (trainer.global_step if trainer.ckpt_path else -1, time.monotonic())
         self._stopping = 0
@@ -180,6 +187,21 @@ class SafeCheckpoint(ModelCheckpoint):
         for folder in folders:
             if folder is not None and "://" not in str(folder):
                 remove_temporaries(Path(folder))
+
+    def _keep_training(self, trainer: L.Trainer) -> None:
+        """Write down what is trained on; a full disk shall not end the run."""
+        store = getattr(trainer.datamodule, "chains", {}).get("train")  # type: ignore[attr-defined]  # a connector sets it
+        if (
+            not isinstance(store, ChainStore)
+            or self.dirpath is None
+            or "://" in str(self.dirpath)
+            or self._is_trial(trainer)
+        ):
+            return
+        try:
+            keep_training(store, Path(self.dirpath))
+        except OSError as error:
+            log.warning("%s: %s cannot be written (%s)", self.dirpath, KEPT_TRAINING, error.strerror or error)
 
     def _is_trial(self, trainer: L.Trainer) -> bool:
         return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # a connector sets it

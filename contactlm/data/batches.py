@@ -31,6 +31,7 @@ from torch.utils.data import Dataset
 from contactlm.data.crop import Stream, generator
 from contactlm.data.dataset import Batch, CropDataset, Sample, collate
 from contactlm.data.resume import EpochSampler
+from contactlm.types import DataError
 
 SPECIAL = 2  # <cls> and <eos>
 MOVE = 0.03  # a length's largest random move, relative
@@ -54,6 +55,34 @@ class CostBound:
     def of(self, lengths: NDArray[Any]) -> NDArray[Any]:
         """Cost of one sample of each length, given in residues."""
         return lengths + SPECIAL if self.unit == "tokens" else lengths**2
+
+    @classmethod
+    def of_options(cls, batch_tokens: int | None, batch_pairs: int | None) -> CostBound | None:
+        """The bound that is given, if any.
+
+        Raises:
+            DataError: Both are given, or one that is not positive.
+        """
+        if batch_tokens is not None and batch_pairs is not None:
+            raise DataError(
+                f"batch_tokens is {batch_tokens} and batch_pairs {batch_pairs}: give one of them, or neither"
+            )
+        given = {"tokens": batch_tokens, "pairs": batch_pairs}
+        check_positive(**{f"batch_{unit}": most for unit, most in given.items() if most is not None})
+        if batch_tokens is not None:
+            return cls("tokens", batch_tokens)
+        return None if batch_pairs is None else cls("pairs", batch_pairs)
+
+
+def check_positive(**values: int) -> None:
+    """Make sure that options are at least 1.
+
+    Raises:
+        DataError: One is not.
+    """
+    for name, value in values.items():
+        if value < 1:
+            raise DataError(f"{name} is {value}; it must be at least 1")
 
 
 def cut(costs: Sequence[float], most: float) -> Parts:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from contactlm.atomic import atomic_file
+from contactlm.atomic import atomic_file, note_use
 from contactlm.data.cache_folder import default_cache_dir, open_cache_folder
 from contactlm.data.progress import Progress
 from contactlm.data.readers import LOST, Task, processors, read_files
@@ -42,11 +42,15 @@ class ReadReport:
         files: Files asked for.
         parsed: Files that had to be parsed now (the rest came from the cache).
         problems: Skipped files with the reason.
+        read: The files that ``file_of_chain`` in the store's meta data counts: those that could be opened.
+        remark: On what else lay there; empty when there is nothing to tell.
     """
 
     files: int = 0
     parsed: int = 0
     problems: dict[str, str] = field(default_factory=dict)
+    read: list[Path] = field(default_factory=list)
+    remark: str = ""
 
 
 class StructureCache:
@@ -88,11 +92,13 @@ class StructureCache:
         joined_path = self.directory / "packs" / f"{_digest(*(keys[path] for path in readable))}.chains"
         joined = _open_or_none(joined_path)
         parsed = 0
+        if joined is not None:
+            note_use(joined_path, *(self._entry_path(key) for key in keys.values()))
         if joined is None:
             joined, parsed = self._join([(path, keys[path]) for path in readable])
             if LOST not in joined.meta["problems"] and self._try_write(joined, joined_path):
                 joined = _open_or_none(joined_path) or joined
-        report = ReadReport(len(paths), parsed, dict(problems))
+        report = ReadReport(len(paths), parsed, dict(problems), readable)
         for path, reason in zip(readable, joined.meta["problems"], strict=True):
             if reason is not None:
                 report.problems[str(path)] = reason
@@ -102,6 +108,7 @@ class StructureCache:
         """Hash the files' contents; take the hash from the index where size and modification time are the same."""
         index_path = self.directory / "index" / f"{_digest(*sorted({str(p.parent.absolute()) for p in paths}))}.json"
         known = _read_index(index_path)
+        note_use(index_path)
         seen: dict[str, list[object]] = {}
         keys: dict[Path, str] = {}
         problems: dict[str, str] = {}
@@ -117,9 +124,14 @@ class StructureCache:
                 continue
             seen[name] = [*mark, content]
             keys[path] = _digest(str(content), path.name, self.sequence, str(READER_VERSION))
-        if seen != known:
-            self._try_write_bytes(json.dumps(seen).encode(), index_path)
+        if any(known.get(name) != entry for name, entry in seen.items()):
+            self._merge_index(index_path, seen)
         return keys, problems
+
+    def _merge_index(self, path: Path, seen: dict[str, list[object]]) -> None:
+        """Add to an index what was seen now, and drop what is gone: other lists of the same folders share it."""
+        others = {name: entry for name, entry in _read_index(path).items() if name not in seen and Path(name).is_file()}
+        self._try_write_bytes(json.dumps(others | seen).encode(), path)
 
     def _join(self, items: Sequence[tuple[Path, str]]) -> tuple[ChainStore, int]:
         """Lay the entries of all files end to end."""

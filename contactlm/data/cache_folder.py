@@ -35,7 +35,8 @@ def default_cache_dir() -> Path:
 def open_cache_folder(directory: Path) -> None:
     """Make the cache folder, for its user only, and once a day clear it of what was long unused.
 
-    A file counts as used when it was written or read (as far as the file system notes that). How long files are kept
+    A file counts as used when it was written or read, and the entries behind a list of structure files when that list
+    was (:func:`contactlm.atomic.note_use`). How long files are kept
     unused is 90 days, or ``$CONTACTLM_CACHE_DAYS``; 0 keeps all. Temporary files of processes that were killed go
     after a day. Only a folder that holds nothing but a cache is cleared. One that cannot be written is left as it is.
 

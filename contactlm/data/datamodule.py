@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -15,16 +17,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from contactlm.data.batches import CostBound, CostSampler, WholeBatches, collate_weighted
+from contactlm.data.batches import CostBound, CostSampler, WholeBatches, check_positive, collate_weighted
 from contactlm.data.cache import StructureCache
 from contactlm.data.chain_sets import describe_chains
 from contactlm.data.complexes import join_chains, join_groups
 from contactlm.data.crop import CropScheme
 from contactlm.data.dataset import CropDataset, StreamLoader, StreamSampler, share_loader
-from contactlm.data.groups import chain_keys, cluster_chains
-from contactlm.data.leakage import MANY_PAIRS, TooManyPairsError, store_identity, tell_leaks, tell_skipped
+from contactlm.data.groups import LazySequences, chain_keys, cluster_chains
+from contactlm.data.leakage import LeakSearch
 from contactlm.data.packed.manifest import ClusterRule
-from contactlm.data.predict_inputs import read_predict_inputs
+from contactlm.data.predict_inputs import read_predict_inputs, structure_paths
 from contactlm.data.rcsb.download import RCSB
 from contactlm.data.resume import check_same_run, other_chains
 from contactlm.data.selection import Selection, by_length, name_problems, select_chains
@@ -32,9 +34,12 @@ from contactlm.data.sources import Source, find_sources, need_predict_paths, nee
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
+from contactlm.data.training_set import NAME as KEPT_TRAINING
+from contactlm.data.training_set import kept_training
 from contactlm.homology.cluster import ClusterOptions
 from contactlm.types import DataError
 
+NEEDED = {"fit": ("train", "test"), "validate": ("train",), "test": ("test",), "predict": ()}  # sources, by stage
 log = logging.getLogger(__name__)
 
 
@@ -132,7 +137,7 @@ class ContactDataModule(L.LightningDataModule):
         synthetic: SyntheticOptions | None = None,
     ) -> None:
         super().__init__()
-        _check_positive(
+        check_positive(
             crop_length=crop_length, batch_size=batch_size, eval_batch_size=eval_batch_size, min_length=min_length
         )
         self.train_dir, self.test_dir, self.synthetic = train_dir, test_dir, synthetic
@@ -146,9 +151,9 @@ class ContactDataModule(L.LightningDataModule):
         self._cache = partial(StructureCache, cache_dir, sequence, read_workers)
         self.predict_paths = predict_paths
         self.split, self.cluster, self.weights = split, cluster, weights
-        self.bound = _cost_bound(batch_tokens, batch_pairs)
+        self.bound = CostBound.of_options(batch_tokens, batch_pairs)
         self._train_clusters: NDArray[np.int64] | None = None
-        self._clustered_by = ""
+        self._clustered_by, self._is_quiet = "", False
         self._trained_on: dict[str, Any] | None = None
         self.trained_before: list[dict[str, Any]] = []  # other sets of training chains that the run goes on from
         self.identity: dict[str, NDArray[np.float32]] = {}
@@ -163,11 +168,28 @@ class ContactDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Get the files and fill the cache, once a node, so that :meth:`setup` finds everything in every process."""
+        stage = self._stage
         if self.synthetic is not None:
             write_synthetic(self.synthetic)
-        for source in self._sources().values():
+        for source in self._sources(stage).values():
             source.fetch()
             source.load(self._cache())
+        if self.predict_paths and stage in (None, "predict") and (paths := structure_paths(self.predict_paths)):
+            self._cache().load(paths)
+        if self.trainer is not None and self.trainer.world_size > 1 and stage != "predict":
+            self._fill_cache(stage)
+
+    def _fill_cache(self, stage: str | None) -> None:
+        """Do once what each process would do: clusters and identities to training chains are kept in the cache."""
+        twin = copy(self)
+        twin._chains, twin.identity, twin._is_quiet = {}, {}, True
+        with suppress(DataError):  # each process will come to it, and says so
+            twin.setup(stage or "fit")
+
+    @property
+    def _stage(self) -> str | None:
+        """What the trainer is about to do; None: there is no trainer."""
+        return None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
 
     def setup(self, stage: str) -> None:
         """Open the chains a stage needs: ``fit``, ``validate``, ``test`` or ``predict``."""
@@ -179,35 +201,38 @@ class ContactDataModule(L.LightningDataModule):
             self._chains["test"] = by_length(self._select(sources["test"]).store)
         if "test" not in self._chains and stage == "test":
             need_role(stage, sources)
-        self._look_for_leaks()
+        if "train" in self._chains and self._not_compared():
+            train = self._chains["train"]
+            self._look_for_leaks(LazySequences(train), chain_keys(train)[0])
         if stage == "predict" and "predict" not in self._chains:
             self._setup_predict()
 
-    def _look_for_leaks(self) -> None:
-        """Find, and report, how near dev and test chains are to what is trained on (where both are known)."""
-        if "train" not in self._chains:
-            return
-        for role in {"dev", "test"} & self._chains.keys() - self.identity.keys():
-            if (identity := self._identity(role)) is None:
-                continue
-            self.identity[role] = identity
-            if self._is_main_process and len(identity):
-                tell_leaks(role, identity, self.cluster)
+    def _look_for_leaks(self, training: Sequence[str], keys: Sequence[str]) -> None:
+        """Find how near dev and test chains are to what is trained on; the arguments are those of LeakSearch."""
+        search = LeakSearch(self.cluster, self._cache().directory, self.leak_report, self._is_main_process)
+        apart = ("dev",) if self.split == "cluster" and self._clustered_by == "builtin" else ()
+        sets = {role: self._chains[role] for role in self._not_compared()}
+        self.identity |= search.identities(sets, training, keys, apart)
 
-    def _identity(self, role: str) -> NDArray[np.float32] | None:
-        """Identity of each dev or test chain to its nearest training relative; None when that is not computed."""
-        if role == "dev" and self.split == "cluster" and self._clustered_by == "builtin":
-            return np.zeros(len(self._chains[role]), np.float32)  # relatives are on the same side of the split
-        if self.leak_report == "never":
-            return None
-        sets = self._chains[role], self._chains["train"]
-        most = math.inf if self.leak_report == "always" else MANY_PAIRS
-        try:
-            return store_identity(*sets, self.cluster, self._cache().directory, most)
-        except TooManyPairsError as error:
-            if self._is_main_process:
-                tell_skipped(role, error)
-            return None
+    def _not_compared(self) -> list[str]:
+        """The roles whose chains were not yet compared with those trained on."""
+        return sorted({"dev", "test"} & self._chains.keys() - self.identity.keys())
+
+    def _look_for_kept_training(self, path: str | Path, trained_on: Mapping[str, Any]) -> None:
+        """Take the training sequences that lie beside the checkpoint, where no training chains are at hand.
+
+        Args:
+            path: The checkpoint.
+            trained_on: The training chains that it says it had.
+        """
+        kept = kept_training(path) if "train" not in self._chains and self.leak_report != "never" else None
+        if kept is not None and kept.about == trained_on:
+            self._look_for_leaks(kept.sequences, kept.sequences)
+        elif kept is not None and self._is_main_process:
+            log.warning(
+                "the %s beside %s is of other chains than it was trained on, and is not used: no scores by identity to "
+                "training chains", KEPT_TRAINING, path,
+            )  # fmt: skip
 
     def _setup_predict(self) -> None:
         inputs = read_predict_inputs(
@@ -229,9 +254,10 @@ class ContactDataModule(L.LightningDataModule):
         """
         self._finished = finished
 
-    def _sources(self) -> dict[str, Source]:
-        """Where the structures of each role come from."""
-        return find_sources(vars(self), self._cache().directory)
+    def _sources(self, stage: str | None = None) -> dict[str, Source]:
+        """Where the structures of each role come from that a stage needs; None: of all."""
+        found = find_sources(vars(self), self._cache().directory)
+        return {role: source for role, source in found.items() if role in NEEDED.get(stage or "", found)}
 
     def _select(self, source: Source) -> Selection:
         """Read a source and keep the chains that can be used."""
@@ -279,16 +305,29 @@ class ContactDataModule(L.LightningDataModule):
         return options | now | {"trained_before": self.trained_before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to train on in a run of another seed or split; tell of other training chains."""
-        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+        """Refuse to train on in a run of another seed or split; tell of other training chains.
+
+        A test looks for the chains that the checkpoint was trained on, for the scores by identity.
+        """
+        trainer, trained_on = self.trainer, state_dict.get("train")
+        if trainer is None:
+            return
+        if trainer.state.fn == TrainerFn.FITTING:
             now = self.state_dict()
-            self.trained_before = check_same_run(state_dict, now, self.trainer.ckpt_path)
+            self.trained_before = check_same_run(state_dict, now, trainer.ckpt_path)
             if self.trained_before and self._is_main_process:
                 log.warning("%s", other_chains(self.trained_before, now["train"]))
+        elif trainer.state.fn == TrainerFn.TESTING and trained_on is not None and trainer.ckpt_path is not None:
+            # the first process of each node goes first, and leaves the answer for the others in the cache
+            if trainer.local_rank == 0:
+                self._look_for_kept_training(trainer.ckpt_path, trained_on)
+            trainer.strategy.barrier()
+            if trainer.local_rank != 0:
+                self._look_for_kept_training(trainer.ckpt_path, trained_on)
 
     @property
     def _is_main_process(self) -> bool:
-        return self.trainer is None or self.trainer.is_global_zero
+        return not self._is_quiet and (self.trainer is None or self.trainer.is_global_zero)
 
     def _rank(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -344,19 +383,3 @@ class ContactDataModule(L.LightningDataModule):
         started = loop.epoch_progress.state_dict()["current"]["started"]
         epoch, batch = max(0, started - 1), loop.epoch_loop.batch_progress.current.ready
         return (epoch + 1, 0) if batch >= self.trainer.num_training_batches else (epoch, batch)
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise DataError(f"{name} is {value}; it must be at least 1")
-
-
-def _cost_bound(batch_tokens: int | None, batch_pairs: int | None) -> CostBound | None:
-    if batch_tokens is not None and batch_pairs is not None:
-        raise DataError(f"batch_tokens is {batch_tokens} and batch_pairs {batch_pairs}: give one of them, or neither")
-    given = {"tokens": batch_tokens, "pairs": batch_pairs}
-    _check_positive(**{f"batch_{unit}": most for unit, most in given.items() if most is not None})
-    if batch_tokens is not None:
-        return CostBound("tokens", batch_tokens)
-    return None if batch_pairs is None else CostBound("pairs", batch_pairs)

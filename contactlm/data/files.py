@@ -1,13 +1,17 @@
-"""Finding structure files: in folders, or named in a text file."""
+"""Finding input files: in folders, or named in a text file."""
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from contactlm.types import DataError
 
 STRUCTURE_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
 STRUCTURES = "a folder of structure files or a text file of their paths"
+NAMED = 5  # so many entries that are passed over are named; beyond, the rest is counted
 
 
 def existing_path(source: str | Path, option: str, wanted: str) -> Path:
@@ -31,13 +35,34 @@ def existing_path(source: str | Path, option: str, wanted: str) -> Path:
     return path
 
 
+class FoundFiles(list[Path]):
+    """Files, and what was passed over beside them.
+
+    Args:
+        paths: The files.
+        passed_over: What looks like input and is none, by its path, with the reason.
+    """
+
+    def __init__(self, paths: Iterable[Path], passed_over: Mapping[str, str]) -> None:
+        super().__init__(paths)
+        self.passed_over = dict(passed_over)
+
+    def remark(self) -> str:
+        """What was passed over, in one line; empty when nothing was."""
+        named = [f"{path} ({reason})" for path, reason in list(self.passed_over.items())[:NAMED]]
+        more = len(self.passed_over) - len(named)
+        many = "entries are" if len(self.passed_over) > 1 else "entry is"
+        listed = ", ".join(named) + (f" and {more} more" if more else "")
+        return f"{len(self.passed_over)} {many} passed over: {listed}" if named else ""
+
+
 def is_structure_file(path: Path) -> bool:
     """Whether the name ends like a structure file's: ``.pdb .ent .cif .mmcif``, each also ``.gz``."""
     name = path.name.lower().removesuffix(".gz")
     return name.endswith(STRUCTURE_SUFFIXES)
 
 
-def find_structures(source: str | Path, option: str = "train_dir") -> list[Path]:
+def find_structures(source: str | Path, option: str = "train_dir") -> FoundFiles:
     """List the structure files of a folder (searched recursively), of a text file of paths, or a single file.
 
     Args:
@@ -46,26 +71,78 @@ def find_structures(source: str | Path, option: str = "train_dir") -> list[Path]
         option: The option's name, for messages.
 
     Returns:
-        Sorted paths for a folder; the order of the lines for a text file.
+        Of a folder what :func:`search_folder` finds; of a text file the paths in the order of the lines.
 
     Raises:
         DataError: Nothing lies there, or no structure file is in it.
     """
     path = existing_path(source, option, STRUCTURES)
     if path.is_dir():
-        found = sorted(
-            file
-            for file in path.rglob("*")
-            if is_structure_file(file) and file.is_file() and not file.name.startswith(".")
-        )
-    elif is_structure_file(path):
-        found = [path]
+        found = search_folder(path, is_structure_file)
     else:
-        found = _read_list(path, option)
+        found = FoundFiles([path] if is_structure_file(path) else _read_list(path, option), {})
     if not found:
         suffixes = " ".join(STRUCTURE_SUFFIXES)
-        raise DataError(f"{option}: {path} holds no structure file ({suffixes}, each also .gz)")
+        beside = f"; {found.remark()}" if found.passed_over else ""
+        raise DataError(f"{option}: {path} holds no structure file ({suffixes}, each also .gz){beside}")
     return found
+
+
+def search_folder(folder: Path, is_wanted: Callable[[Path], bool]) -> FoundFiles:
+    """Find the files of a folder and of all folders in it, links to folders included, each folder once.
+
+    Hidden files are passed over (macOS leaves ``._x.pdb`` beside ``x.pdb``), as are links to nothing, what is no
+    regular file, and folders that cannot be searched or were searched before. A folder is none, whatever its name.
+
+    Args:
+        folder: The folder.
+        is_wanted: Tells files to look for from others by their name.
+
+    Returns:
+        The files, sorted by path; what was passed over by its path from the folder.
+    """
+    found: list[Path] = []
+    passed_over: dict[str, str] = {}
+    searched: set[tuple[int, int]] = set()
+    folders, links = deque([folder]), deque[Path]()
+    while folders or links:
+        place = folders.popleft() if folders else links.popleft()  # what is no link comes first
+        try:
+            stat = place.stat()
+            if (stat.st_dev, stat.st_ino) in searched:
+                passed_over[_below(folder, place)] = "a link to a folder that is searched already"
+                continue
+            searched.add((stat.st_dev, stat.st_ino))
+            with os.scandir(place) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            passed_over[_below(folder, place)] = f"cannot be searched: {error.strerror or error}"
+            continue
+        for entry in entries:
+            path = place / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(path)
+            elif entry.is_symlink() and path.is_dir():
+                links.append(path)
+            elif is_wanted(path) or (entry.is_symlink() and not entry.name.startswith(".") and not path.exists()):
+                if (reason := _fault(path)) is None:
+                    found.append(path)
+                else:
+                    passed_over[_below(folder, path)] = reason
+    return FoundFiles(sorted(found), passed_over)
+
+
+def _fault(path: Path) -> str | None:
+    """Why an entry is no input, or None."""
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_file():
+        return None
+    return "no regular file" if path.exists() else "a link to nothing"
+
+
+def _below(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 def _read_list(path: Path, option: str) -> list[Path]:

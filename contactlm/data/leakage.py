@@ -7,13 +7,15 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.atomic import atomic_file
+from contactlm.atomic import atomic_file, note_use
 from contactlm.data.complexes import best_of_chains, chain_sequences
 from contactlm.data.groups import LazySequences, chain_keys
 from contactlm.data.store import ChainStore
@@ -87,10 +89,80 @@ def store_identity(
     Raises:
         TooManyPairsError: It is not in the cache, and there are more pairs of chains than ``most_pairs``.
     """
-    sequences, entries = chain_sequences(queries)
     keys = chain_keys(training)[0]
-    identity = training_identity(sequences, LazySequences(training), options, cache_dir, keys, most_pairs)
+    return entry_identity(queries, LazySequences(training), keys, options, cache_dir, most_pairs)
+
+
+def entry_identity(
+    queries: ChainStore,
+    training: Sequence[str],
+    keys: Sequence[str],
+    options: ClusterOptions,
+    cache_dir: Path,
+    most_pairs: float = math.inf,
+) -> NDArray[np.float32]:
+    """Best identity of each entry's chains to a related training sequence.
+
+    The arguments are those of :func:`training_identity`, the result and errors those of :func:`store_identity`.
+    """
+    sequences, entries = chain_sequences(queries)
+    identity = training_identity(sequences, training, options, cache_dir, keys, most_pairs)
     return best_of_chains(identity, entries)
+
+
+@dataclass(frozen=True)
+class LeakSearch:
+    """Finds, and tells, how near dev and test chains are to what is trained on.
+
+    Attributes:
+        options: When two sequences are related.
+        cache_dir: The cache folder.
+        report: ``"auto"``: unless that takes more than some minutes; ``"always"``; ``"never"``.
+        tells: Whether to say what was found.
+    """
+
+    options: ClusterOptions
+    cache_dir: Path
+    report: Literal["auto", "always", "never"]
+    tells: bool
+
+    def identities(
+        self, sets: Mapping[str, ChainStore], training: Sequence[str], keys: Sequence[str], apart: Collection[str] = ()
+    ) -> dict[str, NDArray[np.float32]]:
+        """Find the identity of each entry's chains to their nearest training relative.
+
+        Args:
+            sets: Chains by role, ``dev`` and ``test``.
+            training: The sequences trained on; not looked at when the answer is in the cache.
+            keys: What tells them from others, one each.
+            apart: Roles whose relatives were held out with them.
+
+        Returns:
+            By role float32 (entries,); without those that are not computed.
+        """
+        found = {}
+        for role, queries in sets.items():
+            identity = (
+                np.zeros(len(queries), np.float32) if role in apart else self._identity(role, queries, training, keys)
+            )
+            if identity is not None:
+                found[role] = identity
+                if self.tells and len(identity):
+                    tell_leaks(role, identity, self.options)
+        return found
+
+    def _identity(
+        self, role: str, queries: ChainStore, training: Sequence[str], keys: Sequence[str]
+    ) -> NDArray[np.float32] | None:
+        if self.report == "never":
+            return None
+        most = math.inf if self.report == "always" else MANY_PAIRS
+        try:
+            return entry_identity(queries, training, keys, self.options, self.cache_dir, most)
+        except TooManyPairsError as error:
+            if self.tells:
+                tell_skipped(role, error)
+            return None
 
 
 def _read(path: Path, n: int) -> NDArray[np.float32] | None:
@@ -98,6 +170,7 @@ def _read(path: Path, n: int) -> NDArray[np.float32] | None:
         identity = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
+    note_use(path)
     fits = identity.shape == (n,) and identity.dtype == np.float32 and bool(((identity >= 0) & (identity <= 1)).all())
     return identity if fits else None
 

@@ -12,7 +12,7 @@ import numpy as np
 from contactlm.data.cache import StructureCache
 from contactlm.data.complexes import join_chains
 from contactlm.data.fasta import FastaProblem, iter_fasta
-from contactlm.data.files import existing_path, is_structure_file
+from contactlm.data.files import FoundFiles, existing_path, is_structure_file, search_folder
 from contactlm.data.store import ChainStore
 from contactlm.types import Chain, DataError
 
@@ -48,13 +48,16 @@ def read_predict_inputs(sources: Sequence[str], cache: StructureCache, join: boo
         DataError: A path that does not exist, is of no known kind, or a folder that holds neither.
     """
     inputs = PredictInputs(ChainStore.from_chains([]))
-    paths = [file for source in sources for file in _files(Path(source).expanduser())]
-    stores = [
-        _read_structure(path, cache, inputs, join) if is_structure_file(path) else _read_fasta(path, inputs)
-        for path in paths
-    ]
+    paths = _paths(sources, inputs.notes)
+    structures = _read_structures([path for path in paths if is_structure_file(path)], cache, inputs, join)
+    stores = [structures[path] if is_structure_file(path) else _read_fasta(path, inputs) for path in paths]
     inputs.store = _with_distinct_ids(ChainStore.concatenate(stores), inputs.notes)
     return inputs
+
+
+def structure_paths(sources: Sequence[str]) -> list[Path]:
+    """The structure files among the sources; arguments and errors are those of :func:`read_predict_inputs`."""
+    return [path for path in _paths(sources, []) if is_structure_file(path)]
 
 
 def is_fasta_file(path: Path) -> bool:
@@ -62,23 +65,55 @@ def is_fasta_file(path: Path) -> bool:
     return path.name.lower().removesuffix(".gz").endswith(FASTA_SUFFIXES)
 
 
-def _files(source: Path) -> list[Path]:
+def _paths(sources: Sequence[str], notes: list[str]) -> list[Path]:
+    """All files of the sources; what was passed over is noted."""
+    paths: list[Path] = []
+    for source in sources:
+        found = _files(Path(source).expanduser())
+        paths += found
+        if found.passed_over:
+            notes.append(f"{source}: {found.remark()}")
+    return paths
+
+
+def _is_input(path: Path) -> bool:
+    return is_fasta_file(path) or is_structure_file(path)
+
+
+def _files(source: Path) -> FoundFiles:
     source = existing_path(source, "predict_paths", PREDICTABLE)
     if source.is_dir():
-        found = sorted(file for file in source.rglob("*") if is_fasta_file(file) or is_structure_file(file))
+        found = search_folder(source, _is_input)
         if not found:
-            raise DataError(f"predict_paths: {source} holds no {KNOWN}")
+            beside = f"; {found.remark()}" if found.passed_over else ""
+            raise DataError(f"predict_paths: {source} holds no {KNOWN}{beside}")
         return found
-    if not (is_fasta_file(source) or is_structure_file(source)):
+    if not _is_input(source):
         raise DataError(f"predict_paths: {source} is of no known kind; give {KNOWN}")
-    return [source]
+    return FoundFiles([source], {})
 
 
-def _read_structure(path: Path, cache: StructureCache, inputs: PredictInputs, join: bool) -> ChainStore:
-    store, report = cache.load([path])
+def _read_structures(
+    paths: list[Path], cache: StructureCache, inputs: PredictInputs, join: bool
+) -> dict[Path, ChainStore]:
+    """Read structure files in one go; the chains of each."""
+    nothing = ChainStore.from_chains([])
+    chains = dict.fromkeys(paths, nothing)
+    if not paths:
+        return chains
+    store, report = cache.load(paths)
     inputs.problems.update(report.problems)
     if join:
-        return join_chains(store)
+        store = join_chains(store)
+    bounds = np.searchsorted(store.meta["file_of_chain"], np.arange(len(report.read) + 1))
+    for path, first, last in zip(report.read, bounds, bounds[1:], strict=False):  # one bound more
+        of_file = store.select(np.arange(first, last))
+        chains[path] = of_file if join else _each_once(of_file, path, inputs.notes)
+    return chains
+
+
+def _each_once(store: ChainStore, path: Path, notes: list[str]) -> ChainStore:
+    """Leave out chains of equal sequence but the one with most resolved residues."""
     resolved = store.resolved_counts()
     best: dict[bytes, int] = {}
     for i in range(len(store)):
@@ -86,7 +121,7 @@ def _read_structure(path: Path, cache: StructureCache, inputs: PredictInputs, jo
         if key not in best or resolved[i] > resolved[best[key]]:
             best[key] = i
     if len(best) < len(store):
-        inputs.notes.append(f"{path}: {len(store) - len(best)} chains are copies of another in the file: taken once")
+        notes.append(f"{path}: {len(store) - len(best)} chains are copies of another in the file: taken once")
     return store.select(sorted(best.values()))
 
 

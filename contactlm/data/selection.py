@@ -42,6 +42,8 @@ class Selection:
         files = self.report.files
         log.info("%s: %d %s from %d files in %s%s", option, len(self.store), self.what, files, source, left_out)
         name_problems(list(self.report.problems.items()))
+        if self.report.remark:
+            log.warning("%s: %s", option, self.report.remark)
 
     def first_problem(self) -> str:
         """The first file that cannot be read, as the end of a message; nothing when all could."""

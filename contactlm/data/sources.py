@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contactlm.data.cache import ReadReport, StructureCache
-from contactlm.data.files import STRUCTURES, existing_path, find_structures
+from contactlm.data.files import STRUCTURES, FoundFiles, existing_path, find_structures
 from contactlm.data.packed.store import is_packed, open_packed
 from contactlm.data.predict_inputs import PREDICTABLE
 from contactlm.data.rcsb.download import RCSB, download_structures
@@ -83,7 +83,10 @@ class Source:
         """
         if not self.is_ids and is_packed(self.location):
             return open_packed(self.location, cache.directory, cache.sequence, self.option)
-        return cache.load(self.paths())
+        paths = self.paths()
+        store, report = cache.load(paths)
+        report.remark = paths.remark() if isinstance(paths, FoundFiles) else ""
+        return store, report
 
     def wanted(self, store: ChainStore) -> ChainStore:
         """Keep the chains that a list of PDB ids names; an id without a chain names all chains of its entry."""

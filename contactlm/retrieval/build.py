@@ -130,7 +130,11 @@ def build_database(sources: Sequence[str | Path], out: str | Path, cache: Backbo
     folder = Path(out).expanduser()
     if not may_hold(folder):
         raise DataError(f"out: {folder} is there, and is no structure database; give another folder, or remove it")
-    paths = list(dict.fromkeys(path for source in sources for path in find_structures(source, "structures")))
+    found = [find_structures(source, "structures") for source in sources]
+    for source, files in zip(sources, found, strict=True):
+        if files.passed_over:
+            log.warning("%s: %s", source, files.remark())
+    paths = list(dict.fromkeys(path for files in found for path in files))
     store, states, report = cache.collect(paths)
     if not len(store):
         first = next(iter(report.problems.items()), ("", "no protein chain"))

@@ -8,10 +8,12 @@ import stat
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from contactlm.data.cache import StructureCache
 from contactlm.data.cache_folder import DAYS_VARIABLE, TAG, open_cache_folder
+from contactlm.homology.kept import keep_array, kept_array
 from contactlm.types import DataError
 
 DAY = 86_400
@@ -45,6 +47,35 @@ def test_a_file_that_was_read_lately_stays(tmp_path: Path) -> None:
     os.utime(path, (time.time() - DAY, time.time() - 200 * DAY))
     open_cache_folder(tmp_path)
     assert path.exists()
+
+
+def test_what_lies_behind_a_list_that_is_used_stays(
+    tmp_path: Path, pdb_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entries of single files are not read again, nor does every file system note what was read."""
+    paths, now = sorted(pdb_folders[1].iterdir()), time.time()
+    clusters = tmp_path / "clusters" / f"{'a' * 40}.bin"
+
+    def start() -> int:
+        found = StructureCache(tmp_path, workers=0, progress=False).load(paths)[1].parsed
+        if not clusters.exists():
+            keep_array(np.arange(3), clusters)
+        assert kept_array(clusters, np.int64, 3) is not None
+        return found
+
+    assert start() == 3
+    kept = {path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".chains", ".bin", ".json")}
+    assert len(kept) == 3 + 1 + 1 + 1
+    for path in kept:
+        os.utime(path, (now - 80 * DAY,) * 2)
+    assert start() == 0
+    monkeypatch.setattr(time, "time", lambda: now + 60 * DAY)
+    open_cache_folder(tmp_path)
+    assert kept == {path for path in kept if path.exists()}
+    monkeypatch.setattr(time, "time", lambda: now + 100 * DAY)
+    open_cache_folder(tmp_path)
+    assert not any(path.exists() for path in kept)
+    assert start() == 3
 
 
 @pytest.mark.parametrize(("given", "goes"), [("0", False), ("30", True), ("400", False)])

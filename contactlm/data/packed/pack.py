@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from contactlm.data.cache import parse_task
-from contactlm.data.files import find_structures
+from contactlm.data.files import FoundFiles, find_structures
 from contactlm.data.packed.manifest import ClusterRule, Manifest
 from contactlm.data.packed.writer import SHARD_RESIDUES, PackedWriter
 from contactlm.data.progress import Progress
@@ -52,7 +52,7 @@ def pack_structures(
     Raises:
         DataError: There is nothing to pack, or the folder cannot be used.
     """
-    found = [(path, _name(path, given)) for given in structures for path in find_structures(given, "structures")]
+    found = [(path, _name(path, given)) for given in structures for path in _find(given)]
     paths = [path for path, _ in found]
     writer = PackedWriter(Path(out).expanduser(), shard_residues, sequence, cache_dir)
     done = writer.resume(lambda i: _mark(*found[i]), len(found))
@@ -67,6 +67,13 @@ def pack_structures(
     manifest = writer.finish(clusters)
     name_problems(list(writer.problems.items()))
     return manifest
+
+
+def _find(given: str) -> FoundFiles:
+    paths = find_structures(given, "structures")
+    if paths.passed_over:
+        log.warning("%s: %s", given, paths.remark())
+    return paths
 
 
 def _name(path: Path, given: str) -> str:

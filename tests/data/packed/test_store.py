@@ -162,7 +162,7 @@ def test_dev_has_no_training_relative_when_clusters_are_split(folder: Path, pack
 def test_long_leak_reports_are_skipped_loudly_and_had_on_demand(
     folder: Path, packed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("contactlm.data.datamodule.MANY_PAIRS", 10)
+    monkeypatch.setattr("contactlm.data.leakage.MANY_PAIRS", 10)
     with caplog.at_level(logging.INFO, logger="contactlm"):
         assert "test" not in module(packed, tmp_path, test_dir=str(folder)).identity
     assert "leak report of the test set skipped" in caplog.text and "data.leak_report=always" in caplog.text
