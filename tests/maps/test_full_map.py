@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 import contactlm
+from contactlm import ContactModule
 from contactlm.alphabet import CLS, EOS, PAD, encode
 from contactlm.maps.full_map import full_map, full_maps
 from contactlm.maps.windows import WindowOptions, plan_passes
+from contactlm.types import ModelError
 
 WINDOWS = [2, 3, 8, 11, 20]
 
@@ -281,7 +283,9 @@ def test_no_gradients_are_recorded() -> None:
 
 
 def test_logits_that_are_not_finite_are_an_error() -> None:
-    module = ContactModule(None, architecture=TINY, lora=None)
+    module = ContactModule(
+        None, architecture={"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}, lora=None
+    )
     with torch.no_grad():
         module.head_parameters()[1].fill_(float("nan"))
     with pytest.raises(ModelError, match="logits are not finite"):
