@@ -200,8 +200,8 @@ def _map_group(
         probability = blend.finish()
         if not torch.isfinite(probability).all():
             raise ModelError(
-                f"a map of {blend.length} residues: the model's logits are not finite; its weights are damaged, or half "
-                "precision is too little for it (trainer.precision)"
+                f"a map of {blend.length} residues: the model's logits are not finite; its weights are damaged, or "
+                "half precision is too little for it (trainer.precision)"
             )
         yield FullMap(probability, _how(blend.length, plan, options))
 

@@ -285,8 +285,6 @@ def test_no_gradients_are_recorded() -> None:
 def test_logits_that_are_not_finite_are_an_error() -> None:
     tiny = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
     module = ContactModule(None, architecture=tiny, lora=None)
-        None, architecture={"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}, lora=None
-    )
     with torch.no_grad():
         module.head_parameters()[1].fill_(float("nan"))
     with pytest.raises(ModelError, match="logits are not finite"):
