@@ -22,12 +22,14 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def logs(tiny_esm: Path, *arguments: str) -> list[str]:
-    """Where each logger of a run writes."""
-    model = [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu"]
+    """Where each logger of a run writes, without the part for the run's version, which all share."""
+    model = [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu", "--data.synthetic.folder=made"]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ContactCLI, "_run_subcommand", lambda *_: None)
         loggers = ContactCLI(resolve_arguments(["fit", *arguments, *model])).trainer.loggers
-    return [logger.log_dir for logger in loggers]
+    folders = [Path(logger.log_dir) for logger in loggers]
+    assert len({folder.name for folder in folders}) <= 1
+    return [str(folder.parent) for folder in folders]
 
 
 def printed(capsys: pytest.CaptureFixture, *arguments: str) -> str:
@@ -49,7 +51,7 @@ def printed(capsys: pytest.CaptureFixture, *arguments: str) -> str:
     ],
 )
 def test_all_loggers_have_the_name_that_comes_last(arguments: list[str], name: str, tiny_esm: Path) -> None:
-    assert logs(tiny_esm, *arguments) == [f"runs/{name}/version_0"] * 2
+    assert logs(tiny_esm, *arguments) == [f"runs/{name}"] * 2
 
 
 def test_a_logger_that_names_itself_keeps_its_name(tmp_path: Path, tiny_esm: Path) -> None:
@@ -57,11 +59,9 @@ def test_a_logger_that_names_itself_keeps_its_name(tmp_path: Path, tiny_esm: Pat
     entries = [{"class_path": f"{LOGGERS}.CSVLogger", "init_args": {"save_dir": "x", **given}} for given in options]
     entries.append({"class_path": f"{LOGGERS}.TensorBoardLogger", "init_args": {"save_dir": "x"}})
     (tmp_path / "my.yaml").write_text(yaml.safe_dump({"name": "mine", "trainer": {"logger": entries}}))
-    expected = [f"x/{name}version_0" for name in ("mine/", "own/", "lightning_logs/", "", "mine/")]
+    expected = ["x/mine", "x/own", "x/lightning_logs", "x", "x/mine"]
     assert logs(tiny_esm, "--config=my.yaml") == expected
-    assert logs(tiny_esm, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=x", "--name=one") == [
-        "x/one/version_0"
-    ]
+    assert logs(tiny_esm, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=x", "--name=one") == ["x/one"]
     assert logs(tiny_esm, "--trainer.logger=false") == []
 
 
@@ -95,28 +95,29 @@ def written_before(path: Path, capsys: pytest.CaptureFixture) -> Path:
 def test_a_config_written_before_keeps_its_meaning(tmp_path: Path, tiny_esm: Path, capsys, caplog) -> None:
     config = f"--config={written_before(tmp_path / 'config.yaml', capsys)}"
     with caplog.at_level("INFO", logger="contactlm.cli.main"):
-        assert logs(tiny_esm, config) == ["runs/older/version_0"] * 2
-        assert logs(tiny_esm, "--config=crop384", config, "--name=older") == ["runs/older/version_0"] * 2
+        assert logs(tiny_esm, config) == ["runs/older"] * 2
+        assert logs(tiny_esm, "--config=crop384", config, "--name=older") == ["runs/older"] * 2
     assert not caplog.messages
     with caplog.at_level("INFO", logger="contactlm.cli.main"):
-        assert logs(tiny_esm, config, "--name=other") == ["runs/older/version_0"] * 2
+        assert logs(tiny_esm, config, "--name=other") == ["runs/older"] * 2
     assert caplog.messages == ["name: other: the loggers of trainer.logger have names of their own: older"]
 
 
 def test_a_written_config_can_be_given_another_name(tmp_path: Path, tiny_esm: Path, capsys) -> None:
     (tmp_path / "config.yaml").write_text(printed(capsys, "--config=crop384", "--name=first"))
-    assert logs(tiny_esm, "--config=config.yaml") == ["runs/first/version_0"] * 2
-    assert logs(tiny_esm, "--config=config.yaml", "--name=second") == ["runs/second/version_0"] * 2
+    assert logs(tiny_esm, "--config=config.yaml") == ["runs/first"] * 2
+    assert logs(tiny_esm, "--config=config.yaml", "--name=second") == ["runs/second"] * 2
 
 
 def test_the_last_run_of_the_name_goes_on(tmp_path: Path, tiny_esm: Path, capsys, monkeypatch) -> None:
     for step in ("before_instantiate_classes", "instantiate_classes", "_run_subcommand"):
         monkeypatch.setattr(ContactCLI, step, lambda *_: None)
     config = f"--config={written_before(tmp_path / 'config.yaml', capsys)}"
+    about = dict.fromkeys(("backbone", "backbone_checksum", "tuned_threshold", "random_state"))
     for name in ("mine", "crop200", "older"):
         path = tmp_path / "runs" / name / "version_3" / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
-        torch.save({"contactlm": {}}, path)
+        torch.save({"contactlm": about, "state_dict": {}}, path)
     for arguments, name in (
         (["--name=mine"], "mine"),
         (["--config=crop200"], "crop200"),

@@ -276,7 +276,9 @@ def test_last_is_the_newest_of_the_same_seed(tmp_path: Path) -> None:
     for version, about in enumerate([{"seed": 0}, {"seed": 1}, None]):
         path = tmp_path / f"version_{version}" / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
-        torch.save({"contactlm": {}, **({} if about is None else {"ContactDataModule": about})}, path)
+        model = dict.fromkeys(("backbone", "backbone_checksum", "tuned_threshold", "random_state"))
+        data = {} if about is None else {"ContactDataModule": about}
+        torch.save({"contactlm": model, "state_dict": {}, **data}, path)
         os.utime(path, ns=(version, version))
         paths = {seed: find_last(trainer, "contactlm", None, seed)[0] for seed in (None, 0, 1)}
         expected = {0: {None: 0, 0: 0}, 1: {None: 1, 0: 0, 1: 1}, 2: {None: 2, 0: 2, 1: 2}}[version]
