@@ -262,7 +262,7 @@ def test_a_full_disk_costs_no_older_checkpoint_and_not_the_run(
     arguments = command(tiny_esm, pdb_folders, *more)
     assert finish(start(call, arguments, None, None, 7, folder=tmp_path), tmp_path) == 0
     folder = tmp_path / "runs" / "crop200" / "version_0" / "checkpoints"
-    assert {path.name for path in folder.iterdir()} == {"best-step=3.ckpt", "last.ckpt"}
+    assert {path.name for path in folder.iterdir()} == {"best-step=3.ckpt", "last.ckpt", "train.fasta.gz"}
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
     text = output(tmp_path)
     warnings = [line for line in text.splitlines() if "cannot be written" in line]
