@@ -309,6 +309,7 @@ def private_uses(file: Path) -> Iterator[str]:
     """Private names that a file takes from elsewhere: imported, of other objects, or of base classes of others."""
     tree = ast.parse(file.read_text())
     own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    own |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_set_on_self(node)}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("contactlm"):
             yield from (part for part in (node.module or "").split(".") if is_private(part))
@@ -320,6 +321,10 @@ def private_uses(file: Path) -> Iterator[str]:
                 yield node.attr
         elif isinstance(node, ast.ClassDef) and node in tree.body:
             yield from inherited(file, node)
+
+
+def is_set_on_self(node: ast.Attribute) -> bool:
+    return isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name) and node.value.id == "self"
 
 
 def inherited(file: Path, node: ast.ClassDef) -> Iterator[str]:

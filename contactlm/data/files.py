@@ -106,20 +106,20 @@ def search_folder(folder: Path, is_wanted: Callable[[Path], bool]) -> FoundFiles
     searched: set[tuple[int, int]] = set()
     folders, links = deque([folder]), deque[Path]()
     while folders or links:
-        place = folders.popleft() if folders else links.popleft()  # what is no link comes first
+        searching = folders.popleft() if folders else links.popleft()  # what is no link comes first
         try:
-            stat = place.stat()
+            stat = searching.stat()
             if (stat.st_dev, stat.st_ino) in searched:
-                passed_over[_below(folder, place)] = "a link to a folder that is searched already"
+                passed_over[_below(folder, searching)] = "a link to a folder that is searched already"
                 continue
             searched.add((stat.st_dev, stat.st_ino))
-            with os.scandir(place) as scan:
+            with os.scandir(searching) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
-            passed_over[_below(folder, place)] = f"cannot be searched: {error.strerror or error}"
+            passed_over[_below(folder, searching)] = f"cannot be searched: {error.strerror or error}"
             continue
         for entry in entries:
-            path = place / entry.name
+            path = searching / entry.name
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path)
             elif entry.is_symlink() and path.is_dir():

@@ -245,11 +245,11 @@ def _rr_pairs(
 
 
 def _highest(p: NDArray[np.float32], most: int) -> NDArray[np.int64]:
-    """Places of the ``most`` highest values, the highest first, of equals the first first."""
-    places = np.arange(len(p))
+    """Indices of the ``most`` highest values, the highest first, of equals the first first."""
+    indices = np.arange(len(p))
     if most < len(p):  # a map of 4,000 residues has eight million pairs: sorting them all takes seconds
-        places = np.flatnonzero(p >= np.partition(p, -most)[-most])
-    return places[np.argsort(-p[places], kind="stable")][:most]
+        indices = np.flatnonzero(p >= np.partition(p, -most)[-most])
+    return indices[np.argsort(-p[indices], kind="stable")][:most]
 
 
 def _rr_header(contact_map: ContactMap, remarks: Iterable[str]) -> Iterator[str]:

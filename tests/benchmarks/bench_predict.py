@@ -1,12 +1,12 @@
 """Time of predict_contacts over that of ``contactlm predict`` without its files, on the same sequences.
 
-Usage: python tests/benchmarks/bench_predict.py [number of sequences] [tiny|8M]
+Usage: python tests/benchmarks/bench_predict.py [NUMBER_OF_SEQUENCES] [tiny|8M]
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -56,4 +56,7 @@ def command(model: ContactModule, fasta: Path, cache: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000, sys.argv[2] if len(sys.argv) > 2 else "tiny")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("number", nargs="?", type=int, default=1000, help="Sequences.")
+    parser.add_argument("size", nargs="?", choices=SIZES, default="tiny", help="Of the model.")
+    main(**vars(parser.parse_args()))

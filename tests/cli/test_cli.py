@@ -237,7 +237,7 @@ def zip_of(name: str) -> bytes:
         (b"data_1ABC\n#\n", "an mmCIF file"),
         (b"trainer:\n  max_epochs: 3\n", "a text file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "a Git LFS pointer"),
-        (gzip.compress(b"x"), "gzip data"),
+        (gzip.compress(b"x", mtime=0), "gzip data"),
         (zip_of("a.npy"), "a zip archive that is no checkpoint"),
         (zip_of("a.npy")[:60], "cut short"),
         (zip_of("archive/data.pkl"), "damaged, or holds Python objects"),
