@@ -304,7 +304,7 @@ def use_model(folder: Path, name: str) -> bool:
 
 def configs() -> dict[str, bytes]:
     return {
-        "a.yaml": (config_folder() / "crop200.yaml").read_bytes(),
+        "a.yaml": (config_folder() / "quickstart.yaml").read_bytes(),
         "b.yaml": (config_folder() / "base.yaml").read_bytes(),
     }
 

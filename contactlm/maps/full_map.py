@@ -20,6 +20,7 @@ How blocks are blended:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
@@ -198,7 +199,7 @@ def _map_group(
             bar.update(len(batch))
     for blend, plan in zip(blends, plans, strict=True):
         probability = blend.finish()
-        if not torch.isfinite(probability).all():
+        if not math.isfinite(float(probability.sum())):
             raise ModelError(
                 f"a map of {blend.length} residues: the model's logits are not finite; its weights are damaged, or "
                 "half precision is too little for it (trainer.precision)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import stat
 import zipfile
@@ -38,6 +39,8 @@ def check_checkpoint(path: str | Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise ModelError(f"ckpt_path: {path} does not exist") from None
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a map of more than the file has: it was cut
+            raise ModelError(f"ckpt_path: {path} is not a readable checkpoint: it is {_kind(path)}") from error
         raise ModelError(f"ckpt_path: {path} cannot be read ({error.strerror or error})") from error
     except (*UNREADABLE, EOFError, pickle.UnpicklingError) as error:
         if isinstance(error, ModelError):

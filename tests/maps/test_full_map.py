@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -238,7 +239,10 @@ def test_blending_needs_one_buffer_of_the_map() -> None:
     assert 4 * length**2 <= peak < 1.5 * 4 * length**2
 
 
-def test_progress_shows_passes_of_long_chains_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_shows_passes_of_long_chains_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # elsewhere there are no bars
     options = WindowOptions(window=10, progress=True)
     full_map(TokenPairs(), numbered(10), options)
     assert capsys.readouterr().err == ""

