@@ -92,6 +92,18 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         yield disk
 
 
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """What is logged, each once: other tests set up the package's log, and pytest then hears its lines twice."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("contactlm.runs.full_disk")
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
 def rows_to_log(seed: int, number: int = 60) -> list[dict[str, float]]:
     """Rows whose columns come and go."""
     rng = np.random.default_rng(seed)
@@ -125,10 +137,7 @@ def test_without_trouble_the_file_is_lightnings(tmp_path: Path, seed: int) -> No
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_no_row_is_lost_when_there_is_room_again(
-    tmp_path: Path, disk: Disk, seed: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("contactlm"), "propagate", True)
+def test_no_row_is_lost_when_there_is_room_again(tmp_path: Path, disk: Disk, seed: int, told: list[str]) -> None:
     rows, rng, sizes = rows_to_log(seed), np.random.default_rng(seed), [0]
     full = rng.random(len(rows)) < 0.6
     path = tmp_path / "runs" / "ours" / "version_0" / "metrics.csv"
@@ -143,7 +152,7 @@ def test_no_row_is_lost_when_there_is_room_again(
 
     found = logged(tmp_path / "runs", "ours", rows, act)
     assert disk.errors > 10 and sorted(sizes) == sizes  # what was written stays
-    (warning,) = caplog.messages
+    (warning,) = told
     assert "metrics.csv cannot be written (No space left on device): the run goes on" in warning
     assert found.read_bytes() == logged(tmp_path, "plain", rows).read_bytes()
     assert {file.name for file in found.parent.iterdir()} == {"metrics.csv"}
@@ -151,9 +160,8 @@ def test_no_row_is_lost_when_there_is_room_again(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_events_before_and_after_can_be_read(
-    tmp_path: Path, disk: Disk, seed: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, disk: Disk, seed: int, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("contactlm"), "propagate", True)
     broken: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", broken.append)
     logger = TensorBoardLogger(tmp_path / "runs", name="a", default_hp_metric=False)
@@ -173,7 +181,7 @@ def test_events_before_and_after_can_be_read(
     steps = [event.step for event in events]
     assert steps == [step for step in range(40) for _ in "12" if not full[step]]
     assert disk.errors > 5 and broken == []
-    (warning,) = caplog.messages
+    (warning,) = told
     assert "events.out.tfevents… cannot be written (No space left on device): the run goes on" in warning
     logger.log_metrics({"loss": 1.0}, 41)  # evaluation, after training has closed the file
     logger.save()
@@ -185,7 +193,7 @@ def test_events_before_and_after_can_be_read(
     logger.finalize("success")
     paths = sorted(set((tmp_path / "runs" / "a" / "version_0").iterdir()) - {path})
     found = [[e.step for e in EventFileLoader(str(p)).Load() if e.summary.value] for p in paths if "events" in p.name]
-    assert found == [[41], [43]] and len(caplog.messages) == 1 and broken == []
+    assert found == [[41], [43]] and len(told) == 1 and broken == []
 
 
 def test_other_errors_still_end_a_run(tmp_path: Path) -> None:
