@@ -183,7 +183,9 @@ def test_the_program_finds_the_pairs_of_real_chains(shared: Path, monkeypatch: p
     lost = [expected[pair] for pair in expected.keys() - found.keys()]
     # of several best alignments it may take another one, which then is just below 30 % identity
     assert len(lost) <= 0.02 * len(expected) and all(identity < 0.32 for identity in lost)
-    assert max(abs(found[pair] - expected[pair]) for pair in found) < 0.05
+    # MMseqs2 calls two unknown residues (such as where both chains break) identical, the built-in does not
+    unknown = [sequence.count("X") / len(sequence) for sequence in pool]
+    assert all(abs(found[i, j] - expected[i, j]) < 0.05 + min(unknown[i], unknown[j]) for i, j in found)
     everything = mmseqs.Hits.join(list(search(pool, pool, 2, -20.0, 0.0)))
     kept = relations._keep_related(everything, options)
     assert set(zip(kept.first.tolist(), kept.second.tolist(), strict=True)) >= found.keys()
