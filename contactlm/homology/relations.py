@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from contactlm.alphabet import UNKNOWN_LETTER
 from contactlm.homology.alignment import Aligner, raw_score
 from contactlm.homology.kept import KeptBlocks
 from contactlm.homology.mmseqs import Hits, find_program, search
@@ -209,7 +211,9 @@ class AlignmentSearch:
         pairs = np.unique(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=0)
         starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
         groups = np.split(pairs, starts[1:]) if len(pairs) else []
-        return _keep_related(Hits.join(_in_threads(self._measure, groups, self._threads)), self._options)
+        return _keep_related(
+            Hits.join(_in_threads(partial(_measure, self._pool, self._aligner), groups, self._threads)), self._options
+        )
 
     def _partners(self, i: int) -> NDArray[np.int64]:
         """The pairs of a sequence whose score is high enough, int64 (m, 2), the shorter first."""
@@ -220,10 +224,12 @@ class AlignmentSearch:
         partners = partners[self._aligner.scores(self._pool[i], partners) >= self._least]
         return np.stack([np.minimum(i, partners), np.maximum(i, partners)], axis=1)
 
-    def _measure(self, group: NDArray[np.int64]) -> Hits:
-        # of several best alignments the shorter sequence's choice decides, whichever side it is on
-        identity, coverage = self._aligner.compare(self._pool[group[0, 0]], group[:, 1])
-        return Hits(group[:, 0], group[:, 1], identity, coverage, np.full(len(group), np.inf))
+
+def _measure(pool: Sequence[str], aligner: Aligner, group: NDArray[np.int64]) -> Hits:
+    """Align a sequence of a pool with longer ones, pairs int64 (m, 2) of one first number; bits are not measured."""
+    # of several best alignments the shorter sequence's choice decides, whichever side it is on
+    identity, coverage = aligner.compare(pool[group[0, 0]], group[:, 1])
+    return Hits(group[:, 0], group[:, 1], identity, coverage, np.full(len(group), np.inf))
 
 
 class MmseqsSearch:
@@ -234,6 +240,7 @@ class MmseqsSearch:
     def __init__(self, pool: Sequence[str], options: ClusterOptions, sides: Sides | None, threads: int) -> None:
         self._pool, self._options, self._threads = pool, options, threads
         self._targets = np.arange(len(pool)) if sides is None else np.flatnonzero(sides[1])
+        self._unknown = np.array([UNKNOWN_LETTER in sequence for sequence in pool], dtype=np.bool_)
 
     def related(self, asked: NDArray[np.int64], bar: Bar) -> Relations:
         """Find all relations of some sequences, int64 (m,), with those of the other side or with any."""
@@ -242,9 +249,25 @@ class MmseqsSearch:
         for hits in search(queries, targets, self._threads, self._options.bits, self._options.identity):
             first, second = asked[hits.first], self._targets[hits.second]
             hits = hits._replace(first=np.minimum(first, second), second=np.maximum(first, second))
-            parts.append(_keep_related(hits, self._options))
+            parts.append(_keep_related(self._without_unknown(hits), self._options))
         bar.update(len(asked))
         return Relations.join(parts)
+
+    @cached_property
+    def _aligner(self) -> Aligner:
+        return Aligner(self._pool)
+
+    def _without_unknown(self, hits: Hits) -> Hits:
+        """Measure pairs of sequences with unknown residues here: the program takes X and X for identical."""
+        pairs = np.stack([hits.first, hits.second], axis=1)
+        both = self._unknown[pairs].all(axis=1) & (hits.first != hits.second)
+        both &= (hits.identity >= self._options.identity) & (hits.bits >= self._options.bits)
+        again = np.unique(pairs[both], axis=0)
+        if not len(again):
+            return hits
+        groups = np.split(again, np.flatnonzero(np.diff(again[:, 0])) + 1)
+        measured = _in_threads(partial(_measure, self._pool, self._aligner), groups, self._threads)
+        return Hits.join([Hits(*(column[~both] for column in hits)), *measured])
 
 
 SEARCHES: dict[str, type[AlignmentSearch] | type[MmseqsSearch]] = {"builtin": AlignmentSearch, "mmseqs": MmseqsSearch}
