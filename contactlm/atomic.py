@@ -105,9 +105,7 @@ class FileNames:
         if name not in self._given:
             plain = candidate = file_name(name)
             salt = ""
-            while (
-                candidate.lower() in self._taken
-            ):  # a checksum, too, may be taken: by a name that looks as if it had it
+            while candidate.lower() in self._taken:  # also with a checksum: some name may look as if it had it
                 candidate = f"{plain[: LONGEST_NAME - 9]}_{_checksum(name + salt)}"
                 salt += "~"
             self._given[name] = candidate

@@ -263,8 +263,6 @@ class ContactCLI(LightningCLI):
         index = int(store.lengths.argsort()[len(store) // 2])
         predicted = self.model.predict_map(
             store.sequence_of(index),
-            self.model.windows.window,
-            self.model.windows.overlap,
             id=store.ids[index],
             chain_lengths=None if store.chain_lengths is None else store.chain_lengths[index],
         )

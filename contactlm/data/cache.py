@@ -24,8 +24,9 @@ from pathlib import Path
 from contactlm.atomic import atomic_file, note_use
 from contactlm.data.cache_folder import default_cache_dir, open_cache_folder
 from contactlm.data.progress import Progress
-from contactlm.data.readers import LOST, Task, processors, read_files
+from contactlm.data.readers import LOST, Task, read_files
 from contactlm.data.store import ChainStore
+from contactlm.homology.relations import processors
 from contactlm.structure.parse import read_chains
 from contactlm.types import DataError, StructureError
 

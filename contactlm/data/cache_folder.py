@@ -36,9 +36,9 @@ def open_cache_folder(directory: Path) -> None:
     """Make the cache folder, for its user only, and once a day clear it of what was long unused.
 
     A file counts as used when it was written or read, and the entries behind a list of structure files when that list
-    was (:func:`contactlm.atomic.note_use`). How long files are kept
-    unused is 90 days, or ``$CONTACTLM_CACHE_DAYS``; 0 keeps all. Temporary files of processes that were killed go
-    after a day. Only a folder that holds nothing but a cache is cleared. One that cannot be written is left as it is.
+    was (:func:`contactlm.atomic.note_use`). How long files are kept unused is 90 days, or ``$CONTACTLM_CACHE_DAYS``; 0
+    keeps all. Temporary files of processes that were killed go after a day. Only a folder that holds nothing but a
+    cache is cleared. One that cannot be written is left as it is.
 
     Args:
         directory: The cache folder.

@@ -8,7 +8,6 @@ whose process dies once more is lost.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
@@ -29,11 +28,6 @@ Task = Callable[[Sequence[Item]], list[Result]]
 
 _BEGUN, _ENDED = 1, 2
 _marks: MutableSequence[int] = []  # in a reader process: what became of each item; shared with the process that asks
-
-
-def processors() -> int:
-    """How many processes of ours run side by side here."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_files(items: Sequence[Item], work: Task, processes: int, ahead: int | None = None) -> Iterator[Result]:

@@ -21,9 +21,8 @@ log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 EVENTS = "events.out.tfevents…"
-ROOM = (
-    1 << 16
-)  # bytes tried before a new event file is begun: an error in its first ones would end TensorBoard's thread
+ROOM = 1 << 16
+"""Bytes tried before a new event file is begun: an error in its first ones would end TensorBoard's thread."""
 Tell = Callable[[OSError], None]
 
 

@@ -12,9 +12,10 @@ from contactlm.data.files import FoundFiles, find_structures
 from contactlm.data.packed.manifest import ClusterRule, Manifest
 from contactlm.data.packed.writer import SHARD_RESIDUES, PackedWriter
 from contactlm.data.progress import Progress
-from contactlm.data.readers import processors, read_files
+from contactlm.data.readers import read_files
 from contactlm.data.selection import name_problems
 from contactlm.data.store import ChainStore
+from contactlm.homology.relations import processors
 
 log = logging.getLogger(__name__)
 TASKS_AHEAD = 4  # tasks in hand for each worker: enough that none waits, few enough that memory stays small
