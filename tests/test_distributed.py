@@ -103,7 +103,7 @@ def nearly_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
         torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=1e-5, msg=lambda text, at=name: f"{at}: {text}")
 
 
-FAST = ("lora", "retrieval")
+FAST = ("lora",)
 SLOW = tuple(kind for kind in KINDS if kind not in FAST)
 of_every_kind = pytest.mark.parametrize(
     ("trained", "kind"),

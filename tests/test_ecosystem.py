@@ -143,6 +143,7 @@ def fit(config: str, tiny_esm: Path, folders: Folders, *more: str) -> int:
     return main(["fit", "--config=crop200", config, *model, *data_options(folders), *SMALL, *more])
 
 
+@pytest.mark.slow
 def test_a_logger_of_another_package_by_config_alone(tmp_path: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
     for run in ("first", "second", "second"):  # the last as one goes on with a run of that name
         assert fit(loggers(tmp_path / f"{run}.yaml", json_logger(run)), tiny_esm, pdb_folders) == 0

@@ -141,6 +141,7 @@ def test_dashboard_in_a_foreign_project(tmp_path: Path) -> None:
     assert "by_tokens/dev/mcc_sep6" not in events.Tags()["scalars"]  # tokens are not counted here
 
 
+@pytest.mark.slow
 def test_pictures_change_nothing_in_the_training(tmp_path: Path, pdb_folders: Folders, tiny_esm: Path) -> None:
     weights = []
     for extra in ([], [TensorBoardDashboard(), ThroughputMeter()]):

@@ -220,6 +220,7 @@ def losses(path: Path) -> list[str]:
         return [row["train/loss"] for row in csv.DictReader(handle) if row["train/loss"]]
 
 
+@pytest.mark.slow
 def test_the_same_command_and_seed_give_the_same_curves(
     tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:

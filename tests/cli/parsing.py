@@ -22,18 +22,18 @@ def parsed(arguments: Sequence[str], model: type[MapModule] | None = None) -> di
         model: The LightningModule; if None, the one that the arguments choose.
     """
     given = resolve_arguments(list(arguments))
-    command = _command(model or chosen_class(given))
+    command = _command(given[0], model or chosen_class(given))
     command.parse_arguments(command.parser, given)
     assert command.config["subcommand"] == given[0]
     return command.config[given[0]]
 
 
 @cache
-def _command(model: type[MapModule]) -> ContactCLI:
-    """A command that was not run. Its parsers take all arguments: they take longer to build than to parse."""
+def _command(name: str, model: type[MapModule]) -> ContactCLI:
+    """A command that was not run. Its parser takes all arguments: it takes longer to build than to parse."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["contactlm"])
         patch.setattr("contactlm.cli.main.chosen_class", lambda _: model)
-        for name in ("before_instantiate_classes", "instantiate_classes", "_run_subcommand"):
-            patch.setattr(ContactCLI, name, lambda *_: None)
-        return ContactCLI(["fit"])
+        for step in ("before_instantiate_classes", "instantiate_classes", "_run_subcommand"):
+            patch.setattr(ContactCLI, step, lambda *_: None)
+        return ContactCLI([name])

@@ -119,6 +119,7 @@ sys.meta_path.insert(0, Tell())
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_libraries_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(TELL)  # no clock tells how far a busy computer is
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
@@ -304,6 +305,7 @@ def test_another_model_predicts_again(folder: Path, tiny_esm: Path, capsys) -> N
     assert told([*command, "--ckpt_path=two.ckpt"], capsys, 0, 3) == []
 
 
+@pytest.mark.slow
 def test_other_options_predict_again(folder: Path, tiny_esm: Path, capsys) -> None:
     told(predict_all(tiny_esm), capsys, 3, 0)
     for option, shown in (

@@ -113,6 +113,7 @@ def test_a_store_whose_file_is_gone_travels_by_value_or_says_so(tmp_path: Path) 
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).tokens, store.tokens)
 
 
+@pytest.mark.slow
 def test_processes_that_are_not_forked_make_the_same_batches(tmp_path: Path) -> None:
     dataset = CropDataset(mapped_store(tmp_path / "s.chains", 300), 40)
     context = multiprocessing.get_context("forkserver")

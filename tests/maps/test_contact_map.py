@@ -334,6 +334,7 @@ def test_blocks_keep_their_highest_value() -> None:
     assert block_maximum(values, 1) is values
 
 
+@pytest.mark.slow
 def test_matplotlib_waits_until_something_is_drawn_and_pyplot_is_never_used(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np\n"

@@ -73,6 +73,7 @@ def test_cost_is_that_of_the_products(fused, asked, wide, single):
     assert counter.get_total_flops() - forward == unit * (wide * D + single)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_one_graph_and_gives_the_same():
     from contactlm.model.backbone import ContactBackbone
 

@@ -162,6 +162,7 @@ def test_flops_of_a_training_step_equal_a_closed_formula(B: int, T: int) -> None
     assert counter.get_total_flops() == 3 * products + 7 * attention + 3 * embedded
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path: Path) -> None:
     torch.manual_seed(0)
     synthetic = SyntheticOptions(str(tmp_path / "proteins"), n_train=40, n_test=6, min_length=40, max_length=60)

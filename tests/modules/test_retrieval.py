@@ -207,6 +207,7 @@ def test_a_constant_offset_changes_nothing(tiny_esm: Path, relatives: Path) -> N
     torch.testing.assert_close(offset, start, atol=5e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_dev_and_test_chains_are_never_evidence(
     tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, set_database: Path
 ) -> None:

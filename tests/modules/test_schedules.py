@@ -61,6 +61,7 @@ def steps(noted: list[float | str]) -> list[float]:
     return [rate for rate in noted if not isinstance(rate, str)]
 
 
+@pytest.mark.slow
 def test_one_cycle_steps_every_optimizer_step(fit) -> None:
     rates = steps(
         fit(f"{{class_path: torch.optim.lr_scheduler.OneCycleLR, init_args: {{max_lr: {RATE}, total_steps: 20}}}}")
@@ -75,6 +76,7 @@ def test_one_cycle_steps_every_optimizer_step(fit) -> None:
     assert len(rates) >= 8 and rates == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_cosine_with_warm_up(fit) -> None:
     name = "contactlm.modules.optimization.CosineWithWarmup"
     rates = steps(fit(f"{{class_path: {name}, init_args: {{warmup_steps: 3, total_steps: 9}}}}"))

@@ -187,6 +187,7 @@ def test_what_sets_runs_apart_is_named(two_arms: Path, other: dict[str, object],
     assert f"({odd})" in line
 
 
+@pytest.mark.slow
 def test_unequal_runs_are_not_mixed_unless_asked(two_arms: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     make_run(two_arms / "odd", "crop200", 3, 0.9, equal=equal_terms(budget=1000))
     out = tmp_path / "out"

@@ -83,6 +83,7 @@ def test_digests_do_not_depend_on_order() -> None:
     assert Exclusion.of_proteins(names, names).digest != Exclusion.of_proteins(names[1:], names).digest
 
 
+@pytest.mark.slow
 def test_nothing_excluded_is_found_in_real_structures(shared: Path, tmp_path: Path) -> None:
     """The database holds the test proteins themselves, and the homologs of some."""
     folder = shared / "pdb"

@@ -75,6 +75,7 @@ def test_the_message_comes_back_from_a_reader_process() -> None:
     assert isinstance(back, ContactLMError) and isinstance(back, ImportError) and str(back) == str(error)
 
 
+@pytest.mark.slow
 def test_the_rest_of_the_package_works(tiny_esm: Path, pdb_folders: tuple[Path, Path]) -> None:
     data = [f"--data.train_dir={pdb_folders[0]}", f"--data.test_dir={pdb_folders[1]}", "--data.min_length=10"]
     model = [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu", "--budget.max_tokens=200"]

@@ -71,6 +71,7 @@ def claim_at(moment: float, folder: Path, runs: int) -> list[int]:
     return versions
 
 
+@pytest.mark.slow
 def test_processes_at_the_same_moment_never_share(tmp_path: Path) -> None:
     moment, names = time.time() + 4, [f"p{n}" for n in range(4)]
     started = [start(claim_at, moment, tmp_path / "runs", 25, folder=tmp_path, name=name) for name in names]

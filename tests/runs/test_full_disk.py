@@ -225,6 +225,7 @@ def call_on_a_disk_that_fills_up(arguments: list[str], step: int) -> int:
     return status
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_its_end_without_room(tmp_path: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
     arguments = [*command(tiny_esm, pdb_folders), "--test_after_fit=true", "--checkpoint.dirpath=elsewhere"]
     arguments += ["--trainer.log_every_n_steps=1"]

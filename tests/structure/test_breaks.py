@@ -171,6 +171,7 @@ def test_from_polymer_to_polymer_the_numbers_of_the_author_count(read_cif):
     assert read_cif(text).sequence == "GASGXXXWKW"
 
 
+@pytest.mark.slow
 def test_chains_of_real_files_keep_their_distances_without_full_sequences(shared, tmp_path):
     """Truth are the files' own SEQRES records, taken away."""
     breaks = right = 0

@@ -100,7 +100,8 @@ def test_kept_files_are_unzipped_once(server: Server, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     "bad",
     [
-        *(status(500), status(503), status(408), stall, silent, truncated, truncated_without_length),
+        *(status(500), status(503), status(408), stall, pytest.param(silent, marks=pytest.mark.slow)),
+        *(truncated, truncated_without_length),
         *(flipped, garbage, compressed_garbage, reset, hang_up),
     ],
 )
@@ -118,8 +119,8 @@ def test_what_may_pass_is_tried_again(server: Server, tmp_path: Path, bad: Answe
     ("bad", "reason"),
     [
         (status(500), r"HTTP 500 Internal Server Error \(tried 3 times\)"),
-        (stall, r"no data for 0.8 s \(tried 3 times\)"),
-        (trickle, r"not complete after 0.8 s \(tried 3 times\)"),
+        pytest.param(stall, r"no data for 0.8 s \(tried 3 times\)", marks=pytest.mark.slow),
+        pytest.param(trickle, r"not complete after 0.8 s \(tried 3 times\)", marks=pytest.mark.slow),
         (truncated, r"\d+ of \d+ bytes came \(tried 3 times\)"),
         (garbage, r"not a whole compressed mmCIF file \(tried 3 times\)"),
         (hang_up, r"the connection broke .*\(tried 3 times\)"),
