@@ -117,11 +117,17 @@ def _resolve_configs(arguments: Sequence[str]) -> list[str]:
 
 
 def _require_text(config: str) -> None:
-    """Refuse a config that is no text, of which the parser would show a traceback."""
+    """Refuse a config that is no text, or holds a NUL, of which the parser would show a traceback."""
     try:
-        Path(config).read_text(encoding="utf-8")
+        text = Path(config).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ContactLMError(f"--config {config}: cannot be read as text ({error})") from error
+    try:
+        lines = [event.start_mark.line for event in yaml.parse(text) if "\0" in getattr(event, "value", "")]
+    except yaml.YAMLError:
+        return  # for the parser to say
+    if lines:
+        raise ContactLMError(f"--config {config}: line {lines[0] + 1} holds a NUL character, which no value can")
 
 
 def _gather_paths(arguments: Sequence[str]) -> list[str]:

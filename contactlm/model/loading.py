@@ -134,6 +134,7 @@ def _from_pretrained(name: str, local_files_only: bool) -> EsmModel:
         if config.get("model_type") != "esm":
             raise ModelError(f"{name}: model_type is {config.get('model_type')!r}; only 'esm' (ESM2) is supported")
         _require_rotary_esm(name, EsmConfig.from_dict(config))
+        _require_weights_enough(name, config)
         esm, report = EsmModel.from_pretrained(
             name,
             add_pooling_layer=False,
@@ -191,6 +192,25 @@ def _require_complete(directory: Path) -> None:
         )
     if not any(any(directory.glob(pattern)) for pattern in _WEIGHT_FILES):
         raise ModelError(f"{directory}: config.json but no weights (model.safetensors or pytorch_model.bin) there")
+
+
+def _require_weights_enough(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse sizes that the weight files cannot fill, at a byte a weight, before a model of them is built.
+
+    Building takes minutes and gigabytes where a damaged config.json asks for a million layers.
+    """
+    files = {path for pattern in _WEIGHT_FILES for path in Path(name).glob(pattern)}
+    if not files:
+        return  # on the hub
+    layers, width, inner = (config.get(key) for key in ("num_hidden_layers", "hidden_size", "intermediate_size"))
+    if not all(isinstance(size, int) for size in (layers, width, inner)):
+        return  # its own class says what is wrong
+    described, held = layers * width * (4 * width + 2 * inner), sum(path.stat().st_size for path in files)
+    if described > held:
+        raise ModelError(
+            f"{name}: config.json describes {described:,} weights in its layers ({layers} layers, hidden_size {width}, "
+            f"intermediate_size {inner}), and the weight files hold {held:,} bytes: one of them is damaged"
+        )
 
 
 _LOCAL_COPY = (

@@ -109,7 +109,7 @@ def test_what_cannot_be_loaded_is_said(checkpoint, tmp_path):
     shutil.copy(checkpoint / "config.json", tmp_path / "empty")
     with pytest.raises(ModelError, match="no weights"):
         load_esm(str(tmp_path / "empty"))
-    (tmp_path / "empty" / "model.safetensors").write_bytes(b"no tensors" * 50)
+    (tmp_path / "empty" / "model.safetensors").write_bytes(b"no tensors" * 50_000)
     with pytest.raises(ModelError, match="do not make an ESM2 model"):
         load_esm(str(tmp_path / "empty"))
 
@@ -124,6 +124,7 @@ def test_what_cannot_be_loaded_is_said(checkpoint, tmp_path):
         ({"num_hidden_layers": "x"}, "do not make an ESM2 model: .*num_hidden_layers"),
         ({"rope_theta": 7}, "do not make an ESM2 model: .*rope_theta"),
         ({"dtype": "float39"}, "do not make an ESM2 model: .*float39"),
+        ({"num_hidden_layers": 10**7}, "10000000 layers, .* hold .* bytes: one of them is damaged"),
     ],
 )
 def test_other_models_are_refused(checkpoint, changes, message):
