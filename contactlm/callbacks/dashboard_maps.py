@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contactlm.maps.contact_map import ContactMap
-from contactlm.metrics.scores import BAND_STARTS, select_pairs
+from contactlm.metrics.ranked import BAND_STARTS
+from contactlm.metrics.scores import select_pairs
 
 LENGTHS = (50, 100, 200, 400)  # residues: the proteins nearest to these lengths are drawn
 PICTURE_INCHES, PICTURE_DPI = (5.6, 5.25), 100

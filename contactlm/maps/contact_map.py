@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from contactlm.atomic import atomic_path
-from contactlm.metrics.scores import check_probability, score_protein
+from contactlm.metrics.ranked import check_probability
+from contactlm.metrics.scores import score_protein
 from contactlm.shipped import __version__
 from contactlm.structure.assembly import chain_numbers
 from contactlm.types import DataError

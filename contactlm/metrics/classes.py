@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from contactlm.metrics.protein_states import Maps, ProteinStates, each_protein
+from contactlm.metrics.ranked import BANDS, RankedMap, predicted_counts, rank_map, trivial_counts
 from contactlm.metrics.scores import (
-    BANDS,
     MAIN_NAMES,
     MCC_NAMES,
     RANKING_NAMES,
-    Pairs,
-    band_confusion,
     check_threshold,
     confusion,
     mcc,
@@ -31,7 +29,6 @@ from contactlm.metrics.scores import (
     range_counts,
     ranking_scores,
     select_pairs,
-    trivial_pairs,
 )
 from contactlm.metrics.thresholds import THRESHOLD_STEPS, threshold_confusion, tune_threshold
 from contactlm.types import DataError
@@ -226,20 +223,19 @@ class ContactScores(ProteinStates):
             raise ValueError(f"got {len(notes)} rows of notes, and {len(ids)} ids with {len(self.notes)} notes each")
         chains: Sequence[Tensor | None] = [None] * len(ids) if chain_of is None else chain_of
         for (p, y), name, index, of_residues in zip(maps, ids, numbers, chains, strict=True):
-            self._add(select_pairs(p, y, of_residues), name, index)
+            self._add(rank_map(p, y, of_residues), name, index)
         if self.notes:
             self.append("noted", torch.tensor([list(row) for row in notes]).view(-1, len(self.notes)))
 
-    def _add(self, pairs: Pairs, name: str, index: int) -> None:
+    def _add(self, ranked: RankedMap, name: str, index: int) -> None:
         tuned = self.threshold if self.tuned_threshold is None else self.tuned_threshold
-        at_thresholds = [band_confusion(pairs, t) for t in (self.threshold, tuned)]
-        trivial = band_confusion(trivial_pairs(pairs))
-        ranking = ranking_scores(pairs)
+        at_thresholds = predicted_counts(ranked, [self.threshold, tuned])
+        ranking = ranking_scores(ranked)
         spelled = list(name.encode())
-        self.append("counts", torch.stack([*at_thresholds, trivial])[None])
+        self.append("counts", torch.cat([at_thresholds, trivial_counts(ranked)[None]])[None])
         self.append("ranking", torch.tensor([[ranking[score] for score in RANKING_NAMES]]))
-        self.append("curve", mcc(threshold_confusion(pairs.within(6)))[0][None])
-        self.append("key", torch.tensor([[index, pairs.residues, len(spelled)]]))
+        self.append("curve", mcc(threshold_confusion(ranked))[0][None])
+        self.append("key", torch.tensor([[index, ranked.residues, len(spelled)]]))
         self.append("id_bytes", torch.tensor(spelled))
 
     def compute(self) -> dict[str, float]:

@@ -5,7 +5,8 @@ those of CASP: short 6-11, medium 12-23 and long >= 24 residues apart. A pair co
 is strictly above the threshold. Probabilities are compared in float32.
 
 Counts stay integers, and every formula is evaluated in float64 on the CPU, so no product of counts overflows and
-the result does not depend on the device.
+the result does not depend on the device. What ranks pairs, or counts them at thresholds, is in
+:mod:`contactlm.metrics.ranked`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from contactlm.metrics.ranked import (
+    Ranked,
+    RankedMap,
+    average_precision,
+    check_maps,
+    precision_at,
+    predicted_counts,
+    rank_map,
+)
 from contactlm.structure.contacts import TRIVIAL_REACH
 
-# Disjoint bands of |i - j|: 1-5, 6-11, 12-23, >= 24. Every range below is a run of them.
-BAND_STARTS = (6, 12, 24)
-BANDS = len(BAND_STARTS) + 1
+# Every range is a run of the bands of |i - j|: 1-5, 6-11, 12-23, >= 24.
 RANGES: dict[str, slice] = {
     "": slice(0, 4),
     "sep6": slice(1, 4),
@@ -56,24 +64,6 @@ class Pairs(NamedTuple):
         return Pairs(self.probability[keep], self.contact[keep], self.separation[keep], self.residues)
 
 
-def check_probability(probability: Tensor) -> None:
-    """Refuse logits.
-
-    Raises:
-        ValueError: A value is outside [0, 1] or NaN, or the tensor holds no floating-point numbers.
-    """
-    if not probability.is_floating_point():
-        raise ValueError(f"expected floating-point probabilities, got a tensor of {probability.dtype}")
-    if probability.numel() == 0:
-        return
-    low, high = (float(v) for v in torch.aminmax(probability.detach()))
-    if not (low >= 0.0 and high <= 1.0):
-        raise ValueError(
-            f"expected probabilities in [0, 1], got values from {low:.4g} to {high:.4g}: "
-            "these look like logits (or NaN); apply torch.sigmoid first"
-        )
-
-
 def check_threshold(threshold: float) -> float:
     """Return the threshold, or raise ValueError when it is outside [0, 1]."""
     if not 0.0 <= threshold <= 1.0:
@@ -95,12 +85,7 @@ def select_pairs(probability: Tensor, labels: Tensor, chain_of: Tensor | None = 
     Raises:
         ValueError: Shapes differ or are not square, or ``probability`` is not made of probabilities.
     """
-    if probability.ndim != 2 or probability.shape[0] != probability.shape[1] or probability.shape != labels.shape:
-        raise ValueError(
-            f"probability {tuple(probability.shape)} and labels {tuple(labels.shape)} "
-            "must both be one protein's (L, L) map"
-        )
-    check_probability(probability)
+    check_maps(probability, labels)
     probability, labels = probability.detach(), labels.detach()
     known = labels >= 0
     residues = int((known.any(0) | known.any(1)).sum())
@@ -125,26 +110,10 @@ def trivial_probability(L: int, device: torch.device | str | None = None) -> Ten
     return ((position[:, None] - position[None, :]).abs() <= TRIVIAL_REACH).float()
 
 
-def trivial_pairs(pairs: Pairs) -> Pairs:
-    """The same pairs as the trivial predictor sees them (see :func:`trivial_probability`)."""
-    return pairs._replace(probability=(pairs.separation <= TRIVIAL_REACH).float())
-
-
 def confusion(pairs: Pairs, threshold: float = 0.5) -> Tensor:
     """Count the pairs by truth and prediction: int64 (2, 2) on the CPU, ``[[tn, fp], [fn, tp]]``."""
     code = pairs.contact.to(torch.uint8) * 2 + (pairs.probability > threshold)
     return torch.bincount(code, minlength=4).view(2, 2).cpu()
-
-
-def band_confusion(pairs: Pairs, threshold: float = 0.5) -> Tensor:
-    """Like :func:`confusion`, for |i - j| in 1-5, 6-11, 12-23 and >= 24: int64 (4, 2, 2) on the CPU.
-
-    Sums over bands give the counts of the ranges in :data:`RANGES`; sums over proteins give pooled counts.
-    """
-    code = pairs.contact.to(torch.uint8) * 2 + (pairs.probability > threshold)
-    for start in BAND_STARTS:
-        code += (pairs.separation >= start).to(torch.uint8) * 4
-    return torch.bincount(code, minlength=4 * BANDS).view(BANDS, 2, 2).cpu()
 
 
 def mcc(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,66 +137,12 @@ def mcc(counts: Tensor) -> tuple[Tensor, Tensor]:
     return value.masked_fill(undefined, 0.0).clamp(-1.0, 1.0), undefined
 
 
-def average_precision(probability: Tensor, contact: Tensor) -> float:
-    """Area under the precision-recall curve as scikit-learn's ``average_precision_score`` takes it.
-
-    Σ_n (R_n − R_{n−1}) P_n over the distinct probabilities, so ties need no order.
-
-    Args:
-        probability: (N,), in any order.
-        contact: bool (N,).
-
-    Returns:
-        The area, or NaN without a single contact (recall is undefined then).
-    """
-    order = torch.sort(probability, descending=True)
-    return _sorted_average_precision(order.values, contact[order.indices])
-
-
-def _sorted_average_precision(probability: Tensor, contact: Tensor) -> float:
-    if not bool(contact.any()):
-        return math.nan
-    last_of_tie = torch.ones_like(contact)
-    last_of_tie[:-1] = probability[1:] != probability[:-1]
-    rank = last_of_tie.nonzero().squeeze(1)
-    found = torch.cumsum(contact, 0, dtype=torch.int64)[rank]
-    gained = torch.diff(found, prepend=found.new_zeros(1))
-    precise = gained > 0  # the other steps add nothing; few are left to convert
-    found, rank, gained = (v[precise].cpu().double() for v in (found, rank, gained))
-    return float((gained * found / (rank + 1)).sum() / found[-1])
-
-
-def precision_at(probability: Tensor, contact: Tensor, count: int) -> float:
-    """Precision of the ``count`` most probable pairs.
-
-    Where the cut falls among pairs of equal probability, the value is the expectation over all their orders; so it
-    does not depend on the order of the pairs, on the device, or on chance. Where fewer than ``count`` pairs exist,
-    it is the precision of all of them.
-
-    Args:
-        probability: (N,), sorted from high to low.
-        contact: bool (N,), in the same order.
-        count: How many pairs to take.
-
-    Returns:
-        The precision, or NaN when nothing can be taken (N or ``count`` is 0).
-    """
-    count = min(count, len(probability))
-    if count < 1:
-        return math.nan
-    cut = probability[count - 1]
-    above, tied = int((probability > cut).sum()), int((probability == cut).sum())
-    found_above, found_tied = int(contact[:above].sum()), int(contact[above : above + tied].sum())
-    return (found_above + found_tied * (count - above) / tied) / count
-
-
 def precision_at_l(pairs: Pairs, k: int = 1) -> float:
     """P@L/k: precision of the ⌊L/k⌋ most probable pairs, L being the number of resolved residues.
 
-    See :func:`precision_at` for ties, for too few pairs, and for NaN (no pairs, or L < k).
+    See :func:`contactlm.metrics.ranked.precision_at` for ties, for too few pairs, and for NaN (no pairs, or L < k).
     """
-    order = torch.sort(pairs.probability, descending=True)
-    return precision_at(order.values, pairs.contact[order.indices], pairs.residues // k)
+    return precision_at(Ranked.of(pairs.probability, pairs.contact), [pairs.residues // k])[0]
 
 
 def precision_name(fraction: int, name: str) -> str:
@@ -249,19 +164,14 @@ def range_counts(bands: Tensor) -> Tensor:
     return torch.stack([bands[..., bands_of, :, :].sum(-3) for bands_of in RANGES.values()], dim=-3)
 
 
-def ranking_scores(pairs: Pairs) -> dict[str, float]:
+def ranking_scores(ranked: RankedMap) -> dict[str, float]:
     """The scores that need no threshold, under :data:`RANKING_NAMES`; NaN where undefined for this protein."""
-    far = pairs.within(BAND_STARTS[0])
-    order = torch.sort(far.probability, descending=True)
-    far = Pairs(order.values, far.contact[order.indices], far.separation[order.indices], far.residues)
-    scores = {"auprc_sep6": _sorted_average_precision(far.probability, far.contact)}
-    ends = [start - 1 for start in BAND_STARTS[1:]] + [None]
-    for name, start, end in zip(RANKED_RANGES, BAND_STARTS, ends, strict=True):
-        chosen = far.within(start, end)  # still sorted
-        for fraction in TOP_FRACTIONS:
-            taken = chosen.residues // fraction
-            scores[precision_name(fraction, name)] = precision_at(chosen.probability, chosen.contact, taken)
-        scores[f"auprc_{name}"] = _sorted_average_precision(chosen.probability, chosen.contact)
+    far = ranked.bands[RANGES["sep6"]]
+    scores = {"auprc_sep6": average_precision(far)}
+    for name, band in zip(RANKED_RANGES, far, strict=True):
+        precisions = precision_at(band, [ranked.residues // fraction for fraction in TOP_FRACTIONS])
+        scores |= {precision_name(k, name): value for k, value in zip(TOP_FRACTIONS, precisions, strict=True)}
+        scores[f"auprc_{name}"] = average_precision([band])
     return {name: scores[name] for name in RANKING_NAMES}
 
 
@@ -269,7 +179,7 @@ def mcc_scores(bands: Tensor) -> dict[str, float]:
     """MCC by range under :data:`MCC_NAMES`, each with ``<name>_undefined`` (1 where its denominator is 0, else 0).
 
     Args:
-        bands: int64 (4, 2, 2) of :func:`band_confusion`, of one protein or pooled.
+        bands: int64 (4, 2, 2) of :func:`contactlm.metrics.ranked.predicted_counts`, of one protein or pooled.
     """
     values, undefined = mcc(range_counts(bands))
     scores = dict(zip(MCC_NAMES, values.tolist(), strict=True))
@@ -298,9 +208,9 @@ def score_protein(
     Raises:
         ValueError: Shapes do not fit, or values outside [0, 1] (logits).
     """
-    pairs = select_pairs(probability, labels, chain_of)
-    by_threshold = mcc_scores(band_confusion(pairs, check_threshold(threshold)))
-    return {"residues": float(pairs.residues)} | by_threshold | ranking_scores(pairs)
+    ranked = rank_map(probability, labels, chain_of)
+    by_threshold = mcc_scores(predicted_counts(ranked, [check_threshold(threshold)])[0])
+    return {"residues": float(ranked.residues)} | by_threshold | ranking_scores(ranked)
 
 
 def nan_mean(values: Sequence[float]) -> float:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from contactlm.metrics.scores import Pairs
+from contactlm.metrics.ranked import RankedMap, predicted_counts
+from contactlm.metrics.scores import RANGES
 
 THRESHOLD_STEPS = 1000
 
@@ -18,18 +19,9 @@ def threshold_grid() -> Tensor:
     return (torch.arange(1, THRESHOLD_STEPS, dtype=torch.float64) / THRESHOLD_STEPS).float()
 
 
-def threshold_confusion(pairs: Pairs) -> Tensor:
-    """Confusion counts at every threshold of the grid, from one histogram: int64 (999, 2, 2) on the CPU.
-
-    Equal to :func:`confusion` at each of them, probabilities that lie on a threshold included.
-    """
-    grid = threshold_grid().to(pairs.probability.device)
-    # The number of thresholds strictly below each probability: those it is predicted at.
-    passed = torch.bucketize(pairs.probability, grid, out_int32=True)
-    code = passed + pairs.contact.int() * THRESHOLD_STEPS
-    histogram = torch.bincount(code, minlength=2 * THRESHOLD_STEPS).view(2, THRESHOLD_STEPS).cpu()
-    predicted = histogram.flip(1).cumsum(1).flip(1)[:, 1:]
-    return torch.stack([histogram.sum(1, keepdim=True) - predicted, predicted], dim=-1).transpose(0, 1)
+def threshold_confusion(ranked: RankedMap) -> Tensor:
+    """Confusion counts of the pairs with |i − j| >= 6 at every threshold of the grid: int64 (999, 2, 2) on the CPU."""
+    return predicted_counts(ranked, threshold_grid().numpy())[:, RANGES["sep6"]].sum(1)
 
 
 def tune_threshold(curves: Tensor) -> tuple[float, float]:

@@ -202,9 +202,8 @@ def _require_weights_enough(name: str, config: Mapping[str, Any]) -> None:
     files = {path for pattern in _WEIGHT_FILES for path in Path(name).glob(pattern)}
     if not files:
         return  # on the hub
-    layers, width, inner = (config.get(key) for key in ("num_hidden_layers", "hidden_size", "intermediate_size"))
-    if not all(isinstance(size, int) for size in (layers, width, inner)):
-        return  # its own class says what is wrong
+    sizes = [config.get(key) for key in ("num_hidden_layers", "hidden_size", "intermediate_size")]
+    layers, width, inner = (size if isinstance(size, int) else 0 for size in sizes)  # its own class tells of others
     described, held = layers * width * (4 * width + 2 * inner), sum(path.stat().st_size for path in files)
     if described > held:
         raise ModelError(

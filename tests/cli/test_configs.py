@@ -114,7 +114,7 @@ def test_a_config_that_cannot_be_laid_over_another(below: str, message: str, tmp
 
 def test_a_config_with_a_nul_is_refused(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text('name: mine\nckpt_path: "a\\0.ckpt"\n')
-    with pytest.raises(ContactLMError, match="my.yaml: line 2 holds a NUL character"):
+    with pytest.raises(ContactLMError, match=r"my\.yaml: line 2 holds a NUL character"):
         resolve_arguments(["fit", "--config", str(tmp_path / "my.yaml")])
 
 

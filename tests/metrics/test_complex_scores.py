@@ -10,7 +10,8 @@ from sklearn.metrics import average_precision_score, matthews_corrcoef
 from torch import Tensor
 
 from contactlm.metrics.complex_scores import ComplexScores, inter_labels, intra_labels
-from contactlm.metrics.scores import band_confusion, score_protein, select_pairs
+from contactlm.metrics.ranked import predicted_counts, rank_map
+from contactlm.metrics.scores import score_protein
 
 
 def made(seed: int, *chain_lengths: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,17 +38,18 @@ def computed(*complexes: tuple[Tensor, Tensor, Tensor], tuned: float | None = No
     return scores.compute()
 
 
+def counts_of(probability: torch.Tensor, labels: torch.Tensor, chain_of: torch.Tensor | None = None) -> torch.Tensor:
+    return predicted_counts(rank_map(probability, labels, chain_of), [0.5])[0]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_intra_and_inter_pairs_partition_the_known_ones(seed: int) -> None:
     probability, labels, chain_of = made(seed, 12, 1, 20)
     whole, intra, inter = (y >= 0 for y in (labels, intra_labels(labels, chain_of), inter_labels(labels, chain_of)))
     assert torch.equal(intra | inter, whole) and not (intra & inter).any()
     assert intra.any() and inter.any()
-    parts = [
-        band_confusion(select_pairs(probability, of_part(labels, chain_of), chain_of))
-        for of_part in (intra_labels, inter_labels)
-    ]
-    assert torch.equal(sum(parts), band_confusion(select_pairs(probability, labels, chain_of)))  # type: ignore[arg-type]
+    parts = [counts_of(probability, of_part(labels, chain_of), chain_of) for of_part in (intra_labels, inter_labels)]
+    assert torch.equal(sum(parts), counts_of(probability, labels, chain_of))  # type: ignore[arg-type]
     assert parts[1][:3].sum() == 0  # all pairs between chains are in the last band, wherever the chains meet
 
 
@@ -78,8 +80,8 @@ def test_scores_within_chains_use_their_own_separations() -> None:
     labels[:30, :30], labels[30:, 30:] = first[1], second[1]
     chain_of = torch.tensor([0] * 30 + [1] * 25)
     scores = computed((probability, labels, chain_of))
-    both = sum(band_confusion(select_pairs(p, y)) for p, y, _ in (first, second))
-    joined = band_confusion(select_pairs(probability, intra_labels(labels, chain_of), chain_of))
+    both = sum(counts_of(p, y) for p, y, _ in (first, second))
+    joined = counts_of(probability, intra_labels(labels, chain_of), chain_of)
     assert torch.equal(joined, both)  # type: ignore[arg-type]
     assert scores["intra_mcc_sep6"] == score_protein(probability, intra_labels(labels, chain_of))["mcc_sep6"]
     # every known pair between the chains is a contact and none was predicted

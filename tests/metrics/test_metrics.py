@@ -15,14 +15,20 @@ import torch
 from sklearn.metrics import average_precision_score, matthews_corrcoef
 
 from contactlm.metrics import ContactScores, PrecisionAtL, ProteinMCC
+from contactlm.metrics.ranked import (
+    Ranked,
+    average_precision,
+    precision_at,
+    predicted_counts,
+    rank_map,
+    trivial_counts,
+)
 from contactlm.metrics.scores import (
     MCC_NAMES,
     RANKING_NAMES,
-    average_precision,
     confusion,
     mcc,
     mean_scores,
-    precision_at,
     score_protein,
     select_pairs,
     trivial_probability,
@@ -104,8 +110,8 @@ def test_average_precision_groups_ties_as_scikit_learn_does(seed: int) -> None:
     assert len(set(p.tolist())) < 10
     assert score_protein(probability, labels)["auprc_sep6"] == pytest.approx(average_precision_score(y, p))
     order = torch.randperm(len(p), generator=torch.Generator().manual_seed(seed))
-    shuffled = average_precision(torch.from_numpy(p)[order], torch.from_numpy(y)[order].bool())
-    assert shuffled == average_precision(torch.from_numpy(p), torch.from_numpy(y).bool())
+    shuffled = average_precision([Ranked.of(torch.from_numpy(p)[order], torch.from_numpy(y)[order].bool())])
+    assert shuffled == average_precision([Ranked.of(torch.from_numpy(p), torch.from_numpy(y).bool())])
 
 
 def test_precision_among_ties_is_the_mean_over_all_orders() -> None:
@@ -116,14 +122,14 @@ def test_precision_among_ties_is_the_mean_over_all_orders() -> None:
         for tied in itertools.permutations(range(1, 5)):
             order = [0, *tied, 5][:count]
             orders.append(contact[order].float().mean().item())
-        assert precision_at(probability, contact, count) == pytest.approx(np.mean(orders))
+        assert precision_at(Ranked.of(probability, contact), [count]) == pytest.approx([np.mean(orders)])
 
 
 def test_precision_with_too_few_pairs_and_with_none() -> None:
     probability, contact = torch.tensor([0.9, 0.8, 0.1]), torch.tensor([True, True, False])
-    assert precision_at(probability, contact, 50) == pytest.approx(2 / 3)
-    assert math.isnan(precision_at(probability, contact, 0))
-    assert math.isnan(precision_at(probability[:0], contact[:0], 5))
+    band, none = Ranked.of(probability, contact), Ranked.of(probability[:0], contact[:0])
+    assert precision_at(band, [50, 0, 1]) == pytest.approx([2 / 3, math.nan, 1], nan_ok=True)
+    assert all(map(math.isnan, precision_at(none, [5, 0])))
     # 26 residues have 3 long-range pairs, fewer than 26 // 5.
     probability, labels = make_protein(0, 26)
     labels = torch.zeros_like(labels).fill_diagonal_(-1)
@@ -225,10 +231,27 @@ def test_threshold_counts_equal_counts_at_each_threshold(seed: int) -> None:
     if seed % 2:  # probabilities that lie on the thresholds themselves
         probability = threshold_grid()[(probability * 998).long()]
     pairs = select_pairs(probability, labels).within(6)
-    counts = threshold_confusion(pairs)
+    counts = threshold_confusion(rank_map(probability, labels))
     assert counts.shape == (999, 2, 2)
     for k in (0, 1, 99, 332, 499, 500, 700, 997, 998):
         assert torch.equal(counts[k], confusion(pairs, (k + 1) / 1000)), k
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("L", [0, 1, 3, 7, 24, 25, 60])
+def test_a_ranked_map_holds_the_pairs_of_the_map(seed: int, L: int) -> None:
+    probability, labels = make_protein(seed, L, ties=bool(seed % 2))
+    chain_of = torch.arange(L) // 13 if seed % 3 == 0 else None
+    pairs, ranked = select_pairs(probability, labels, chain_of), rank_map(probability, labels, chain_of)
+    assert ranked.residues == pairs.residues
+    trivial = pairs._replace(probability=(pairs.separation <= 2).float())
+    counts = [*predicted_counts(ranked, [0.3, 0.5]), trivial_counts(ranked)]
+    for k, (low, high) in enumerate([(1, 5), (6, 11), (12, 23), (24, None)]):
+        inside = pairs.within(low, high)
+        assert ranked.bands[k].pairs.tolist() == sorted(inside.probability.tolist())
+        assert ranked.bands[k].contacts.tolist() == sorted(inside.probability[inside.contact].tolist())
+        expected = [confusion(inside, 0.3), confusion(inside, 0.5), confusion(trivial.within(low, high), 0.5)]
+        assert [part[k].tolist() for part in counts] == [part.tolist() for part in expected]
 
 
 def test_tuned_threshold_is_the_best_by_brute_force() -> None:
