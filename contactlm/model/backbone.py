@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EsmModel
 
-from contactlm.model.blocks import TokenLayout
+from contactlm.model.blocks import TokenLayout, has_numbers
 from contactlm.model.contact_attention import contact_attention, contact_attention_plain, contact_logits
 from contactlm.model.fused.op import contact_attention_fused
 from contactlm.model.loading import backbone_checksum, load_esm
@@ -132,7 +132,7 @@ class ContactBackbone(nn.Module):
         """
         if torch.is_grad_enabled() and weights.requires_grad:
             return None
-        if self.attention == "fused" or torch.compiler.is_compiling():
+        if self.attention == "fused" or not has_numbers(weights):
             return None
         active = [[head for head, weight in enumerate(row) if weight != 0] for row in weights.tolist()]
         return None if all(len(heads) == weights.shape[1] for heads in active) else active

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from contactlm.alphabet import EOS
 
@@ -77,8 +78,8 @@ class TokenLayout:
 
     @property
     def at_hand(self) -> bool:
-        """Whether asking for lengths and holes costs nothing: neither a transfer nor a break in a compiled graph."""
-        return self.residue.device.type == "cpu" and not torch.compiler.is_compiling()
+        """Whether asking for lengths and holes costs nothing: no transfer, no break in a compiled graph."""
+        return self.residue.device.type == "cpu" and has_numbers(self.residue)
 
     @classmethod
     def of(cls, tokens: Tensor, attention_mask: Tensor) -> TokenLayout:
@@ -102,6 +103,11 @@ class TokenLayout:
         attended[:, 0] |= ~attention_mask.any(1)
         key_bias = torch.zeros(B, T, device=tokens.device).masked_fill(~attended, -torch.inf)
         return cls(residue, key_bias, torch.stack([last.clamp(min=1), kind], 1).int())
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether values can be asked for: neither in a graph that is being compiled, nor of a tensor without data."""
+    return not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
 
 
 @dataclass(frozen=True)

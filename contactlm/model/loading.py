@@ -72,6 +72,22 @@ def load_esm(pretrained: str | None, architecture: Mapping[str, Any] | None = No
         return _load(pretrained)
 
 
+def architecture_of(pretrained: str) -> dict[str, Any]:
+    """The sizes of a model by its ``config.json`` alone, as ``architecture`` takes them.
+
+    Raises:
+        ModelError: There is none, or it is no ESM2's.
+    """
+    try:
+        config, _ = EsmConfig.get_config_dict(str(Path(pretrained).expanduser()))
+    except OSError as error:
+        raise ModelError(f"{pretrained}: no config.json can be had: {_first_line(error)}; {_LOCAL_COPY}") from error
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    if missing := [name for name in names if name not in config]:
+        raise ModelError(f"{pretrained}: config.json lacks {', '.join(missing)}")
+    return {name: config[name] for name in names}
+
+
 def backbone_checksum(esm: EsmModel) -> str:
     """Fingerprint a backbone's base weights: SHA-256 over names, shapes and float32 values.
 

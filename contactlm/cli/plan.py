@@ -1,0 +1,284 @@
+"""``contactlm plan``: what a run costs, before it runs."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies import Strategy
+
+from contactlm.callbacks.budget import count_tokens
+from contactlm.cli.choice import plain_arguments
+from contactlm.cli.commands import description
+from contactlm.cli.configs import resolve_arguments
+from contactlm.cli.main import ContactCLI
+from contactlm.model.loading import architecture_of
+from contactlm.modules.base import MapModule
+from contactlm.modules.step_cost import StepCost, pass_cost, step_cost
+from contactlm.types import ContactLMError, ModelError
+
+MORE = """\
+options:
+  --memory SIZE  also tell the largest batch that fits in so much memory, such as 12GB
+  --measure      also take three real steps on this machine, with random weights
+  and all of contactlm fit --help; of --model.pretrained only config.json is read"""
+SEEN = 200  # batches that are made to learn how large they are
+MEASURED = 3  # steps
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_SPECIAL = 2  # <cls> and <eos>
+_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def plan_command(arguments: Sequence[str]) -> int:
+    """Run ``contactlm plan``: the options of ``fit``, with ``--memory`` and ``--measure`` beside them.
+
+    Raises:
+        ContactLMError: Options that ``fit`` would refuse, a size of memory that is none, or a model whose sizes cannot
+            be learnt.
+    """
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(f"usage: contactlm plan [options]\n\n{description('plan')}\n\n{MORE}\n")
+        raise SystemExit(0)  # as parsers do
+    rest, memory, measure = _own_options(arguments)
+    command = PlanCLI(plain_arguments(resolve_arguments(["fit", *rest])))
+    sys.stdout.write("\n".join(command.lines(memory, measure)) + "\n")
+    return 0
+
+
+def _own_options(arguments: Sequence[str]) -> tuple[list[str], int | None, bool]:
+    """Take this command's own options out of those of ``fit``."""
+    rest: list[str] = []
+    memory, measure = None, False
+    given = iter(arguments)
+    for argument in given:
+        if argument == "--measure":
+            measure = True
+        elif argument == "--memory" or argument.startswith("--memory="):
+            memory = bytes_of(argument.partition("=")[2] or next(given, ""))
+        else:
+            rest.append(argument)
+    return rest, memory, measure
+
+
+def bytes_of(size: str) -> int:
+    """Read a size of memory.
+
+    Raises:
+        ContactLMError: It is none.
+
+    Examples:
+        >>> bytes_of("12GB"), bytes_of("800M")
+        (12000000000, 800000000)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", size.strip().lower())
+    if match is None or not float(match[1]):
+        raise ContactLMError(f"--memory {size!r}: give a size such as 12GB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What some training batches were like.
+
+    Attributes:
+        batches: How many were looked at.
+        tokens: In all of them.
+        largest: The one with most tokens × longest sequence.
+        chains: Chains of the training set.
+        per_epoch: Batches of an epoch.
+    """
+
+    batches: int
+    tokens: int
+    largest: dict[str, Any]
+    chains: int
+    per_epoch: int
+
+
+class PlanCLI(ContactCLI):
+    """The command line of ``fit``, whose model is made without weights and which trains nothing."""
+
+    new_module: partial[MapModule]  # makes the module, where tensors are made at the moment
+
+    def instantiate_classes(self) -> None:
+        """Make all but the backbone's weights: its sizes are enough."""
+        model = self.config["fit"]["model"]
+        if model["pretrained"] is not None:
+            model["architecture"], model["pretrained"] = architecture_of(model["pretrained"]), None
+        self.parser.add_instantiator(self._without_weights, MapModule, prepend=True)  # before Lightning's own
+        super().instantiate_classes()
+
+    def _without_weights(self, made: type[MapModule], *arguments: Any, **options: Any) -> MapModule:
+        self.new_module = partial(made, *arguments, **options)
+        with torch.device("meta"):
+            return self.new_module()
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Make the trainer without a run's directory."""
+        return LightningCLI.instantiate_trainer(self, logger=False, **options)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is run."""
+
+    def lines(self, memory: int | None, measure: bool) -> list[str]:
+        """The plan, as text."""
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+        seen = self._look_at_batches()
+        lines = self._of_data(seen)
+        try:
+            cost = step_cost(self.new_module, seen.largest, self._device, self._precision)
+            lines += [*self._of_steps(seen, cost), *self._of_memory(seen, cost)]
+            lines += [] if memory is None else self._what_fits(seen, memory)
+        except ModelError as error:
+            if not measure:
+                raise
+            lines.append(f"memory      {error}")
+        return lines + (self._measured(seen) if measure else [])
+
+    @property
+    def _device(self) -> torch.device:
+        strategy: Strategy = self.trainer.strategy
+        return strategy.root_device
+
+    @property
+    def _precision(self) -> torch.dtype | None:
+        return _MIXED.get(str(self.trainer.precision))
+
+    def _look_at_batches(self) -> Seen:
+        loader: Any = self.datamodule.train_dataloader()
+        tokens, count, largest = 0, 0, None
+        for batch in islice(loader, SEEN):
+            tokens, count = tokens + count_tokens(batch)[0], count + 1
+            if largest is None or _weight(batch) > _weight(largest):
+                largest = batch
+        if largest is None:
+            raise ModelError("plan: the training set gives no batch: see what was left out, above")
+        return Seen(count, tokens, largest, len(self.datamodule.chains["train"]), len(loader))
+
+    def _of_data(self, seen: Seen) -> list[str]:
+        sets = ", ".join(f"{len(store):,} {name} chains" for name, store in self.datamodule.chains.items())
+        rows, longest = seen.largest["tokens"].shape
+        mean = seen.tokens / seen.batches
+        of = f"the first {seen.batches:,} batches" if seen.batches < seen.per_epoch else "an epoch"
+        return [
+            f"data        {sets}",
+            f"batches     {mean:,.0f} tokens on average of {of}; the largest {rows} x {longest}",
+        ]
+
+    def _of_steps(self, seen: Seen, cost: StepCost) -> list[str]:
+        budget = self._get(self.config_init, "budget").max_tokens
+        processes = self.trainer.world_size
+        a_batch = seen.tokens / seen.batches * processes
+        accumulated = self.trainer.accumulate_grad_batches
+        if budget is None:
+            return [f"compute     {cost.flops / 1e9:,.1f} GFLOPs the largest batch; no budget of tokens is set"]
+        batches = max(1, -(-budget // a_batch))
+        steps, gflops = batches / accumulated, cost.flops / 1e9 * budget / seen.largest["tokens"].numel()
+        every = self._get(self.config, "trainer")["val_check_interval"]
+        looks = int(batches // every) if isinstance(every, int) and "dev" in self.datamodule.chains else 0
+        epochs = batches / seen.per_epoch
+        return [
+            f"steps       about {steps:,.0f} optimizer steps to {budget:,} tokens ({epochs:,.1f} epochs), "
+            f"{looks:,} looks at dev",
+            f"compute     about {gflops:,.0f} GFLOPs ({cost.flops / 1e9:,.1f} the largest batch)",
+        ]
+
+    def _of_memory(self, seen: Seen, cost: StepCost) -> list[str]:
+        rows, longest = seen.largest["tokens"].shape
+        parts = {
+            "weights": cost.weights,
+            "gradients": cost.trained,
+            "optimizer": cost.optimizer,
+            "activations": cost.activations,
+            "passing": cost.passing,
+        }
+        told = ", ".join(f"{name} {_size(value)}" for name, value in parts.items())
+        title = f"memory      {_size(cost.total)} a step of {rows} x {longest} tokens on {self._device.type}"
+        lines = [f"{title}, precision {self.trainer.precision}: {told}"]
+        if "dev" in self.datamodule.chains and len(self.datamodule.chains["dev"]):
+            lines.append(f"            {self._of_evaluation(cost)}")
+        return lines
+
+    def _of_evaluation(self, cost: StepCost) -> str:
+        longest = int(self.datamodule.chains["dev"].lengths.max())
+        window = self.model.windows.window
+        tokens = min(longest, window or longest) + _SPECIAL
+        rows = max(1, min(self.datamodule.eval_batch_size, self.model.windows.max_cost // tokens**2))
+        most = pass_cost(self.new_module, rows, tokens, self._device)
+        maps = 3 * 4 * longest**2  # probabilities, weights and labels
+        return (
+            f"{_size(cost.weights + cost.optimizer + most + maps)} a look at dev, in passes of {rows} x {tokens} tokens"
+        )
+
+    def _what_fits(self, seen: Seen, memory: int) -> list[str]:
+        """The largest batch of this length in so much memory, as it is and with what makes it smaller."""
+        longest = seen.largest["tokens"].shape[1]
+        lines: list[str] = []
+        for how, make in self._ways().items():
+            one, two = (step_cost(make, _repeat(seen.largest, n), self._device, self._precision).total for n in (1, 2))
+            rows = 1 + (memory - one) // max(two - one, 1) if one <= memory else 0
+            told = f"up to {rows} x {longest} tokens" if rows > 0 else f"not one sequence of {longest} ({_size(one)})"
+            lines.append(f"{f'fits {_size(memory)}' if not lines else '':<11} {how}: {told}")
+        return lines
+
+    def _ways(self) -> dict[str, Callable[[], MapModule]]:
+        ways: dict[str, Callable[[], MapModule]] = {"as it is": self.new_module}
+        if self.new_module.keywords.get("activation_checkpointing") is False:
+            ways["with model.activation_checkpointing"] = partial(self.new_module, activation_checkpointing=True)
+        return ways
+
+    def _measured(self, seen: Seen) -> list[str]:
+        """Seconds and memory of three real steps of the largest batch, with random weights."""
+        module = self.new_module().to(self._device)
+        module.log = lambda *_, **__: None  # type: ignore[method-assign]  # there is no trainer to log to
+        made: Any = module.configure_optimizers()
+        optimizer = made["optimizer"] if isinstance(made, dict) else made
+        batch = {k: v.to(self._device) if isinstance(v, torch.Tensor) else v for k, v in seen.largest.items()}
+        seconds = []
+        for _ in range(MEASURED):
+            start = time.perf_counter()
+            with torch.autocast(self._device.type, self._precision, enabled=self._precision is not None):
+                loss = module.training_step(batch, 0)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            seconds.append(time.perf_counter() - start)
+        return [f"measured    {min(seconds):.2f} s a step of the largest batch, at most {self._most_memory()}"]
+
+    def _most_memory(self) -> str:
+        if self._device.type == "cuda":
+            return f"{_size(torch.cuda.max_memory_allocated(self._device))} on the GPU"
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return f"{_size(most)} of the process, the libraries included"
+
+
+def _weight(batch: dict[str, Any]) -> int:
+    return int(batch["tokens"].numel() * batch["tokens"].shape[1])
+
+
+def _repeat(batch: dict[str, Any], rows: int) -> dict[str, Any]:
+    """A batch of so many sequences like the first."""
+    size = len(batch["tokens"])
+    return {
+        name: value[:1].repeat(rows, *[1] * (value.ndim - 1))
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == size
+        else value
+        for name, value in batch.items()
+    }
+
+
+def _size(value: float) -> str:
+    return f"{value / 1e9:,.1f} GB" if value >= 1e9 else f"{value / 1e6:,.0f} MB"

@@ -1,0 +1,60 @@
+"""``contactlm plan`` on small sets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from contactlm.cli.main import main
+from contactlm.cli.plan import bytes_of
+from contactlm.types import ContactLMError
+
+
+def plan(tiny_esm: Path, folders: tuple[Path, Path], *more: str) -> list[str]:
+    data = [f"--data.train_dir={folders[0]}", "--data.read_workers=0", "--data.batch_size=4", "--data.crop_length=40"]
+    model = [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu"]
+    return ["plan", "--config=crop200", *data, *model, *more]
+
+
+def test_a_plan_tells_what_a_run_takes(
+    tiny_esm: Path, pdb_folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tiny_esm.parent / "bare").mkdir(exist_ok=True)
+    bare = tiny_esm.parent / "bare"  # no weights: sizes are enough
+    (bare / "config.json").write_bytes((tiny_esm / "config.json").read_bytes())
+    assert main(plan(bare, pdb_folders, "--budget.max_tokens=16800", "--memory=1GB", "--measure")) == 0
+    told = capsys.readouterr().out
+    assert "the largest 4 x 42" in told
+    batches, steps = (float(re.search(p, told)[1]) for p in (r"([\d.]+) tokens on average", r"about (\d+) optimizer"))  # type: ignore[index]
+    assert steps == -(-16800 // batches) or abs(steps - 16800 / batches) <= 1
+    assert re.search(r"memory +\d+ MB a step of 4 x 42 tokens on cpu, precision 32-true: weights \d+ MB", told)
+    rows = [int(n) for n in re.findall(r"up to (\d+) x 42 tokens", told)]
+    assert len(rows) == 2 and rows[1] > rows[0] > 100
+    assert re.search(r"measured +[\d.]+ s a step of the largest batch", told)
+    assert not (tmp_path / "runs").exists()  # nothing was run
+
+
+def test_what_does_not_fit_is_said(
+    tiny_esm: Path, pdb_folders: tuple[Path, Path], tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(plan(tiny_esm, pdb_folders, "--memory", "100KB")) == 0
+    assert capsys.readouterr().out.count("not one sequence of 42") == 2
+
+
+def test_what_is_wrong_is_one_message(
+    tiny_esm: Path, pdb_folders: tuple[Path, Path], tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, message in (
+        (plan(tiny_esm, pdb_folders, "--memory=much"), "--memory 'much': give a size such as 12GB"),
+        (plan(tmp_path / "none", pdb_folders), "no config.json can be had"),
+        (["plan", "--config=nowhere"], "there is no such file"),
+    ):
+        assert main(arguments) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(ContactLMError, match="such as 12GB"):
+        bytes_of("0GB")

@@ -1,0 +1,112 @@
+"""The cost of a step, told without numbers, against steps with them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from contactlm import ContactModule, ContrastiveModule
+from contactlm.modules.step_cost import StorageMeter, pass_cost, step_cost
+from contactlm.types import ModelError
+
+SMALL = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+WAYS = {
+    "lora": {},
+    "checkpointed": {"activation_checkpointing": True},
+    "all weights": {"lora": None},
+    "head": {"lora": None, "freeze_backbone": True},
+    "plain": {"attention": "plain"},
+}
+# A step of the 8M architecture in a process of its own: prints what it adds to the memory of the process.
+STEP = """
+import resource, sys, torch
+from contactlm import ContactModule
+torch.set_num_threads(1)
+sizes = dict(num_hidden_layers=6, hidden_size=320, num_attention_heads=20, intermediate_size=1280)
+module = ContactModule(None, sizes, activation_checkpointing=sys.argv[1] == "True")
+module.log = lambda *_, **__: None
+rows, tokens = int(sys.argv[2]), int(sys.argv[3])
+batch = {
+    "tokens": torch.full((rows, tokens), 5), "attention_mask": torch.ones(rows, tokens, dtype=torch.bool),
+    "positions": torch.arange(tokens).repeat(rows, 1), "cb": torch.randn(rows, tokens - 2, 3) * 20,
+}
+small = {name: value[:1, :30] for name, value in batch.items() if name != "cb"} | {"cb": batch["cb"][:1, :28]}
+module.training_step(small, 0).backward()  # code is read when it is first run
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() // 1024
+module.training_step(batch, 0).backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def made_batch(rows: int, tokens: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "tokens": torch.randint(4, 24, (rows, tokens), generator=generator),
+        "attention_mask": torch.ones(rows, tokens, dtype=torch.bool),
+        "positions": torch.arange(tokens).repeat(rows, 1),
+        "cb": torch.randn(rows, tokens - 2, 3, generator=generator) * 10,
+    }
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bytes_and_flops_are_those_of_a_step_with_numbers(way: str) -> None:
+    make = partial(ContactModule, None, SMALL, **WAYS[way])
+    batch = made_batch(3, 70)
+    cost = step_cost(make, batch)
+    module, meter = make(), StorageMeter()
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    weights = [*module.parameters(), *module.buffers()]
+    meter.ignore([*weights, *batch.values()])
+    with meter:
+        loss = module.training_step(batch, 0)
+        left = meter.now
+        loss.backward()
+    assert cost.weights == sum(x.nbytes for x in weights)
+    assert cost.trained == sum(x.nbytes for x in module.parameters() if x.requires_grad)
+    assert 0 <= cost.optimizer - 2 * cost.trained <= 8 * len(weights)  # Adam, and its count of steps
+    assert cost.activations == pytest.approx(left + sum(x.nbytes for x in batch.values()), rel=0.05)
+    assert cost.total - cost.weights - cost.optimizer == pytest.approx(meter.peak, rel=0.05)
+
+
+def test_checkpointing_trades_activations_for_operations() -> None:
+    plain, less = (
+        step_cost(partial(ContactModule, None, SMALL, **WAYS[way]), made_batch(2, 200))
+        for way in ("lora", "checkpointed")
+    )
+    assert less.activations < 0.7 * plain.activations and less.flops > 1.2 * plain.flops
+
+
+def test_memory_is_told_of_models_that_no_machine_holds() -> None:
+    sizes = {"num_hidden_layers": 48, "hidden_size": 5120, "num_attention_heads": 40, "intermediate_size": 20480}  # 15B
+    cost = step_cost(partial(ContactModule, None, sizes), made_batch(1, 1022))
+    assert cost.weights / 4 == pytest.approx(15.1e9, rel=0.01)
+    assert cost.activations > 10e9
+
+
+def test_a_step_that_asks_for_numbers_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"ContrastiveModule .* --measure"):
+        step_cost(partial(ContrastiveModule, None, SMALL), made_batch(2, 60))
+
+
+def test_a_pass_of_more_sequences_takes_more() -> None:
+    small, large = (pass_cost(partial(ContactModule, None, SMALL), rows, 100) for rows in (1, 4))
+    assert 0 < small < large < 8 * small
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss and the C library's switch are Linux's")
+@pytest.mark.parametrize(("checkpointed", "rows", "tokens"), [(False, 2, 1022), (True, 2, 1022), (False, 16, 202)])
+def test_memory_is_what_a_process_takes(checkpointed: bool, rows: int, tokens: int) -> None:
+    sizes = {"num_hidden_layers": 6, "hidden_size": 320, "num_attention_heads": 20, "intermediate_size": 1280}
+    cost = step_cost(
+        partial(ContactModule, None, sizes, activation_checkpointing=checkpointed), made_batch(rows, tokens)
+    )
+    # The C library keeps memory it was given back, in pieces too small for the next tensor, unless told not to.
+    command = [sys.executable, "-c", STEP, str(checkpointed), str(rows), str(tokens)]
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert cost.total - cost.weights - cost.optimizer == pytest.approx(int(done.stdout), rel=0.15)
