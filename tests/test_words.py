@@ -214,7 +214,13 @@ def flags() -> dict[str, set[str]]:
     for command, *arguments in calls:
         shown.setdefault(command, set()).update(re.findall(r"--[a-z][\w.]*\w", help_of(*arguments)))
     ours = shown["fit"] - {"--data", "--model"}
-    return shown | {"fit": ours, "test": ours, "validate": ours, "predict": shown["predict"] | ours}
+    return shown | {
+        "fit": ours,
+        "plan": ours | {"--memory", "--measure"},
+        "test": ours,
+        "validate": ours,
+        "predict": shown["predict"] | ours,
+    }
 
 
 def help_of(*arguments: str) -> str:
