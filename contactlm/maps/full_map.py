@@ -31,15 +31,23 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from contactlm.alphabet import CLS, EOS, PAD
-from contactlm.maps.windows import Pass, Segment, WindowOptions, batch_by_cost, plan_passes
-from contactlm.shipped import __version__
-from contactlm.types import DataError, ModelError
+from contactlm.maps.passes import (
+    check_residue_tokens,
+    checked_positions,
+    context_weights,
+    how_made,
+    residues_of,
+    token_positions,
+)
+from contactlm.maps.windows import Pass, WindowOptions, batch_by_cost, plan_passes
+from contactlm.types import ModelError
 
 LogitsFn = Callable[..., Tensor]
 Shown = tuple[int, Tensor]  # number of a chain, and its residues that a row of a batch shows: int64 (n,), on the CPU
 
 _HELD_PAIRS = 32 * 1024**2  # several chains at once share batches while their maps take at most this many pairs
 _ROWS = 256  # rows normalised at a time
+_BLEND = "probabilities, weights falling linearly towards cuts"
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,45 +144,14 @@ def full_maps(
     group: list[_Chain] = []
     pairs = zip(chains, repeat(None)) if positions is None else zip(chains, positions, strict=True)
     for index, (tokens, own) in enumerate(pairs):
-        _check_tokens(tokens, index)
+        check_residue_tokens(tokens, index)
         if own is not None:
-            own = _checked_positions(own, len(tokens), index)
+            own = checked_positions(own, len(tokens), index)
         if group and sum(len(chain) ** 2 for chain in group) + len(tokens) ** 2 > _HELD_PAIRS:
             yield from _map_group(logits_fn, group, options, device, tell_shown)
             group = []
         group.append(_Chain(tokens, own, index))
     yield from _map_group(logits_fn, group, options, device, tell_shown)
-
-
-def _check_tokens(tokens: Tensor, index: int) -> None:
-    if tokens.ndim != 1 or tokens.is_floating_point() or tokens.dtype == torch.bool:
-        shape = tuple(tokens.shape)
-        raise DataError(f"chain {index}: tokens are {tokens.dtype} {shape}: give one integer per residue, shape (L,)")
-    if len(tokens) == 0:
-        raise DataError(f"chain {index} is empty and has no contact map: give a sequence of at least one residue")
-    special = (tokens == CLS) | (tokens == EOS) | (tokens == PAD)
-    if special.any():
-        where = int(special.int().argmax())
-        raise DataError(
-            f"chain {index}: token {int(tokens[where])} at index {where} is <cls>, <pad> or <eos>: "
-            "give residue tokens only, special tokens are added here"
-        )
-
-
-def _checked_positions(positions: Tensor, length: int, index: int) -> Tensor:
-    if positions.shape != (length,) or positions.is_floating_point() or positions.dtype == torch.bool:
-        raise DataError(
-            f"chain {index}: positions are {positions.dtype} {tuple(positions.shape)}: give one integer per residue, "
-            f"shape ({length},)"
-        )
-    positions = positions.cpu().long()
-    if (positions.diff() < 1).any():
-        where = int((positions.diff() < 1).int().argmax())
-        raise DataError(
-            f"chain {index}: position {int(positions[where + 1])} follows {int(positions[where])} at index "
-            f"{where + 1}: positions must ascend"
-        )
-    return positions
 
 
 def _map_group(
@@ -204,20 +181,7 @@ def _map_group(
                 f"a map of {blend.length} residues: the model's logits are not finite; its weights are damaged, or "
                 "half precision is too little for it (trainer.precision)"
             )
-        yield FullMap(probability, _how(blend.length, plan, options))
-
-
-def _how(length: int, plan: list[Pass], options: WindowOptions) -> dict[str, Any]:
-    apart = sum(len(piece.segments) == 2 for piece in plan)
-    whole = int(len(plan) == 1)
-    return {
-        "version": __version__,
-        "length": length,
-        "window": options.window,
-        "overlap": options.least_overlap,
-        "passes": {"whole": whole, "window": len(plan) - whole - apart, "two_segments": apart},
-        "blend": "none" if whole else "probabilities, weights falling linearly towards cuts",
-    }
+        yield FullMap(probability, how_made(blend.length, plan, options, _BLEND))
 
 
 def _run(
@@ -226,7 +190,7 @@ def _run(
     """One batch through the model: contact logits (B, T − 2, T − 2), on the device."""
     on = members[0][0].tokens.device if device is None else torch.device(device)
     tokens, mask, positions = _collate(members)
-    told = {"shown": [(chain.number, _residues(piece)) for chain, piece in members]} if tell_shown else {}
+    told = {"shown": [(chain.number, residues_of(piece)) for chain, piece in members]} if tell_shown else {}
     with torch.no_grad():
         logits = logits_fn(tokens.to(on), mask.to(on), None if positions is None else positions.to(on), **told)
     B, T = tokens.shape
@@ -241,37 +205,19 @@ def _run(
 def _collate(members: list[tuple[_Chain, Pass]]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Pad passes to one length: tokens int64, attention mask bool (False = padding), positions int64; all (B, T).
 
-    Positions count from ``<cls>`` = 0, not from the chain's start: smaller angles lose less to rounding. They are None
-    where all passes are contiguous and no chain has positions of its own.
+    Positions are None where all passes are contiguous and no chain has positions of its own.
     """
     B, T = len(members), max(piece.residues for _, piece in members) + 2
     tokens = torch.full((B, T), PAD)
     positions = torch.zeros(B, T, dtype=torch.int64)
     for row, (chain, piece) in enumerate(members):
-        residues = _residues(piece)
+        residues = residues_of(piece)
         n = len(residues)
         tokens[row, 0], tokens[row, n + 1] = CLS, EOS
         tokens[row, 1 : n + 1] = chain.tokens[residues.to(chain.tokens.device)].long()
-        own = residues if chain.positions is None else chain.positions[residues]
-        positions[row, 1 : n + 1] = own - own[0] + 1
-        positions[row, n + 1] = positions[row, n] + 1
+        positions[row, : n + 2] = token_positions(residues if chain.positions is None else chain.positions[residues])
     needed = any(len(piece.segments) == 2 or chain.positions is not None for chain, piece in members)
     return tokens, tokens != PAD, positions if needed else None
-
-
-def _residues(piece: Pass) -> Tensor:
-    """The residues of a pass, int64 (n,)."""
-    return torch.cat([torch.arange(*segment) for segment in piece.segments])
-
-
-def _context(segment: Segment, piece: Pass, length: int, device: torch.device | None = None) -> Tensor:
-    """Weight of each residue of a segment: residues to its nearest cut, in half windows, at most 1; float32 (n,)."""
-    start, stop = segment
-    most = (piece.residues + 1) // 2
-    index = torch.arange(start, stop, dtype=torch.float32, device=device)
-    left = index - start + 1 if start > 0 else torch.full_like(index, most)
-    right = stop - index if stop < length else torch.full_like(index, most)
-    return torch.minimum(left, right).clamp_(max=most).div_(most)
 
 
 class _Blend:
@@ -294,8 +240,8 @@ class _Blend:
             return
         rows, columns = piece.block
         block = torch.sigmoid(logits[: rows[1] - rows[0], columns[0] - columns[1] :])
-        block *= _context(rows, piece, self.length, block.device)[:, None]
-        block *= _context(columns, piece, self.length, block.device)
+        block *= context_weights(rows, piece, self.length, block.device)[:, None]
+        block *= context_weights(columns, piece, self.length, block.device)
         self._map[slice(*rows), slice(*columns)] += block.cpu()
 
     def finish(self) -> Tensor:
@@ -305,7 +251,7 @@ class _Blend:
         """
         if len(self._plan) == 1:
             return self._map
-        weights = [tuple(_context(side, piece, self.length) for side in piece.block) for piece in self._plan]
+        weights = [tuple(context_weights(side, piece, self.length) for side in piece.block) for piece in self._plan]
         for top in range(0, self.length, _ROWS):
             bottom = min(top + _ROWS, self.length)
             strip = self._map[top:bottom, top:]

@@ -65,7 +65,7 @@ def load_esm(pretrained: str | None, architecture: Mapping[str, Any] | None = No
     if (pretrained is None) == (architecture is None):
         given = "both" if architecture is not None else "neither"
         raise ModelError(f"backbone: give pretrained (hub name or directory) or architecture; {given} was given")
-    with torch.random.fork_rng(devices=[]), _quiet_transformers():
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.random.default_generator.manual_seed(seed)
         if pretrained is None:
             return EsmModel(_random_config(architecture or {}), add_pooling_layer=False).eval()
@@ -256,7 +256,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep loading reports and progress bars off the terminal: what matters in them is raised or warned."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
