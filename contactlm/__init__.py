@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from contactlm.modules.base import MapModule
     from contactlm.modules.contact import ContactModule
     from contactlm.modules.contrastive import ContrastiveModule
+    from contactlm.modules.jacobian import JacobianModule
     from contactlm.modules.predict import predict_contacts
     from contactlm.modules.retrieval import RetrievalModule
     from contactlm.structure.contacts import contact_map
@@ -29,6 +30,7 @@ _HOMES = {
     "ContactMap": "contactlm.maps.contact_map",
     "ContactModule": "contactlm.modules.contact",
     "ContrastiveModule": "contactlm.modules.contrastive",
+    "JacobianModule": "contactlm.modules.jacobian",
     "MapModule": "contactlm.modules.base",
     "RetrievalModule": "contactlm.modules.retrieval",
     "contact_map": "contactlm.structure.contacts",
@@ -42,6 +44,7 @@ __all__ = [
     "ContactMap",
     "ContactModule",
     "ContrastiveModule",
+    "JacobianModule",
     "MapModule",
     "RetrievalModule",
     "contact_map",

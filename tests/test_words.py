@@ -24,7 +24,7 @@ from contactlm.cli.main import main
 ROOT = Path(__file__).parents[1]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 ROOMS = ("contactlm", "lightning_configs", "tests", ".github", ".ci")
-MODULES = ("ContactModule", "ContrastiveModule", "RetrievalModule")
+MODULES = ("ContactModule", "ContrastiveModule", "JacobianModule", "RetrievalModule")
 OF_PROJECTS = {"--model.gamma"}  # options of classes in tests/projects
 FOREIGN = {"aot_eager", "find_unused_parameters", "return_contacts"}  # names of other packages
 Pages = dict[str, str]  # path from the root, as a code host has it: text

@@ -16,6 +16,8 @@ from contactlm.metrics.strata import training_stratum
 from contactlm.runs.directory import run_directory
 from contactlm.runs.full_disk import outlast_full_disk
 
+_OF_OTHERS = ("trivial_", "copy_")  # scores of predictors that are not the module
+
 
 class ContactEvaluation(L.Callback):
     """Scores whole proteins and logs the scores as ``dev/…`` and ``test/…``.
@@ -43,6 +45,8 @@ class ContactEvaluation(L.Callback):
     structure) and ``nearest`` (pair identity and coverage of its best hit, NaN where there is none), as those of the
     retrieval module do, have the main scores of copying logged as ``copy_…``, and both by that identity:
     ``test/mcc_sep6@nohit``, ``…@hit<30``, ``…@hit30-50``, ``…@hit>=50``.
+
+    Of a module whose attribute ``gives_ranks`` is true, no score at a threshold is logged, and none is tuned.
 
     Args:
         threshold: A pair is called a contact when its probability is above it.
@@ -96,7 +100,7 @@ class ContactEvaluation(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the dev scores and tune the threshold."""
         scores = self._scores.compute()
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking and not getattr(pl_module, "gives_ranks", False):
             scores["tuned_threshold"], scores["mcc_sep6_tuned"] = self._scores.tune_threshold()
             if hasattr(pl_module, "tuned_threshold"):
                 pl_module.tuned_threshold = scores["tuned_threshold"]  # type: ignore[assignment]  # modules take any attribute
@@ -112,7 +116,8 @@ class ContactEvaluation(L.Callback):
         if self.write_rows and trainer.is_global_zero and folder is not None:
             path = Path(folder) / "test_scores.csv"
             with outlast_full_disk(path):
-                write_csv(path, self.rows, () if self.rows else ("id",))
+                rows = [_meaningful(pl_module, row) for row in self.rows]
+                write_csv(path, rows, () if rows else ("id",))
 
     def _of_parts(self, trainer: L.Trainer, role: str) -> dict[str, float]:
         """Scores of complexes, of copying, and of strata."""
@@ -131,5 +136,12 @@ class ContactEvaluation(L.Callback):
 
     def _log(self, pl_module: L.LightningModule, prefix: str, scores: dict[str, float]) -> None:
         # the scores are of all processes already: every process logs the same, so that checkpoints can watch them
-        for name, value in scores.items():
+        for name, value in _meaningful(pl_module, scores).items():
             pl_module.log(f"{prefix}/{name}", value, prog_bar=name == "mcc_sep6", rank_zero_only=False, sync_dist=False)
+
+
+def _meaningful(module: L.LightningModule, scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores that need no threshold, of a module that gives ranks; all of any other."""
+    if not getattr(module, "gives_ranks", False):
+        return scores
+    return {name: value for name, value in scores.items() if name.startswith(_OF_OTHERS) or "mcc" not in name}

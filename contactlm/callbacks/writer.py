@@ -237,7 +237,7 @@ def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
     }
     if predicted.labels is not None:
         scores = predicted.scores()
-        line |= {name: f"{scores[name]:.4f}" for name in SCORES}
+        line |= {name: f"{scores[name]:.4f}" for name in SCORES if not (predicted.is_ranked and "mcc" in name)}
     return line
 
 

@@ -218,10 +218,13 @@ class ContactCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Score the test set with the best checkpoint, and say where everything lies."""
+        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
         if self._trains_nothing:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            if self.model.learnt_on_dev:  # dev is scored again, with what was learnt, and that is kept
+                self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+                checkpoint = self._keep_what_was_learnt()
         lines = [self._scores("dev", ", last look at dev")]  # test forgets the metrics of fit
-        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
         if self._get(self.config, "trainer")["fast_dev_run"]:
             return
         if self._get(self.config, "test_after_fit") and "test" in self.datamodule.chains:
@@ -237,6 +240,15 @@ class ContactCLI(LightningCLI):
         if self.datamodule.synthetic is not None:
             lines.append("The proteins are synthetic: the scores show that the package works, nothing about biology.")
         self.say("\n".join(lines))
+
+    def _keep_what_was_learnt(self) -> str | None:
+        folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        if folder is None:
+            return None
+        path = Path(folder) / "calibrated.ckpt"
+        with outlast_full_disk(path):
+            self.trainer.save_checkpoint(path, weights_only=True)
+        return str(path) if path.is_file() else None
 
     def after_test(self) -> None:
         """Show the test scores."""

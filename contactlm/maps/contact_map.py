@@ -28,6 +28,7 @@ from contactlm.types import DataError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+RANKED = "rank of a pair's score among all pairs of the map, between 0 and 1: no probability"
 RR_LINE = 50  # letters of the sequence in a line, at most
 RR_KEYWORDS = frozenset({"PFRMAT", "TARGET", "AUTHOR", "REMARK", "METHOD", "MODEL", "END"})
 RR_MIN_SEPARATION = 6
@@ -87,6 +88,11 @@ class ContactMap:
     def chain_lengths(self) -> list[int]:
         """Residues of each chain: of one, unless the map is that of a complex."""
         return self.how.get("chain_lengths", [len(self)])
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether its probabilities are ranks of scores that nothing was calibrated on."""
+        return self.how.get("p") == RANKED
 
     def scores(self) -> dict[str, float]:
         """The map's scores against its labels, at its threshold; see :func:`contactlm.metrics.scores.score_protein`.
@@ -216,7 +222,8 @@ def write_rr(
     if pairs_per_residue is not None and not 0 < pairs_per_residue < math.inf:
         raise ValueError(f"pairs_per_residue is {pairs_per_residue}: give a positive number, or None for all pairs")
     i, j, p = _rr_pairs(contact_map, min_separation, min_probability)
-    remarks = [f"pairs at least {min_separation} residues apart with p >= {min_probability:g}"]
+    remarks = [f"p is the {RANKED}"] if contact_map.is_ranked else []
+    remarks += [f"pairs at least {min_separation} residues apart with p >= {min_probability:g}"]
     if pairs_per_residue is None:
         order = _highest(p, len(p))
         remarks.append(f"all {len(p)} such pairs")

@@ -13,9 +13,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from contactlm.alphabet import CLS, EOS, MASK, encode
-from contactlm.atomic import atomic_file
 from contactlm.maps.jacobian_norms import Symmetrise, centred_row, pair_norms
-from contactlm.maps.jacobian_rows import RowStore
+from contactlm.maps.jacobian_rows import RowStore, keep
 from contactlm.maps.passes import token_positions
 from contactlm.types import DataError, ModelError
 
@@ -170,8 +169,7 @@ class JacobianPass:
 
     def _write(self, what: str, values: Tensor) -> None:
         if self._kept_as is not None:
-            with atomic_file(_file(self._kept_as, what)) as handle:
-                np.save(handle, values.numpy())
+            keep(_file(self._kept_as, what), values, self.residues)
 
 
 def _file(kept_as: Path, what: str) -> Path:

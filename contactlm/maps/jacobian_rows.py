@@ -77,15 +77,7 @@ class RowStore:
     def _flush(self) -> None:
         start, stop = self._in_files, len(self)
         path = self._name(start, stop)
-        try:
-            with atomic_file(path) as handle:
-                np.save(handle, torch.stack(self._held).numpy())
-        except OSError as error:
-            raise DataError(
-                f"{path}: the rows of a Jacobian cannot be written ({error.strerror or error}): all rows of "
-                f"{self.shape[1]} residues need {np.prod(self.shape) * self.shape[1] * 4 / 1e9:.1f} GB there; give a "
-                "folder with room (cache_dir; without one, TMPDIR), or a smaller window"
-            ) from error
+        keep(path, torch.stack(self._held), self.shape[1])
         self._files.append((start, stop, path))
         self._held, self._flushed = [], self._clock()
 
@@ -116,3 +108,25 @@ class RowStore:
         if self._scratch is not None:
             self._scratch.cleanup()
             self._scratch = None
+
+
+def keep(path: Path, values: Tensor, residues: int) -> None:
+    """Write a file of a pass, whole or not at all.
+
+    Args:
+        path: The file.
+        values: What to write, on the CPU.
+        residues: n of the pass, for the message.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    try:
+        with atomic_file(path) as handle:
+            np.save(handle, values.numpy())
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); the Jacobian of {residues} residues takes "
+            f"{1600 * residues**2 / 1e9:.1f} GB there: give a folder with room (model.cache_dir; in Python folder, or "
+            "TMPDIR), or a smaller window"
+        ) from error

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -65,15 +64,12 @@ class MaskedLanguageModel(nn.Module):
         return F.pad(logits, (0, 0, 1, 1))
 
 
-def load_language_model_head(
-    esm: EsmModel, pretrained: str | None, architecture: Mapping[str, Any] | None = None, seed: int = 0
-) -> EsmLMHead:
+def load_language_model_head(esm: EsmModel, pretrained: str | None, seed: int = 0) -> EsmLMHead:
     """Load the head that a backbone was trained with as a masked language model.
 
     Args:
         esm: The backbone, from the same source.
         pretrained: Hub name, or local directory saved from ``EsmForMaskedLM``; None for random weights.
-        architecture: Of a backbone of random weights; not read otherwise.
         seed: Decides random weights. The global generators are left alone.
 
     Raises:

@@ -70,6 +70,8 @@ class MapModule(TrainedWeights):
     """
 
     head = "network of its own"
+    gives_ranks = False  # whether what it calls probabilities are ranks of scores, of which no threshold means anything
+    learnt_on_dev = False  # whether looking at dev, without a step of training, has changed what it predicts
 
     def __init__(
         self,
@@ -155,7 +157,9 @@ class MapModule(TrainedWeights):
         return self._evaluate(batch)
 
     def _evaluate(self, batch: dict[str, Any]) -> Evaluated:
-        maps = self._full_maps(batch)
+        return self._with_labels(batch, self._full_maps(batch))
+
+    def _with_labels(self, batch: dict[str, Any], maps: Sequence[FullMap]) -> Evaluated:
         labels = [contact_labels(cb[:length]).cpu() for cb, length in zip(batch["cb"], batch["lengths"], strict=True)]
         return Evaluated(
             ids=batch["ids"],

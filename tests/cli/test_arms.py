@@ -40,6 +40,10 @@ TESTED = {
         "model.attention",
     },
 }
+TESTED["jacobian"] = {
+    *TESTED["zeroshot"],
+    *("model_class", "model.symmetrise", "model.masked", "model.cache_dir", "model.attention"),
+}
 BESIDE_RETRIEVAL = {
     "retrieval_tokens": {"model.template_bias": (True, False)},
     "retrieval_shuffled": {"model.shuffled_hits": (False, True)},

@@ -115,3 +115,269 @@ def test_float32_is_near_float64() -> None:
     exact, rounded = (categorical_jacobian(MadeModel(0, dtype), tokens) for dtype in (torch.float64, torch.float32))
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded.double(), exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("symmetrise", ["before", "after"])
+def test_rows_in_files_are_the_same(monkeypatch: pytest.MonkeyPatch, symmetrise: str) -> None:
+    """Also when tiles and blocks are a few residues each, and cut anywhere."""
+    model, tokens = MadeModel(), residues(23)
+    at_once = categorical_jacobian(model, tokens, symmetrise)
+    for held, tile in ((1, 1), (40_000, 9_000), (200_000, 3 * 8_000)):
+        monkeypatch.setattr("contactlm.maps.jacobian_rows.HELD_BYTES", held)
+        monkeypatch.setattr("contactlm.maps.jacobian_norms._TILE", tile)
+        torch.testing.assert_close(categorical_jacobian(model, tokens, symmetrise), at_once, rtol=0, atol=1e-12)
+
+
+def test_batches_keep_to_the_cost_and_mix_chains() -> None:
+    model, lengths = MadeModel(), (5, 9, 9, 8)
+    chains = [residues(length, seed) for seed, length in enumerate(lengths)]
+    made = list(jacobian_maps(model, chains, windows=WindowOptions(max_cost=700)))
+    needed = [length * 19 + 1 for length in lengths]
+    assert sum(B for B, _ in model.shapes) == sum(needed)
+    assert all(B * T**2 <= 700 for B, T in model.shapes)
+    full = sum(n / (700 // (length + 2) ** 2) for n, length in zip(needed, lengths, strict=True))
+    assert len(model.shapes) <= full + 3  # but for those where lengths change, batches are full
+    for tokens, one in zip(chains, made, strict=True):
+        torch.testing.assert_close(one.scores, categorical_jacobian(MadeModel(), tokens), rtol=0, atol=1e-12)
+
+
+def test_chains_of_one_sequence_are_run_once() -> None:
+    model, tokens = MadeModel(), residues(12)
+    one, two, other = jacobian_maps(model, [tokens, tokens.clone(), residues(12, 1)])
+    assert torch.equal(one.scores, two.scores) and not torch.equal(one.scores, other.scores)
+    assert sum(B for B, _ in model.shapes) == 2 * (12 * 19 + 1)
+
+
+def test_chains_are_drawn_as_they_are_needed() -> None:
+    drawn = []
+
+    def chains():
+        for seed in range(4):
+            drawn.append(seed)
+            yield residues(10, seed)
+
+    maps = jacobian_maps(MadeModel(), chains(), windows=WindowOptions(max_cost=1500))
+    next(maps)
+    assert len(drawn) <= 2
+
+
+def test_goes_on_where_it_was_stopped(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("contactlm.maps.jacobian_rows.KEPT_EVERY", 0.0)
+    tokens, full = residues(14), 14 * 19 + 1
+    expected = categorical_jacobian(MadeModel(), tokens)
+    stopped = MadeModel()
+    stopped.limit = full // 2
+    windows = WindowOptions(max_cost=20 * 16**2)
+    with pytest.raises(KeyboardInterrupt):
+        categorical_jacobian(stopped, tokens, windows=windows, folder=tmp_path)
+    assert len(list(tmp_path.glob("*.rows-*.npy"))) >= 5
+    rest = MadeModel()
+    torch.testing.assert_close(
+        categorical_jacobian(rest, tokens, windows=windows, folder=tmp_path), expected, rtol=0, atol=1e-12
+    )
+    assert sum(B for B, _ in rest.shapes) <= full // 2 + 2 * 20 + 1
+    assert {path.suffix for path in tmp_path.iterdir()} == {".lock", ".npy"}
+    assert [path.name.split(".")[1] for path in tmp_path.glob("*.npy")] == ["norms"]
+    again = MadeModel()
+    torch.testing.assert_close(categorical_jacobian(again, tokens, folder=tmp_path), expected, rtol=0, atol=1e-12)
+    assert again.shapes == []
+    categorical_jacobian(again, tokens, "after", folder=tmp_path)  # other norms, so other rows
+    assert sum(B for B, _ in again.shapes) == full
+
+
+def test_rows_of_another_model_are_refused_and_damaged_ones_made_again(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("contactlm.maps.jacobian_rows.KEPT_EVERY", 0.0)
+    tokens, stopped = residues(9), MadeModel()
+    stopped.limit = 120
+    windows = WindowOptions(max_cost=20 * 11**2)
+    with pytest.raises(KeyboardInterrupt):
+        categorical_jacobian(stopped, tokens, windows=windows, folder=tmp_path)
+    with pytest.raises(DataError, match=r"rows of a Jacobian by another model .* a folder of its own"):
+        categorical_jacobian(MadeModel(seed=1), tokens, folder=tmp_path)
+    second = sorted(tmp_path.glob("*.rows-*.npy"))[1]
+    second.write_bytes(second.read_bytes()[:70])
+    expected = categorical_jacobian(MadeModel(), tokens)
+    torch.testing.assert_close(categorical_jacobian(MadeModel(), tokens, folder=tmp_path), expected)
+
+
+def test_two_at_once_keep_out_of_each_others_way(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("contactlm.maps.jacobian_rows.KEPT_EVERY", 0.0)
+    tokens = residues(9)
+    expected = categorical_jacobian(MadeModel(), tokens)
+    inner: list[Tensor] = []
+
+    class Nested(MadeModel):
+        def __call__(self, *batch):
+            if len(self.shapes) == 3:
+                inner.append(categorical_jacobian(MadeModel(), tokens, folder=tmp_path))
+            return super().__call__(*batch)
+
+    outer = categorical_jacobian(Nested(), tokens, windows=WindowOptions(max_cost=20 * 11**2), folder=tmp_path)
+    for scores in (outer, inner[0]):
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-12)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("contactlm.maps.jacobian_rows.HELD_BYTES", 1)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("contactlm.maps.jacobian_rows.np.save", full)
+    with pytest.raises(
+        DataError, match=r"cannot be written \(No space left on device\).*takes 0\.0 GB there.*cache_dir"
+    ):
+        categorical_jacobian(MadeModel(), residues(4), folder=tmp_path)
+
+
+class Couplings:
+    """A model whose logits at j are those of a Potts model's conditionals: J is its couplings, at any position."""
+
+    def __init__(self, length: int, pairs: list[tuple[int, int]]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.couplings = torch.zeros(length, length, 20, 20, dtype=torch.float64)
+        for i, j in pairs:
+            self.couplings[i, j] = torch.randn(20, 20, generator=generator, dtype=torch.float64)
+            self.couplings[j, i] = self.couplings[i, j].T
+
+    def __call__(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
+        B, T = tokens.shape
+        where = torch.arange(T).expand(B, T) if positions is None else positions
+        logits = torch.zeros(B, T, 33, dtype=torch.float64)
+        for row, n in enumerate((attention_mask.sum(1) - 2).tolist()):
+            own, residue = where[row, 1 : n + 1] - 1, tokens[row, 1 : n + 1] - 4
+            logits[row, 1 : n + 1, 4:24] = self.couplings[own[:, None], own, residue[:, None]].sum(0)
+        return logits
+
+
+def test_couplings_of_a_potts_model_come_out() -> None:
+    """J of its conditionals is the couplings, so that the map is theirs, centred and corrected (Zhang et al.)."""
+    pairs = [(0, 9), (3, 17), (5, 6), (2, 13)]
+    model, tokens = Couplings(20, pairs), residues(20)
+    coupling = model.couplings.permute(0, 2, 1, 3).clone()
+    for axis in range(4):
+        coupling -= coupling.mean(axis, keepdim=True)
+    norms = coupling.square().sum((1, 3)).sqrt().fill_diagonal_(0)
+    norms = (norms - torch.outer(norms.sum(1), norms.sum(0)) / norms.sum()).fill_diagonal_(0)
+    scores = categorical_jacobian(model, tokens)
+    torch.testing.assert_close(scores, norms, rtol=0, atol=1e-10)
+    top = scores.triu().flatten().topk(4).indices.tolist()
+    assert sorted(divmod(k, 20) for k in top) == sorted(pairs)
+
+
+# --- longer than the window ---
+
+
+def shifted(length: int):
+    """Couplings of pairs at fixed distances, which every pass sees alike, wherever it begins."""
+    generator = torch.Generator().manual_seed(3)
+    blocks = {d: torch.randn(20, 20, generator=generator, dtype=torch.float64) for d in (3, 8, 21, length // 2)}
+    model = Couplings(length, [])
+    for d, block in blocks.items():
+        for i in range(length - d):
+            model.couplings[i, i + d], model.couplings[i + d, i] = block, block.T
+    return model
+
+
+@pytest.mark.parametrize("symmetrise", ["before", "after"])
+def test_every_pair_of_a_long_chain_is_found_at_its_true_distance(symmetrise: str) -> None:
+    L = 44
+    model, tokens = shifted(L), residues(L)
+    whole = categorical_jacobian(model, tokens, symmetrise, windows=WindowOptions(window=None))
+    torch.testing.assert_close(
+        categorical_jacobian(model, tokens, symmetrise, windows=WindowOptions(window=L)), whole, rtol=0, atol=0
+    )
+    for window in (16, 26):
+        options = WindowOptions(window=window)
+        (made,) = jacobian_maps(model, [tokens], JacobianOptions(symmetrise), options)
+        assert made.how["passes"]["two_segments"] > 0 and made.how["symmetrise"] == symmetrise
+        assert torch.equal(made.scores, made.scores.T) and torch.isfinite(made.scores).all()
+        upper = tuple(torch.triu_indices(L, L, 1))
+        near = torch.corrcoef(torch.stack([made.scores[upper], whole[upper]]))
+        assert near[0, 1] > 0.95
+
+
+def test_windows_are_blended_as_written_down() -> None:
+    """Norms of each pass, weights that fall linearly towards cuts, the average product of the whole map."""
+    from contactlm.maps.passes import context_weights, residues_of
+    from contactlm.maps.windows import plan_passes
+
+    L, options = 30, WindowOptions(window=12)
+    model, tokens = MadeModel(), residues(30)
+    total, weights = np.zeros((L, L)), np.zeros((L, L))
+    for piece in plan_passes(L, options):
+        shown = residues_of(piece)
+        jacobian = stored(model, tokens[shown], shown)
+        for rows, columns in {piece.block, piece.block[::-1]}:
+            for i in range(*rows):
+                for j in range(*columns):
+                    w = float(
+                        context_weights(rows, piece, L)[i - rows[0]]
+                        * context_weights(columns, piece, L)[j - columns[0]]
+                    )
+                    a, b = shown.tolist().index(i), shown.tolist().index(j)
+                    total[i, j] += w * np.sqrt((jacobian[a, :, b] ** 2).sum()) * (i != j)
+                    weights[i, j] += w
+    norms = total / weights
+    norms = norms - norms.sum(0, keepdims=True) * norms.sum(1, keepdims=True) / norms.sum()
+    np.fill_diagonal(norms, 0)
+    scores = categorical_jacobian(model, tokens, "after", windows=options)
+    np.testing.assert_allclose(scores.numpy(), (norms + norms.T) / 2, rtol=0, atol=1e-6)  # weights are float32
+
+
+def stored(model, tokens: Tensor, where: Tensor) -> np.ndarray:
+    """The whole centred Jacobian of some residues at their positions."""
+    rows = torch.cat([torch.tensor([0]), tokens, torch.tensor([2])]).expand(20 * len(tokens) + 1, -1).clone()
+    for i in range(len(tokens)):
+        rows[1 + 20 * i : 21 + 20 * i, i + 1] = torch.tensor(AMINO_ACIDS)
+    own = where - where[0] + 1
+    positions = torch.cat([torch.tensor([0]), own, own[-1:] + 1]).expand_as(rows)
+    logits = model(rows, rows != PAD, positions)[:, 1:-1, list(AMINO_ACIDS)].numpy()
+    jacobian = (logits[1:] - logits[0]).reshape(len(tokens), 20, len(tokens), 20)
+    for axis in range(4):
+        jacobian -= jacobian.mean(axis, keepdims=True)
+    return jacobian
+
+
+def test_positions_of_a_complex_count() -> None:
+    model, tokens = MadeModel(), residues(12)
+    apart = torch.arange(12) + 25 * (torch.arange(12) >= 5)
+    scores = categorical_jacobian(model, tokens, positions=apart)
+    jacobian = stored(model, tokens, apart)
+    jacobian = (jacobian + jacobian.transpose(2, 3, 0, 1)) / 2
+    norms = np.sqrt((jacobian**2).sum((1, 3)))
+    np.fill_diagonal(norms, 0)
+    norms = norms - norms.sum(0, keepdims=True) * norms.sum(1, keepdims=True) / norms.sum()
+    np.fill_diagonal(norms, 0)
+    np.testing.assert_allclose(scores.numpy(), norms, rtol=0, atol=1e-10)
+    assert not np.allclose(categorical_jacobian(model, tokens).numpy(), norms, atol=1e-3)
+
+
+# --- what is refused ---
+
+
+def test_options_and_models_that_cannot_be() -> None:
+    tokens = residues(5)
+    with pytest.raises(ModelError, match="symmetrise: 'twice' given; choose 'before' or 'after'"):
+        categorical_jacobian(MadeModel(), tokens, "twice")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="'before' given with masked"):
+        categorical_jacobian(MadeModel(), tokens, "before", masked=True)
+    with pytest.raises(ModelError, match=r"logits_of: tokens \[4\], of amino acids, are missing"):
+        categorical_jacobian(MadeModel(), tokens, logits_of=range(5, 24))
+    with pytest.raises(ModelError, match="logits of 20 tokens: expected those of 33"):
+        categorical_jacobian(lambda *batch: MadeModel()(*batch)[..., :20], tokens)
+    with pytest.raises(ModelError, match=r"logits of shape \(\d+, 5, 33\) for tokens of shape \(\d+, 7\)"):
+        categorical_jacobian(lambda *batch: MadeModel()(*batch)[:, 1:-1], tokens)
+    with pytest.raises(DataError, match="give a sequence of at least one residue"):
+        categorical_jacobian(MadeModel(), tokens[:0])
+
+
+@pytest.mark.parametrize("at", [0, 40])
+def test_logits_that_are_not_finite(at: int) -> None:
+    class Broken(MadeModel):
+        def __call__(self, *batch):
+            logits = super().__call__(*batch)
+            return logits * torch.nan if len(self.shapes) > at else logits
+
+    with pytest.raises(ModelError, match="5 residues: the model's logits are not finite"):
+        categorical_jacobian(Broken(), residues(5), windows=WindowOptions(max_cost=49))

@@ -1,0 +1,241 @@
+"""JacobianModule: contacts read out of a masked language model, without a head and without training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from transformers import EsmModel
+
+from contactlm.alphabet import PAD
+from contactlm.data.cache_folder import default_cache_dir, open_cache_folder
+from contactlm.maps.contact_map import RANKED, RR_MIN_SEPARATION, ContactMap
+from contactlm.maps.full_map import FullMap
+from contactlm.maps.jacobian import AMINO_ACIDS, JacobianOptions, jacobian_maps
+from contactlm.maps.score_scale import Logistic, fit_logistic, ranks, threshold_of_top
+from contactlm.maps.windows import WindowOptions
+from contactlm.metrics.scores import BAND_STARTS
+from contactlm.model.backbone import backbone_checksum
+from contactlm.model.lora import LoraOptions
+from contactlm.model.masked_lm import MaskedLanguageModel, load_language_model_head
+from contactlm.modules.base import Evaluated
+from contactlm.modules.checkpoint import CHECKPOINT_KEY
+from contactlm.modules.language_model import ESM2, LanguageModelModule
+from contactlm.types import ModelError
+
+log = logging.getLogger(__name__)
+
+CALIBRATION = "calibration"  # where a checkpoint keeps the two numbers
+FOLDER = "jacobian"  # of the cache
+LOGISTIC = "logistic fit of the score on dev"
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredMap(FullMap):
+    """A full-length map with the scores behind it, (L, L)."""
+
+    scores: Tensor
+
+
+class JacobianModule(LanguageModelModule):
+    """Predicts contacts from the categorical Jacobian of a masked language model (Zhang et al. 2024).
+
+    Nothing is trained, and the backbone's contact head is not used: see :mod:`contactlm.maps.jacobian` for what is
+    computed, and how at any length. A map takes 19 L sequences, of which blocks are kept in the cache: a process that
+    is killed loses less than a minute of them (or the position it was at), and maps that were made are there at once.
+
+    Its scores are no probabilities. ``contactlm fit --config jacobian`` trains no step, fits a logistic curve to the
+    scores of dev's pairs at least 6 apart, and keeps its two numbers in a checkpoint. Before that, what it calls
+    probabilities are ranks of scores: P@L and AUPRC mean what they always do, and no score at a threshold is reported.
+
+    Args:
+        pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format, with the language-model
+            head. None: a randomly initialised backbone from ``architecture``.
+        architecture: Values of ``transformers.EsmConfig`` for a randomly initialised backbone; needs ``pretrained``
+            to be None.
+        symmetrise: Whether the Jacobian is made symmetric ``"before"`` the norm, as in the paper's script, or the map
+            ``"after"`` it. None: before, and after if ``masked``.
+        masked: Put ``<mask>`` at each position instead of each amino acid: 19 times as fast, and another quantity.
+        cache_dir: Where blocks and maps are kept; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
+        lora: None: there is nothing to adapt.
+        freeze_backbone: True: nothing is trained.
+        init_seed: Seed of a randomly initialised backbone.
+        options: As of :class:`contactlm.MapModule`.
+
+    Raises:
+        ModelError: Options that do not fit together, a backbone that cannot be loaded, or one without that head.
+    """
+
+    head = "language-model head"
+    backbone: MaskedLanguageModel
+
+    def __init__(
+        self,
+        pretrained: str | None = ESM2,
+        architecture: dict[str, Any] | None = None,
+        symmetrise: Literal["before", "after"] | None = None,
+        masked: bool = False,
+        cache_dir: str | None = None,
+        lora: LoraOptions | None = None,
+        freeze_backbone: bool = True,
+        init_seed: int = 0,
+        **options: Any,
+    ) -> None:
+        if lora is not None or not freeze_backbone:
+            raise ModelError("lora, freeze_backbone: the categorical Jacobian trains nothing; give null and true")
+        self._how = JacobianOptions(symmetrise, masked, None, AMINO_ACIDS)
+        network = partial(_network, pretrained, init_seed)
+        super().__init__(network, pretrained, architecture, None, True, init_seed=init_seed, **options)
+        self.save_hyperparameters({"symmetrise": symmetrise, "masked": masked})
+        self.calibration: Logistic | None = None
+        self._cache_dir = Path(cache_dir).expanduser() if cache_dir else None
+        self._checksum: str | None = None
+        self._calibrates = False
+        self._dev: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def gives_ranks(self) -> bool:  # type: ignore[override]
+        """Whether nothing was fitted yet, so that probabilities are ranks."""
+        return self.calibration is None
+
+    @property
+    def run_facts(self) -> dict[str, dict[str, Any]]:
+        """For ``run.json``, and for what predictions were made from: how the Jacobian is taken and calibrated."""
+        facts = {"symmetrise": self._how.when, "masked": self._how.masked}
+        fitted = {} if self.calibration is None else {CALIBRATION: list(self.calibration)}
+        return {"reads": facts | fitted}
+
+    def contact_logits(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Compute logits of the probabilities (of the ranks, before a fit), one sequence after another.
+
+        Args:
+            tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
+            attention_mask: (B, T), true on tokens, false on padding; None: wherever ``tokens`` is not ``<pad>``.
+            positions: int64 (B, T), the tokens' positions in the protein, for the rotary embedding; None: 0 … T − 1.
+
+        Returns:
+            float32 (B, T − 2, T − 2), symmetric, without a gradient; 0 where a residue is padding.
+        """
+        mask = tokens != PAD if attention_mask is None else attention_mask.bool()
+        lengths = (mask.sum(1) - 2).tolist()
+        chains = [row[1 : length + 1] for row, length in zip(tokens, lengths, strict=True)]
+        own = None if positions is None else [r[1 : n + 1].cpu() for r, n in zip(positions, lengths, strict=True)]
+        logits = torch.zeros(len(tokens), tokens.shape[1] - 2, tokens.shape[1] - 2, device=tokens.device)
+        maps = self.chain_maps([""] * len(chains), chains, WindowOptions(None), own)
+        for row, n, full in zip(logits, lengths, maps, strict=True):
+            row[:n, :n] = torch.logit(full.probability, eps=1e-6).to(row.device)
+        return logits
+
+    def chain_maps(
+        self, ids: Sequence[str], chains: Sequence[Tensor], windows: WindowOptions, positions: Sequence[Any] | None
+    ) -> Iterator[ScoredMap]:
+        """Full-length maps of whole chains, with their scores."""
+        how = JacobianOptions(self._how.symmetrise, self._how.masked, self._folder(), AMINO_ACIDS)
+        for made in jacobian_maps(self.backbone, chains, how, windows, self.device, positions):
+            p = {"p": RANKED if self.calibration is None else LOGISTIC}
+            yield ScoredMap(self._probability(made.scores), {**made.how, **p}, made.scores)
+
+    def _probability(self, scores: Tensor) -> Tensor:
+        if self.calibration is None:
+            return ranks(scores)
+        return self.calibration.of(scores).fill_diagonal_(0)
+
+    def _folder(self) -> Path:
+        """Where this model's blocks are kept: precision changes them, and calibration does not."""
+        root = self._cache_dir or default_cache_dir()
+        if self._checksum is None:
+            open_cache_folder(root)
+            self._checksum = backbone_checksum(self.backbone)[:16]
+        precision = "32-true" if self._trainer is None else str(self.trainer.precision)
+        return root / FOLDER / f"{self._checksum}_{precision}"
+
+    def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
+        """As of any module; where probabilities are ranks, the L highest at least 6 apart are called contacts."""
+        made = super().as_contact_map(id, sequence, full, labels)
+        if self.threshold is None and made.is_ranked:
+            made.threshold = threshold_of_top(full.probability, len(sequence), RR_MIN_SEPARATION)
+        return made
+
+    # -- calibration -------------------------------------------------------------------------------------------------
+    def on_fit_start(self) -> None:
+        """Fit on dev, unless a checkpoint has brought a fit."""
+        super().on_fit_start()
+        self._calibrates = self.calibration is None
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
+        """Full-length maps of a batch of whole chains, with their labels; their pairs are kept for the fit."""
+        maps = self._full_maps(batch)
+        evaluated = self._with_labels(batch, maps)
+        if self._calibrates:
+            for full, labels in zip(maps, evaluated["labels"], strict=True):
+                if isinstance(full, ScoredMap):
+                    self._dev.append(_known_pairs(full.scores, labels))
+        return evaluated
+
+    def on_validation_epoch_end(self) -> None:
+        """Fit what was kept of dev, the pairs of all processes together."""
+        super().on_validation_epoch_end()
+        if not self._calibrates or self.trainer.sanity_checking:
+            return
+        scores = torch.cat([torch.empty(0), *(own for own, _ in self._dev)])
+        contact = torch.cat([torch.empty(0, dtype=torch.bool), *(own for _, own in self._dev)])
+        self.calibration = fit_logistic(scores, contact, self._total)
+        self._dev, self._calibrates = [], False
+        self.learnt_on_dev = self.calibration is not None
+        if self.calibration is None:
+            log.warning("dev has no pair in contact at least 6 apart (or nothing else): scores stay without a fit")
+        elif self.calibration.slope <= 0:
+            log.warning("on dev, higher scores are no likelier contacts: this language model knows none")
+
+    def _total(self, own: Tensor) -> Tensor:
+        device = own.device if self.device.type == "mps" else self.device  # which has no float64
+        return self.trainer.strategy.reduce(own.to(device), reduce_op="sum").cpu()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the fit."""
+        super().on_save_checkpoint(checkpoint)
+        fitted = None if self.calibration is None else list(self.calibration)
+        checkpoint[CHECKPOINT_KEY][CALIBRATION] = fitted
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not belong on this model; take over its fit."""
+        super().on_load_checkpoint(checkpoint)
+        self.calibration = _calibration(checkpoint[CHECKPOINT_KEY])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """None, for there is nothing to train."""
+        if self.trainer.max_steps != 0:
+            raise ModelError(
+                "the categorical Jacobian trains nothing: give --trainer.max_steps 0, as the config jacobian does; a "
+                "fit of no steps calibrates its scores on dev"
+            )
+        return None
+
+
+def _network(pretrained: str | None, seed: int, esm: EsmModel) -> MaskedLanguageModel:
+    return MaskedLanguageModel(esm, load_language_model_head(esm, pretrained, seed), AMINO_ACIDS)
+
+
+def _known_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and truth of the pairs at least 6 apart whose truth is known."""
+    upper = tuple(torch.triu_indices(len(scores), len(scores), BAND_STARTS[0]))
+    known = labels[upper] >= 0
+    return scores[upper][known].float(), labels[upper][known] == 1
+
+
+def _calibration(about: Mapping[str, Any]) -> Logistic | None:
+    fitted = about.get(CALIBRATION)
+    if fitted is None:
+        return None
+    if not (isinstance(fitted, list) and len(fitted) == 2 and all(isinstance(x, float) for x in fitted)):
+        raise ModelError(f"the checkpoint is damaged: its calibration is {fitted!r}, and not two numbers")
+    return Logistic(*fitted)
