@@ -1,0 +1,279 @@
+"""JacobianModule: the same numbers as stock transformers, calibrated on dev, kept from process to process."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from transformers import EsmForMaskedLM, EsmModel
+
+from contactlm import ContactMap, JacobianModule, predict_contacts
+from contactlm.alphabet import CLS, EOS, encode
+from contactlm.cli.main import main
+from contactlm.maps.contact_map import RANKED
+from contactlm.maps.jacobian import categorical_jacobian
+from contactlm.maps.score_scale import Logistic, fit_logistic, ranks, threshold_of_top
+from contactlm.types import ModelError
+from tests.conftest import random_sequence
+from tests.maps.test_jacobian import published
+
+TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+NEVER_READ = ("contact_head", "pooler")
+
+
+@pytest.fixture
+def module(tiny_esm: Path) -> JacobianModule:
+    return JacobianModule(str(tiny_esm)).eval()
+
+
+def tokens_of(sequence: str) -> torch.Tensor:
+    return torch.from_numpy(encode(sequence)).long()
+
+
+@pytest.mark.parametrize("symmetrise", ["before", "after"])
+def test_esm2_in_float64_is_the_double_loop(tiny_esm: Path, symmetrise: str) -> None:
+    module = JacobianModule(str(tiny_esm), symmetrise=symmetrise).double().eval()
+    tokens = tokens_of(random_sequence(0, 15) + "XUB")
+    (made,) = module.chain_maps(["a"], [tokens], module.windows, None)
+
+    def one(row, mask, positions):  # the referee indexes a whole vocabulary
+        logits = torch.zeros(*row.shape, 33, dtype=torch.float64)
+        logits[..., 4:24] = module.backbone(row, mask, positions)
+        return logits
+
+    with torch.no_grad():
+        expected = published(one, tokens, symmetrise)
+    np.testing.assert_allclose(made.scores.numpy(), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_stock_transformers_gives_the_same_scores(tiny_esm: Path, masked: bool) -> None:
+    """Whose attention, activation and whole vocabulary are its own, in float32."""
+    module = JacobianModule(str(tiny_esm), masked=masked).eval()
+    stock = EsmForMaskedLM.from_pretrained(tiny_esm).eval()
+    sequence = random_sequence(1, 20)
+
+    def logits(row, mask, positions):
+        return stock(row, mask.long()).logits
+
+    expected = categorical_jacobian(logits, tokens_of(sequence), masked=masked)
+    (made,) = module.chain_maps(["a"], [tokens_of(sequence)], module.windows, None)
+    torch.testing.assert_close(made.scores, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    module.calibration = Logistic(2.0, -1.0)
+    probability = module.predict_map(sequence).probability
+    wanted = torch.sigmoid(2 * made.scores - 1).fill_diagonal_(0).numpy()
+    np.testing.assert_allclose(probability, wanted, atol=1e-6)
+
+
+def test_contact_logits_are_those_of_the_maps_padding_aside(module: JacobianModule) -> None:
+    sequences = [random_sequence(2, 12), random_sequence(3, 9)]
+    rows = torch.full((2, 14), 1)
+    for row, sequence in zip(rows, sequences, strict=True):
+        row[: len(sequence) + 2] = torch.cat([torch.tensor([CLS]), tokens_of(sequence), torch.tensor([EOS])])
+    for calibration in (None, Logistic(3.0, -2.0)):
+        module.calibration = calibration
+        logits = module.contact_logits(rows)
+        assert logits.shape == (2, 12, 12) and not logits[1, 9:].any() and not logits[1, :, 9:].any()
+        for own, sequence in zip(logits, sequences, strict=True):
+            n = len(sequence)
+            off = ~torch.eye(n, dtype=torch.bool)
+            expected = torch.from_numpy(module.predict_map(sequence).probability)[off]
+            torch.testing.assert_close(own[:n, :n].sigmoid()[off], expected, rtol=0, atol=2e-6)
+
+
+def test_ranks_until_it_is_calibrated(module: JacobianModule, tmp_path: Path) -> None:
+    sequence = random_sequence(4, 30)
+    first = module.predict_map(sequence, id="a")
+    assert first.how["p"] == RANKED and first.is_ranked
+    upper = first.probability[np.triu_indices(30, 1)]
+    np.testing.assert_allclose(np.sort(upper), (np.arange(435) + 0.5) / 435, atol=1e-6)
+    far = first.probability[np.triu_indices(30, 6)]
+    assert (far > first.threshold).sum() == 30
+    text = first.save(tmp_path / "a.rr").read_text()
+    assert f"REMARK p is the {RANKED}\n" in text
+    module.calibration = Logistic(5.0, -1.0)
+    second = module.predict_map(sequence, id="a")
+    assert not second.is_ranked and second.threshold == 0.5
+    assert "REMARK p is" not in second.save(tmp_path / "b.rr").read_text()
+    order = np.argsort(upper, kind="stable")
+    assert (np.diff(second.probability[np.triu_indices(30, 1)][order]) >= 0).all()
+
+
+def test_ranks_share_ties() -> None:
+    scores = torch.tensor([[0.0, 3, 1], [3, 0, 1], [1, 1, 0]])
+    expected = torch.tensor([[0, 5 / 6, 2 / 6], [5 / 6, 0, 2 / 6], [2 / 6, 2 / 6, 0]])
+    torch.testing.assert_close(ranks(scores), expected)
+    assert torch.equal(ranks(torch.zeros(1, 1)), torch.zeros(1, 1))
+    assert threshold_of_top(ranks(torch.zeros(3, 3)), 10, 1) == 0.0
+
+
+def test_the_fit_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    for shift, scale, slope in ((0.0, 1.0, 2.0), (5.0, 0.01, 300.0), (-3.0, 40.0, -0.1)):
+        x = rng.normal(shift, scale, 4000)
+        y = rng.random(4000) < 1 / (1 + np.exp(-(slope * (x - shift) - 2)))
+        fit = fit_logistic(torch.from_numpy(x), torch.from_numpy(y))
+        assert fit is not None
+        referee = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit((x[:, None] - shift) / scale, y)
+        expected = referee.predict_proba((x[:, None] - shift) / scale)[:, 1]
+        np.testing.assert_allclose(fit.of(torch.from_numpy(x)).numpy(), expected, atol=1e-4)
+        np.testing.assert_allclose(fit.of(torch.from_numpy(x)).numpy().mean(), y.mean(), atol=1e-5)
+
+
+def test_processes_fit_together_what_one_would_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(900, generator=generator)
+    y = torch.rand(900, generator=generator) < torch.sigmoid(2 * x - 1)
+    alone = fit_logistic(x, y)
+    shares = [slice(0, 0), slice(0, 700), slice(700, 900)]  # one process has none
+    import threading
+
+    barrier, sums, fits = threading.Barrier(3), [None] * 3, [None] * 3
+
+    def run(rank: int) -> None:
+        def total(own):
+            sums[rank] = own
+            barrier.wait()
+            whole = torch.stack(list(sums)).sum(0)
+            barrier.wait()
+            return whole
+
+        fits[rank] = fit_logistic(x[shares[rank]], y[shares[rank]], total)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fits[0] == fits[1] == fits[2]
+    np.testing.assert_allclose(fits[0], alone, rtol=1e-6)
+
+
+def test_a_fit_needs_both_classes_and_stands_separation() -> None:
+    x = torch.linspace(-1, 1, 50)
+    assert fit_logistic(x, x > 2) is None and fit_logistic(x, x < 2) is None
+    assert fit_logistic(x[:0], x[:0] > 0) is None
+    fit = fit_logistic(x, x > 0)
+    assert fit is not None and np.isfinite(fit).all() and fit.slope > 10
+
+
+# --- options and checkpoints ---
+
+
+def test_what_cannot_be_is_refused(tiny_esm: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="trains nothing"):
+        JacobianModule(str(tiny_esm), lora={"r": 4})
+    with pytest.raises(ModelError, match="'before' given with masked"):
+        JacobianModule(str(tiny_esm), symmetrise="before", masked=True)
+    EsmModel.from_pretrained(tiny_esm, add_pooling_layer=False).save_pretrained(tmp_path / "headless")
+    with pytest.raises(ModelError, match=r"headless: no language-model head \(lm_head.bias, .*EsmForMaskedLM"):
+        JacobianModule(str(tmp_path / "headless"))
+
+
+def test_a_random_backbone_will_do() -> None:
+    first, again, other = (JacobianModule(None, TINY, init_seed=seed).predict_map("MKTAYIAKQR") for seed in (0, 0, 1))
+    assert np.array_equal(first.probability, again.probability)
+    assert not np.array_equal(first.probability, other.probability)
+    (made,) = predict_contacts(["MKTAYIAKQR"], JacobianModule(None, TINY))
+    assert np.array_equal(made.probability, first.probability)
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path, pdb_folders: tuple[Path, Path]) -> Path:
+    """A fit of no steps by the command line. To be read, not written."""
+    folder = tmp_path_factory.mktemp("jacobian")
+    data = [f"--data.train_dir={pdb_folders[0]}", f"--data.test_dir={pdb_folders[1]}", "--data.min_length=10"]
+    model = [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu", "--data.read_workers=0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["contactlm"])
+        patch.setenv("CONTACTLM_CACHE", str(folder / "cache"))
+        assert main(["fit", "--config=jacobian", *data, *model]) == 0
+        assert main(["test", "--config=jacobian", *data, *model, "--name=raw"]) == 0
+    return folder
+
+
+def scored(run: Path) -> set[str]:
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    return {key for row in rows for key, value in row.items() if value}
+
+
+def test_fit_calibrates_on_dev_and_test_reports_what_means_something(flow: Path) -> None:
+    run = flow / "runs" / "jacobian" / "version_0"
+    fitted = {"dev/mcc_sep6", "test/mcc_sep6", "test/mcc_sep6_tuned", "test/p_at_L_long", "test/auprc_sep6"}
+    assert fitted <= scored(run) and "train/loss" not in scored(run)
+    raw = scored(flow / "runs" / "raw" / "version_0")
+    assert {"test/p_at_L_long", "test/auprc_sep6", "test/trivial_mcc"} <= raw
+    assert not [name for name in raw if "mcc" in name and "trivial" not in name] and "test/tuned_threshold" not in raw
+    header = (flow / "runs" / "raw" / "version_0" / "test_scores.csv").read_text().splitlines()[0].split(",")
+    assert "auprc_sep6" in header and not [name for name in header if "mcc" in name and "trivial" not in name]
+
+
+def test_a_checkpoint_keeps_the_two_numbers(flow: Path, tiny_esm: Path, tmp_path: Path) -> None:
+    (path,) = flow.rglob("*.ckpt")
+    loaded = JacobianModule.load_from_checkpoint(path, weights_only=True)
+    assert loaded.calibration is not None and all(isinstance(number, float) for number in loaded.calibration)
+    assert path.stat().st_size < 100_000  # no weights of the backbone
+    content = torch.load(path, weights_only=True)
+    content["contactlm"]["calibration"] = ["x"]
+    torch.save(content, tmp_path / "damaged.ckpt")
+    with pytest.raises(ModelError, match="damaged"):
+        JacobianModule.load_from_checkpoint(tmp_path / "damaged.ckpt", weights_only=True)
+
+
+def test_predict_with_and_without_a_fit(flow: Path, tiny_esm: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["contactlm"])
+    Path("q.fasta").write_text(f">a\n{random_sequence(5, 25)}\n")
+    model = [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu", "--data.predict_paths=q.fasta"]
+    (checkpoint,) = flow.rglob("*.ckpt")
+    assert main(["predict", "--config=jacobian", *model, "--out=raw"]) == 0
+    assert main(["predict", *model, f"--ckpt_path={checkpoint}", "--out=fitted"]) == 0
+    raw, fitted = (ContactMap.load(f"{out}/a.npz") for out in ("raw", "fitted"))
+    assert raw.is_ranked and "logistic" in fitted.how["p"] and raw.how["symmetrise"] == "before"
+    assert "calibration=[" in Path("fitted/summary.csv").read_text()
+
+
+def test_training_it_is_refused(tiny_esm: Path, pdb_folders, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["contactlm"])
+    data = [f"--data.train_dir={pdb_folders[0]}", "--data.min_length=10", f"--model.pretrained={tiny_esm}"]
+    assert main(["fit", "--config=jacobian", *data, "--trainer.accelerator=cpu", "--trainer.max_steps=5"]) == 1
+    assert "the categorical Jacobian trains nothing: give --trainer.max_steps 0" in capsys.readouterr().err
+
+
+def test_a_killed_prediction_goes_on(tiny_esm: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a protein; the next process runs no row that was kept."""
+    code = (
+        "import contactlm.maps.jacobian_rows as rows; rows.KEPT_EVERY = 0.0\n"
+        "from contactlm import JacobianModule\n"
+        f"JacobianModule({str(tiny_esm)!r}, cache_dir={str(tmp_path)!r}).predict_map({random_sequence(6, 260)!r})\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.rglob("*.rows-*.npy"))) < 20 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    kept = len(list(tmp_path.rglob("*.rows-*.npy")))
+    assert 20 <= kept < 260
+    module, count = JacobianModule(str(tiny_esm), cache_dir=str(tmp_path)).eval(), 0
+
+    def counted(_module, arguments, _output) -> None:
+        nonlocal count
+        count += len(arguments[0])
+
+    module.backbone.register_forward_hook(counted)
+    resumed = module.predict_map(random_sequence(6, 260))
+    assert count == 1 + 19 * (260 - kept)
+    expected = JacobianModule(str(tiny_esm), cache_dir=str(tmp_path / "other")).predict_map(random_sequence(6, 260))
+    np.testing.assert_allclose(resumed.probability, expected.probability, atol=2e-3)  # ranks of scores that round
