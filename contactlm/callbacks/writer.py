@@ -16,9 +16,10 @@ import lightning as L
 import numpy as np
 import torch
 
-from contactlm.atomic import FileNames, atomic_path, remove_temporaries
+from contactlm.atomic import FileNames, atomic_path, file_name, remove_temporaries
 from contactlm.callbacks.origin import Maker, find_maker, input_checksum, tell_reasons, what_differs
 from contactlm.data.store import ChainStore
+from contactlm.maps.agreement import agreement
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
 from contactlm.structure.assembly import residue_positions
 from contactlm.types import ContactLMError
@@ -28,7 +29,11 @@ log = logging.getLogger(__name__)
 FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITERS)
 SUMMARY = "summary.csv"
 SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
-COLUMNS = ("id", "file", "length", "threshold", "contacts_sep6", "seconds", *SCORES, "input", "model", "options")
+AGREEMENT = ("spearman_sep6", "shared_top_L")
+COLUMNS = (
+    *("id", "file", "length", "threshold", "contacts_sep6", "seconds", *SCORES, *AGREEMENT),
+    *("input", "model", "options"),
+)
 
 
 class PredictionWriter(L.Callback):
@@ -47,9 +52,12 @@ class PredictionWriter(L.Callback):
         overwrite: Predict and write again what exists.
         dtype: Of the probabilities in ``.npz`` files: ``"float32"``, or ``"float16"`` for half the space.
         pairs_per_residue: Most pairs in an ``.rr`` file, in units of L; None: all that are at all probable.
+        beside: Folder of ``.npz`` maps by another model, as this callback writes them: where it has one of the same
+            protein, the summary says how far both agree (see :func:`contactlm.maps.agreement.agreement`).
 
     Raises:
-        ContactLMError: An unknown format, or none; or ``pairs_per_residue`` that is not positive.
+        ContactLMError: An unknown format, or none; ``pairs_per_residue`` that is not positive; or ``beside`` that is no
+            folder, or ``out`` itself.
     """
 
     def __init__(
@@ -59,6 +67,7 @@ class PredictionWriter(L.Callback):
         overwrite: bool = False,
         dtype: Literal["float16", "float32"] = "float32",
         pairs_per_residue: float | None = RR_PAIRS_PER_RESIDUE,
+        beside: str | Path | None = None,
     ) -> None:
         unknown = [name for name in formats if name not in FORMATS]
         if unknown or not formats:
@@ -66,6 +75,7 @@ class PredictionWriter(L.Callback):
         if pairs_per_residue is not None and not 0 < pairs_per_residue < math.inf:
             raise ContactLMError(f"pairs_per_residue: {pairs_per_residue} given; it must be positive (null: all pairs)")
         self.out = Path(out).expanduser()
+        self.beside = None if beside is None else OtherMaps(beside, self.out)
         self.formats = tuple(formats)
         self.overwrite = overwrite
         self.dtype = dtype
@@ -124,6 +134,7 @@ class PredictionWriter(L.Callback):
         if self._maker is None:
             options: dict[str, Any] = {"dtype": self.dtype} if "npz" in self.formats else {}
             options |= {"pairs_per_residue": str(self.pairs_per_residue)} if "rr" in self.formats else {}
+            options |= {} if self.beside is None else {"beside": file_name(str(self.beside.folder))}
             self._maker = find_maker(trainer, pl_module, options)
         return self._maker
 
@@ -193,6 +204,7 @@ class PredictionWriter(L.Callback):
 
     def _line(self, predicted: ContactMap, seconds: float) -> dict[str, Any]:
         line = {**summary_line(predicted, seconds), "file": self._names.of(predicted.id)}
+        line |= {} if self.beside is None else self.beside.agreement_with(predicted)
         if self._maker is not None:
             line |= {"model": self._maker.model, "options": self._maker.options}
             known = self._inputs.get(predicted.id)
@@ -213,6 +225,42 @@ class PredictionWriter(L.Callback):
         """After Ctrl-C, say what is done."""
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
             log.info("interrupted: %d maps written to %s; the same command goes on from there", self.written, self.out)
+
+
+class OtherMaps:
+    """Maps of another model in a folder, to be compared with.
+
+    Args:
+        folder: As :class:`PredictionWriter` writes it, with ``.npz`` files.
+        out: Where the maps at hand go.
+
+    Raises:
+        ContactLMError: There is no such folder, or it is ``out``.
+    """
+
+    def __init__(self, folder: str | Path, out: Path) -> None:
+        self.folder = Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise ContactLMError(f"beside: {folder} is no folder; give one that `contactlm predict` wrote")
+        if self.folder.resolve() == out.resolve():
+            raise ContactLMError(f"beside: {folder} is where the maps are written (out); give another model's folder")
+        self._names: FileNames | None = None
+
+    def agreement_with(self, predicted: ContactMap) -> dict[str, str]:
+        """Columns of the summary; none where the folder has no map of the same sequence under this id."""
+        if self._names is None:
+            lines = read_summary(self.folder / SUMMARY)
+            self._names = FileNames({name: line["file"] for name, line in lines.items() if line.get("file")})
+        path = self.folder / f"{self._names.of(predicted.id)}.npz"
+        if not path.is_file():
+            return {}
+        other = ContactMap.load(path)
+        if other.sequence != predicted.sequence or other.chain_lengths != predicted.chain_lengths:
+            log.warning("%s: is of another sequence than %s, and not compared", path, predicted.id)
+            return {}
+        maps = torch.from_numpy(predicted.probability), torch.from_numpy(other.probability)
+        values = agreement(*maps, torch.from_numpy(residue_positions(predicted.chain_lengths)))
+        return {name: f"{value:.4f}" for name, value in values.items()}
 
 
 def _input_of(store: ChainStore, index: int) -> str:

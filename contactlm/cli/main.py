@@ -126,6 +126,8 @@ class ContactCLI(LightningCLI):
                 default=RR_PAIRS_PER_RESIDUE,
                 help="Most pairs in an .rr file, times L, the most probable first; null: all with p at least 0.01.",
             )
+            about = "Folder of another model's maps: summary.csv then says how far both agree."
+            parser.add_argument("--beside", type=str | None, default=None, help=about)
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # we have a table of our own
         arrange_help(parser, subcommand)
@@ -161,7 +163,7 @@ class ContactCLI(LightningCLI):
         """Say what can be said before a backbone is looked for; name the loggers, and tell where they have others."""
         check_sources(str(self.subcommand), self._get(self.config, "data"))
         if self.subcommand == "predict":
-            names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue")
+            names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue", "beside")
             self.writer = PredictionWriter(*(self._get(self.config, option) for option in names))
         name = self._get(self.config, "name")
         others = names_instead(self._get(self.config, "trainer")["logger"], name)

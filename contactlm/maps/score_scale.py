@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from contactlm.maps.agreement import average_ranks
+
 _STEPS = 100  # Newton's method takes about ten
 _NEAR = 1e-9
 _RIDGE = 1e-6  # of a pair, against data that two numbers separate
@@ -36,10 +38,8 @@ def ranks(scores: Tensor) -> Tensor:
     L = len(scores)
     upper = torch.triu_indices(L, L, 1)
     values = scores[upper[0], upper[1]]
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    middle = counts.cumsum(0).double() - counts / 2
     result = torch.zeros(L, L)
-    result[upper[0], upper[1]] = (middle / max(1, len(values))).float()[inverse]
+    result[upper[0], upper[1]] = ((average_ranks(values) - 0.5) / max(1, len(values))).float()
     return result + result.T
 
 

@@ -18,7 +18,9 @@ from transformers import EsmForMaskedLM, EsmModel
 
 from contactlm import ContactMap, JacobianModule, predict_contacts
 from contactlm.alphabet import CLS, EOS, encode
+from contactlm.callbacks.writer import read_summary
 from contactlm.cli.main import main
+from contactlm.maps.agreement import agreement
 from contactlm.maps.contact_map import RANKED
 from contactlm.maps.jacobian import categorical_jacobian
 from contactlm.maps.score_scale import Logistic, fit_logistic, ranks, threshold_of_top
@@ -243,6 +245,28 @@ def test_predict_with_and_without_a_fit(flow: Path, tiny_esm: Path, tmp_path: Pa
     assert "calibration=[" in Path("fitted/summary.csv").read_text()
 
 
+def test_agreement_with_another_models_maps(tiny_esm: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["contactlm"])
+    Path("q.fasta").write_text(f">a\n{random_sequence(5, 25)}\n>b/c\n{random_sequence(6, 30)}\n>short\nMKTAY\n")
+    model = [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu", "--data.predict_paths=q.fasta"]
+    assert main(["predict", "--config=zeroshot", *model, "--out=head"]) == 0
+    jacobian = ["predict", "--config=jacobian", *model, "--out=jacobian"]
+    assert main(jacobian) == 0
+    assert not any(line["spearman_sep6"] for line in read_summary(Path("jacobian/summary.csv")).values())
+    (Path("head") / "short.npz").unlink()
+    assert main([*jacobian, "--beside=head"]) == 0  # other options: all is written again, out of the cache
+    rows = read_summary(Path("jacobian/summary.csv"))
+    for name, file in (("a", "a"), ("b/c", "b_c")):
+        maps = [torch.from_numpy(ContactMap.load(f"{out}/{file}.npz").probability) for out in ("jacobian", "head")]
+        assert rows[name]["spearman_sep6"] == f"{agreement(*maps)['spearman_sep6']:.4f}"
+        assert rows[name]["shared_top_L"] == f"{agreement(*maps)['shared_top_L']:.4f}"
+    assert rows["short"]["spearman_sep6"] == ""
+    for folder, message in (("nowhere", "is no folder"), ("jacobian", "is where the maps are written")):
+        assert main([*jacobian, f"--beside={folder}"]) == 1
+        assert f"beside: {folder} {message}" in capsys.readouterr().err
+
+
 def test_training_it_is_refused(tiny_esm: Path, pdb_folders, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["contactlm"])
@@ -256,16 +280,16 @@ def test_a_killed_prediction_goes_on(tiny_esm: Path, tmp_path: Path) -> None:
     code = (
         "import contactlm.maps.jacobian_rows as rows; rows.KEPT_EVERY = 0.0\n"
         "from contactlm import JacobianModule\n"
-        f"JacobianModule({str(tiny_esm)!r}, cache_dir={str(tmp_path)!r}).predict_map({random_sequence(6, 260)!r})\n"
+        f"JacobianModule({str(tiny_esm)!r}, cache_dir={str(tmp_path)!r}).predict_map({random_sequence(6, 60)!r})\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
-    while len(list(tmp_path.rglob("*.rows-*.npy"))) < 20 and time.monotonic() < deadline and process.poll() is None:
+    while len(list(tmp_path.rglob("*.rows-*.npy"))) < 5 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     kept = len(list(tmp_path.rglob("*.rows-*.npy")))
-    assert 20 <= kept < 260
+    assert 5 <= kept < 60
     module, count = JacobianModule(str(tiny_esm), cache_dir=str(tmp_path)).eval(), 0
 
     def counted(_module, arguments, _output) -> None:
@@ -273,7 +297,7 @@ def test_a_killed_prediction_goes_on(tiny_esm: Path, tmp_path: Path) -> None:
         count += len(arguments[0])
 
     module.backbone.register_forward_hook(counted)
-    resumed = module.predict_map(random_sequence(6, 260))
-    assert count == 1 + 19 * (260 - kept)
-    expected = JacobianModule(str(tiny_esm), cache_dir=str(tmp_path / "other")).predict_map(random_sequence(6, 260))
+    resumed = module.predict_map(random_sequence(6, 60))
+    assert count == 1 + 19 * (60 - kept)
+    expected = JacobianModule(str(tiny_esm), cache_dir=str(tmp_path / "other")).predict_map(random_sequence(6, 60))
     np.testing.assert_allclose(resumed.probability, expected.probability, atol=2e-3)  # ranks of scores that round
