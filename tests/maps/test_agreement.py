@@ -27,8 +27,7 @@ def test_spearman_is_scipys_and_the_top_is_counted(steps: int | None) -> None:
         found = agreement(one, other)
         assert found["spearman_sep6"] == pytest.approx(spearmanr(one[i, j], other[i, j]).statistic, abs=1e-9)
         first, second = (
-            set(sorted(range(len(i)), key=lambda k: (-float(own[i[k], j[k]]), k))[:L])
-            for own in (one, other)
+            set(sorted(range(len(i)), key=lambda k: (-float(own[i[k], j[k]]), k))[:L]) for own in (one, other)
         )
         assert found["shared_top_L"] == len(first & second) / L
 

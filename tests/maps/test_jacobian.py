@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -381,3 +385,30 @@ def test_logits_that_are_not_finite(at: int) -> None:
 
     with pytest.raises(ModelError, match="5 residues: the model's logits are not finite"):
         categorical_jacobian(Broken(), residues(5), windows=WindowOptions(max_cost=49))
+
+
+MEMORY = """
+import re
+from pathlib import Path
+import torch
+from contactlm.maps import categorical_jacobian
+table = torch.randn(33, 33, generator=torch.Generator().manual_seed(0))
+def model(tokens, attention_mask, positions):
+    x = table[tokens]
+    return x * x.mean(1, keepdim=True) + x.roll(7, 1)
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
+categorical_jacobian(model, torch.randint(4, 24, (8,)))
+Path("/proc/self/clear_refs").write_text("5")
+start = peak()
+categorical_jacobian(model, torch.randint(4, 24, (500,)))
+print(peak() - start)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks of memory are read as on Linux")
+def test_memory_of_500_residues() -> None:
+    """J takes 400 MB there, its centring as much again; in megabytes of resident memory, a model aside."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 300
