@@ -14,6 +14,7 @@ EXAMPLES = {
         *("Chain", "read_chains", "contact_map", "ContactMap.save", "predict_contacts"),
         *("ContactDataModule", "ContactModule"),
     ],
+    "contactlm.maps": ["categorical_jacobian"],
     "contactlm.metrics": ["ProteinMCC", "PrecisionAtL"],
 }
 NAMES = [f"{module}.{name}" for module, names in EXAMPLES.items() for name in names]

@@ -9,7 +9,8 @@ The ESM2-8M architecture with random weights, float32, one protein of random res
   fair-esm  the same loop on fair-esm's ESM2, where it is installed
   ours      contactlm's MaskedLanguageModel and categorical_jacobian, exact; and in bfloat16 (autocast), with its error
   trunk     transformers' EsmModel with fused attention on the same sequences, no head, nothing kept
-Variants run turn by turn in one process, over the same number of positions (--positions, 0: all); the shortest of some
+Variants run turn by turn in one process, over the same number of positions (--positions, 0: all); processor time, so that
+other work on the machine counts little, the shortest of some
 rounds counts. Seconds are those of the whole protein, by the share of its positions. Memory is the peak resident set
 over the loaded model, of the whole protein, each variant in a process of its own.
 """
@@ -172,9 +173,9 @@ def measure_time(runs: dict[str, Maps], length: int, positions: int, repeats: in
         run(protein(length), 1)
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run(protein(length), positions)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return {name: min(own) * length / positions for name, own in seconds.items()}
 
 
