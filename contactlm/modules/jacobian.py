@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import EsmModel
 
 from contactlm.alphabet import PAD
@@ -26,13 +26,11 @@ from contactlm.model.backbone import backbone_checksum
 from contactlm.model.lora import LoraOptions
 from contactlm.model.masked_lm import MaskedLanguageModel, load_language_model_head
 from contactlm.modules.base import Evaluated
-from contactlm.modules.checkpoint import CHECKPOINT_KEY
 from contactlm.modules.language_model import ESM2, LanguageModelModule
 from contactlm.types import ModelError
 
 log = logging.getLogger(__name__)
 
-CALIBRATION = "calibration"  # where a checkpoint keeps the two numbers
 FOLDER = "jacobian"  # of the cache
 LOGISTIC = "logistic fit of the score on dev"
 
@@ -94,11 +92,23 @@ class JacobianModule(LanguageModelModule):
         network = partial(_network, pretrained, init_seed)
         super().__init__(network, pretrained, architecture, None, True, init_seed=init_seed, **options)
         self.save_hyperparameters({"symmetrise": symmetrise, "masked": masked})
-        self.calibration: Logistic | None = None
+        # A parameter, though no step moves it: it travels in checkpoints, and DDP wants one that could be trained.
+        self.slope_and_intercept = nn.Parameter(torch.zeros(2))
         self._cache_dir = Path(cache_dir).expanduser() if cache_dir else None
         self._checksum: str | None = None
         self._calibrates = False
         self._dev: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def calibration(self) -> Logistic | None:
+        """What turns scores into probabilities; None: nothing was fitted yet."""
+        slope, intercept = self.slope_and_intercept.tolist()
+        return None if slope == 0 else Logistic(slope, intercept)
+
+    @calibration.setter
+    def calibration(self, fitted: Logistic | None) -> None:
+        with torch.no_grad():
+            self.slope_and_intercept.copy_(torch.tensor(fitted or (0.0, 0.0)))
 
     @property
     def gives_ranks(self) -> bool:  # type: ignore[override]
@@ -107,10 +117,8 @@ class JacobianModule(LanguageModelModule):
 
     @property
     def run_facts(self) -> dict[str, dict[str, Any]]:
-        """For ``run.json``, and for what predictions were made from: how the Jacobian is taken and calibrated."""
-        facts = {"symmetrise": self._how.when, "masked": self._how.masked}
-        fitted = {} if self.calibration is None else {CALIBRATION: list(self.calibration)}
-        return {"reads": facts | fitted}
+        """For ``run.json``, and for what predictions were made from: how the Jacobian is taken."""
+        return {"reads": {"symmetrise": self._how.when, "masked": self._how.masked}}
 
     def contact_logits(
         self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
@@ -188,28 +196,17 @@ class JacobianModule(LanguageModelModule):
             return
         scores = torch.cat([torch.empty(0), *(own for own, _ in self._dev)])
         contact = torch.cat([torch.empty(0, dtype=torch.bool), *(own for _, own in self._dev)])
-        self.calibration = fit_logistic(scores, contact, self._total)
+        fitted = self.calibration = fit_logistic(scores, contact, self._total)
         self._dev, self._calibrates = [], False
-        self.learnt_on_dev = self.calibration is not None
-        if self.calibration is None:
+        self.learnt_on_dev = fitted is not None
+        if fitted is None:
             log.warning("dev has no pair in contact at least 6 apart (or nothing else): scores stay without a fit")
-        elif self.calibration.slope <= 0:
+        elif fitted.slope <= 0:
             log.warning("on dev, higher scores are no likelier contacts: this language model knows none")
 
     def _total(self, own: Tensor) -> Tensor:
         device = own.device if self.device.type == "mps" else self.device  # which has no float64
         return self.trainer.strategy.reduce(own.to(device), reduce_op="sum").cpu()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the fit."""
-        super().on_save_checkpoint(checkpoint)
-        fitted = None if self.calibration is None else list(self.calibration)
-        checkpoint[CHECKPOINT_KEY][CALIBRATION] = fitted
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not belong on this model; take over its fit."""
-        super().on_load_checkpoint(checkpoint)
-        self.calibration = _calibration(checkpoint[CHECKPOINT_KEY])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """None, for there is nothing to train."""
@@ -230,12 +227,3 @@ def _known_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     upper = tuple(torch.triu_indices(len(scores), len(scores), BAND_STARTS[0]))
     known = labels[upper] >= 0
     return scores[upper][known].float(), labels[upper][known] == 1
-
-
-def _calibration(about: Mapping[str, Any]) -> Logistic | None:
-    fitted = about.get(CALIBRATION)
-    if fitted is None:
-        return None
-    if not (isinstance(fitted, list) and len(fitted) == 2 and all(isinstance(x, float) for x in fitted)):
-        raise ModelError(f"the checkpoint is damaged: its calibration is {fitted!r}, and not two numbers")
-    return Logistic(*fitted)

@@ -16,7 +16,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from transformers import EsmForMaskedLM, EsmModel
 
-from contactlm import ContactMap, JacobianModule, predict_contacts
+from contactlm import ContactMap, ContactModule, JacobianModule, predict_contacts
 from contactlm.alphabet import CLS, EOS, encode
 from contactlm.callbacks.writer import read_summary
 from contactlm.cli.main import main
@@ -27,6 +27,7 @@ from contactlm.maps.score_scale import Logistic, fit_logistic, ranks, threshold_
 from contactlm.types import ModelError
 from tests.conftest import random_sequence
 from tests.maps.test_jacobian import published
+from tests.processes import run_ranks
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 NEVER_READ = ("contact_head", "pooler")
@@ -220,16 +221,14 @@ def test_fit_calibrates_on_dev_and_test_reports_what_means_something(flow: Path)
     assert "auprc_sep6" in header and not [name for name in header if "mcc" in name and "trivial" not in name]
 
 
-def test_a_checkpoint_keeps_the_two_numbers(flow: Path, tiny_esm: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_keeps_the_two_numbers(flow: Path) -> None:
     (path,) = flow.rglob("*.ckpt")
     loaded = JacobianModule.load_from_checkpoint(path, weights_only=True)
-    assert loaded.calibration is not None and all(isinstance(number, float) for number in loaded.calibration)
-    assert path.stat().st_size < 100_000  # no weights of the backbone
-    content = torch.load(path, weights_only=True)
-    content["contactlm"]["calibration"] = ["x"]
-    torch.save(content, tmp_path / "damaged.ckpt")
-    with pytest.raises(ModelError, match="damaged"):
-        JacobianModule.load_from_checkpoint(tmp_path / "damaged.ckpt", weights_only=True)
+    kept = torch.load(path, weights_only=True)["state_dict"]
+    assert loaded.calibration == tuple(kept["slope_and_intercept"].tolist())
+    assert set(kept) == {"slope_and_intercept"}  # no weights of the backbone
+    with pytest.raises(ModelError, match="holds a language-model head"):
+        ContactModule.load_from_checkpoint(path, weights_only=True)
 
 
 def test_predict_with_and_without_a_fit(flow: Path, tiny_esm: Path, tmp_path: Path, monkeypatch) -> None:
@@ -242,7 +241,8 @@ def test_predict_with_and_without_a_fit(flow: Path, tiny_esm: Path, tmp_path: Pa
     assert main(["predict", *model, f"--ckpt_path={checkpoint}", "--out=fitted"]) == 0
     raw, fitted = (ContactMap.load(f"{out}/a.npz") for out in ("raw", "fitted"))
     assert raw.is_ranked and "logistic" in fitted.how["p"] and raw.how["symmetrise"] == "before"
-    assert "calibration=[" in Path("fitted/summary.csv").read_text()
+    models = [read_summary(Path(f"{out}/summary.csv"))["a"]["model"] for out in ("raw", "fitted")]
+    assert models[0] != models[1]  # so that ranks are not taken for what a fit would give
 
 
 def test_agreement_with_another_models_maps(tiny_esm: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -301,3 +301,37 @@ def test_a_killed_prediction_goes_on(tiny_esm: Path, tmp_path: Path) -> None:
     assert count == 1 + 19 * (60 - kept)
     expected = JacobianModule(str(tiny_esm), cache_dir=str(tmp_path / "other")).predict_map(random_sequence(6, 60))
     np.testing.assert_allclose(resumed.probability, expected.probability, atol=2e-3)  # ranks of scores that round
+
+
+def fit_and_predict(devices: int, data: list[str], fasta: str) -> tuple[list[float], dict[str, float]]:
+    """By the command line, one of some processes: the two numbers, and the test scores."""
+    from contactlm.runs.record_file import read_run
+
+    sys.argv = ["contactlm"]
+    several = [f"--trainer.devices={devices}", "--trainer.strategy=ddp"] if devices > 1 else []
+    assert main(["fit", "--config=jacobian", *data, *several]) == 0
+    run = Path("runs/jacobian/version_0")
+    checkpoint = str(run / "checkpoints" / "calibrated.ckpt")
+    assert main(["predict", "--out=maps", f"--ckpt_path={checkpoint}", fasta, *data[-2:], *several]) == 0
+    kept = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return kept["slope_and_intercept"].tolist(), read_run(run)["test"]
+
+
+def test_two_processes_share_proteins_and_fit_the_same(tiny_esm: Path, pdb_folders, tmp_path: Path) -> None:
+    (tmp_path / "a.fasta").write_text("".join(f">p{n}\n{random_sequence(n % 3, 20)}\n" for n in range(5)))
+    data = [f"--data.train_dir={pdb_folders[0]}", f"--data.test_dir={pdb_folders[1]}", "--data.min_length=10"]
+    data += ["--data.dev_fraction=0.3", "--data.read_workers=0"]
+    data += [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu"]
+    results = {}
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        folder.mkdir()
+        fasta = f"--data.predict_paths={tmp_path / 'a.fasta'}"
+        results[devices] = run_ranks(fit_and_predict, devices, devices, data, fasta, folder=folder)
+    (alone,), shared = results[1], results[2]
+    for calibration, scores in shared:
+        np.testing.assert_allclose(calibration, alone[0], rtol=1e-3)
+        assert scores == pytest.approx(alone[1], abs=1e-3, nan_ok=True)
+    for n in range(5):
+        one, two = (ContactMap.load(tmp_path / f"{k}/maps/p{n}.npz").probability for k in (1, 2))
+        np.testing.assert_allclose(one, two, atol=1e-3)
