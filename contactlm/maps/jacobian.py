@@ -50,6 +50,9 @@ class JacobianOptions:
             ``masked``.
         masked: Put ``<mask>`` at each position instead of each amino acid: L sequences instead of 19 L, and another
             quantity, whose only axis of substitutions is that of the logits.
+        substitutions: Put only so many amino acids at each position, those that the wild type's logits there find
+            likeliest; the others count as having the mean effect of these. 19 / substitutions times as fast, and no
+            longer exact. None: all.
         folder: Where blocks of positions, and norms of finished passes, are kept: who calls again goes on from there.
             One folder a model. None: nowhere.
         logits_of: Tokens whose logits the model gives, in its order; None: those of the whole vocabulary.
@@ -60,6 +63,7 @@ class JacobianOptions:
 
     symmetrise: Symmetrise | None = None
     masked: bool = False
+    substitutions: int | None = None
     folder: Path | None = None
     logits_of: tuple[int, ...] | None = None
 
@@ -70,6 +74,11 @@ class JacobianOptions:
             raise ModelError(
                 "symmetrise: 'before' given with masked: a masked position has no substitutions to exchange with "
                 "logits; take 'after', or leave it out"
+            )
+        if self.substitutions is not None and (self.masked or not 1 <= self.substitutions <= len(AMINO_ACIDS)):
+            raise ModelError(
+                f"substitutions: {self.substitutions} given{' with masked' if self.masked else ''}; give from 1 to "
+                f"{len(AMINO_ACIDS)}, without masked, or None for all"
             )
         if self.logits_of is not None and (missing := set(AMINO_ACIDS) - set(self.logits_of)):
             raise ModelError(f"logits_of: tokens {sorted(missing)}, of amino acids, are missing")
@@ -86,8 +95,8 @@ class JacobianMap:
 
     Attributes:
         scores: (L, L) on the CPU, symmetric, 0 on the diagonal, of any sign; float32 (float64 of a float64 model).
-        how: How it was made, in plain values: as of :class:`~contactlm.maps.full_map.FullMap`, with ``symmetrise`` and
-            ``masked``.
+        how: How it was made, in plain values: as of :class:`~contactlm.maps.full_map.FullMap`, with ``symmetrise``,
+            ``masked`` and ``substitutions``.
     """
 
     scores: Tensor
@@ -104,6 +113,7 @@ def categorical_jacobian(
     positions: Tensor | None = None,
     folder: str | Path | None = None,
     logits_of: Iterable[int] | None = None,
+    substitutions: int | None = None,
 ) -> Tensor:
     """Read contacts out of a masked language model.
 
@@ -121,6 +131,7 @@ def categorical_jacobian(
         positions: The residues' positions: integers (L,), ascending; only differences count. None: 0 … L − 1.
         folder: See there.
         logits_of: See there.
+        substitutions: See there.
 
     Returns:
         Scores (L, L), symmetric, 0 on the diagonal; the larger, the likelier a contact. No probabilities. float32, or
@@ -142,7 +153,8 @@ def categorical_jacobian(
         (0, 3)
     """
     given = None if logits_of is None else tuple(logits_of)
-    options = JacobianOptions(symmetrise, masked, None if folder is None else Path(folder).expanduser(), given)
+    kept_in = None if folder is None else Path(folder).expanduser()
+    options = JacobianOptions(symmetrise, masked, substitutions, kept_in, given)
     return next(jacobian_maps(lm_logits, [tokens], options, windows, device, [positions])).scores
 
 
@@ -237,7 +249,7 @@ class _Chain:
             residues = residues_of(piece)
             own = residues if positions is None else positions[residues]
             contiguous = positions is None and len(piece.segments) == 1
-            kind = (options.when, options.masked, options.folder)
+            kind = (options.when, options.masked, options.substitutions, options.folder)
             one = JacobianPass(tokens[residues], None if contiguous else own, *kind, device)
             self.passes.append(alike.setdefault(one.digest, one))
 
@@ -249,7 +261,8 @@ class _Chain:
         norms = [one.norms for one in self.passes if one.norms is not None]
         scores = corrected_for_average_product(self._blended(norms)).to(norms[0].dtype)
         how = how_made(self.length, self.plan, windows, "norms, weights falling linearly towards cuts")
-        return JacobianMap(scores, {**how, "symmetrise": options.when, "masked": options.masked})
+        taken = {"symmetrise": options.when, "masked": options.masked, "substitutions": options.substitutions}
+        return JacobianMap(scores, {**how, **taken})
 
     def _blended(self, norms: list[Tensor]) -> Tensor:
         """One map of norms, float64 (L, L): row i changed, column j read."""

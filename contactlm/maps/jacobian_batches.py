@@ -37,6 +37,9 @@ def batches(passes: Iterable[JacobianPass], max_cost: int) -> Iterator[list[Memb
                 yield batch
                 batch = []
             batch.append((one, change))
+            if change is None and one.most is not None:  # what to change it to depends on its logits
+                yield batch
+                batch = []
     if batch:
         yield batch
 

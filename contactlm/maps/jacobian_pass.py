@@ -33,6 +33,7 @@ class JacobianPass:
         positions: Their positions, int64 (n,); None: 0 … n − 1.
         symmetrise: As of :func:`~contactlm.maps.jacobian_norms.pair_norms`.
         masked: Put ``<mask>`` at each position instead of each amino acid.
+        substitutions: Put the so many amino acids there that the wild type's logits find likeliest; None: all.
         folder: Where rows and norms are kept for a later process; None: nowhere.
         device: Where the model is.
     """
@@ -43,6 +44,7 @@ class JacobianPass:
         positions: Tensor | None,
         symmetrise: Symmetrise,
         masked: bool,
+        substitutions: int | None,
         folder: Path | None,
         device: torch.device,
     ) -> None:
@@ -53,7 +55,8 @@ class JacobianPass:
         self.positions = token_positions(torch.arange(n) if positions is None else positions)
         self.symmetrise = symmetrise
         self.substitutes = (MASK,) if masked else AMINO_ACIDS
-        digest = hashlib.sha256(f"{symmetrise} {self.substitutes}".encode())
+        self.most = substitutions
+        digest = hashlib.sha256(f"{symmetrise} {self.substitutes} {substitutions}".encode())
         digest.update(self.tokens.numpy().tobytes() + self.positions.numpy().tobytes())
         self.digest = digest.hexdigest()[:20]
         self.norms: Tensor | None = None
@@ -75,7 +78,8 @@ class JacobianPass:
             self._release()
             return 0
         self._rows = RowStore((len(self.substitutes), self.residues, len(AMINO_ACIDS)), self._kept_as)
-        return 1 + sum(len(self._changed(residue)) for residue in range(len(self._rows), self.residues))
+        left = range(len(self._rows), self.residues)
+        return 1 + sum(min(len(self._others(residue)), self.most or len(AMINO_ACIDS)) for residue in left)
 
     def _claimed(self) -> Path | None:
         """Beginning of the names of the pass's files; None where another process is at it, or none are wanted."""
@@ -97,7 +101,8 @@ class JacobianPass:
     def changes(self) -> Iterator[Change]:
         """Every sequence of the pass that is still to be run, in the order in which :meth:`take` wants its logits.
 
-        A substitution by the residue itself is the wild type again: J is 0 there and nothing is run.
+        A substitution by the residue itself is the wild type again: J is 0 there and nothing is run. Where only the
+        likeliest are put in, the wild type has to be taken before what follows it is asked for.
         """
         if self._rows is None:
             return
@@ -105,9 +110,16 @@ class JacobianPass:
         for residue in range(len(self._rows), self.residues):
             yield from ((residue, token) for token in self._changed(residue))
 
-    def _changed(self, residue: int) -> list[int]:
+    def _others(self, residue: int) -> list[int]:
         native = int(self.tokens[residue + 1])
         return [token for token in self.substitutes if token != native or token == MASK]
+
+    def _changed(self, residue: int) -> list[int]:
+        others = self._others(residue)
+        if self.most is None or self.most >= len(others) or self._wild_type is None:
+            return others
+        likely = self._wild_type[residue].tolist()
+        return sorted(others, key=lambda token: -likely[AMINO_ACIDS.index(token)])[: self.most]
 
     def take(self, change: Change, logits: Tensor) -> None:
         """Take the 20 amino acids' logits at every residue, (n, 20), of one sequence.
@@ -126,12 +138,21 @@ class JacobianPass:
         torch.sub(logits, self._wild_type, out=self._row[self.substitutes.index(token)])  # type: ignore[arg-type]
         self._missing -= 1
         if not self._missing and self._rows is not None:
-            row = centred_row(self._row).cpu()
+            row = centred_row(self._with_skipped(self._row, residue)).cpu()
             if not torch.isfinite(row).all():  # now, and not after hours
                 raise _not_finite(self.residues)
             self._rows.append(row)
             self._row = None
             self._finish_if_complete(self._rows)
+
+    def _with_skipped(self, row: Tensor, residue: int) -> Tensor:
+        """Let substitutions that were skipped have the mean effect of the others: 0, once centred."""
+        run = {*self._changed(residue), int(self.tokens[residue + 1])}
+        skipped = [a for a, token in enumerate(self.substitutes) if token not in run]
+        if skipped and self.most is not None:
+            kept = [a for a in range(len(row)) if a not in skipped]
+            row[skipped] = row[kept].mean(0)
+        return row
 
     def _take_wild_type(self, wild_type: Tensor) -> None:
         """Keep the wild type's logits; by them rows of an earlier process are known to be of the same model."""

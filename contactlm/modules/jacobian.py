@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,8 @@ class JacobianModule(LanguageModelModule):
         symmetrise: Whether the Jacobian is made symmetric ``"before"`` the norm, as in the paper's script, or the map
             ``"after"`` it. None: before, and after if ``masked``.
         masked: Put ``<mask>`` at each position instead of each amino acid: 19 times as fast, and another quantity.
+        substitutions: Put only so many amino acids at each position, those that the wild type finds likeliest: faster,
+            and no longer exact. None: all.
         cache_dir: Where blocks and maps are kept; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
         lora: None: there is nothing to adapt.
         freeze_backbone: True: nothing is trained.
@@ -80,6 +82,7 @@ class JacobianModule(LanguageModelModule):
         architecture: dict[str, Any] | None = None,
         symmetrise: Literal["before", "after"] | None = None,
         masked: bool = False,
+        substitutions: int | None = None,
         cache_dir: str | None = None,
         lora: LoraOptions | None = None,
         freeze_backbone: bool = True,
@@ -88,10 +91,10 @@ class JacobianModule(LanguageModelModule):
     ) -> None:
         if lora is not None or not freeze_backbone:
             raise ModelError("lora, freeze_backbone: the categorical Jacobian trains nothing; give null and true")
-        self._how = JacobianOptions(symmetrise, masked, None, AMINO_ACIDS)
+        self._how = JacobianOptions(symmetrise, masked, substitutions, None, AMINO_ACIDS)
         network = partial(_network, pretrained, init_seed)
         super().__init__(network, pretrained, architecture, None, True, init_seed=init_seed, **options)
-        self.save_hyperparameters({"symmetrise": symmetrise, "masked": masked})
+        self.save_hyperparameters({"symmetrise": symmetrise, "masked": masked, "substitutions": substitutions})
         # A parameter, though no step moves it: it travels in checkpoints, and DDP wants one that could be trained.
         self.slope_and_intercept = nn.Parameter(torch.zeros(2))
         self._cache_dir = Path(cache_dir).expanduser() if cache_dir else None
@@ -118,7 +121,8 @@ class JacobianModule(LanguageModelModule):
     @property
     def run_facts(self) -> dict[str, dict[str, Any]]:
         """For ``run.json``, and for what predictions were made from: how the Jacobian is taken."""
-        return {"reads": {"symmetrise": self._how.when, "masked": self._how.masked}}
+        how = self._how
+        return {"reads": {"symmetrise": how.when, "masked": how.masked, "substitutions": how.substitutions}}
 
     def contact_logits(
         self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
@@ -147,7 +151,7 @@ class JacobianModule(LanguageModelModule):
         self, ids: Sequence[str], chains: Sequence[Tensor], windows: WindowOptions, positions: Sequence[Any] | None
     ) -> Iterator[ScoredMap]:
         """Full-length maps of whole chains, with their scores."""
-        how = JacobianOptions(self._how.symmetrise, self._how.masked, self._folder(), AMINO_ACIDS)
+        how = replace(self._how, folder=self._folder())
         for made in jacobian_maps(self.backbone, chains, how, windows, self.device, positions):
             p = {"p": RANKED if self.calibration is None else LOGISTIC}
             yield ScoredMap(self._probability(made.scores), {**made.how, **p}, made.scores)

@@ -42,7 +42,7 @@ TESTED = {
 }
 TESTED["jacobian"] = {
     *TESTED["zeroshot"],
-    *("model_class", "model.symmetrise", "model.masked", "model.cache_dir", "model.attention"),
+    *("model_class", "model.symmetrise", "model.masked", "model.substitutions", "model.cache_dir", "model.attention"),
 }
 BESIDE_RETRIEVAL = {
     "retrieval_tokens": {"model.template_bias": (True, False)},

@@ -132,6 +132,33 @@ def test_rows_in_files_are_the_same(monkeypatch: pytest.MonkeyPatch, symmetrise:
         torch.testing.assert_close(categorical_jacobian(model, tokens, symmetrise), at_once, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("symmetrise", ["before", "after"])
+def test_fewer_substitutions_are_the_likeliest_and_the_rest_their_mean(symmetrise: str) -> None:
+    model, tokens, few = MadeModel(), residues(11), 6
+    J = stored(model, tokens, torch.arange(11), centred=False)
+    ends = torch.tensor([0]), torch.tensor([2])
+    row = torch.cat([ends[0], tokens, ends[1]])[None]
+    likely = model(row, row != PAD, None)[0, 1:-1, list(AMINO_ACIDS)]
+    for i, native in enumerate((tokens - 4).tolist()):
+        order = [a for a in likely[i].argsort(descending=True).tolist() if a != native]
+        J[i, order[few:]] = J[i, [native, *order[:few]]].mean(0)
+    for axis in range(4):
+        J -= J.mean(axis, keepdims=True)
+    J = (J + J.transpose(2, 3, 0, 1)) / 2 if symmetrise == "before" else J
+    norms = np.sqrt((J**2).sum((1, 3)))
+    np.fill_diagonal(norms, 0)
+    norms = norms - norms.sum(0, keepdims=True) * norms.sum(1, keepdims=True) / norms.sum()
+    np.fill_diagonal(norms, 0)
+    model.shapes.clear()
+    scores = categorical_jacobian(model, tokens, symmetrise, substitutions=few)
+    np.testing.assert_allclose(scores.numpy(), (norms + norms.T) / 2, rtol=0, atol=1e-10)
+    assert sum(B for B, _ in model.shapes) == 1 + few * 11
+    exact = categorical_jacobian(model, tokens, symmetrise)
+    torch.testing.assert_close(
+        categorical_jacobian(model, tokens, symmetrise, substitutions=19), exact, rtol=0, atol=1e-12
+    )
+
+
 def test_batches_keep_to_the_cost_and_mix_chains() -> None:
     model, lengths = MadeModel(), (5, 9, 9, 8)
     chains = [residues(length, seed) for seed, length in enumerate(lengths)]
@@ -329,8 +356,8 @@ def test_windows_are_blended_as_written_down() -> None:
     np.testing.assert_allclose(scores.numpy(), (norms + norms.T) / 2, rtol=0, atol=1e-6)  # weights are float32
 
 
-def stored(model, tokens: Tensor, where: Tensor) -> np.ndarray:
-    """The whole centred Jacobian of some residues at their positions."""
+def stored(model, tokens: Tensor, where: Tensor, centred: bool = True) -> np.ndarray:
+    """The whole Jacobian of some residues at their positions."""
     rows = torch.cat([torch.tensor([0]), tokens, torch.tensor([2])]).expand(20 * len(tokens) + 1, -1).clone()
     for i in range(len(tokens)):
         rows[1 + 20 * i : 21 + 20 * i, i + 1] = torch.tensor(AMINO_ACIDS)
@@ -338,7 +365,7 @@ def stored(model, tokens: Tensor, where: Tensor) -> np.ndarray:
     positions = torch.cat([torch.tensor([0]), own, own[-1:] + 1]).expand_as(rows)
     logits = model(rows, rows != PAD, positions)[:, 1:-1, list(AMINO_ACIDS)].numpy()
     jacobian = (logits[1:] - logits[0]).reshape(len(tokens), 20, len(tokens), 20)
-    for axis in range(4):
+    for axis in range(4 if centred else 0):
         jacobian -= jacobian.mean(axis, keepdims=True)
     return jacobian
 
@@ -366,6 +393,9 @@ def test_options_and_models_that_cannot_be() -> None:
         categorical_jacobian(MadeModel(), tokens, "twice")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="'before' given with masked"):
         categorical_jacobian(MadeModel(), tokens, "before", masked=True)
+    for few, options in ((0, {}), (21, {}), (5, {"masked": True})):
+        with pytest.raises(ModelError, match=f"substitutions: {few} given.*from 1 to 20"):
+            categorical_jacobian(MadeModel(), tokens, substitutions=few, **options)
     with pytest.raises(ModelError, match=r"logits_of: tokens \[4\], of amino acids, are missing"):
         categorical_jacobian(MadeModel(), tokens, logits_of=range(5, 24))
     with pytest.raises(ModelError, match="logits of 20 tokens: expected those of 33"):

@@ -66,3 +66,12 @@ def test_windows_of_six_tenths_find_nearly_the_same(model: EsmForMaskedLM, famil
     shared = [agreement(one, other)["shared_top_L"] for one, other in zip(whole, parts, strict=True)]
     assert sum(shared) / len(shared) >= 0.7
     assert mean_precision(parts, family)[0] >= 0.75 * mean_precision(whole, family)[0]
+
+
+@pytest.mark.parametrize(("options", "least"), [({"substitutions": 9}, 0.8), ({"masked": True}, 0.7)])
+def test_cheaper_ways_find_most_of_it(model, family: Family, sequences: Tensor, options, least: float) -> None:
+    """Twice and nineteen times as fast; what that costs, by the share of the L highest pairs, and by P@L."""
+    whole, cheap = maps(model, sequences), maps(model, sequences, **options)
+    shared = [agreement(one, other)["shared_top_L"] for one, other in zip(whole, cheap, strict=True)]
+    assert sum(shared) / len(shared) >= least
+    assert mean_precision(cheap, family)[0] >= least * mean_precision(whole, family)[0]
