@@ -38,7 +38,8 @@ LOOPS = ("loop eager", "loop sdpa", "loop fair-esm")
 OURS = ("ours", "ours bf16", "ours 9 of 19")
 VARIANTS = (*LOOPS, *OURS, "trunk")
 FASTER = 2.0
-Maps = Callable[[Tensor, int], Tensor | None]
+Done = tuple[Tensor | None, float]  # the scores, None where positions are left out; and the share that was run
+Maps = Callable[[Tensor, int], Done]
 
 
 def stock_model(attention: str) -> Any:
@@ -55,7 +56,7 @@ def stock_model(attention: str) -> Any:
 
 
 def build(variant: str) -> Maps:
-    """Return (residue tokens, number of positions) -> scores, or None where only the time counts."""
+    """Return (residue tokens, number of positions) -> scores and share run."""
     if variant == "loop fair-esm":
         from esm.model.esm2 import ESM2
 
@@ -70,7 +71,7 @@ def build(variant: str) -> Maps:
     return ours(variant == "ours bf16", 9 if variant == "ours 9 of 19" else None)
 
 
-def published(logits: Callable[[Tensor], Tensor], tokens: Tensor, positions: int) -> Tensor | None:
+def published(logits: Callable[[Tensor], Tensor], tokens: Tensor, positions: int) -> Done:
     """The paper's script, up to the map; stops after some positions."""
     with torch.no_grad():
         L = len(tokens)
@@ -84,7 +85,7 @@ def published(logits: Callable[[Tensor], Tensor], tokens: Tensor, positions: int
             x_h[:, n + 1] = torch.arange(4, 24)
             fx_h[n] = f(x_h)
     if positions < L:
-        return None
+        return None, positions / L
     jac = fx_h - fx
     for i in range(4):
         jac -= jac.mean(i, keepdims=True)
@@ -93,7 +94,7 @@ def published(logits: Callable[[Tensor], Tensor], tokens: Tensor, positions: int
     np.fill_diagonal(contacts, 0)
     contacts -= contacts.sum(0, keepdims=True) * contacts.sum(1, keepdims=True) / contacts.sum()
     np.fill_diagonal(contacts, 0)
-    return torch.from_numpy(contacts)
+    return torch.from_numpy(contacts), 1.0
 
 
 class EnoughError(Exception):
@@ -108,21 +109,21 @@ def ours(autocast: bool, substitutions: int | None) -> Maps:
     esm = load_esm(None, ARCHITECTURE, seed=0)
     model = MaskedLanguageModel(esm, load_language_model_head(esm, None), AMINO_ACIDS).eval()
 
-    def run(tokens: Tensor, positions: int) -> Tensor | None:
-        left = positions * (substitutions or 19) + 1
+    def run(tokens: Tensor, positions: int) -> Done:
+        each, sequences = substitutions or 19, 0
 
         def logits(*batch: Any) -> Tensor:
-            nonlocal left
-            if left <= 0:
+            nonlocal sequences
+            if sequences >= positions * each + 1:
                 raise EnoughError
-            left -= len(batch[0])
+            sequences += len(batch[0])
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 return model(*batch)
 
         try:
-            return categorical_jacobian(logits, tokens, logits_of=AMINO_ACIDS, substitutions=substitutions)
-        except EnoughError:
-            return None
+            return categorical_jacobian(logits, tokens, logits_of=AMINO_ACIDS, substitutions=substitutions), 1.0
+        except EnoughError:  # batches do not end where positions do
+            return None, sequences / (len(tokens) * each + 1)
 
     return run
 
@@ -130,11 +131,12 @@ def ours(autocast: bool, substitutions: int | None) -> Maps:
 def trunk() -> Maps:
     esm = stock_model("sdpa").esm
 
-    def run(tokens: Tensor, positions: int) -> None:
+    def run(tokens: Tensor, positions: int) -> Done:
         row = torch.cat([torch.tensor([0]), tokens, torch.tensor([2])])
         with torch.no_grad():
             for _ in range(positions):
                 esm(row.expand(20, -1))
+        return None, positions / len(tokens)
 
     return run
 
@@ -176,15 +178,16 @@ def measure_time(runs: dict[str, Maps], length: int, positions: int, repeats: in
     for _ in range(repeats):
         for name, run in runs.items():
             start = time.process_time()
-            run(protein(length), positions)
-            seconds[name].append(time.process_time() - start)
-    return {name: min(own) * length / positions for name, own in seconds.items()}
+            _, share = run(protein(length), positions)
+            seconds[name].append((time.process_time() - start) / share)
+    return {name: min(own) for name, own in seconds.items()}
 
 
 def error_of(run: Maps, exact: Maps, length: int) -> str:
     from contactlm.maps.agreement import agreement
 
-    one, other = run(protein(length), length), exact(protein(length), length)
+    one, other = (each(protein(length), length)[0] for each in (run, exact))
+    assert one is not None and other is not None
     return ", ".join(f"{name} {value:.4f}" for name, value in agreement(one, other).items())
 
 

@@ -221,6 +221,24 @@ def test_fit_calibrates_on_dev_and_test_reports_what_means_something(flow: Path)
     assert "auprc_sep6" in header and not [name for name in header if "mcc" in name and "trivial" not in name]
 
 
+def test_it_is_an_arm_of_the_report_beside_others(
+    flow: Path, tiny_esm: Path, pdb_folders, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["contactlm"])
+    monkeypatch.setenv("CONTACTLM_CACHE", str(flow / "cache"))
+    data = [f"--data.train_dir={pdb_folders[0]}", f"--data.test_dir={pdb_folders[1]}", "--data.min_length=10"]
+    model = [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu", "--data.read_workers=0"]
+    assert main(["fit", "--config=zeroshot", *data, *model]) == 0
+    assert main(["report", "runs", str(flow / "runs"), "--out=report"]) == 0
+    with Path("report/table.csv").open() as handle:
+        rows = {row["arm"]: row for row in csv.DictReader(handle) if row["row"] == "run"}
+    assert rows.keys() == {"jacobian", "raw", "zeroshot"}
+    assert all(row["test_p_at_L_long"] and row["test_auprc_sep6"] for row in rows.values())
+    assert {arm for arm, row in rows.items() if row["test_mcc_sep6"]} == {"jacobian", "zeroshot"}
+    assert rows["jacobian"]["test_mcc_sep6_tuned"] and not rows["raw"]["test_mcc_sep6_tuned"]
+
+
 def test_a_checkpoint_keeps_the_two_numbers(flow: Path) -> None:
     (path,) = flow.rglob("*.ckpt")
     loaded = JacobianModule.load_from_checkpoint(path, weights_only=True)
