@@ -16,12 +16,12 @@ from transformers import EsmModel
 
 from contactlm.alphabet import PAD
 from contactlm.data.cache_folder import default_cache_dir, open_cache_folder
-from contactlm.maps.contact_map import RANKED, RR_MIN_SEPARATION, ContactMap
+from contactlm.maps.agreement import MIN_SEPARATION
+from contactlm.maps.contact_map import RANKED, ContactMap
 from contactlm.maps.full_map import FullMap
 from contactlm.maps.jacobian import AMINO_ACIDS, JacobianOptions, jacobian_maps
 from contactlm.maps.score_scale import Logistic, fit_logistic, ranks, threshold_of_top
 from contactlm.maps.windows import WindowOptions
-from contactlm.metrics.scores import BAND_STARTS
 from contactlm.model.backbone import backbone_checksum
 from contactlm.model.lora import LoraOptions
 from contactlm.model.masked_lm import MaskedLanguageModel, load_language_model_head
@@ -174,7 +174,7 @@ class JacobianModule(LanguageModelModule):
         """As of any module; where probabilities are ranks, the L highest at least 6 apart are called contacts."""
         made = super().as_contact_map(id, sequence, full, labels)
         if self.threshold is None and made.is_ranked:
-            made.threshold = threshold_of_top(full.probability, len(sequence), RR_MIN_SEPARATION)
+            made.threshold = threshold_of_top(full.probability, len(sequence), MIN_SEPARATION)
         return made
 
     # -- calibration -------------------------------------------------------------------------------------------------
@@ -228,6 +228,6 @@ def _network(pretrained: str | None, seed: int, esm: EsmModel) -> MaskedLanguage
 
 def _known_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Scores and truth of the pairs at least 6 apart whose truth is known."""
-    upper = tuple(torch.triu_indices(len(scores), len(scores), BAND_STARTS[0]))
+    upper = tuple(torch.triu_indices(len(scores), len(scores), MIN_SEPARATION))
     known = labels[upper] >= 0
     return scores[upper][known].float(), labels[upper][known] == 1
