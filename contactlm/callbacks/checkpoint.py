@@ -284,7 +284,7 @@ class SafeCheckpoint(ModelCheckpoint):
             return
         if state_dict["dirpath"] == self.dirpath:
             self.last_model_path = state_dict["last_model_path"]
-        kept = {path: score for path, score in state_dict["best_k_models"].items() if Path(path).is_file()}
+        kept = {path: score for path, score in state_dict["best_k_models"].items() if Path(path).exists()}
         if len(kept) < len(state_dict["best_k_models"]):
             log.warning("checkpoint: the best checkpoint of the resumed run is gone: the best from now on counts")
         if not kept:

@@ -128,10 +128,7 @@ class LossGuard(L.Callback):
         self, trainer: L.Trainer, device: torch.device, waiting: Sequence[_Backward], optimizer: torch.optim.Optimizer
     ) -> tuple[bool, bool, bool]:
         """Whether, on any process, a loss is not finite, a gradient is not finite, some gradient is not zero."""
-        largest = get_total_norm(_gradients(optimizer), norm_type=torch.inf)
-        if hasattr(largest, "full_tensor"):  # of a model that is sharded over processes
-            largest = largest.full_tensor()
-        largest = largest.to(device)
+        largest = get_total_norm(_own_parts(_gradients(optimizer)), norm_type=torch.inf).to(device)
         losses = torch.stack([waited.loss.to(device).isfinite().all() for waited in waiting]).all()
         flags = torch.stack([~losses, ~largest.isfinite(), largest != 0]).int()
         bad_loss, bad_gradient, moves = trainer.strategy.reduce(flags, reduce_op="sum").tolist()
@@ -196,6 +193,12 @@ class LossGuard(L.Callback):
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [weight.grad for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+
+
+def _own_parts(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """What this process holds of gradients, where they are spread over processes; some parts are empty there."""
+    parts = [part.to_local() if hasattr(part, "to_local") else part for part in gradients]
+    return [part for part in parts if part.numel()]
 
 
 def _scaler(trainer: L.Trainer) -> Any:

@@ -42,6 +42,7 @@ from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint
 from contactlm.modules.choice import DEFAULT, OPTION
+from contactlm.modules.sharded_file import INDEX, is_sharded
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last
 from contactlm.runs.config_file import RunConfig
 from contactlm.runs.directory import claim_directory, run_directory
@@ -142,7 +143,10 @@ class ContactCLI(LightningCLI):
         if path and path not in NOT_PATHS:
             check_checkpoint(path)
         given = self.config[subcommand]["model"]["pretrained"]
+        if path and is_sharded(path):  # Lightning reads the options from a file
+            self.config[subcommand]["ckpt_path"] = str(Path(path) / INDEX)
         super()._parse_ckpt_path()
+        self.config[subcommand]["ckpt_path"] = path
         if any(argument.startswith("--model.pretrained") for argument in self.arguments):
             # the weights may lie elsewhere than when they were trained on; a checksum tells whether they are the same
             self.config[subcommand]["model"]["pretrained"] = given

@@ -25,6 +25,7 @@ class Stream(IntEnum):
     SPLIT = 2
     TURN = 3
     BATCHES = 4
+    MASKS = 5
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, index: int = 0) -> np.random.Generator:

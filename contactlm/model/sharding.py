@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed
+from torch import nn
 
 from contactlm.model.trunk import SharingLayer
 from contactlm.types import ModelError
@@ -40,3 +41,18 @@ def shard_layers(backbone: Any, mesh: DeviceMesh | None) -> None:
     if not isinstance(backbone, FSDPModule):
         for part in (*layers, backbone):
             fully_shard(part, mesh=mesh["data_parallel"])
+
+
+def shard_whole(part: nn.Module, mesh: DeviceMesh | None) -> None:
+    """Spread the weights of a part that is called by itself.
+
+    Args:
+        part: The part; changed.
+        mesh: As of :func:`shard_layers`; None does nothing.
+    """
+    if mesh is None:
+        return
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    if not isinstance(part, FSDPModule):
+        fully_shard(part, mesh=mesh["data_parallel"])

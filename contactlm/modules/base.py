@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import EllipsisType
 from typing import Any, TypedDict
@@ -19,7 +20,9 @@ from contactlm.maps.windows import WindowOptions
 from contactlm.model.execution import check_crop_length, check_execution
 from contactlm.model.losses import contact_loss
 from contactlm.model.sharding import shard_layers
+from contactlm.modules.lockstep import Lockstep, evaluate_without_inference_mode, idle_tokens, is_last_step
 from contactlm.modules.optimization import Parts, adam, make_optimizer, schedule, step_plateaus
+from contactlm.modules.sharded_strategy import adopt
 from contactlm.modules.trained_weights import TrainedWeights
 from contactlm.structure.assembly import residue_positions
 from contactlm.structure.labels import contact_labels
@@ -90,6 +93,7 @@ class MapModule(TrainedWeights):
         self.loss_min_separation = loss_min_separation
         self.windows = WindowOptions(window, overlap)
         self.threshold = threshold
+        self._lockstep: Lockstep | None = None  # where weights are spread over processes
         self.train()  # Hugging Face loads in eval mode, and Lightning leaves that as it is
 
     def head_parameters(self) -> list[nn.Parameter]:
@@ -142,19 +146,36 @@ class MapModule(TrainedWeights):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of a batch of crops; labels are made from the coordinates, on the device."""
-        scores = self.batch_scores(batch)
-        loss = self.loss(scores, self.training_labels(batch["cb"]))
+        with self.own_draws():
+            scores = self.batch_scores(batch)
+            loss = self.loss(scores, self.training_labels(batch["cb"]))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]), sync_dist=True)
         # batches of bounded cost differ in size: weighted by it, every protein counts the same
         return loss * batch["loss_weight"] if "loss_weight" in batch else loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
         """Full-length maps of a batch of whole chains, with their labels."""
-        return self._evaluate(batch)
+        with self.in_lockstep(batch_idx):
+            return self._evaluate(batch)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
         """Full-length maps of a batch of whole chains, with their labels."""
-        return self._evaluate(batch)
+        with self.in_lockstep(batch_idx):
+            return self._evaluate(batch)
+
+    def in_lockstep(self, batch_idx: int) -> AbstractContextManager[None]:
+        """Where a step of an evaluation runs the network: as often as in every other process that shares its weights.
+
+        What overrides a validation, test or predict step puts it there; without such processes it does nothing.
+        """
+        if self._lockstep is None:
+            return nullcontext()
+        return self._lockstep.step(is_last_step(self.trainer, batch_idx))
+
+    def idle_pass(self) -> None:
+        """Run the network as :meth:`contact_logits` does, for the sake of other processes; nobody reads the result."""
+        with torch.no_grad():
+            self.backbone(idle_tokens(self.device))
 
     def _evaluate(self, batch: dict[str, Any]) -> Evaluated:
         return self._with_labels(batch, self._full_maps(batch))
@@ -193,7 +214,9 @@ class MapModule(TrainedWeights):
         """Contact maps of a batch of whole chains, with labels where coordinates are known."""
         chain_of = _of_residues(batch, "chain_of")
         predicted = []
-        for row, full in enumerate(self._full_maps(batch, progress=True)):
+        with self.in_lockstep(batch_idx):
+            maps = self._full_maps(batch, progress=True)
+        for row, full in enumerate(maps):
             length = len(full.probability)
             cb = batch["cb"][row, :length]
             sequence = decode(batch["tokens"][row, 1 : length + 1].cpu().numpy())
@@ -265,6 +288,10 @@ class MapModule(TrainedWeights):
     def configure_model(self) -> None:
         """Let a strategy that spreads weights over processes (``fsdp``, ``ModelParallelStrategy``) do so by layers."""
         shard_layers(self.backbone, self.device_mesh)
+        if self.device_mesh is not None and self._lockstep is None:
+            adopt(self.trainer.strategy)
+            evaluate_without_inference_mode(self.trainer)
+            self._lockstep = Lockstep(self.backbone, lambda: self.trainer, self.idle_pass)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer over what is trainable; none for a run of no steps."""

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from contactlm.modules.file_kind import describe_file
+from contactlm.modules.sharded_file import is_sharded, load_file
 from contactlm.types import ModelError
 
 CONTACT_HEAD = "contact head"  # what most models read maps from
@@ -33,10 +33,15 @@ def check_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     try:
         mode = Path(path).stat().st_mode
-        if stat.S_ISDIR(mode):
+        if stat.S_ISDIR(mode) and not is_sharded(path):
             raise ModelError(f"ckpt_path: {path} is a folder; give a file, or an exported folder as model.pretrained")
-        checkpoint = torch.load(path, weights_only=True, map_location="meta", mmap=True)
-    except (FileNotFoundError, NotADirectoryError):
+        checkpoint = load_file(path, "meta")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if is_sharded(path):
+            raise ModelError(
+                f"ckpt_path: {path} lacks {error.filename}, a part that one process wrote; processes on several "
+                "machines need a folder that all of them see (checkpoint.dirpath)"
+            ) from None
         raise ModelError(f"ckpt_path: {path} does not exist") from None
     except OSError as error:
         if error.errno == errno.EINVAL:  # a map of more than the file has: it was cut
@@ -66,7 +71,7 @@ def _fault(checkpoint: Mapping[str, Any]) -> str | None:
     about, weights = checkpoint[CHECKPOINT_KEY], checkpoint.get("state_dict")
     if not isinstance(about, dict):
         return f"{CHECKPOINT_KEY} is a {type(about).__name__}"
-    if missing := sorted({"backbone", "backbone_checksum", "tuned_threshold", "random_state"} - about.keys()):
+    if missing := sorted({"backbone", "backbone_checksum", "tuned_threshold"} - about.keys()):
         return f"{CHECKPOINT_KEY} lacks {', '.join(missing)}"
     if not isinstance(about.get("class", ""), str):
         return f"class is a {type(about['class']).__name__}"
@@ -84,6 +89,8 @@ def _first_line(error: BaseException) -> str:
 
 def _kind(path: str | Path) -> str:
     """What a file is that torch cannot read as a checkpoint of plain values; its own advice is for programmers."""
+    if is_sharded(path):
+        return "damaged in one of its parts"
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:

@@ -10,7 +10,9 @@ from transformers import EsmModel
 
 from contactlm.model.contrastive import contrastive_loss, cosine_logits, cosine_similarities, draw_partners
 from contactlm.model.residue_encoder import ResidueEncoder
+from contactlm.model.sharding import shard_whole
 from contactlm.modules.language_model import ESM2, LanguageModelModule
+from contactlm.modules.lockstep import idle_tokens
 from contactlm.types import ModelError
 
 OF_CONTACT_HEAD = ("train_head", "attention")  # options of ContactModule that mean nothing here
@@ -80,11 +82,8 @@ class ContrastiveModule(LanguageModelModule):
             float32 (B, T − 2, T − 2), in [−1, 1], symmetric; 0 where a residue is padding.
         """
         states, residue = self.backbone(tokens, attention_mask, positions)
-        weight, bias = self.head_parameters()
-        dtype = torch.promote_types(weight.dtype, torch.float32)
         with torch.autocast(tokens.device.type, enabled=False):  # similarities near 1 need more digits than bfloat16's
-            embedded = nn.functional.linear(states.to(dtype), weight.to(dtype), bias.to(dtype))
-            return cosine_similarities(embedded, residue)
+            return cosine_similarities(self.projection(states), residue)
 
     def contact_logits(
         self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
@@ -104,6 +103,16 @@ class ContrastiveModule(LanguageModelModule):
     def pair_scores(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
         """What :meth:`loss` takes: the similarities."""
         return self.cosine(tokens, attention_mask, positions)
+
+    def configure_model(self) -> None:
+        """Spread the projection as the backbone is; it is called apart from it."""
+        super().configure_model()
+        shard_whole(self.projection, self.device_mesh)
+
+    def idle_pass(self) -> None:
+        """Run backbone and projection for the sake of other processes."""
+        with torch.no_grad():
+            self.cosine(idle_tokens(self.device))
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """InfoNCE of pairs drawn anew, averaged per protein.
@@ -130,9 +139,18 @@ def _check_options(own: dict[str, float], options: dict[str, Any]) -> None:
             raise ModelError(f"{name}: {value} given; it must be positive")
 
 
-def _projection(esm: EsmModel, projection_dim: int, seed: int) -> nn.Linear:
-    """A linear layer with seeded weights; the global generators are left alone."""
-    projection = nn.utils.skip_init(nn.Linear, esm.config.hidden_size, projection_dim)
+class Projection(nn.Linear):
+    """A linear layer that computes in float32 at least."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Project states (…, E) to (…, projection_dim)."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        return nn.functional.linear(states.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
+def _projection(esm: EsmModel, projection_dim: int, seed: int) -> Projection:
+    """A projection with seeded weights; the global generators are left alone."""
+    projection = nn.utils.skip_init(Projection, esm.config.hidden_size, projection_dim)
     nn.init.xavier_uniform_(projection.weight, generator=torch.Generator().manual_seed(seed))
     nn.init.zeros_(projection.bias)
     return projection

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from torch import Tensor
 
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_backbone, check_head, check_weights, class_name
-from contactlm.modules.random_state import random_state, restore_random_state
+from contactlm.modules.random_state import drawn_from, seed_of_run
+from contactlm.modules.sharded_file import is_sharded, weights_stream
 from contactlm.types import ModelError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 CHECKPOINT_FORMAT = 1
+UNFROZEN = "unfrozen"  # where a checkpoint says which weights were trained that are frozen when the module is made
 
 
 class TrainedWeights(L.LightningModule):
@@ -30,19 +37,48 @@ class TrainedWeights(L.LightningModule):
         self.backbone_checksum: str | None = None  # of a pretrained backbone
         # Found on dev by ContactEvaluation; travels with checkpoints and exports.
         self.tuned_threshold: float | None = None
-        self._random_state: dict[str, Tensor] | None = None
+        self._made_trainable: set[str] | None = None  # once there is a trainer, whose callbacks may freeze some
 
-    def on_train_start(self) -> None:
-        """Go on with the dropout masks of the run that is resumed."""
-        if self._random_state is not None:
-            restore_random_state(self._random_state, self.device)
-            self._random_state = None
+    @property
+    def trainer(self) -> L.Trainer:
+        """The trainer of this module."""
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        if trainer is not None:
+            self._made_trainable = self._trainable() | (self._made_trainable or set())
+        L.LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]  # mypy sees no property there
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> Self:
+        """Make a module from a checkpoint, as Lightning does; also from a folder that several processes wrote."""
+        if isinstance(checkpoint_path, (str, Path)) and is_sharded(checkpoint_path):
+            checkpoint_path = weights_stream(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *arguments, **options)
+
+    def own_draws(self) -> AbstractContextManager[None]:
+        """Draw at random what belongs to this step and process; nothing to do without a trainer.
+
+        What overrides ``training_step`` and draws (dropout does) puts that into this context: a run that goes on then
+        draws what the unbroken run draws.
+        """
+        if self._trainer is None:
+            return nullcontext()
+        trainer = self.trainer
+        return drawn_from(seed_of_run(trainer), trainer.fit_loop.total_batch_idx, trainer.global_rank, self.device)
+
+    def _trainable(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def saved_names(self) -> set[str]:
-        """Names of the weights a checkpoint holds: the trainable ones; all where there is no backbone to return to."""
+        """Names of the weights a checkpoint holds: those that are trainable, or were when training began.
+
+        All where there is no backbone to return to.
+        """
         if self.hparams.get("pretrained") is None:
             return set(self.state_dict())
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return self._trainable() | (self._made_trainable or set())
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights; those a checkpoint never holds (a frozen backbone's) do not count as missing."""
@@ -64,7 +100,7 @@ class TrainedWeights(L.LightningModule):
             "backbone": self.hparams.get("pretrained"),
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
-            "random_state": random_state(self.device),
+            UNFROZEN: sorted(names - (self._made_trainable or names)),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -79,6 +115,7 @@ class TrainedWeights(L.LightningModule):
         check_head(about, self.head)
         check_backbone(about, self.hparams.get("pretrained"), self.backbone_checksum)
         self.tuned_threshold = about["tuned_threshold"]
-        self._random_state = about["random_state"]
-        saved = self.saved_names()
-        check_weights(checkpoint["state_dict"], {n: w for n, w in self.state_dict().items() if n in saved})
+        saved = self.saved_names().union(about.get(UNFROZEN, []))
+        self._made_trainable = saved
+        if "state_dict" in checkpoint:  # or the strategy has loaded the weights already
+            check_weights(checkpoint["state_dict"], {n: w for n, w in self.state_dict().items() if n in saved})

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from contactlm.atomic import atomic_path
 from contactlm.modules.checkpoint import check_checkpoint
+from contactlm.modules.sharded_file import INDEX, ShardedFile, is_sharded
 from contactlm.runs.name import RUN_NAME, filled_in
 from contactlm.types import ModelError
 
@@ -23,8 +25,9 @@ log = logging.getLogger(__name__)
 class AtomicCheckpointIO(TorchCheckpointIO):
     """A Lightning plugin that writes checkpoints so that neither a kill nor a full disk costs an older one.
 
-    A local checkpoint is written to a temporary file in its own folder, forced to disk, and renamed. A write that
-    fails (no space left, a quota) leaves the file that was there; it is logged and counted, and the run goes on.
+    A local checkpoint is written to a temporary file in its own folder, tensor by tensor, forced to disk, and renamed.
+    A write that fails (no space left, a quota) leaves the file that was there; it is logged and counted, and the run
+    goes on. What several processes wrote in parts (see :mod:`contactlm.modules.sharded_file`) is read as one file.
     Other locations (``s3://…``) are left to Lightning.
 
     Attributes:
@@ -46,10 +49,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        buffer = io.BytesIO()  # of errors while saving to a file, torch.save hides which it was
-        torch.save(checkpoint, buffer)
         try:
-            write_durably(Path(path), buffer.getbuffer())
+            if is_sharded(path):  # of the run before, in the folder of its checkpoints
+                shutil.rmtree(path)
+            with durable_file(Path(path)) as handle:
+                stream = _Stream(handle)
+                torch.save(checkpoint, stream)
+                stream.raise_error()
         except OSError as error:
             self.failures += 1
             log.warning(
@@ -61,14 +67,47 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             )
 
 
-def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """Replace a file by another that is on the disk before its name is.
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Read a checkpoint, a file or a folder of parts."""
+        if "://" not in str(path) and is_sharded(path):
+            return ShardedFile(path).checkpoint()
+        return super().load_checkpoint(path, *arguments, **options)
+
+
+class _Stream:
+    """Takes what ``torch.save`` writes, and remembers an error, of which it would hide what it was."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write, as long as there was no error."""
+        if self._error is None:
+            try:
+                self._handle.write(data)
+            except OSError as error:
+                self._error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Leave it to who opened the file."""
+
+    def raise_error(self) -> None:
+        """Raise the error that there was."""
+        if self._error is not None:
+            raise self._error
+
+
+@contextmanager
+def durable_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that replaces another, once it is on the disk whole.
 
     Raises:
         OSError: It cannot be written; the old file is as it was.
     """
     with atomic_path(path) as temporary, temporary.open("xb") as handle:
-        handle.write(data)
+        yield handle
         handle.flush()
         os.fsync(handle.fileno())
     if os.name == "posix":
@@ -97,9 +136,13 @@ def find_last(
         ModelError: The first logger is neither CSVLogger nor TensorBoardLogger, and ``dirpath`` is None.
     """
     folder, pattern = (Path(dirpath), "") if dirpath else _runs(trainer_config, name)
-    found = [path for path in folder.expanduser().glob(f"{pattern}last*.ckpt") if path.is_file()]
-    newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found = [path for path in folder.expanduser().glob(f"{pattern}last*.ckpt") if path.is_file() or is_sharded(path)]
+    newest_first = sorted(found, key=_written_at, reverse=True)
     return next((path for path in newest_first if seed is None or _seed_of(path) in (seed, None)), None), folder
+
+
+def _written_at(path: Path) -> int:
+    return (path / INDEX if path.is_dir() else path).stat().st_mtime_ns
 
 
 def _seed_of(path: Path) -> int | None:
