@@ -102,6 +102,7 @@ class SafeCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals over (Lightning has set its own handlers by now, and restores what was before them)."""
         super().on_train_start(trainer, pl_module)
+        _begin_next_epoch(trainer)
         if trainer.is_global_zero:
             self._remove_leftovers(trainer)
             self._keep_training(trainer)
@@ -296,6 +297,18 @@ class SafeCheckpoint(ModelCheckpoint):
         self.kth_best_model_path = worst(kept, key=kept.__getitem__)
         self.kth_value = kept[self.kth_best_model_path]
         self.current_score = state_dict["current_score"]
+
+
+def _begin_next_epoch(trainer: L.Trainer) -> None:
+    """Count an epoch as begun that a run resumed at the end of the one before is about to run.
+
+    Lightning closes the epoch before and does not open this one: a checkpoint from within it would lead back to the
+    epoch's start, and batches would be trained on twice.
+    """
+    loop = trainer.fit_loop
+    if loop.restarted_mid_epoch and loop.epoch_progress.total.processed == loop.epoch_progress.total.started:
+        loop.epoch_progress.increment_ready()
+        loop.epoch_progress.increment_started()
 
 
 def _failures(trainer: L.Trainer) -> int:

@@ -52,10 +52,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             if is_sharded(path):  # of the run before, in the folder of its checkpoints
                 shutil.rmtree(path)
-            with durable_file(Path(path)) as handle:
-                stream = _Stream(handle)
-                torch.save(checkpoint, stream)
-                stream.raise_error()
+            write_checkpoint(checkpoint, Path(path))
         except OSError as error:
             self.failures += 1
             log.warning(
@@ -72,6 +69,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" not in str(path) and is_sharded(path):
             return ShardedFile(path).checkpoint()
         return super().load_checkpoint(path, *arguments, **options)
+
+
+def write_checkpoint(checkpoint: Mapping[Any, Any], path: Path) -> None:
+    """Write a checkpoint tensor by tensor, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written; an older file is as it was.
+    """
+    with durable_file(path) as handle:
+        stream = _Stream(handle)
+        torch.save(dict(checkpoint), stream)
+        stream.raise_error()
 
 
 class _Stream:

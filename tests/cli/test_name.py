@@ -113,7 +113,7 @@ def test_the_last_run_of_the_name_goes_on(tmp_path: Path, tiny_esm: Path, capsys
     for step in ("before_instantiate_classes", "instantiate_classes", "_run_subcommand"):
         monkeypatch.setattr(ContactCLI, step, lambda *_: None)
     config = f"--config={written_before(tmp_path / 'config.yaml', capsys)}"
-    about = dict.fromkeys(("backbone", "backbone_checksum", "tuned_threshold", "random_state"))
+    about = dict.fromkeys(("backbone", "backbone_checksum", "tuned_threshold"))
     for name in ("mine", "crop200", "older"):
         path = tmp_path / "runs" / name / "version_3" / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
