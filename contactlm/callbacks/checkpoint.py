@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from contactlm.atomic import remove_temporaries
+from contactlm.callbacks.step_sums import StepSums
 from contactlm.data.store import ChainStore
 from contactlm.data.training_set import NAME as KEPT_TRAINING
 from contactlm.data.training_set import keep_training
-from contactlm.runs.signals import Stopped, StopSignals
+from contactlm.runs.signals import STOPPING, Stopped, StopSignals
 from contactlm.types import ContactLMError
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ class SafeCheckpoint(ModelCheckpoint):
         self._to_flush = False
         self._validation_is_due = False
         self._step_before = 0
+        self._heard = [0] * (len(STOPPING) + 1)  # processes that got each signal, and that find it is time to save
         self._tried_at = (-1, 0.0)  # step and time of the newest last.ckpt, written or not
 
     # --- when ---
@@ -109,6 +110,8 @@ class SafeCheckpoint(ModelCheckpoint):
         self._step_before = trainer.global_step
         self._tried_at = (trainer.global_step if trainer.ckpt_path else -1, time.monotonic())
         self._stopping = 0
+        self._heard = [0] * (len(STOPPING) + 1)
+        StepSums.of(trainer).join(self, self._give, self._take)
         self._signals = StopSignals(quiet=not trainer.is_global_zero)
         if self.stop_on_signals:
             self._signals.install()
@@ -169,18 +172,28 @@ class SafeCheckpoint(ModelCheckpoint):
 
     def _save_if_due(self, trainer: L.Trainer, at_end: bool) -> None:
         """Write ``last.ckpt``, all processes or none, unless it holds this step already."""
-        step, moment = self._tried_at
-        late = (
-            self.last_every_n_minutes is not None and time.monotonic() - moment >= 60 * self.last_every_n_minutes
-        ) or (self.last_every_n_steps is not None and trainer.global_step - max(step, 0) >= self.last_every_n_steps)
-        self._stopping, due = self._signals.received or 0, int(late)
-        if trainer.world_size > 1:
-            wishes = torch.tensor([self._stopping, due], device=trainer.strategy.root_device)
-            self._stopping, due = trainer.strategy.reduce(wishes, reduce_op="max").tolist()
+        step, every = self._tried_at[0], self.last_every_n_steps
+        if trainer.world_size == 1:
+            self._heard = self._give()
+        elif trainer.validating:
+            StepSums.of(trainer).exchange(trainer)
+        else:
+            StepSums.of(trainer).settle(trainer)
+        self._stopping = next((number for number, count in zip(STOPPING, self._heard, strict=False) if count), 0)
+        due = self._heard[-1] or (every is not None and trainer.global_step - max(step, 0) >= every)
         if (self._stopping or due or at_end) and step != trainer.global_step and not self._is_trial(trainer):
             if trainer.should_stop and self._validation_is_due:
                 return  # the last validation cannot be put off to a resumed run: that one would not train
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _give(self) -> list[int]:
+        """Which signal came, and whether it is time to save."""
+        minutes, received = self.last_every_n_minutes, self._signals.received
+        late = minutes is not None and time.monotonic() - self._tried_at[1] >= 60 * minutes
+        return [*(int(number == received) for number in STOPPING), int(late)]
+
+    def _take(self, sums: list[int]) -> None:
+        self._heard = sums
 
     def _remove_leftovers(self, trainer: L.Trainer) -> None:
         """Remove what killed runs left half written: here, and where the resumed run wrote."""
@@ -306,7 +319,8 @@ def _begin_next_epoch(trainer: L.Trainer) -> None:
     epoch's start, and batches would be trained on twice.
     """
     loop = trainer.fit_loop
-    if loop.restarted_mid_epoch and loop.epoch_progress.total.processed == loop.epoch_progress.total.started:
+    epochs: Any = loop.epoch_progress.total
+    if loop.restarted_mid_epoch and epochs.processed == epochs.started:
         loop.epoch_progress.increment_ready()
         loop.epoch_progress.increment_started()
 

@@ -10,6 +10,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from contactlm.callbacks.step_sums import StepSums
+
 FUSED_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FUSED_ON_CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -33,18 +35,33 @@ class FlopsMeter(L.Callback):
         self.forward_by_shape: dict[str, int] = {}
         self._counting: tuple[ExitStack, FlopCounterMode] | None = None
         self._forward_counted = 0
+        self._at = ""  # shapes of the batch at hand
         self._marks = ""
+        self._own = [0, 0]  # FLOPs, and those of forward passes, of this process that are not summed yet
+        self._noted: tuple[int, int] | None = None  # what of the batch at hand is in them
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell apart what a shape costs with and without activation checkpointing: a resumed run may change it."""
         recomputing = any(getattr(module, "gradient_checkpointing", False) for module in pl_module.modules())
         self._marks = " recomputed" if recomputing else ""
+        self._own = [0, 0]
+        StepSums.of(trainer).join(self, self._give, self._take)
+
+    def _give(self) -> list[int]:
+        own, self._own = self._own, [0, 0]
+        return own
+
+    def _take(self, sums: list[int]) -> None:
+        self.total += sums[0]
+        self.forward += sums[1]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start to count when no batch of this shape was seen before."""
-        if self._key(batch) not in self.by_shape:
+        self._noted = None
+        self._at = self._key(batch)
+        if self._at not in self.by_shape:
             stack, self._forward_counted = ExitStack(), 0
             self._counting = stack, stack.enter_context(flop_counter())
 
@@ -53,19 +70,29 @@ class FlopsMeter(L.Callback):
         if self._counting is not None:
             self._forward_counted = self._counting[1].get_total_flops()
 
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note what the batch took, so that it is summed with what others count in the step."""
+        if self._noted is None:
+            self._note()
+
+    def _note(self) -> None:
+        """Add what the batch took, less what was noted of it before."""
+        if self._counting is not None:
+            taken = self._counting[1].get_total_flops(), self._forward_counted
+        else:
+            taken = self.by_shape[self._at], self.forward_by_shape[self._at]
+        before, self._noted = self._noted or (0, 0), taken
+        self._own = [own + new - old for own, new, old in zip(self._own, taken, before, strict=True)]
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the batch's FLOPs, of all processes."""
-        key = self._key(batch)
-        if self._counting is not None:
-            self.by_shape[key] = self._counting[1].get_total_flops()
-            self.forward_by_shape[key] = self._forward_counted
+        self._note()
+        if self._counting is not None and self._noted is not None:
+            self.by_shape[self._at], self.forward_by_shape[self._at] = self._noted
             self._stop()
-        flops = torch.tensor([self.by_shape[key], self.forward_by_shape[key]], device=pl_module.device)
-        total, forward = trainer.strategy.reduce(flops, reduce_op="sum").tolist()
-        self.total += int(total)
-        self.forward += int(forward)
+        StepSums.of(trainer).settle(trainer)
         pl_module.log("flops/total", float(self.total))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from contactlm.callbacks.step_sums import StepSums
 from contactlm.types import ContactLMError, TrainingError
 
 log = logging.getLogger(__name__)
 
+NOTHING = (0, 0, 0)  # a bad loss, a bad gradient, a gradient that is not zero
 Names = Callable[[Any], Sequence[str]]
 _NAMED = 16  # proteins in an error; the warnings before it name all
 ADVICE = (
@@ -83,6 +85,20 @@ class LossGuard(L.Callback):
         self._batch: tuple[Any, int] = (None, 0)
         self._waiting: list[_Backward] = []
         self._clip: float | None = None  # the trainer's gradient_clip_val, while it is put aside
+        self._found: Sequence[int] | Tensor = NOTHING  # in the step at hand, by this process
+        self._verdict = list(NOTHING)  # in how many processes
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the processes know of each other's losses and gradients."""
+        self._found = NOTHING
+        StepSums.of(trainer).join(self, self._give, self._take)
+
+    def _give(self) -> Sequence[int] | Tensor:
+        found, self._found = self._found, NOTHING
+        return found
+
+    def _take(self, sums: list[int]) -> None:
+        self._verdict = sums
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget what an interrupted epoch left behind."""
@@ -130,8 +146,9 @@ class LossGuard(L.Callback):
         """Whether, on any process, a loss is not finite, a gradient is not finite, some gradient is not zero."""
         largest = get_total_norm(_own_parts(_gradients(optimizer)), norm_type=torch.inf).to(device)
         losses = torch.stack([waited.loss.to(device).isfinite().all() for waited in waiting]).all()
-        flags = torch.stack([~losses, ~largest.isfinite(), largest != 0]).int()
-        bad_loss, bad_gradient, moves = trainer.strategy.reduce(flags, reduce_op="sum").tolist()
+        self._found = torch.stack([~losses, ~largest.isfinite(), largest != 0]).long()
+        StepSums.of(trainer).exchange(trainer)
+        bad_loss, bad_gradient, moves = self._verdict
         return bool(bad_loss), bool(bad_gradient), bool(moves)
 
     def _drop_gradients(self, trainer: L.Trainer, optimizer: torch.optim.Optimizer) -> None:

@@ -31,7 +31,9 @@ def export_command(arguments: Sequence[str]) -> int:
         "--merge", action="store_true", help="Write a plain Hugging Face checkpoint instead of a PEFT adapter."
     )
     parser.add_argument(
-        "--plain", action="store_true", help="Write one checkpoint file (.ckpt) of a folder that several processes wrote."
+        "--plain",
+        action="store_true",
+        help="Write what several processes wrote in parts as one checkpoint file.",
     )
     parser.add_argument("--pretrained", help="The backbone, where it lies elsewhere than when the run was trained.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")

@@ -16,7 +16,11 @@ from torch import nn
 
 from contactlm.alphabet import CLS, EOS, UNKNOWN_LETTER, VOCABULARY
 
-SHORTEST = (CLS, VOCABULARY.index(UNKNOWN_LETTER), EOS)  # what a process shows the model while it has nothing of its own
+SHORTEST = (
+    CLS,
+    VOCABULARY.index(UNKNOWN_LETTER),
+    EOS,
+)  # what a process shows the model while it has nothing of its own
 
 
 class Lockstep:

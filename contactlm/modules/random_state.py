@@ -38,4 +38,4 @@ def seed_of_run(trainer: L.Trainer) -> int:
     seed = getattr(trainer.datamodule, "seed", None)  # type: ignore[attr-defined]  # a connector sets it
     if seed is None:
         seed = os.environ.get("PL_GLOBAL_SEED", torch.initial_seed())
-    return int(seed) % 2**63
+    return int(seed or 0) % 2**63

@@ -33,11 +33,11 @@ class ShardedStrategy(ModelParallelStrategy):
     strategy; each process copies its own part of a weight, and no more than one weight is whole at a time.
     """
 
-    lightning_restore_optimizer = True  # type: ignore[assignment]  # a property there; as every other strategy does
+    lightning_restore_optimizer = True  # as every other strategy has it
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights that a checkpoint holds; a collective call."""
-        module = self.lightning_module
+        module: Any = self.lightning_module
         if module is None or self.model is None:
             return {}
         names = module.saved_names() if hasattr(module, "saved_names") else set(module.state_dict())
@@ -46,7 +46,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """An optimizer's state, weights counted as it counts them; a collective call."""
-        state = Strategy.optimizer_state(self, optimizer)
+        state: dict[str, Any] = Strategy.optimizer_state(self, optimizer)
         kept: dict[int, dict[str, Any]] = {}
         for weight in sorted(state["state"]):
             values = {name: self._saved(value) for name, value in sorted(state["state"][weight].items())}
@@ -88,7 +88,9 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         if is_sharded(path):
             return ShardedFile(path).checkpoint(lazy=True)
-        return torch.load(path, weights_only=True if weights_only is None else weights_only, mmap=True, map_location="cpu")
+        return torch.load(
+            path, weights_only=True if weights_only is None else weights_only, mmap=True, map_location="cpu"
+        )
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Copy each process's part of the weights; which there are was checked by the module."""
@@ -126,7 +128,7 @@ def local_part(whole: Tensor, like: Tensor) -> Tensor:
     return parts[rank] if rank < len(parts) else whole[:0]
 
 
-def _spread(value: Any, like: Tensor) -> Any:
+def _spread(value: Any, like: Any) -> Any:
     """A weight's moments as parts; steps and the like are the same everywhere."""
     if not isinstance(value, Tensor) or not hasattr(like, "device_mesh") or value.shape != like.shape:
         return value

@@ -63,7 +63,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 self.failures,
             )
 
-
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         """Read a checkpoint, a file or a folder of parts."""
         if "://" not in str(path) and is_sharded(path):
@@ -79,7 +78,7 @@ def write_checkpoint(checkpoint: Mapping[Any, Any], path: Path) -> None:
     """
     with durable_file(path) as handle:
         stream = _Stream(handle)
-        torch.save(dict(checkpoint), stream)
+        torch.save(dict(checkpoint), stream)  # type: ignore[arg-type]  # of a file it needs no more than that
         stream.raise_error()
 
 
