@@ -22,7 +22,7 @@ from contactlm.data.cache import StructureCache
 from contactlm.data.chain_sets import describe_chains
 from contactlm.data.complexes import join_chains, join_groups
 from contactlm.data.crop import CropScheme
-from contactlm.data.dataset import CropDataset, StreamLoader, StreamSampler, share_loader
+from contactlm.data.dataset import CropDataset, share_loader
 from contactlm.data.groups import LazySequences, chain_keys, cluster_chains
 from contactlm.data.leakage import LeakSearch
 from contactlm.data.packed.manifest import ClusterRule
@@ -33,6 +33,7 @@ from contactlm.data.selection import Selection, by_length, name_problems, select
 from contactlm.data.sources import Source, find_sources, need_predict_paths, need_role
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
+from contactlm.data.stream import StreamLoader, StreamSampler
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
 from contactlm.data.training_set import NAME as KEPT_TRAINING
 from contactlm.data.training_set import kept_training

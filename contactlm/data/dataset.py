@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from contactlm.alphabet import CLS, EOS, PAD
 from contactlm.data.crop import CropScheme, Segments, Stream, crop_segments, epoch_order, generator
-from contactlm.data.resume import EpochSampler
 from contactlm.data.store import ChainStore
 from contactlm.data.weights import ClusterTurns
 from contactlm.structure.assembly import chain_numbers, residue_positions
@@ -207,70 +206,6 @@ def _positions(samples: Sequence[Sample], L: int) -> Tensor:
         positions[row, 1 : length + 1] = own - first + 1
         positions[row, length + 1] = end - first + 1
     return positions
-
-
-class StreamSampler(EpochSampler):
-    """Numbers of the samples this process takes, batch after batch.
-
-    Batch b of epoch e, over all processes, holds the next ``world_size * batch_size`` numbers of the stream, so that
-    two processes with batches of 8 see what one process with batches of 16 sees. Every batch is full: an epoch ends
-    with the batch that completes the pass over the chains, and the next goes on from there.
-
-    Args:
-        size: Samples of one pass.
-        batch_size: Samples a batch and process.
-        rank: This process.
-        world_size: All processes.
-    """
-
-    batch_size: int
-
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(rank, world_size)
-        self.batch_size = batch_size
-        self.batches = -(-size // (batch_size * world_size))
-
-    def __len__(self) -> int:
-        return self.batches * self.batch_size
-
-    def __iter__(self) -> Iterator[int]:
-        for batch in range(self.first_batch, self.batches):
-            start = ((self.epoch * self.batches + batch) * self.num_replicas + self.rank) * self.batch_size
-            yield from range(start, start + self.batch_size)
-
-
-class StreamLoader(DataLoader[Any]):
-    """A loader of training batches whose progress through the stream is saved with the checkpoint.
-
-    Lightning saves and restores it through ``state_dict`` and ``load_state_dict``. The progress is that of the
-    trainer, not of the sampler: worker processes fetch ahead of what was trained on.
-
-    Args:
-        dataset: The stream of samples.
-        sampler: Which samples come when.
-        progress: Tells the epoch and how many of its batches were trained on.
-        options: Further arguments of the data loader.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        sampler: EpochSampler,
-        progress: Callable[[], tuple[int, int]] = lambda: (0, 0),
-        **options: Any,
-    ) -> None:
-        options = {"collate_fn": collate, **options}
-        super().__init__(dataset, sampler=sampler, batch_size=sampler.batch_size, **options)
-        self.progress = progress
-
-    def state_dict(self) -> dict[str, int]:
-        """Where in the stream the run stands, and how many batches an epoch has."""
-        epoch, batch = self.progress()
-        return {"epoch": epoch, "batch": batch, "batches": self.sampler.batches}  # type: ignore[attr-defined]  # an EpochSampler
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on where the saved run stood."""
-        self.sampler.resume(**state_dict)  # type: ignore[attr-defined]  # an EpochSampler
 
 
 class ShareSampler(DistributedSampler):

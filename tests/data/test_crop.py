@@ -6,9 +6,10 @@ import torch
 
 from contactlm.alphabet import CLS, EOS, PAD
 from contactlm.data.crop import Stream, crop_segments, epoch_order, generator
-from contactlm.data.dataset import CropDataset, ShareSampler, StreamSampler, collate
+from contactlm.data.dataset import CropDataset, ShareSampler, collate
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
+from contactlm.data.stream import StreamSampler
 from contactlm.structure.labels import contact_labels
 from contactlm.types import DataError
 from tests.data.test_store import make_chain
@@ -134,3 +135,44 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused() -> None:
         split_groups(np.zeros(4, dtype=np.int64), 0.1, 0)
     with pytest.raises(DataError, match=r"dev_fraction is 1\.5"):
         split_groups(np.arange(4), 1.5, 0)
+
+
+def take_batches(samplers: list[StreamSampler], count: int, epoch: int, batch: int) -> tuple[list[int], int, int]:
+    """The numbers of the next batches of all processes, and where in the stream they end."""
+    seen: list[int] = []
+    while True:
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        size, lists = samplers[0].batch_size, [list(sampler) for sampler in samplers]
+        steps = min(count, len(lists[0]) // size)
+        seen += [n for step in range(steps) for own in lists for n in own[step * size : (step + 1) * size]]
+        count -= steps
+        if not count:
+            return seen, epoch, batch + steps
+        epoch, batch = epoch + 1, 0
+
+
+@pytest.mark.parametrize("sizes", [[(1, 8), (2, 4), (1, 8)], [(1, 4), (2, 4), (3, 2)], [(2, 8), (1, 2), (4, 1)]])
+def test_other_numbers_of_processes_go_on_with_the_next_sample(
+    sizes: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    seen, place = list[int](), dict[str, int]()
+    for world, batch in sizes:
+        samplers = [StreamSampler(30, batch, rank, world) for rank in range(world)]
+        for sampler in samplers if place else ():
+            sampler.resume(**place)
+        numbers, *where = take_batches(samplers, 7, place.get("epoch", 0), place.get("batch", 0))
+        seen += numbers
+        place = samplers[0].place(*where)
+    assert seen == list(range(7 * sum(world * batch for world, batch in sizes)))
+    assert all(f"had {world} x {batch} samples a step" in caplog.text for world, batch in sizes[:2])
+    assert ("the same samples, step by step" in caplog.text) == (sizes[0] == (1, 8))
+
+
+def test_a_checkpoint_without_sample_numbers_goes_on_too() -> None:
+    whole, resumed = StreamSampler(10, 4), StreamSampler(10, 4)
+    whole.set_epoch(2)
+    place = whole.place(2, 1)
+    assert place["sample"] == 2 * 3 * 4 + 4
+    resumed.resume(**{name: place[name] for name in ("epoch", "batch", "batches")})
+    assert list(resumed) == list(whole)[4:]

@@ -1,12 +1,7 @@
 """Whole commands of a model whose weights are spread over two processes (FSDP2): they do what one process does."""
 
-import csv
-import os
 import signal
-import sys
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,104 +10,13 @@ import torch
 from contactlm import ContactModule, predict_contacts
 from contactlm.maps.contact_map import ContactMap
 from contactlm.modules.sharded_file import is_sharded, load_file
-from contactlm.structure.parse import read_chains
-from tests.modules.test_retrieval import write_database
+from tests.devices.commands import (
+    DRAWING, IN_ONE_FILE, IN_PARTS, KINDS, SEQUENCE, SHARDED, Folders, checkpoint, fits, logged, run_commands, run_of,
+    same_state, scores_of,
+)  # fmt: skip
 from tests.processes import finish, free_port, output, rank_env, run_ranks, start
-from tests.retrieval.made import mutated
-from tests.runs.test_interruption import _counted, command
 
-Folders = tuple[Path, Path]
-SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQ"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-SHARDED = ["--trainer.strategy=ModelParallelStrategy", "--trainer.strategy.data_parallel_size=2"]
-SHARDED += ["--trainer.strategy.tensor_parallel_size=1", "--trainer.devices=2"]
-IN_ONE_FILE, IN_PARTS = (f"--trainer.strategy.save_distributed_checkpoint={value}" for value in ("false", "true"))
-FIT = [
-    "--test_after_fit=true",
-    "--model.window=40",
-    "--trainer.gradient_clip_val=0.001",
-]  # chains of one to four passes
-SHORT = f"--budget.max_tokens={2 * 6 * 32}"
-KINDS = {
-    "lora": ["--model.lora.dropout=0"],
-    "all": ["--model.lora=null", "--model.activation_checkpointing=true", SHORT],
-    "retrieval": ["--model_class=contactlm.RetrievalModule", "--model.index=../db", "--model.lora.dropout=0", SHORT],
-}
-DRAWING = {  # what differs from one process to the next, and is compared with two processes that share no weights
-    "contrastive": ["--model_class=contactlm.ContrastiveModule", "--model.lora.dropout=0.3", SHORT],
-}
-
-
-def run_commands(commands: list[list[str]], signal_at: int | None = None, number: int = signal.SIGKILL) -> None:
-    """Commands one after the other, in this process, which sends itself a signal at a training step of the first."""
-    from contactlm.cli.main import main
-
-    sys.argv = ["contactlm"]
-    if signal_at is not None:
-        send = partial(os.kill, os.getpid(), number)
-        ContactModule.training_step = _counted(ContactModule.training_step, signal_at, send)  # type: ignore[method-assign]
-    for arguments in commands:
-        if status := main(arguments):
-            sys.exit(status)
-
-
-def run_of(folder: Path, kind: str = "lora", version: int = 0) -> Path:
-    return folder / "runs" / kind / f"version_{version}"
-
-
-def checkpoint(run: Path, name: str = "last") -> Path:
-    return next((run / "checkpoints").glob(f"{name}*.ckpt"))
-
-
-def logged(run: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((run / "metrics.csv").open()))
-
-
-def scores_of(run: Path) -> list[dict[str, str]]:
-    return sorted(csv.DictReader((run / "test_scores.csv").open()), key=lambda row: row["id"])
-
-
-def same_state(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float = 1e-5) -> None:
-    """Weights, optimizer, budget, FLOPs and progress of two checkpoints."""
-    assert ours["state_dict"].keys() == theirs["state_dict"].keys()
-    for name, weight in theirs["state_dict"].items():
-        torch.testing.assert_close(ours["state_dict"][name], weight, atol=tolerance, rtol=tolerance)
-    for mine, other in zip(ours["optimizer_states"], theirs["optimizer_states"], strict=True):
-        assert mine["param_groups"] == other["param_groups"] and mine["state"].keys() == other["state"].keys()
-        for number, values in other["state"].items():
-            for name, value in values.items():
-                torch.testing.assert_close(mine["state"][number][name], value, atol=tolerance, rtol=1e-3)
-    for name in ("TokenBudget", "FlopsMeter", "LossGuard"):
-        mine, other = (dict(state["callbacks"][name]) for state in (ours, theirs))
-        assert {k: v for k, v in mine.items() if "shape" not in k} == {
-            k: v for k, v in other.items() if "shape" not in k
-        }
-    assert ours["global_step"] == theirs["global_step"]
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory, pdb_folders: Folders) -> Path:
-    """The folder of all runs, with a database of relatives and sequences to predict."""
-    folder = tmp_path_factory.mktemp("work")
-    own = {path.stem: read_chains(path)[0].sequence for path in pdb_folders[0].glob("t*.pdb")}
-    write_database(folder / "db", {f"near-{name}_A": mutated(text, 0.15, 1) for name, text in own.items()})
-    (folder / "a.fasta").write_text(f">long\n{SEQUENCE * 4}\n>short\n{SEQUENCE}\n")
-    for name in ("one", "plain", "parts", "replicated"):
-        (folder / name).mkdir()
-    return folder
-
-
-def fits(esm: Path, folders: Folders, kinds: dict[str, list[str]], *more: str) -> list[list[str]]:
-    return [[*command(esm, folders, *FIT, *options, *more), f"--name={kind}"] for kind, options in kinds.items()]
-
-
-@pytest.fixture(scope="module")
-def one(work: Path, tiny_esm: Path, pdb_folders: Folders) -> Path:
-    """What one process came to, with batches of twice the size."""
-    process = start(run_commands, fits(tiny_esm, pdb_folders, KINDS, "--data.batch_size=6"), folder=work / "one")
-    finish(process, work / "one")
-    return work / "one"
 
 
 @pytest.fixture(scope="module")
