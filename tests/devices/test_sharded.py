@@ -11,8 +11,20 @@ from contactlm import ContactModule, predict_contacts
 from contactlm.maps.contact_map import ContactMap
 from contactlm.modules.sharded_file import is_sharded, load_file
 from tests.devices.commands import (
-    DRAWING, IN_ONE_FILE, IN_PARTS, KINDS, SEQUENCE, SHARDED, Folders, checkpoint, fits, logged, run_commands, run_of,
-    same_state, scores_of,
+    DRAWING,
+    IN_ONE_FILE,
+    IN_PARTS,
+    KINDS,
+    SEQUENCE,
+    SHARDED,
+    Folders,
+    checkpoint,
+    fits,
+    logged,
+    run_commands,
+    run_of,
+    same_state,
+    scores_of,
 )  # fmt: skip
 from tests.processes import finish, free_port, output, rank_env, run_ranks, start
 

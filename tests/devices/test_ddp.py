@@ -1,0 +1,174 @@
+"""Two processes that both hold all weights (DDP): what they draw, what they reduce, and going on with more or fewer."""
+
+import csv
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.distributed as dist
+
+from contactlm import ContactModule
+from contactlm.callbacks import FlopsMeter, TokenBudget
+from contactlm.callbacks.guard import LossGuard
+from contactlm.callbacks.throughput import ThroughputMeter
+from contactlm.model.lora import LoraOptions
+from contactlm.modules.sharded_file import load_file
+from tests.callbacks.test_callbacks import data_module, trainer
+from tests.devices.commands import KINDS, Folders, checkpoint, fits, logged, run_commands, run_of, same_state
+from tests.processes import finish, free_port, output, rank_env, run_ranks, start
+from tests.runs.test_interruption import KeepAll
+
+STEP = 2 * 2 * 32  # tokens of a batch of both processes
+
+
+class Observer(L.Callback):
+    """Notes, a batch: dropout masks, the global generator, reductions of whole numbers and of gradients."""
+
+    def __init__(self) -> None:
+        self.masks: list[list[bool]] = []
+        self.generator_moved: list[bool] = []
+        self.sums: list[int] = []
+        self.gradients: list[int] = []
+        self._count = [0, 0]
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        dropout = pl_module.backbone.esm.encoder.layer[0].attention.self.query.lora_dropout["default"]
+        dropout.register_forward_hook(lambda _, given, out: self.masks.append((out == 0).flatten()[:600].tolist()))
+        if trainer.world_size > 1:
+            trainer.strategy.model.register_comm_hook(self, _mean_and_note)
+            self._all_reduce, dist.all_reduce = dist.all_reduce, self._noting
+        else:
+            trainer.strategy.reduce = None  # an error if it is called
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        if trainer.world_size > 1:
+            dist.all_reduce = self._all_reduce
+        else:
+            del trainer.strategy.reduce
+
+    def _noting(self, tensor: torch.Tensor, *more: Any, **options: Any) -> Any:
+        self._count[0] += not tensor.is_floating_point() and tensor.numel() > 1  # of one: "is that file there?"
+        return self._all_reduce(tensor, *more, **options)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self._state, self._count = torch.get_rng_state(), [0, 0]
+
+    def look(self) -> None:
+        self.generator_moved.append(not torch.equal(self._state, torch.get_rng_state()))
+        for numbers, count in zip((self.sums, self.gradients), self._count, strict=True):
+            numbers.append(count)
+
+
+def _mean_and_note(observer: Observer, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    observer._count[1] += 1
+    sum_ = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return sum_.then(lambda done: done.value()[0] / dist.get_world_size())
+
+
+def observe(tiny_esm: Path, folders: Folders, world: int, resume: Path | None = None, **options: Any) -> dict[str, Any]:
+    observer, budget, flops = Observer(), TokenBudget(options.pop("tokens", 4 * STEP)), FlopsMeter()
+    saver = KeepAll(dirpath="kept", monitor=None, last_every_n_steps=2)
+    processes = {"strategy": "ddp", "devices": world, "use_distributed_sampler": False} if world > 1 else {}
+    options = {"enable_checkpointing": True, "limit_val_batches": 0, "max_steps": 4, **processes, **options}
+    counting = (LossGuard(), budget, flops, ThroughputMeter(), saver)
+    look = L.pytorch.callbacks.LambdaCallback(on_train_batch_end=lambda *_: observer.look())  # when others are done
+    runner = trainer(Path.cwd(), observer, *counting, look, **options)
+    module = ContactModule(str(tiny_esm), lora=LoraOptions(dropout=0.5))
+    runner.fit(module, data_module(folders, batch_size=2), ckpt_path=resume)
+    seen = {name: getattr(observer, name) for name in ("masks", "generator_moved", "sums", "gradients")}
+    return {**seen, "tokens": budget.tokens, "flops": flops.total, "shapes": flops.by_shape}
+
+
+def observe_all(tiny_esm: Path, folders: Folders) -> dict[str, dict[str, Any]]:
+    torch.manual_seed(0)
+    runs = {"whole": observe(tiny_esm, folders, 2)}
+    torch.manual_seed(1)
+    runs["resumed"] = observe(tiny_esm, folders, 2, Path("kept/2-batch.ckpt"))
+    runs["accumulated"] = observe(tiny_esm, folders, 2, accumulate_grad_batches=2, tokens=2 * STEP)
+    runs["unlimited"] = observe(tiny_esm, folders, 2, accumulate_grad_batches=2, max_steps=1, tokens=None)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def observed(
+    tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path, pdb_folders: Folders
+) -> list[dict[str, dict[str, Any]]]:
+    return run_ranks(observe_all, 2, tiny_esm, pdb_folders, folder=tmp_path_factory.mktemp("observed"))
+
+
+def test_masks_follow_from_seed_step_and_process(observed: list[dict[str, dict[str, Any]]]) -> None:
+    masks = [mask for rank in observed for mask in rank["whole"]["masks"]]
+    assert len(masks) == 8 and all(0.4 < sum(mask) / len(mask) < 0.6 for mask in masks)
+    for n, mask in enumerate(masks):
+        for other in masks[:n]:  # independent: half of the places agree
+            assert 0.35 < sum(a == b for a, b in zip(mask, other, strict=True)) / len(mask) < 0.65
+    for rank in observed:
+        assert rank["resumed"]["masks"] == rank["whole"]["masks"][2:]
+        assert not any(moved for run in rank.values() for moved in run["generator_moved"])
+
+
+def test_a_step_has_one_reduction_of_what_is_counted(observed: list[dict[str, dict[str, Any]]]) -> None:
+    for rank in observed:
+        assert rank["whole"]["sums"] == [1, 1, 1, 1]
+        assert rank["accumulated"]["sums"] == [1, 1]  # the budget must know at each batch whether it is the last
+        assert rank["unlimited"]["sums"] == [0, 1]
+        for name, run in rank.items():
+            batches = 4 if name in ("whole", "resumed") else 2
+            assert run["tokens"] == batches * STEP, name
+            assert run["flops"] == batches * 2 * sum(run["shapes"].values()), name
+
+
+def test_accumulated_gradients_are_reduced_once_a_step(observed: list[dict[str, dict[str, Any]]]) -> None:
+    for rank in observed:
+        buckets = rank["whole"]["gradients"][0]
+        assert buckets > 0 and rank["whole"]["gradients"] == [buckets] * 4
+        assert rank["accumulated"]["gradients"] == rank["unlimited"]["gradients"] == [0, buckets]
+
+
+def test_one_process_reduces_nothing(
+    tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for accumulate in (1, 2):
+        seen = observe(tiny_esm, pdb_folders, 1, accumulate_grad_batches=accumulate, tokens=2 * STEP)
+        assert seen["tokens"] == 2 * STEP and not any(seen["generator_moved"])
+        assert seen["flops"] == 4 * sum(seen["shapes"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_run_goes_on_with_two_processes_and_with_one_again(
+    one: Path, work: Path, tiny_esm: Path, pdb_folders: Folders
+) -> None:
+    folder, options = work / "switched", {"lora": KINDS["lora"]}
+    alone, both = (
+        fits(tiny_esm, pdb_folders, options, "--ckpt_path=last", *more)
+        for more in (["--data.batch_size=6"], ["--trainer.strategy=ddp", "--trainer.devices=2"])
+    )
+    first = start(run_commands, alone, 2, folder=folder, name="first")
+    first.join(100)
+    port = free_port()
+    processes = [
+        start(run_commands, both, 3, folder=folder, name=f"rank{rank}", env=rank_env(rank, 2, port))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in (first, *processes)] == [-signal.SIGKILL] * 3, output(folder, "rank0")
+    finish(start(run_commands, alone, folder=folder, name="last"), folder, "last")
+    assert "had 1 x 6 samples a step (processes x batch_size), now 2 x 3: the same samples" in output(folder, "rank0")
+    assert "samples a step" not in output(folder, "rank1")
+    assert "had 2 x 3 samples a step (processes x batch_size), now 1 x 6: the same samples" in output(folder, "last")
+    same_state(load_file(checkpoint(run_of(folder, version=2))), load_file(checkpoint(run_of(one))))
+    losses = [row["train/loss"] for version in range(3) for row in _rows(run_of(folder, version=version))]
+    expected = [row["train/loss"] for row in logged(run_of(one)) if row["train/loss"]]
+    assert [float(loss) for loss in losses] == pytest.approx([float(loss) for loss in expected], abs=1e-5)
+
+
+def _rows(run: Path) -> list[dict[str, str]]:
+    path = run / "metrics.csv"  # not there where a run was killed before its logger had written
+    rows = list(csv.DictReader(path.open())) if path.is_file() else []
+    return [row for row in rows if row.get("train/loss")]
