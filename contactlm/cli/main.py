@@ -43,6 +43,7 @@ from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint
 from contactlm.modules.choice import DEFAULT, OPTION
 from contactlm.modules.sharded_file import INDEX, is_sharded
+from contactlm.modules.strategies import check_strategy_options
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last
 from contactlm.runs.config_file import RunConfig
 from contactlm.runs.directory import claim_directory, run_directory
@@ -166,6 +167,7 @@ class ContactCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Say what can be said before a backbone is looked for; name the loggers, and tell where they have others."""
         check_sources(str(self.subcommand), self._get(self.config, "data"))
+        check_strategy_options(self._get(self.config, "trainer"))
         if self.subcommand == "predict":
             names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue", "beside")
             self.writer = PredictionWriter(*(self._get(self.config, option) for option in names))

@@ -23,6 +23,7 @@ from contactlm.model.sharding import shard_layers
 from contactlm.modules.lockstep import Lockstep, evaluate_without_inference_mode, idle_tokens, is_last_step
 from contactlm.modules.optimization import Parts, adam, make_optimizer, schedule, step_plateaus
 from contactlm.modules.sharded_strategy import adopt
+from contactlm.modules.strategies import check_strategy
 from contactlm.modules.trained_weights import TrainedWeights
 from contactlm.structure.assembly import residue_positions
 from contactlm.structure.labels import contact_labels
@@ -287,6 +288,8 @@ class MapModule(TrainedWeights):
 
     def configure_model(self) -> None:
         """Let a strategy that spreads weights over processes (``fsdp``, ``ModelParallelStrategy``) do so by layers."""
+        if self.device_mesh is not None:
+            check_strategy(self.trainer.strategy, self.trainer.world_size)
         shard_layers(self.backbone, self.device_mesh)
         if self.device_mesh is not None and self._lockstep is None:
             adopt(self.trainer.strategy)
