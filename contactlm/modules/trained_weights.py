@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_FORMAT = 1
 UNFROZEN = "unfrozen"  # where a checkpoint says which weights were trained that are frozen when the module is made
+FROZEN = "frozen"  # and which were not trained at the moment
 
 
 class TrainedWeights(L.LightningModule):
@@ -37,6 +38,15 @@ class TrainedWeights(L.LightningModule):
         # Found on dev by ContactEvaluation; travels with checkpoints and exports.
         self.tuned_threshold: float | None = None
         self._made_trainable: set[str] | None = None  # once there is a trainer, whose callbacks may freeze some
+        self._frozen: set[str] | None = None  # of the run that goes on, in the end
+
+    def on_train_start(self) -> None:
+        """Freeze and unfreeze what the run that goes on had frozen; Lightning's callbacks begin with all frozen."""
+        if self._frozen is not None:
+            for name, parameter in self.named_parameters():
+                if name in self.saved_names():
+                    parameter.requires_grad_(name not in self._frozen)
+            self._frozen = None
 
     @property
     def trainer(self) -> L.Trainer:
@@ -100,6 +110,7 @@ class TrainedWeights(L.LightningModule):
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
             UNFROZEN: sorted(names - (self._made_trainable or names)),
+            FROZEN: sorted(n for n, parameter in self.named_parameters() if n in names and not parameter.requires_grad),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -116,5 +127,7 @@ class TrainedWeights(L.LightningModule):
         self.tuned_threshold = about["tuned_threshold"]
         saved = self.saved_names().union(about.get(UNFROZEN, []))
         self._made_trainable = saved
+        goes_on = self._trainer is not None and self.trainer.state.fn == "fit"
+        self._frozen = set(about[FROZEN]) if goes_on and FROZEN in about else None
         if "state_dict" in checkpoint:  # or the strategy has loaded the weights already
             check_weights(checkpoint["state_dict"], {n: w for n, w in self.state_dict().items() if n in saved})
