@@ -49,6 +49,7 @@ from contactlm.runs.config_file import RunConfig
 from contactlm.runs.directory import claim_directory, run_directory
 from contactlm.runs.full_disk import outlast_full_disk
 from contactlm.runs.name import make_logger, names_instead
+from contactlm.runs.peers import Peers, watch_peers
 from contactlm.runs.signals import Stopped
 from contactlm.shipped import config_folder
 from contactlm.structure.labels import contact_labels
@@ -65,8 +66,8 @@ class ContactCLI(LightningCLI):
     model: MapModule
     datamodule: ContactDataModule
 
-    def __init__(self, args: Sequence[str]) -> None:
-        self.arguments = list(args)
+    def __init__(self, args: Sequence[str], peers: Peers | None = None) -> None:
+        self.arguments, self.peers = list(args), peers
         self.status = 0
         base = [str(config_folder() / BASE)]
         super().__init__(
@@ -193,6 +194,8 @@ class ContactCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         claim_directory(trainer)
+        if self.peers is not None:
+            watch_peers(self.peers, trainer)
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -325,29 +328,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ``--ckpt_path last``. Arguments that cannot be parsed end the process with 2.
     """
     set_up_log()
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given, peers = list(sys.argv[1:] if arguments is None else arguments), Peers()
+    try:
+        status = _status(given, peers)
+    except BaseException:
+        peers.fail()
+        raise
+    peers.finish()
+    return status
+
+
+def _status(given: list[str], peers: Peers) -> int:
+    """Run a command; errors that a user can mend are told by the process that has one first."""
     try:
         if (status := answer(given)) is not None:
             return status
         if given[0] in COMMANDS and COMMANDS[given[0]].entry:
             return COMMANDS[given[0]].load()(given[1:])
-        return ContactCLI(plain_arguments(resolve_arguments(given))).status
+        return ContactCLI(plain_arguments(resolve_arguments(given)), peers).status
     except Stopped as stop:
         return stop.status
     except (ContactLMError, MisconfigurationException) as error:
-        sys.stderr.write(f"contactlm: error: {error}\n")
-        return 1
+        return _tell_error(peers, str(error))
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        sys.stderr.write(f"contactlm: error: {file_trouble(error)}\n")
-        return 1
+        return _tell_error(peers, file_trouble(error))
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes an exit status of 1 of Ctrl-C
             raise KeyboardInterrupt from end
         raise
     except (RuntimeError, MemoryError) as error:
         if (advice := memory_advice(error)) is None:
+            peers.explain(error)
             raise
-        sys.stderr.write(f"contactlm: error: {advice}\n")
-        return 1
+        return _tell_error(peers, advice)
+
+
+def _tell_error(peers: Peers, text: str) -> int:
+    """Say what is wrong, unless another process did; the exit status."""
+    if peers.fail():
+        sys.stderr.write(f"contactlm: error: {text}\n")
+    return 1
