@@ -26,6 +26,7 @@ from contactlm.modules.base import Evaluated
 from contactlm.modules.checkpoint import CHECKPOINT_KEY
 from contactlm.modules.contact import prepare_head, published_threshold
 from contactlm.modules.language_model import ESM2, LanguageModelModule
+from contactlm.modules.shares import own_share
 from contactlm.retrieval.copy_homolog import copy_contacts
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
@@ -135,7 +136,8 @@ class RetrievalModule(LanguageModelModule):
         self._held_out: dict[str, set[str]] = {"ids": set(), "sequences": set()}
         self._evaluated = False  # whether dev and test proteins must not be evidence
         self._exclusion: Exclusion | None = None
-        self.evidence = self._source(database, Path(cache_dir).expanduser() if cache_dir else default_cache_dir())
+        self._cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self.evidence = self._source(database, self._cache_dir)
         self.evidence.shuffled = shuffled_hits
         self.exclusion  # noqa: B018 - complains about a max_identity out of range
 
@@ -202,14 +204,15 @@ class RetrievalModule(LanguageModelModule):
         return getattr(self.trainer.datamodule, "chains", {})  # type: ignore[attr-defined]  # a connector sets it
 
     def on_fit_start(self) -> None:
-        """Find the evidence of all training and dev chains, each process its share, so that it lies in the cache."""
+        """Find the evidence of all training and dev chains, each process its share, so that its cache has all."""
         super().on_fit_start()
         if "train" not in self._stores():
             raise ModelError("RetrievalModule searches with whole chains: train it with a ContactDataModule")
         self._use_device()
+        part, parts = own_share(self.trainer, self._cache_dir)
         for role in ("train", "dev"):
             store = self._stores().get(role)
-            own = range(self.global_rank, 0 if store is None else len(store), self.trainer.world_size)
+            own = range(part, 0 if store is None else len(store), parts)
             found = 0
             for start in range(0, len(own), _PREPARED_AT_A_TIME):
                 some = own[start : start + _PREPARED_AT_A_TIME]

@@ -38,7 +38,7 @@ def check_strategy_options(trainer: Mapping[str, Any]) -> None:
         raise ModelError(f"trainer.strategy: {name} (FSDP 1) does not run on a CPU; {USE_SHARDED}")
     if name == "modelparallelstrategy":
         data, nodes = options.get("data_parallel_size", "auto"), int(nodes or 1)
-        processes = int(devices) * nodes if str(devices).isdigit() else 0  # 0: known when devices are looked at
+        processes = int(str(devices)) * nodes if str(devices).isdigit() else 0  # 0: known when devices are looked at
         _check_sizes(nodes if data == "auto" else data, options.get("tensor_parallel_size", "auto"), processes)
 
 

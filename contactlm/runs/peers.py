@@ -63,7 +63,7 @@ class Peers:
         patience = timedelta(seconds=60)
         if self.rank == 0:
             self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience)
-        port = strategy.broadcast(None if self._store is None else self._store.port)
+        port = strategy.broadcast(0 if self._store is None else self._store.port)
         if self._store is None:
             self._store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=patience)
         self._tells = self.rank == 1 or trainer.local_rank == 0

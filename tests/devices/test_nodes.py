@@ -35,8 +35,8 @@ def slurm(node: int, port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def run_node(arguments: list[str], kill_at: int | None = None, broken: bool = False) -> None:
-    """A command, as one node runs it; each structure file that is parsed leaves a line in ``parsed-<node>``."""
+def run_node(commands: list[list[str]], kill_at: int | None = None, broken: bool = False) -> None:
+    """Commands, as one node runs them; each structure file that is parsed leaves a line in ``parsed-<node>``."""
     from contactlm.data import cache, datamodule
 
     read, node = cache.read_chains, os.environ.get("RANK") or os.environ["SLURM_PROCID"]
@@ -52,15 +52,17 @@ def run_node(arguments: list[str], kill_at: int | None = None, broken: bool = Fa
     cache.read_chains = noting  # type: ignore[assignment]
     if broken:
         datamodule.ContactDataModule.prepare_data = failing  # type: ignore[method-assign]
-    run_commands([arguments], kill_at)
+    run_commands(commands, kill_at)
 
 
-def start_nodes(folder: Path, name: str, environment: Any, arguments: list[str], **options: Any) -> list[BaseProcess]:
+def start_nodes(
+    folder: Path, name: str, environment: Any, commands: list[list[str]], **options: Any
+) -> list[BaseProcess]:
     """Start both; options that are lists have one for each node."""
     port = free_port()
     own = [{key: values[node] for key, values in options.items()} for node in range(2)]
     return [
-        start(run_node, arguments, own[node].get("kill_at"), own[node].get("broken", False), folder=folder,
+        start(run_node, commands, own[node].get("kill_at"), own[node].get("broken", False), folder=folder,
               name=f"{name}{node}", env=environment(node, port) | own[node].get("env", {}))
         for node in range(2)
     ]  # fmt: skip
@@ -73,14 +75,21 @@ def parsed(folder: Path, node: int) -> list[str]:
 def test_nodes_of_torchrun_with_a_cache_each(one: Path, work: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
     folder = work / "torchrun"
     folder.mkdir()
-    (fit,) = fits(tiny_esm, pdb_folders, {"lora": KINDS["lora"]}, *NODES)
+    kinds = {name: KINDS[name] for name in ("lora", "retrieval")}
+    commands = fits(tiny_esm, pdb_folders, kinds, *NODES)
     caches = [{"CONTACTLM_CACHE": str(folder / f"cache{node}")} for node in range(2)]
-    for node, process in enumerate(start_nodes(folder, "node", torchrun, fit, env=caches)):
+    for node, process in enumerate(start_nodes(folder, "node", torchrun, commands, env=caches)):
         finish(process, folder, f"node{node}")
     same_state(load_file(checkpoint(run_of(folder))), load_file(checkpoint(run_of(one))))
     for node in range(2):  # each file once a node
         files = parsed(folder, node)
         assert len(files) == len(set(files)) == 13 + 3
+    kept = [
+        {path.relative_to(cache): path.read_bytes() for path in cache.rglob("*.means")}
+        for cache in folder.glob("cache*")
+    ]
+    assert kept[0] and kept[0] == kept[1]  # evidence, all of it on each node
+    same_state(load_file(checkpoint(run_of(folder, "retrieval"))), load_file(checkpoint(run_of(one, "retrieval"))))
     assert "skipped" in output(folder, "node0") and "skipped" not in output(folder, "node1")
 
 
@@ -89,9 +98,9 @@ def test_a_node_of_slurm_is_killed_and_the_run_goes_on(
 ) -> None:
     folder = work / "slurm"
     folder.mkdir()
-    (fit,) = fits(tiny_esm, pdb_folders, {"lora": KINDS["lora"]}, *NODES)
+    commands = fits(tiny_esm, pdb_folders, {"lora": KINDS["lora"]}, *NODES)
     shared = [{"CONTACTLM_CACHE": str(folder / "cache")}] * 2
-    killed = start_nodes(folder, "killed", slurm, fit, env=shared, kill_at=[None, 3])
+    killed = start_nodes(folder, "killed", slurm, commands, env=shared, kill_at=[None, 3])
     killed[1].join(100)
     since = time.monotonic()
     killed[0].join(100)
@@ -101,7 +110,7 @@ def test_a_node_of_slurm_is_killed_and_the_run_goes_on(
     (line,) = (line for line in text.splitlines() if "error:" in line)
     assert line.startswith("contactlm: error: process 1 (") and f"pid {killed[1].pid}) is gone: " in line
     assert "Traceback" not in text
-    for node, process in enumerate(start_nodes(folder, "node", slurm, fit, env=shared)):
+    for node, process in enumerate(start_nodes(folder, "node", slurm, commands, env=shared)):
         finish(process, folder, f"node{node}")
     assert "last.ckpt" in output(folder, "node0").split("ckpt_path: ")[1].splitlines()[0]
     same_state(load_file(checkpoint(run_of(folder, version=1))), load_file(checkpoint(run_of(one))))
@@ -115,8 +124,8 @@ def test_a_failure_is_told_once_and_ends_all(
 ) -> None:
     folder = work / str(request.node.callspec.id).replace(" ", "-")
     folder.mkdir()
-    (fit,) = fits(tiny_esm, pdb_folders, {"lora": KINDS["lora"]}, *NODES)
-    nodes = start_nodes(folder, "node", torchrun, fit, broken=broken)
+    commands = fits(tiny_esm, pdb_folders, {"lora": KINDS["lora"]}, *NODES)
+    nodes = start_nodes(folder, "node", torchrun, commands, broken=broken)
     for process in nodes:
         process.join(100)
     texts = [output(folder, f"node{node}") for node in range(2)]
