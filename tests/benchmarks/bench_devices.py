@@ -1,0 +1,133 @@
+"""What several processes cost: a step's callbacks and reductions, and the memory of a step whose weights are spread.
+
+    python -m tests.benchmarks.bench_devices callbacks [--steps 60] [--rounds 3]
+    python -m tests.benchmarks.bench_devices memory [--layers 33] [--width 1280] [--heads 20] [--length 62]
+
+``callbacks`` trains a tiny model on one and on two processes of this machine (gloo), in turns: without callbacks; with
+budget, FLOPs, guard, throughput and checkpoint, whose numbers travel in one reduction; and with a reduction for each of
+them, as it was before. Medians of a step's processor time in the first process, and ratios within the run.
+
+``memory`` takes one optimizer step (Adam, all weights, activation checkpointing) of a model of the architecture of
+ESM2-650M with random weights, on one process and spread over two (FSDP2): peak resident memory of each process, what
+the imports and the building of the model take included. One process needs about 12 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from contactlm import ContactDataModule, ContactModule
+from contactlm.callbacks import FlopsMeter, SafeCheckpoint, TokenBudget, step_sums
+from contactlm.callbacks.guard import LossGuard
+from contactlm.callbacks.throughput import ThroughputMeter
+from tests.conftest import random_sequence, write_pdb
+from tests.processes import run_ranks
+
+TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+class Clock(L.Callback):
+    """Processor seconds of this process from one batch's start to the next one's."""
+
+    def __init__(self) -> None:
+        self.starts: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Look at the clock."""
+        self.starts.append(time.process_time())
+
+
+def apart(trainer: L.Trainer, given: Any) -> list[list[int]]:
+    """A reduction for each callback."""
+    device = trainer.strategy.root_device
+    tensors = [torch.as_tensor(own, dtype=torch.int64, device=device) for own in given]
+    return [trainer.strategy.reduce(own, reduce_op="sum").tolist() for own in tensors]
+
+
+def fit(module: L.LightningModule, folder: Path, steps: int, length: int, *callbacks: Any, **options: Any) -> None:
+    """Train for a few steps."""
+    data = ContactDataModule(
+        str(folder), crop_length=length, batch_size=2, read_workers=0, dev_fraction=0, min_length=10
+    )
+    options |= {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    runner = L.Trainer(max_steps=steps, callbacks=list(callbacks), use_distributed_sampler=False, **options)
+    runner.fit(module, data)
+
+
+def steps_of(world: int, folder: Path, steps: int, rounds: int) -> dict[str, float]:
+    """Median processor seconds of a step, by what is counted."""
+    packed, taken = step_sums._reduced, dict[str, list[float]]()
+    strategy = {"strategy": "ddp", "devices": world} if world > 1 else {}
+    for _ in range(rounds):
+        for name in ("no callbacks", "one reduction", "a reduction each"):
+            step_sums._reduced = apart if name == "a reduction each" else packed
+            saver = SafeCheckpoint(dirpath="kept", monitor=None, save_last=False, save_top_k=0, stop_on_signals=False)
+            counting = [TokenBudget(None), FlopsMeter(), LossGuard(), ThroughputMeter(), saver]
+            clock, own = Clock(), counting if name != "no callbacks" else []
+            module = ContactModule(None, architecture=TINY)
+            fit(module, folder, steps, 30, clock, *own, enable_checkpointing=bool(own), **strategy)
+            later = clock.starts[5:]  # the first ones warm up
+            taken.setdefault(name, []).extend(stop - start for start, stop in pairwise(later))
+    return {name: median(seconds) for name, seconds in taken.items()}
+
+
+def peak_of_step(world: int, folder: Path, architecture: dict[str, int], length: int) -> float:
+    """Peak resident memory of this process in one step, in GB."""
+    strategy: dict[str, Any] = {}
+    if world > 1:
+        os.environ["CONTACTLM_CACHE"] = str(folder.parent / "cache")
+        strategy = {"strategy": ModelParallelStrategy(world, 1, save_distributed_checkpoint=True), "devices": world}
+    module = ContactModule(None, architecture=architecture, lora=None, activation_checkpointing=True)
+    fit(module, folder, 1, length, LossGuard(), enable_checkpointing=False, **strategy)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def callbacks(folder: Path, steps: int, rounds: int) -> None:
+    """Print the cost of a step's callbacks."""
+    for world in (1, 2):
+        taken = run_ranks(steps_of, world, world, folder, steps, rounds, folder=folder.parent, timeout=3600)[0]
+        bare = taken["no callbacks"]
+        told = ", ".join(f"{name} {1000 * seconds:.2f} ms ({seconds / bare:.3f})" for name, seconds in taken.items())
+        print(f"{world} process{'es' if world > 1 else ''}: {told}")
+
+
+def memory(folder: Path, architecture: dict[str, int], length: int) -> None:
+    """Print the memory of a step."""
+    for world in (1, 2):
+        peaks = run_ranks(peak_of_step, world, world, folder, architecture, length, folder=folder.parent, timeout=3600)
+        print(f"{world} process{'es' if world > 1 else ''}: " + ", ".join(f"{peak:.2f} GB" for peak in peaks))
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("callbacks", "memory"))
+    for name, value in {"steps": 60, "rounds": 3, "layers": 33, "width": 1280, "heads": 20, "length": 62}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["CONTACTLM_CACHE"] = str(Path(temporary) / "cache")
+        folder = Path(temporary) / "train"
+        for i in range(40):
+            write_pdb(folder / f"t{i}.pdb", {"A": random_sequence(i, max(40, given.length + 10))}, seed=i)
+        if given.what == "callbacks":
+            callbacks(folder, given.steps, given.rounds)
+        else:
+            sizes = {"num_hidden_layers": given.layers, "hidden_size": given.width, "num_attention_heads": given.heads}
+            memory(folder, {**sizes, "intermediate_size": 4 * given.width}, given.length)
+
+
+if __name__ == "__main__":
+    main()
