@@ -26,7 +26,7 @@ FIT = [
 SHORT = f"--budget.max_tokens={2 * 6 * 32}"
 KINDS = {
     "lora": ["--model.lora.dropout=0"],
-    "all": ["--model.lora=null", "--model.activation_checkpointing=true", SHORT],
+    "all": ["--model.lora=null", "--model.activation_checkpointing=true", "--data.train_dir=../packed", SHORT],
     "retrieval": ["--model_class=contactlm.RetrievalModule", "--model.index=../db", "--model.lora.dropout=0", SHORT],
 }
 DRAWING = {  # what differs from one process to the next, and is compared with two processes that share no weights

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from contactlm.cli.pack import pack_command
 from contactlm.structure.parse import read_chains
 from tests.devices.commands import KINDS, SEQUENCE, Folders, fits, run_commands
 from tests.modules.test_retrieval import write_database
@@ -13,12 +14,13 @@ from tests.retrieval.made import mutated
 
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory, pdb_folders: Folders) -> Path:
-    """The folder of all runs, with a database of relatives and sequences to predict."""
+    """The folder of all runs, with a packed set, a database of relatives and sequences to predict."""
     folder = tmp_path_factory.mktemp("work")
     own = {path.stem: read_chains(path)[0].sequence for path in pdb_folders[0].glob("t*.pdb")}
     write_database(folder / "db", {f"near-{name}_A": mutated(text, 0.15, 1) for name, text in own.items()})
+    pack_command(["--structures", str(pdb_folders[0]), "--out", str(folder / "packed"), "--workers=0"])
     (folder / "a.fasta").write_text(f">long\n{SEQUENCE * 4}\n>short\n{SEQUENCE}\n")
-    for name in ("one", "plain", "parts", "replicated", "switched"):
+    for name in ("one", "plain", "parts", "replicated"):
         (folder / name).mkdir()
     return folder
 

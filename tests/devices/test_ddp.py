@@ -1,7 +1,5 @@
 """Two processes that both hold all weights (DDP): what they draw, what they reduce, and going on with more or fewer."""
 
-import csv
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,11 @@ from contactlm.callbacks import FlopsMeter, TokenBudget
 from contactlm.callbacks.guard import LossGuard
 from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.model.lora import LoraOptions
-from contactlm.modules.sharded_file import load_file
 from tests.callbacks.test_callbacks import data_module, trainer
 from tests.devices.commands import (
-    IN_PARTS,
-    KINDS,
-    SHARDED,
     Folders,
-    checkpoint,
-    fits,
-    logged,
-    run_commands,
-    run_of,
-    same_state,
 )
-from tests.processes import finish, free_port, output, rank_env, run_ranks, start
+from tests.processes import run_ranks
 from tests.runs.test_interruption import KeepAll
 
 STEP = 2 * 2 * 32  # tokens of a batch of both processes
@@ -147,39 +135,3 @@ def test_one_process_reduces_nothing(
         seen = observe(tiny_esm, pdb_folders, 1, accumulate_grad_batches=accumulate, tokens=2 * STEP)
         assert seen["tokens"] == 2 * STEP and not any(seen["generator_moved"])
         assert seen["flops"] == 4 * sum(seen["shapes"].values())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_run_goes_on_with_two_processes_and_with_one_again(
-    one: Path, work: Path, tiny_esm: Path, pdb_folders: Folders
-) -> None:
-    """Each part of the run is killed in its second step, but for the last one."""
-    folder, options, last = work / "switched", {"lora": KINDS["lora"]}, "--ckpt_path=last"
-    alone = fits(tiny_esm, pdb_folders, options, last, "--data.batch_size=6")
-    ddp = fits(tiny_esm, pdb_folders, options, last, "--trainer.strategy=ddp", "--trainer.devices=2")
-    in_parts = fits(tiny_esm, pdb_folders, options, last, *SHARDED, IN_PARTS)
-    for name, arguments in (("alone", alone), ("ddp", ddp), ("parts", in_parts)):
-        port, ranks = free_port(), 1 if name == "alone" else 2
-        environments = [rank_env(rank, 2, port) if ranks > 1 else None for rank in range(ranks)]
-        processes = [
-            start(run_commands, arguments, 2, folder=folder, name=f"{name}{rank}", env=env)
-            for rank, env in enumerate(environments)
-        ]
-        for process in processes:
-            process.join(100)
-        assert [process.exitcode for process in processes] == [-signal.SIGKILL] * ranks, output(folder, f"{name}0")
-    finish(start(run_commands, alone, folder=folder, name="last"), folder, "last")
-    assert "had 1 x 6 samples a step (processes x batch_size), now 2 x 3: the same samples" in output(folder, "ddp0")
-    assert "samples a step" not in output(folder, "ddp1") + output(folder, "parts0")
-    assert "had 2 x 3 samples a step (processes x batch_size), now 1 x 6: the same samples" in output(folder, "last")
-    same_state(load_file(checkpoint(run_of(folder, version=3))), load_file(checkpoint(run_of(one))))
-    losses = [row["train/loss"] for version in range(4) for row in _rows(run_of(folder, version=version))]
-    expected = [row["train/loss"] for row in logged(run_of(one)) if row["train/loss"]]
-    assert [float(loss) for loss in losses] == pytest.approx([float(loss) for loss in expected], abs=1e-5)
-
-
-def _rows(run: Path) -> list[dict[str, str]]:
-    path = run / "metrics.csv"  # not there where a run was killed before its logger had written
-    rows = list(csv.DictReader(path.open())) if path.is_file() else []
-    return [row for row in rows if row.get("train/loss")]

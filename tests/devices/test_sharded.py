@@ -1,6 +1,7 @@
 """Whole commands of a model whose weights are spread over two processes (FSDP2): they do what one process does."""
 
 import signal
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -76,50 +77,78 @@ def test_each_chain_is_scored_once_whatever_the_passes_of_a_process(one: Path, p
     np.testing.assert_allclose(maps["long"].probability, expected.probability, atol=1e-5)
 
 
+def start_ranks(
+    commands: list[list[str]], folder: Path, name: str, at: list[int | None], number: int
+) -> list[BaseProcess]:
+    """Processes of a run that send themselves a signal at a training step; one alone is of no group."""
+    port = free_port()
+    environments = [rank_env(rank, len(at), port) if len(at) > 1 else None for rank in range(len(at))]
+    return [
+        start(run_commands, commands, at[rank], number, folder=folder, name=f"{name}{rank}", env=env)
+        for rank, env in enumerate(environments)
+    ]
+
+
 @pytest.fixture(scope="module")
 def parts(work: Path, tiny_esm: Path, pdb_folders: Folders) -> Path:
-    """What two processes came to that write checkpoints in parts, were asked to end, killed, and went on."""
-    folder = work / "parts"
-    (fit,) = fits(tiny_esm, pdb_folders, {"lora": KINDS["lora"]}, *SHARDED, IN_PARTS, "--ckpt_path=last")
-    ended = []
-    for number, step, of_rank_1 in ((signal.SIGTERM, 2, None), (signal.SIGKILL, 2, 2)):
-        port = free_port()
-        processes = [
-            start(run_commands, [fit], at, number, folder=folder, name=f"{number}-{rank}", env=rank_env(rank, 2, port))
-            for rank, at in enumerate((step, of_rank_1))
-        ]
+    """A run of one process that goes on with two, which write parts, then one file, and in the end parts again.
+
+    Each way is ended by a signal after its first step, but for the last one, which is then called once more.
+    """
+    folder, kind, last = work / "parts", {"lora": KINDS["lora"]}, "--ckpt_path=last"
+    alone = fits(tiny_esm, pdb_folders, kind, last, "--data.batch_size=6")
+    joined, shared = (fits(tiny_esm, pdb_folders, kind, last, *SHARDED, how) for how in (IN_ONE_FILE, IN_PARTS))
+    ways = {
+        "alone": (alone, [2], signal.SIGKILL),
+        "shared": (shared, [1, None], signal.SIGTERM),
+        "joined": (joined, [2, 2], signal.SIGKILL),
+    }
+    ended = {}
+    for name, way in ways.items():
+        processes = start_ranks(way[0], folder, name, *way[1:])
         for process in processes:
             process.join(100)
-        ended.append([process.exitcode for process in processes])
-    assert ended == [[143, 0], [-9, -9]], output(folder, "15-0")
-    run_ranks(run_commands, 2, [fit], folder=folder)
-    last, best = (checkpoint(run_of(folder, version=2), name) for name in ("last", "best"))
+        ended[name] = [process.exitcode for process in processes]
+    assert ended == {"alone": [-9], "shared": [143, 0], "joined": [-9, -9]}, output(folder, "shared0")
+    run_ranks(run_commands, 2, [*shared, *shared], folder=folder)
+    final, best = (checkpoint(run_of(folder, version=3), name) for name in ("last", "best"))
     test = ["test", f"--data.test_dir={pdb_folders[1]}", "--data.min_length=10", "--model.window=40"]
     test += ["--trainer.accelerator=cpu", f"--ckpt_path={best}", "--name=lora"]
-    exports = [["export", f"--ckpt_path={last}", f"--out={out}", *more] for out, more in EXPORTS.items()]
+    exports = [["export", f"--ckpt_path={final}", f"--out={out}", *more] for out, more in EXPORTS.items()]
     finish(start(run_commands, [test, *exports], folder=folder), folder)
     return folder
 
 
-EXPORTS = {"adapter": [], "plain.ckpt": ["--plain"]}
+EXPORTS: dict[str, list[str]] = {"adapter": [], "plain.ckpt": ["--plain"]}
+CHANGED = "had {} samples a step (processes x batch_size), now {}: the same samples"
 
 
-def test_a_killed_run_goes_on_from_its_parts(one: Path, parts: Path) -> None:
-    last = checkpoint(run_of(parts, version=2))
+def test_a_run_goes_on_on_other_devices_and_is_the_unbroken_run(one: Path, parts: Path) -> None:
+    last = checkpoint(run_of(parts, version=3))
     assert is_sharded(last) and {path.name[:4] for path in last.iterdir()} == {"meta", "part"}
     halves = [sum(map(torch.numel, torch.load(part, weights_only=True).values())) for part in last.glob("part-*")]
-    saved, whole = load_file(last), load_file(checkpoint(run_of(one)))
-    same_state(saved, whole)
+    saved = load_file(last)
+    same_state(saved, load_file(checkpoint(run_of(one))))
     assert sum(halves) == 3 * sum(weight.numel() for weight in saved["state_dict"].values())  # weights, two moments
     assert len(halves) == 2 and max(halves) < 0.7 * sum(halves)
-    steps = [[row["step"] for row in logged(run_of(parts, version=n)) if row["train/loss"]] for n in range(3)]
-    assert steps == [["0", "1"], ["2"], ["3", "4"]]
+    ways = [[row for row in logged(run_of(parts, version=n)) if row.get("train/loss")] for n in range(4)]
+    assert [[row["step"] for row in rows] for rows in ways] == [["0"], ["1"], ["2"], ["3", "4"]]
+    losses = [float(row["train/loss"]) for rows in ways for row in rows]
+    expected = [float(row["train/loss"]) for row in logged(run_of(one)) if row["train/loss"]]
+    assert losses == pytest.approx(expected, abs=1e-5)
+    assert CHANGED.format("1 x 6", "2 x 3") in output(parts, "shared0")
+    assert "samples a step" not in output(parts, "shared1") + output(parts, "joined0") + output(parts, "rank0")
+
+
+def test_a_spent_budget_stays_spent(parts: Path) -> None:
+    assert "train/loss" not in (run_of(parts, version=4) / "metrics.csv").read_text()
+    assert scores_of(run_of(parts, version=4)) == scores_of(run_of(parts, version=3))
 
 
 def test_parts_are_scored_exported_and_made_one(one: Path, parts: Path) -> None:
-    for ours, theirs in zip(scores_of(run_of(parts, version=3)), scores_of(run_of(one)), strict=True):
+    for ours, theirs in zip(scores_of(run_of(parts, version=5)), scores_of(run_of(one)), strict=True):
         assert float(ours["auprc_sep6"]) == pytest.approx(float(theirs["auprc_sep6"]), abs=1e-3)
-    last = checkpoint(run_of(parts, version=2))
+    last = checkpoint(run_of(parts, version=3))
     same_state(load_file(parts / "plain.ckpt"), load_file(last), 0)
     adapter = ContactModule.from_adapter(parts / "adapter").predict_map(SEQUENCE).probability
     assert np.array_equal(adapter, predict_contacts(SEQUENCE, last).probability)
