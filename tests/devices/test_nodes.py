@@ -5,14 +5,16 @@ import signal
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from contactlm.modules.sharded_file import load_file
+from contactlm.runs import peers
 from contactlm.types import DataError
 from tests.devices.commands import KINDS, Folders, checkpoint, fits, run_commands, run_of, same_state
-from tests.processes import finish, free_port, output, start
+from tests.processes import finish, free_port, output, rank_env, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -132,3 +134,35 @@ def test_a_failure_is_told_once_and_ends_all(
     assert [process.exitcode for process in nodes] == [1, 1], texts
     assert sum(text.count("train_dir: what the first process says is wrong with it") for text in texts) == 1
     assert sum(text.count("error:") for text in texts) == 1 and "Traceback" not in "".join(texts)
+
+
+def hang() -> None:
+    """The first process waits for what never comes; the second one stands still. None notices a broken connection."""
+    import torch.distributed as dist
+
+    peers.LOST_AFTER = 2.0
+    rank = int(os.environ["LOCAL_RANK"])
+    os.environ["RANK"] = str(rank)
+    dist.init_process_group("gloo")
+    environment = SimpleNamespace(main_address="127.0.0.1")
+
+    def broadcast(value: Any) -> Any:
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    strategy = SimpleNamespace(cluster_environment=environment, broadcast=broadcast, barrier=dist.barrier)
+    trainer: Any = SimpleNamespace(world_size=2, global_rank=rank, local_rank=rank, strategy=strategy)
+    peers.Peers().start(trainer)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(100)
+
+
+def test_a_process_that_stands_still_is_named(tmp_path: Path) -> None:
+    port = free_port()
+    first, second = (start(hang, folder=tmp_path, name=f"rank{n}", env=rank_env(n, 2, port)) for n in range(2))
+    first.join(60)
+    second.kill()
+    assert first.exitcode == 1, output(tmp_path, "rank0")
+    assert f"pid {second.pid}) is gone" in output(tmp_path, "rank0")
