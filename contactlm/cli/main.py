@@ -49,7 +49,7 @@ from contactlm.runs.config_file import RunConfig
 from contactlm.runs.directory import claim_directory, run_directory
 from contactlm.runs.full_disk import outlast_full_disk
 from contactlm.runs.name import make_logger, names_instead
-from contactlm.runs.peers import Peers, watch_peers
+from contactlm.runs.peers import Peers, ended_together, watch_peers
 from contactlm.runs.signals import Stopped
 from contactlm.shipped import config_folder
 from contactlm.structure.labels import contact_labels
@@ -328,14 +328,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ``--ckpt_path last``. Arguments that cannot be parsed end the process with 2.
     """
     set_up_log()
-    given, peers = list(sys.argv[1:] if arguments is None else arguments), Peers()
-    try:
-        status = _status(given, peers)
-    except BaseException:
-        peers.fail()
-        raise
-    peers.finish()
-    return status
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with ended_together() as peers:
+        return _status(given, peers)
 
 
 def _status(given: list[str], peers: Peers) -> int:
@@ -349,11 +344,11 @@ def _status(given: list[str], peers: Peers) -> int:
     except Stopped as stop:
         return stop.status
     except (ContactLMError, MisconfigurationException) as error:
-        return _tell_error(peers, str(error))
+        return peers.tell_error(str(error))
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        return _tell_error(peers, file_trouble(error))
+        return peers.tell_error(file_trouble(error))
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes an exit status of 1 of Ctrl-C
             raise KeyboardInterrupt from end
@@ -362,11 +357,4 @@ def _status(given: list[str], peers: Peers) -> int:
         if (advice := memory_advice(error)) is None:
             peers.explain(error)
             raise
-        return _tell_error(peers, advice)
-
-
-def _tell_error(peers: Peers, text: str) -> int:
-    """Say what is wrong, unless another process did; the exit status."""
-    if peers.fail():
-        sys.stderr.write(f"contactlm: error: {text}\n")
-    return 1
+        return peers.tell_error(advice)

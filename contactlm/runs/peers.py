@@ -7,21 +7,26 @@ small store of the first process (its own connection, its own port), and looks w
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
 import lightning as L
 from torch.distributed import DistError, TCPStore
 
+log = logging.getLogger(__name__)
+
 BEAT = 0.5  # seconds
 LOST_AFTER = 60.0  # seconds without a beat; longer than anything that holds Python's lock
 SUSPECT_AFTER = 3.0  # the same where a broken connection was seen
+_HOW: dict[str, Any] = {"wait_for_workers": False, "timeout": timedelta(seconds=20)}
 FAILED, KNOWS, DONE = "failed", "knows", "done"  # keys in the store
 BROKEN = ("Connection", "connection", "Socket", "Broken pipe", "NCCL")  # in what a collective says of a lost process
 
@@ -42,6 +47,18 @@ def watch_peers(peers: Peers, trainer: L.Trainer) -> None:
     trainer.strategy.setup_environment = set_up_and_watch  # type: ignore[method-assign]  # of this one trainer
 
 
+@contextmanager
+def ended_together() -> Iterator[Peers]:
+    """Let the other processes know how this one ends."""
+    peers = Peers()
+    try:
+        yield peers
+    except BaseException:
+        peers.fail()
+        raise
+    peers.finish()
+
+
 class Peers:
     """What a process knows of the others; nothing on one process."""
 
@@ -59,18 +76,22 @@ class Peers:
             return
         strategy = trainer.strategy
         self.rank, self._processes = trainer.global_rank, trainer.world_size
-        host = strategy.cluster_environment.main_address  # type: ignore[attr-defined]  # of one with several processes
-        patience = timedelta(seconds=60)
-        if self.rank == 0:
-            self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience)
-        port = strategy.broadcast(0 if self._store is None else self._store.port)
-        if self._store is None:
-            self._store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=patience)
         self._tells = self.rank == 1 or trainer.local_rank == 0
-        self._store.set(f"name/{self.rank}", f"process {self.rank} ({socket.gethostname()}, pid {os.getpid()})")
+        host = strategy.cluster_environment.main_address  # type: ignore[attr-defined]  # of one with several processes
+        store = TCPStore(host, 0, is_master=True, **_HOW) if self.rank == 0 else None
+        port = strategy.broadcast(0 if store is None else store.port)
+        try:
+            store = TCPStore(host, port, is_master=False, **_HOW) if store is None else store
+            store.set(f"name/{self.rank}", f"process {self.rank} ({socket.gethostname()}, pid {os.getpid()})")
+        except DistError as error:  # a firewall is no reason not to train
+            log.warning("%s, port %d: cannot be reached (%s): the process is not watched", host, port, error)
+            store = None
         strategy.barrier()
-        self._names = {rank: self._store.get(f"name/{rank}").decode() for rank in range(self._processes)}
-        threading.Thread(target=self._watch, args=(self._store,), name="peers", daemon=True).start()
+        if store is not None:
+            there = [rank for rank in range(self._processes) if store.check([f"name/{rank}"])]
+            self._names = {rank: store.get(f"name/{rank}").decode() for rank in there}
+            self._store = store
+            threading.Thread(target=self._watch, args=(store,), name="peers", daemon=True).start()
 
     # -- what this process has to say --------------------------------------------------------------------------------
     def fail(self) -> bool:
@@ -86,6 +107,12 @@ class Peers:
             return True
         return first
 
+    def tell_error(self, text: str) -> int:
+        """Say what is wrong, unless another process has said why all end; the exit status."""
+        if self.fail():
+            sys.stderr.write(f"contactlm: error: {text}\n")
+        return 1
+
     def finish(self) -> None:
         """End without a word; the first process, which keeps the store, when all others know."""
         if self._store is None or self._ends.is_set():
@@ -99,7 +126,7 @@ class Peers:
     def _wait_for_others(self, store: TCPStore, patience: float) -> None:
         """In the first process: wait until every other one knows what this one says, or has ended."""
         deadline = time.monotonic() + patience
-        keys = [f"{KNOWS}/{rank}" for rank in range(self._processes)] if self.rank == 0 else []
+        keys = [f"{KNOWS}/{rank}" for rank in self._names] if self.rank == 0 else []
         while keys and not store.check(keys) and time.monotonic() < deadline:
             time.sleep(BEAT / 10)
 
@@ -115,7 +142,7 @@ class Peers:
 
     # -- the thread --------------------------------------------------------------------------------------------------
     def _watch(self, store: TCPStore) -> None:
-        last = {rank: (-1, time.monotonic()) for rank in range(1, self._processes) if self.rank == 0}
+        last = {rank: (-1, 0) for rank in self._names if rank > 0 and self.rank == 0}
         try:
             while not self._ends.wait(BEAT):
                 store.add(f"beat/{self.rank}", 1)
@@ -132,12 +159,16 @@ class Peers:
             if not self._ends.is_set():
                 self._end_process(self._names[0] if self._tells else None)
 
-    def _look_at(self, store: TCPStore, rank: int, last: dict[int, tuple[int, float]]) -> None:
-        """In the first process: end the run when another one has not beaten for too long."""
-        beats, now = store.add(f"beat/{rank}", 0), time.monotonic()
+    def _look_at(self, store: TCPStore, rank: int, last: dict[int, tuple[int, int]]) -> None:
+        """In the first process: end the run when another one has not beaten for too long.
+
+        Looks are counted, and not seconds: a run that is suspended as a whole goes on.
+        """
+        beats, looks = store.add(f"beat/{rank}", 0), last[rank][1] + 1
         if beats != last[rank][0] or store.check([f"{DONE}/{rank}"]):
-            last[rank] = beats, now
-        elif now - last[rank][1] > (SUSPECT_AFTER if self._suspects else LOST_AFTER) and not self._ends.is_set():
+            looks = 0
+        last[rank] = beats, looks
+        if looks * BEAT > (SUSPECT_AFTER if self._suspects else LOST_AFTER) and not self._ends.is_set():
             store.set(FAILED, str(rank))
             store.set(f"{KNOWS}/{rank}", "")
             store.set(f"{KNOWS}/0", "")
