@@ -70,11 +70,15 @@ class ShardedStrategy(ModelParallelStrategy):
         if self.is_global_zero:
             _make_folder(folder)
         self.barrier()
+        io: Any = self.checkpoint_io
+        failures = getattr(io, "failures", 0)
         written = self._write(take_parts(checkpoint), folder / names[self.global_rank])
         all_written = bool(self.reduce(torch.tensor(int(written), device=self.root_device), reduce_op="min"))
         if self.is_global_zero:
             all_written = all_written and self._write({**checkpoint, PARTS: names}, folder / INDEX)
             _remove_parts(folder, keep=all_written, names=names)
+            if written and not all_written and getattr(io, "failures", 0) == failures:
+                io.failures = failures + 1  # another process could not write its part, and said so
         self.barrier()
 
     def _write(self, values: dict[Any, Any], path: Path) -> bool:

@@ -5,7 +5,8 @@
 
 ``callbacks`` trains a tiny model on one and on two processes of this machine (gloo), in turns: without callbacks; with
 budget, FLOPs, guard, throughput and checkpoint, whose numbers travel in one reduction; and with a reduction for each of
-them, as it was before. Medians of a step's processor time in the first process, and ratios within the run.
+them, as it was before. Medians of a step's processor time in the first process, ratios within the run, and the tenth
+percentile of the time that a step's sums take on the clock (the two processes wait for each other in the rest).
 
 ``memory`` takes one optimizer step (Adam, all weights, activation checkpointing) of a model of the architecture of
 ESM2-650M with random weights, on one process and spread over two (FSDP2): peak resident memory of each process, what
@@ -21,7 +22,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import lightning as L
@@ -49,6 +50,21 @@ class Clock(L.Callback):
         self.starts.append(time.process_time())
 
 
+class Timed:
+    """A way of summing that notes how long it takes."""
+
+    def __init__(self, reduce: Any) -> None:
+        self.reduce = reduce
+        self.seconds: list[float] = []
+
+    def __call__(self, trainer: L.Trainer, given: Any) -> list[list[int]]:
+        """Sum."""
+        began = time.perf_counter()
+        sums = self.reduce(trainer, given)
+        self.seconds.append(time.perf_counter() - began)
+        return sums
+
+
 def apart(trainer: L.Trainer, given: Any) -> list[list[int]]:
     """A reduction for each callback."""
     device = trainer.strategy.root_device
@@ -67,12 +83,15 @@ def fit(module: L.LightningModule, folder: Path, steps: int, length: int, *callb
 
 
 def steps_of(world: int, folder: Path, steps: int, rounds: int) -> dict[str, float]:
-    """Median processor seconds of a step, by what is counted."""
-    packed, taken = step_sums._reduced, dict[str, list[float]]()
+    """Median processor seconds of a step, by what is counted; and what is summed how fast."""
+    ways, taken = (
+        {"one reduction": Timed(step_sums._reduced), "a reduction each": Timed(apart)},
+        dict[str, list[float]](),
+    )
     strategy = {"strategy": "ddp", "devices": world} if world > 1 else {}
     for _ in range(rounds):
         for name in ("no callbacks", "one reduction", "a reduction each"):
-            step_sums._reduced = apart if name == "a reduction each" else packed
+            step_sums._reduced = ways.get(name, ways["one reduction"])
             saver = SafeCheckpoint(dirpath="kept", monitor=None, save_last=False, save_top_k=0, stop_on_signals=False)
             counting = [TokenBudget(None), FlopsMeter(), LossGuard(), ThroughputMeter(), saver]
             clock, own = Clock(), counting if name != "no callbacks" else []
@@ -80,7 +99,8 @@ def steps_of(world: int, folder: Path, steps: int, rounds: int) -> dict[str, flo
             fit(module, folder, steps, 30, clock, *own, enable_checkpointing=bool(own), **strategy)
             later = clock.starts[5:]  # the first ones warm up
             taken.setdefault(name, []).extend(stop - start for start, stop in pairwise(later))
-    return {name: median(seconds) for name, seconds in taken.items()}
+    sums = {f"{name}: sums": quantiles(way.seconds, n=10)[0] for name, way in ways.items() if way.seconds}
+    return {name: median(seconds) for name, seconds in taken.items()} | sums
 
 
 def peak_of_step(world: int, folder: Path, architecture: dict[str, int], length: int) -> float:
@@ -99,7 +119,7 @@ def callbacks(folder: Path, steps: int, rounds: int) -> None:
     for world in (1, 2):
         taken = run_ranks(steps_of, world, world, folder, steps, rounds, folder=folder.parent, timeout=3600)[0]
         bare = taken["no callbacks"]
-        told = ", ".join(f"{name} {1000 * seconds:.2f} ms ({seconds / bare:.3f})" for name, seconds in taken.items())
+        told = ", ".join(f"{name} {1000 * seconds:.3f} ms ({seconds / bare:.3f})" for name, seconds in taken.items())
         print(f"{world} process{'es' if world > 1 else ''}: {told}")
 
 

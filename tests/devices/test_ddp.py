@@ -98,6 +98,7 @@ def observed(
     return run_ranks(observe_all, 2, tiny_esm, pdb_folders, folder=tmp_path_factory.mktemp("observed"))
 
 
+@pytest.mark.slow
 def test_masks_follow_from_seed_step_and_process(observed: list[dict[str, dict[str, Any]]]) -> None:
     masks = [mask for rank in observed for mask in rank["whole"]["masks"]]
     assert len(masks) == 8 and all(0.4 < sum(mask) / len(mask) < 0.6 for mask in masks)
@@ -109,6 +110,7 @@ def test_masks_follow_from_seed_step_and_process(observed: list[dict[str, dict[s
         assert not any(moved for run in rank.values() for moved in run["generator_moved"])
 
 
+@pytest.mark.slow
 def test_a_step_has_one_reduction_of_what_is_counted(observed: list[dict[str, dict[str, Any]]]) -> None:
     for rank in observed:
         assert rank["whole"]["sums"] == [1, 1, 1, 1]
@@ -120,6 +122,7 @@ def test_a_step_has_one_reduction_of_what_is_counted(observed: list[dict[str, di
             assert run["flops"] == batches * 2 * sum(run["shapes"].values()), name
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_reduced_once_a_step(observed: list[dict[str, dict[str, Any]]]) -> None:
     for rank in observed:
         buckets = rank["whole"]["gradients"][0]
