@@ -1,4 +1,4 @@
-"""Two processes that both hold all weights (DDP): what they draw, what they reduce, and going on with more or fewer."""
+"""Two processes in Python: what they draw at random, what they reduce in a step, and what they skip together."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from contactlm import ContactModule
 from contactlm.callbacks import FlopsMeter, TokenBudget
@@ -81,6 +82,43 @@ def observe(tiny_esm: Path, folders: Folders, world: int, resume: Path | None = 
     return {**seen, "tokens": budget.tokens, "flops": flops.total, "shapes": flops.by_shape}
 
 
+class OddInOneProcess(ContactModule):
+    """The loss of batch 1 is not finite in the second process."""
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        return super().training_step(batch, batch_idx) * (
+            float("inf") if (self.global_rank, batch_idx) == (1, 1) else 1
+        )
+
+
+class Unchanged(L.Callback):
+    """Notes after each batch whether this process's parts of the weights are as they were."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    def _parts(self, module: L.LightningModule) -> list[torch.Tensor]:
+        weights = [weight for weight in module.parameters() if weight.requires_grad]
+        assert all(hasattr(weight, "to_local") for weight in weights)
+        return [weight.to_local().detach().clone() for weight in weights]  # type: ignore[operator]  # DTensors
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.before = self._parts(pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.seen.append(all(map(torch.equal, self.before, self._parts(pl_module))))
+
+
+def guarded(tiny_esm: Path, folders: Folders) -> tuple[list[bool], int]:
+    """Train with weights that are spread over both processes, one of which has a bad batch."""
+    guard, unchanged = LossGuard(), Unchanged()
+    strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)
+    options = {"max_steps": 3, "limit_val_batches": 0, "gradient_clip_val": 0.5, "use_distributed_sampler": False}
+    runner = trainer(Path.cwd(), guard, unchanged, strategy=strategy, devices=2, **options)
+    runner.fit(OddInOneProcess(str(tiny_esm)), data_module(folders, batch_size=2))
+    return unchanged.seen, guard.skipped
+
+
 def observe_all(tiny_esm: Path, folders: Folders) -> dict[str, dict[str, Any]]:
     torch.manual_seed(0)
     runs = {"whole": observe(tiny_esm, folders, 2)}
@@ -88,6 +126,7 @@ def observe_all(tiny_esm: Path, folders: Folders) -> dict[str, dict[str, Any]]:
     runs["resumed"] = observe(tiny_esm, folders, 2, Path("kept/2-batch.ckpt"))
     runs["accumulated"] = observe(tiny_esm, folders, 2, accumulate_grad_batches=2, tokens=2 * STEP)
     runs["unlimited"] = observe(tiny_esm, folders, 2, accumulate_grad_batches=2, max_steps=1, tokens=None)
+    runs["whole"]["guarded"] = guarded(tiny_esm, folders)
     return runs
 
 
@@ -138,3 +177,10 @@ def test_one_process_reduces_nothing(
         seen = observe(tiny_esm, pdb_folders, 1, accumulate_grad_batches=accumulate, tokens=2 * STEP)
         assert seen["tokens"] == 2 * STEP and not any(seen["generator_moved"])
         assert seen["flops"] == 4 * sum(seen["shapes"].values())
+
+
+@pytest.mark.slow
+def test_all_processes_skip_what_is_not_finite_in_one_of_their_parts(
+    observed: list[dict[str, dict[str, Any]]],
+) -> None:
+    assert [rank["whole"]["guarded"] for rank in observed] == [([False, True, False], 1)] * 2
