@@ -185,7 +185,8 @@ class JacobianModule(LanguageModelModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
         """Full-length maps of a batch of whole chains, with their labels; their pairs are kept for the fit."""
-        maps = self._full_maps(batch)
+        with self.in_lockstep(batch_idx):
+            maps = self._full_maps(batch)
         evaluated = self._with_labels(batch, maps)
         if self._calibrates:
             for full, labels in zip(maps, evaluated["labels"], strict=True):
