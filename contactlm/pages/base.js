@@ -52,13 +52,14 @@ const page = (() => {
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
-  // A cell is a value (a number, a text, null), or {value, text, href, image, key}; the value is what sorts.
+  // A cell is a value (a number, a text, null), or {value, text, href, links, image, key}; the value is what sorts.
   const plain = (cell) => (cell !== null && typeof cell === "object" ? cell.value : cell);
   function fill(td, cell, column) {
     const full = cell !== null && typeof cell === "object" ? cell : { value: cell };
     let text = full.text ?? full.value ?? "";
     if (typeof text === "number" && column.digits !== undefined) text = text.toFixed(column.digits);
     if (full.image) td.append(make("img", { src: full.image, alt: full.alt || "", loading: "lazy" }));
+    else if (full.links) td.append(...full.links.map((link) => make("a", { href: link.href, className: "file" }, link.text)));
     else if (full.href) td.append(make("a", { href: full.href }, String(text)));
     else if (full.key) td.append(make("i", { className: "key", style: `background:${full.key}` }), String(text));
     else td.textContent = String(text);

@@ -87,7 +87,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, tiny_esm: Path) -
     kept = len(before) // len(KINDS)
     assert f"{N - kept} maps written to results, {kept} were there already" in out
     assert {name: stamp for name, stamp in stamps(results).items() if name in before} == before
-    expected = {f"{name}.{kind}" for name in NAMES for kind in KINDS} | {"summary.csv"}
+    expected = {f"{name}.{kind}" for name in NAMES for kind in KINDS} | {"summary.csv", "index.html"}
     assert {path.name for path in results.iterdir()} == expected
     assert sorted(row["id"] for row in summary(results)) == NAMES
     alone = ContactModule(str(tiny_esm)).predict_map(random_sequence(59, 40))
@@ -184,7 +184,7 @@ def test_only_own_temporary_files_are_removed(folder: Path, tiny_esm: Path, caps
         (folder / "results" / name).touch()
     run(predict(tiny_esm, "--formats=[rr]"), capsys)
     left = {path.name for path in (folder / "results").iterdir()}
-    assert left == {*foreign, "summary.csv", "a.rr", "b.rr", "c.rr"}
+    assert left == {*foreign, "summary.csv", "index.html", "a.rr", "b.rr", "c.rr"}
 
 
 def test_names_that_files_cannot_have(folder: Path, tiny_esm: Path, capsys) -> None:
@@ -317,7 +317,7 @@ def test_other_options_predict_again(folder: Path, tiny_esm: Path, capsys) -> No
         (line,) = told(predict_all(tiny_esm, option), capsys, 3, 0)
         assert line.endswith(f"made from other options ({shown}): 3 proteins (a, b, c)")
         assert told(predict_all(tiny_esm, option), capsys, 0, 3) == []
-    told(predict(tiny_esm, "--formats=[rr]", "--pairs_per_residue=1"), capsys, 3, 0)
+    told(predict(tiny_esm, "--overwrite", "--formats=[rr]", "--pairs_per_residue=1"), capsys, 3, 0)
     assert told(predict(tiny_esm, "--formats=[rr]", "--pairs_per_residue=1"), capsys, 0, 3) == []
     (line,) = told(predict(tiny_esm, "--formats=[rr]", "--pairs_per_residue=null"), capsys, 3, 0)
     assert "pairs_per_residue=1.0, now None" in line
