@@ -24,7 +24,7 @@ from tests.report.made_runs import LOOKS, STEPS_PER_LOOK, TOKENS_PER_STEP, chain
 
 CROP, FULL = (0.40, 0.44, 0.42), (0.20, 0.24, 0.19)
 Folders = tuple[Path, Path]
-FILES = {"mcc.png", "mcc_sep6.png", "p_at_L_long.png", "table.csv", "table.md", "curves.csv"}
+FILES = {"mcc.png", "mcc_sep6.png", "p_at_L_long.png", "table.csv", "table.md", "curves.csv", "report.html"}
 
 
 @pytest.fixture
