@@ -87,7 +87,7 @@ class Browser:
         assert logged == []
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        of_the_page = [url for url in sent if not url.startswith("chrome:")]  # its own first tab
+        of_the_page = [url for url in sent if not url.startswith(("chrome:", "chrome-"))]  # its own first tab
         assert [url[:80] for url in of_the_page if not url.startswith(("file:", "data:", "blob:"))] == []
 
 

@@ -8,12 +8,21 @@
   page.colourFigures(figures);
 
   // Runs on and off.
-  const ofRun = (k) => figures.flatMap((figure) => figure.renderers.filter((renderer) => (renderer.tags || []).includes(`run${k}`)));
+  const ofRun = (k) => figures.flatMap((figure) => figure.renderers.filter((renderer) => renderer.name === `run${k}`));
   D.runs.forEach(({ name, color }, k) => {
     const box = page.make("input", { type: "checkbox", checked: true });
     box.addEventListener("change", () => ofRun(k).forEach((renderer) => renderer.setv({ visible: box.checked })));
     by("runs").append(page.make("label", {}, box, page.make("i", { className: "key", style: `background:${color}` }), name));
   });
+
+  // Black on light is white on dark.
+  const ink = () => figures.forEach((figure) => figure.renderers.forEach(({ glyph }) => {
+    for (const part of ["line_color", "fill_color"]) {
+      if (["#000000", "#ffffff"].includes(glyph[part]?.value)) glyph[part] = { value: page.isDark() ? "#ffffff" : "#000000" };
+    }
+  }));
+  page.onTheme(ink);
+  ink();
 
   // Two arms, protein by protein.
   if (P) {

@@ -28,7 +28,7 @@ def run_figures(runs: Sequence[Run], names: Sequence[str], differing: Mapping[st
         differing: The options in which they differ; see :func:`contactlm.report.options.differing_options`.
 
     Returns:
-        A layout of Bokeh's, of :data:`COUNT` figures ``figure0`` …. What belongs to run k has the tag ``run<k>``.
+        A layout of Bokeh's, of :data:`COUNT` figures ``figure0`` …. What belongs to run k is called ``run<k>``.
     """
     from bokeh.layouts import column, row
 
@@ -85,7 +85,7 @@ def _score(runs: Sequence[Run], names: Sequence[str], shown: Sequence[str], scor
         if score in run.test:
             source = _source([(run.record["tokens"], run.test[score])], names[k], shown[k])
             plot.scatter(
-                "x", "y", source=source, marker="x", size=11, line_width=3, color=style["color"], tags=[f"run{k}"]
+                "x", "y", source=source, marker="x", size=11, line_width=3, color=style["color"], name=f"run{k}"
             )
     trivial = trivial_scores(runs, "dev").get(score, trivial_scores(runs, "test").get(score))
     if trivial is not None:
@@ -111,9 +111,9 @@ def _line(
     plot: Any, points: Sequence[tuple[float, float]], run: int, name: str, options: str, style: Mapping[str, Any]
 ) -> None:
     if points:
-        source, tags = _source(points, name, options), [f"run{run}"]
-        plot.line("x", "y", source=source, line_width=2, color=style["color"], line_dash=style["dash"], tags=tags)
-        plot.scatter("x", "y", source=source, size=4, color=style["color"], tags=tags)
+        source, whose = _source(points, name, options), f"run{run}"
+        plot.line("x", "y", source=source, line_width=2, color=style["color"], line_dash=style["dash"], name=whose)
+        plot.scatter("x", "y", source=source, size=4, color=style["color"], name=whose)
 
 
 def protein_figure() -> Any:
