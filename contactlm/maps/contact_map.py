@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from contactlm.atomic import atomic_path
-from contactlm.maps.pairs import COLUMNS, LEAST_SEPARATION, Contact, pair_rows, top_contacts, write_pairs
+from contactlm.maps.pairs import LEAST_SEPARATION, Contact, pair_columns, ranked_pairs, top_contacts, write_pairs
 from contactlm.maps.rr import RR_PAIRS_PER_RESIDUE, write_rr
 from contactlm.metrics.ranked import check_probability
 from contactlm.metrics.scores import score_protein
@@ -136,8 +136,7 @@ class ContactMap:
         """All pairs as a pandas data frame, with the columns of ``.csv`` files, the most probable pair first."""
         from pandas import DataFrame  # a library of the user's own
 
-        pairs = top_contacts(self, None, min_separation)
-        return DataFrame(pair_rows(self, pairs), columns=list(COLUMNS)).replace("", None).infer_objects()
+        return DataFrame(pair_columns(self, *ranked_pairs(self, None, min_separation)))
 
     def on_structure(self, path: str | Path) -> ContactMap:
         """The same map with its residues found in a structure file: of the protein itself, or of a relative.

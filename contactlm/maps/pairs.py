@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +22,9 @@ COLUMNS = (
     *("rank", "i", "j", "letter_i", "letter_j", "chain_i", "chain_j", "number_i", "number_j"),
     *("separation", "probability", "called", "distance", "contact"),
 )
+
+
+DIGITS = {"probability": 5, "distance": 2}  # decimals in a table
 
 
 class Contact(NamedTuple):
@@ -60,13 +62,21 @@ def highest(p: NDArray[np.float32], most: int) -> NDArray[np.int64]:
     return indices[np.argsort(-p[indices], kind="stable")][:most]
 
 
+def ranked_pairs(
+    contact_map: ContactMap, most: int | None, min_separation: int, min_probability: float = 0.0
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """As :func:`listed_pairs`, the most probable first, and at most so many; None: all of them."""
+    i, j, p = listed_pairs(contact_map, min_separation, min_probability)
+    order = highest(p, len(p) if most is None else most)
+    return i[order], j[order], p[order]
+
+
 def top_contacts(
     contact_map: ContactMap, most: int | None, min_separation: int, min_probability: float = 0.0
 ) -> list[Contact]:
-    """The most probable pairs, the most probable first; None: all of them."""
-    i, j, p = listed_pairs(contact_map, min_separation, min_probability)
-    order = highest(p, len(p) if most is None else most)
-    return [Contact(*row) for row in zip(i[order].tolist(), j[order].tolist(), p[order].tolist(), strict=True)]
+    """The pairs that :func:`ranked_pairs` gives, one by one."""
+    ranked = ranked_pairs(contact_map, most, min_separation, min_probability)
+    return [Contact(*row) for row in zip(*(values.tolist() for values in ranked), strict=True)]
 
 
 def truth_of(contact_map: ContactMap) -> NDArray[np.int8] | None:
@@ -76,23 +86,29 @@ def truth_of(contact_map: ContactMap) -> NDArray[np.int8] | None:
     return contact_map.labels
 
 
-def pair_rows(contact_map: ContactMap, contacts: list[Contact]) -> Iterator[dict[str, Any]]:
-    """The rows of a table, as :data:`COLUMNS` names them; residues are counted from 1, and unknown cells empty."""
+def pair_columns(
+    contact_map: ContactMap, i: NDArray[np.int64], j: NDArray[np.int64], p: NDArray[np.float32]
+) -> dict[str, NDArray[Any]]:
+    """The columns of a table, as :data:`COLUMNS` names them, of n pairs, the most probable first.
+
+    Residues are counted from 1; what is not known is NaN, or an empty text.
+    """
     truth, residues = truth_of(contact_map), contact_map.residues
-    chain, sequence = chain_numbers(contact_map.chain_lengths), contact_map.sequence
-    blank = [""] * len(sequence)
-    chains, numbers = (blank, blank) if residues is None else (residues.chains, residues.numbers)
-    for rank, (i, j, p) in enumerate(contacts, start=1):
-        distance = np.nan if residues is None else float(np.linalg.norm(np.float64(residues.cb[i]) - residues.cb[j]))
-        label = -1 if truth is None else int(truth[i, j])
-        yield {
-            **{"rank": rank, "i": i + 1, "j": j + 1, "letter_i": sequence[i], "letter_j": sequence[j]},
-            **{"chain_i": chains[i], "chain_j": chains[j], "number_i": numbers[i], "number_j": numbers[j]},
-            "separation": j - i if chain[i] == chain[j] else "",
-            **{"probability": f"{p:.5f}", "called": int(p > contact_map.threshold)},
-            "distance": "" if np.isnan(distance) else f"{distance:.2f}",
-            "contact": "" if label < 0 else label,
-        }
+    chain, letters = chain_numbers(contact_map.chain_lengths), np.array(list(contact_map.sequence))
+    blank = [""] * len(letters)
+    chains = np.array(blank if residues is None else residues.chains)
+    numbers = np.array(blank if residues is None else residues.numbers)
+    unknown = np.full(len(p), np.nan)
+    labels = unknown if truth is None else truth[i, j].astype(np.float64)
+    cb = None if residues is None else residues.cb.astype(np.float64)
+    return {
+        **{"rank": np.arange(1, len(p) + 1), "i": i + 1, "j": j + 1, "letter_i": letters[i], "letter_j": letters[j]},
+        **{"chain_i": chains[i], "chain_j": chains[j], "number_i": numbers[i], "number_j": numbers[j]},
+        "separation": np.where(chain[i] == chain[j], j - i, np.nan),
+        **{"probability": p, "called": p > np.float32(contact_map.threshold)},
+        "distance": unknown if cb is None else np.linalg.norm(cb[i] - cb[j], axis=-1),
+        "contact": np.where(labels < 0, np.nan, labels),
+    }
 
 
 def write_pairs(contact_map: ContactMap, path: str | Path) -> None:
@@ -103,5 +119,14 @@ def write_pairs(contact_map: ContactMap, path: str | Path) -> None:
     in Å are those of the structure; ``contact`` is 1 or 0 where the truth is known, ``called`` 1 above the threshold.
     """
     most = int(np.ceil(CSV_PER_RESIDUE * len(contact_map)))
-    contacts = top_contacts(contact_map, most, LEAST_SEPARATION, LEAST_CSV_PROBABILITY)
-    write_csv(Path(path).expanduser(), list(pair_rows(contact_map, contacts)), COLUMNS)
+    columns = pair_columns(contact_map, *ranked_pairs(contact_map, most, LEAST_SEPARATION, LEAST_CSV_PROBABILITY))
+    cells = [[_cell(value, DIGITS.get(name, 0)) for value in columns[name].tolist()] for name in COLUMNS]
+    write_csv(
+        Path(path).expanduser(), [dict(zip(COLUMNS, row, strict=True)) for row in zip(*cells, strict=True)], COLUMNS
+    )
+
+
+def _cell(value: Any, digits: int) -> Any:
+    if not isinstance(value, float):
+        return int(value) if isinstance(value, bool) else value
+    return "" if np.isnan(value) else f"{value:.{digits}f}"
