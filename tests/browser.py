@@ -95,7 +95,8 @@ class Browser:
 @contextmanager
 def open_browser(folder: Path) -> Iterator[Browser]:
     """Start a browser; skips the test where none is installed."""
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromedriver = shutil.which("chromedriver")
     if not (chromium and chromedriver):
         pytest.skip("no browser to open pages in: Debian's chromium and chromium-driver are not installed")
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium, which drives a browser, is not installed")
