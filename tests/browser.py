@@ -44,6 +44,11 @@ class Browser:
         assert ready.isdigit(), ready
         return float(ready)
 
+    def busy(self) -> float:
+        """Seconds of a processor that the page's main thread took since it was opened."""
+        metrics = self.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+        return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
+
     def run(self, script: str, *arguments: Any) -> Any:
         """Run a script in the page."""
         return self.driver.execute_script(script, *arguments)
@@ -108,6 +113,7 @@ def open_browser(folder: Path) -> Iterator[Browser]:
     options.add_experimental_option("prefs", {"download.default_directory": str(folder / "downloads")})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=service.Service(chromedriver))
+    driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     driver.set_script_timeout(LONGEST_WAIT)
     try:
         yield Browser(driver, folder / "downloads")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from contactlm.maps.packed import STEPS, pack_labels, pack_positions, pack_probability
 from contactlm.maps.page_figure import map_figures
 from contactlm.maps.pairs import LEAST_SEPARATION, top_contacts, truth_of
-from contactlm.metrics.scores import BAND_STARTS
+from contactlm.metrics.ranked import BAND_STARTS
 from contactlm.pages.frame import escape, write_frame
 from contactlm.pages.library import load_bokeh, plot_item
 from contactlm.types import DataError

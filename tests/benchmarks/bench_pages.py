@@ -6,7 +6,7 @@
 Maps are made of distances in a compact random chain, with noise, and labels: as sparse as a good model's.
 `--libraries` compares instead what a plain heat map costs in Bokeh and, where it is installed, in Plotly, each inlined.
 Times of loading run from the start of navigation to the second frame after everything is drawn: the first of a browser
-session, and the best of three more. Needs Debian's chromium and chromium-driver, and selenium.
+session, the best of three more, and the processor seconds of the first. Needs Debian's chromium and chromium-driver, and selenium.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[100, 1000, 4000])
     parser.add_argument("--libraries", action="store_true", help="plain heat maps in the libraries, instead of pages")
     args = parser.parse_args()
-    print(f"{'page':<10} {'residues':>8} {'MB':>7} {'write s':>8} {'first s':>8} {'again s':>8}")
+    print(f"{'page':<10} {'residues':>8} {'MB':>7} {'write s':>8} {'first s':>8} {'again s':>8} {'CPU s':>6}")
     with tempfile.TemporaryDirectory() as folder:
         for length in args.lengths:
             for name, write in pages(length, args.libraries):
@@ -94,7 +94,8 @@ def main() -> None:
                 write(path)
                 written = time.perf_counter() - began
                 with open_browser(Path(folder)) as browser:
-                    first, *again = (browser.open(path) / 1000 for _ in range(4))
+                    first, busy = browser.open(path) / 1000, browser.busy()
+                    again = min(browser.open(path) / 1000 for _ in range(3))
                 size = path.stat().st_size / 1e6
                 print(
                     f"{name:<10} {length:>8} {size:>7.2f} {written:>8.2f} {first:>8.2f} {min(again):>8.2f}", flush=True

@@ -55,6 +55,7 @@ def test_all_proteins_are_shown_searched_and_opened(tmp_path: Path, predicted: C
     browser.check_silence()
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_thousand_proteins_stay_usable(tmp_path: Path, predicted: ContactMap, browser: Browser) -> None:
     index = PredictionIndex(tmp_path)
@@ -63,14 +64,13 @@ def test_a_thousand_proteins_stay_usable(tmp_path: Path, predicted: ContactMap, 
         index.draw(replace(predicted, id=name))
     index.write(lines, MapFiles(tmp_path))
     assert (tmp_path / "index.html").stat().st_size < 5e6
-    assert browser.open(tmp_path / "index.html") < 3000
-    clock = "const t = performance.now(); {} ; return performance.now() - t"
-    sort = "document.querySelector('#proteins th:nth-child(5) button').click()"
-    assert browser.run(clock.format(sort)) < 1000
+    browser.open(tmp_path / "index.html")
+    browser.run("document.querySelector('#proteins th:nth-child(5) button').click()")
     assert browser.texts("#proteins tbody tr:first-child td:nth-child(2)") == ["p0999"]
     search = "const f = document.querySelector('input'); f.value = 'p012'; f.dispatchEvent(new Event('input'))"
-    assert browser.run(clock.format(search)) < 1000
+    browser.run(search)
     assert len(browser.texts("#proteins tbody tr")) == 10
+    assert browser.busy() < 3.0  # seconds of a processor, for all of it
     browser.check_silence()
 
 

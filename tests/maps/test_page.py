@@ -200,6 +200,7 @@ def test_names_do_no_harm_and_both_themes_are_drawn(tmp_path: Path, predicted: C
     browser.check_silence()
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_long_maps_are_small_enough_and_soon_there(tmp_path: Path, browser: Browser) -> None:
     rng = np.random.default_rng(0)
@@ -207,8 +208,8 @@ def test_long_maps_are_small_enough_and_soon_there(tmp_path: Path, browser: Brow
     p = np.minimum(p, p.T)
     path = ContactMap("long", random_sequence(0, 1000), p, (p > 0.4).astype(np.int8)).save(tmp_path / "a.html")
     assert path.stat().st_size < 8e6
-    browser.open(path)  # the first time, the browser compiles what it has not seen
-    assert min(browser.open(path) for _ in range(3)) < 2000
+    browser.open(path)
+    assert browser.busy() < 2.0  # seconds of a processor: what it takes where nothing else runs
     browser.check_silence()
 
 

@@ -71,6 +71,7 @@ def test_options_that_differ_are_those_of_configs_and_records(runs: Path) -> Non
         config.unlink()
 
 
+@pytest.mark.slow
 def test_groups_that_must_not_be_mixed_have_pages_of_their_own(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "a", "a", 0, 0.4)
     make_run(tmp_path / "runs" / "b", "b", 0, 0.4, equal=equal_terms(budget=7))
@@ -80,6 +81,7 @@ def test_groups_that_must_not_be_mixed_have_pages_of_their_own(tmp_path: Path) -
     assert (tmp_path / "out" / "set2" / "report.html").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_runs_go_on_and_off_and_arms_are_compared(runs: Path, tmp_path: Path, browser: Browser) -> None:
     write_report([runs], tmp_path / "out")
