@@ -42,7 +42,6 @@ BODY = """\
       <div class="row" id="ranges" role="group" aria-label="Ranges: residues apart"></div>
       <div id="scores"></div>
     </div>
-    <p class="quiet small" id="notes"></p>
   </section>
   <section aria-label="Most probable pairs">
     <div class="row">
@@ -53,7 +52,8 @@ BODY = """\
     <div class="scroll" id="pairs"></div>
   </section>
 </div>
-</main>"""
+</main>
+<footer class="quiet small" id="notes"></footer>"""
 
 
 def write_page(contact_map: ContactMap, path: str | Path, beside: ContactMap | None = None) -> None:
@@ -144,11 +144,12 @@ def _notes(maps: list[ContactMap]) -> list[str]:
     notes = []
     for name, each in zip(names(maps), maps, strict=True):
         how = {key: value for key, value in each.how.items() if key != "chain_lengths"}
-        notes.append(f"{name}: " + (", ".join(f"{key} {_word(value)}" for key, value in how.items()) or "not said how"))
+        told = ", ".join(f"{key.replace('_', ' ')} {_word(value)}" for key, value in how.items() if value)
+        notes.append(f"{name}: {told or 'not said how'}")
     residues = next((each.residues for each in maps if each.residues is not None), None)
     if residues is not None:
         kind = "the protein's own" if residues.is_own else f"a relative's ({residues.identity:.0%} the same residues)"
-        notes.append(f"structure: {residues.file}, {kind}; helices and strands by its C-alpha trace (P-SEA)")
+        notes.append(f"structure: {Path(residues.file).name}, {kind}; helices and strands by its C-alpha trace (P-SEA)")
     if all(each.labels is None for each in maps) and residues is not None:
         notes.append("truth: the contacts in that structure")
     notes.append("Probabilities of the map are shown to within 0.002; counts are exact at every step of the threshold.")
@@ -156,4 +157,6 @@ def _notes(maps: list[ContactMap]) -> list[str]:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, dict):
+        return " + ".join(f"{count} {name}".replace("_", " ") for name, count in value.items() if count)
     return value if isinstance(value, str) else json.dumps(value)

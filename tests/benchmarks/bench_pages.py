@@ -6,7 +6,8 @@
 Maps are made of distances in a compact random chain, with noise, and labels: as sparse as a good model's.
 `--libraries` compares instead what a plain heat map costs in Bokeh and, where it is installed, in Plotly, each inlined.
 Times of loading run from the start of navigation to the second frame after everything is drawn: the first of a browser
-session, the best of three more, and the processor seconds of the first. Needs Debian's chromium and chromium-driver, and selenium.
+session, the best of three more, and the processor seconds of the first. Needs selenium, and Debian's chromium and
+chromium-driver.
 """
 
 from __future__ import annotations
@@ -97,9 +98,8 @@ def main() -> None:
                     first, busy = browser.open(path) / 1000, browser.busy()
                     again = min(browser.open(path) / 1000 for _ in range(3))
                 size = path.stat().st_size / 1e6
-                print(
-                    f"{name:<10} {length:>8} {size:>7.2f} {written:>8.2f} {first:>8.2f} {min(again):>8.2f}", flush=True
-                )
+                times = f"{written:>8.2f} {first:>8.2f} {again:>8.2f} {busy:>6.2f}"
+                print(f"{name:<10} {length:>8} {size:>7.2f} {times}", flush=True)
 
 
 if __name__ == "__main__":
