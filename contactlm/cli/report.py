@@ -83,11 +83,11 @@ def write_report(paths: Sequence[str | Path], out: str | Path, mixed: bool = Fal
             summary = summarize(group)
             tables = _write_group(group, into)
             without_page = _write_page(group, summary, into / PAGE)
-        if len(groups) > 1 and not without_page:
-            write_overview([*lines, RULE], [f"set{number}" for number in range(1, len(groups) + 1)], folder / PAGE)
             lines += [*([f"set{number}:"] if len(groups) > 1 else []), *summary]
             text += [*([f"## set{number}"] if len(groups) > 1 else []), *_bullets(summary), tables]
         last = [*left_out_lines(found.left_out), RULE, *without_page]
+        if len(groups) > 1 and not without_page:
+            write_overview([*lines, *last], [f"set{number}" for number in range(1, len(groups) + 1)], folder / PAGE)
         with atomic_path(folder / REPORT) as temporary:
             temporary.write_text("\n\n".join([*text, *last]) + "\n", encoding="utf-8")
     except OSError as error:

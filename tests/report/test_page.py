@@ -12,6 +12,7 @@ from contactlm.cli.report import write_report
 from contactlm.report.options import differing_options
 from contactlm.report.page import protein_scores
 from contactlm.report.read import find_runs
+from contactlm.types import MissingExtraError
 from tests.browser import Browser
 from tests.report.made_runs import equal_terms, make_run
 
@@ -69,6 +70,20 @@ def test_options_that_differ_are_those_of_configs_and_records(runs: Path) -> Non
         assert set(differing_options(found)) == {"seed", "scheme.crop_length"}
     finally:
         config.unlink()
+
+
+def test_without_the_library_the_rest_is_written_and_the_page_is_missed(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise MissingExtraError("bokeh", "pages", "No module named 'bokeh'")
+
+    monkeypatch.setattr("contactlm.cli.report.write_page", lambda *_: missing())
+    monkeypatch.setattr("contactlm.cli.report.save_figure", lambda *_: None)  # slow, and not what is asked here
+    told = write_report([runs], tmp_path / "out")
+    assert any(line.startswith("no report.html: bokeh cannot be imported") for line in told)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "table.csv" in written and "report.html" not in written
 
 
 @pytest.mark.slow
