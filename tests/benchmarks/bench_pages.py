@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_pages.py --lengths 100 1000 4000
     python tests/benchmarks/bench_pages.py --lengths 1000 4000 --libraries
 
-Maps are made of distances in a compact random chain, with noise, and labels: as sparse as a good model's.
+Maps are made of distances in a random chain, with noise, and with labels: 6 to 10 contacts a residue.
 `--libraries` compares instead what a plain heat map costs in Bokeh and, where it is installed, in Plotly, each inlined.
 Times of loading run from the start of navigation to the second frame after everything is drawn: the first of a browser
 session, the best of three more, and the processor seconds of the first. Needs selenium, and Debian's chromium and
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from contactlm import ContactMap, contact_map
 from tests.browser import open_browser
 
+RESIDUE_VOLUME = 520.0  # Å³: of residues that may overlap; it makes 6 to 10 contacts a residue, more than proteins have
 READY = """
 <script>(function wait() {
   if (%s) requestAnimationFrame(() => requestAnimationFrame(() => {
@@ -36,10 +37,11 @@ READY = """
 def made_map(length: int, seed: int = 0) -> ContactMap:
     """A map with labels, of a compact random chain."""
     rng = np.random.default_rng(seed)
-    steps = rng.normal(size=(length, 3))
-    cb = np.zeros((length, 3))
-    for i in range(1, length):  # drawn back to the middle, as a protein is
-        step = steps[i] - cb[i - 1] / (2.2 * length ** (1 / 3))
+    radius = (length * RESIDUE_VOLUME * 3 / (4 * np.pi)) ** (1 / 3)
+    steps, cb = rng.normal(size=(length, 3)), np.zeros((length, 3))
+    for i in range(1, length):  # a walk that turns back at the surface of a ball
+        outside = np.linalg.norm(cb[i - 1]) > radius
+        step = steps[i] - (2.0 * cb[i - 1] / radius if outside else 0.0)
         cb[i] = cb[i - 1] + 3.8 * step / np.linalg.norm(step)
     squared = sum((cb[:, None, axis] - cb[None, :, axis]) ** 2 for axis in range(3))
     logits = np.triu((8.0 - np.sqrt(squared)) * 0.7 + rng.normal(0, 1.5, (length, length)), 1).astype(np.float32)
