@@ -14,7 +14,7 @@ import pytest
 
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
     *("--force-device-scale-factor=1", "--window-size=1500,1000"),
 )
 LONGEST_WAIT = 60  # seconds
