@@ -25,7 +25,7 @@ from contactlm.metrics.ranked import check_probability
 from contactlm.metrics.scores import score_protein
 from contactlm.structure.assembly import chain_numbers
 from contactlm.structure.numbered import FileResidues, find_residues
-from contactlm.types import DataError
+from contactlm.types import ContactLMError, DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,8 +133,15 @@ class ContactMap:
         return [pair for pair in pairs if np.float32(pair.probability) > np.float32(least)]
 
     def to_pandas(self, min_separation: int = LEAST_SEPARATION) -> DataFrame:
-        """All pairs as a pandas data frame, with the columns of ``.csv`` files, the most probable pair first."""
-        from pandas import DataFrame  # a library of the user's own
+        """All pairs as a pandas data frame, with the columns of ``.csv`` files, the most probable pair first.
+
+        Raises:
+            ContactLMError: pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame  # a library of the user's own
+        except ImportError as error:
+            raise ContactLMError(f"to_pandas needs pandas ({error}): pip install pandas") from error
 
         return DataFrame(pair_columns(self, *ranked_pairs(self, None, min_separation)))
 

@@ -197,6 +197,14 @@ def test_names_do_no_harm_and_both_themes_are_drawn(tmp_path: Path, predicted: C
     browser.find("#theme").click()
     after = browser.run(look)
     assert before[0] != after[0] and before[1] != after[1]
+    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    browser.open(tmp_path / "a.html")  # as the system wishes
+    assert browser.run("return document.documentElement.dataset.theme") == "dark"
+    assert (
+        browser.run("dispatchEvent(new Event('beforeprint')); return document.documentElement.dataset.theme") == "light"
+    )
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     browser.check_silence()
 
 

@@ -124,6 +124,18 @@ def test_contact_numbers_become_b_factors(tmp_path: Path, predicted: ContactMap)
         assert read[number] == {round(float(value), 2)}
 
 
+def test_every_residue_of_a_real_complex_gets_its_number(tmp_path: Path, shared: Path) -> None:
+    path = min((shared / "pdb" / "train").glob("*.cif.gz"), key=lambda file: file.stat().st_size)
+    predicted = map_of(path, joined=True)
+    model = PDBParser(QUIET=True).get_structure("", predicted.save(tmp_path / "b.pdb"))[0]
+    read = {(c.id.strip(), f"{r.id[1]}{r.id[2].strip()}"): r["CA"].bfactor for c in model for r in c if "CA" in r}
+    residues, numbers = predicted.residues, contact_numbers(predicted)
+    there = [at for at, number in enumerate(residues.numbers) if number and np.isfinite(residues.cb[at, 0])]
+    assert len(there) > 50
+    for at in there:
+        assert read[residues.chains[at], residues.numbers[at]] == pytest.approx(float(numbers[at]), abs=0.006)
+
+
 def test_between_chains_near_residues_count(tmp_path: Path) -> None:
     p = np.ones((4, 4))
     joined = ContactMap("x", "MKVL", p, how={"chain_lengths": [2, 2]})
