@@ -76,6 +76,10 @@ COMMANDS = {
                 "contactlm predict --ckpt_path best.ckpt --data.predict_paths a.fa --formats '[rr]'",
                 "CASP format only",
             ),
+            (
+                "contactlm predict --ckpt_path best.ckpt --data.predict_paths b.cif --formats '[npz,html,pml]'",
+                "a page, and a PyMOL script; index.html shows all",
+            ),
         ),
     ),
     "plan": Command(

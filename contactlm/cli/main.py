@@ -25,11 +25,12 @@ from contactlm.callbacks.dashboard import TensorBoardDashboard
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
+from contactlm.callbacks.map_files import DEFAULT_FORMATS, FORMATS
 from contactlm.callbacks.memory import MemoryAdvice, memory_advice
 from contactlm.callbacks.progress import BudgetProgressBar
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.throughput import ThroughputMeter
-from contactlm.callbacks.writer import FORMATS, PredictionWriter
+from contactlm.callbacks.writer import PredictionWriter
 from contactlm.cli.choice import NOT_PATHS, chosen_class, plain_arguments
 from contactlm.cli.commands import ABOUT, COMMANDS, answer
 from contactlm.cli.configs import BASE, resolve_arguments
@@ -55,6 +56,9 @@ from contactlm.types import ContactLMError, ModelError
 log = logging.getLogger(__name__)
 
 SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
+KINDS = (
+    "Files of a map; html: a page; csv: its pairs; pml, cxc, pdb: on its structure, for PyMOL, ChimeraX, as B-factors."
+)
 
 
 class ContactCLI(LightningCLI):
@@ -113,7 +117,7 @@ class ContactCLI(LightningCLI):
             parser.set_defaults({"return_predictions": False})  # maps are written as they come, not kept
             parser.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
             kinds = list[Literal[FORMATS]]  # type: ignore[valid-type]  # one list of them, for the writers too
-            parser.add_argument("--formats", type=kinds, default=list(FORMATS), help="Files of a map.")
+            parser.add_argument("--formats", type=kinds, default=list(DEFAULT_FORMATS), help=KINDS)
             parser.add_argument(
                 "--overwrite", type=bool, default=False, help="Predict again also what would be the same."
             )
@@ -125,6 +129,9 @@ class ContactCLI(LightningCLI):
                 type=float | None,
                 default=RR_PAIRS_PER_RESIDUE,
                 help="Most pairs in an .rr file, times L, the most probable first; null: all with p at least 0.01.",
+            )
+            parser.add_argument(
+                "--structure", type=str | None, default=None, help="Structure file to show the maps of sequences on."
             )
             about = "Folder of another model's maps: summary.csv then says how far both agree."
             parser.add_argument("--beside", type=str | None, default=None, help=about)
@@ -163,7 +170,7 @@ class ContactCLI(LightningCLI):
         """Say what can be said before a backbone is looked for; name the loggers, and tell where they have others."""
         check_sources(str(self.subcommand), self._get(self.config, "data"))
         if self.subcommand == "predict":
-            names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue", "beside")
+            names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue", "structure", "beside")
             self.writer = PredictionWriter(*(self._get(self.config, option) for option in names))
         name = self._get(self.config, "name")
         others = names_instead(self._get(self.config, "trainer")["logger"], name)
@@ -272,6 +279,7 @@ class ContactCLI(LightningCLI):
         """Say what was written, and let the exit status tell of inputs that could not be used."""
         problems = len(self.datamodule.problems)
         kept = f", {self.writer.kept} were there already" if self.writer.kept else ""
+        kept += f" ({self.writer.completed} in fewer formats)" if self.writer.completed else ""
         skipped = f", {problems} inputs skipped (named above)" if problems else ""
         self.say(f"{self.writer.written} maps written to {self.writer.out}{kept}{skipped}")
         self.status = SOME_SKIPPED if problems else 0

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from contactlm.alphabet import encode
 from contactlm.maps.contact_map import ContactMap
+from contactlm.maps.thumbnail import ContactMaps
 from contactlm.maps.windows import WindowOptions
 from contactlm.model.adapter import CONFIG_FILE
 from contactlm.modules.base import MapModule
@@ -99,7 +100,7 @@ def predict_contacts(
     if isinstance(sequences, str):
         return next(_predicted([sequences], module, windows, device, "query"))
     if isinstance(sequences, Sequence):
-        return list(_predicted(sequences, module, windows, device, "query_{}"))
+        return ContactMaps(_predicted(sequences, module, windows, device, "query_{}"))
     return _predicted(sequences, module, windows, device, "query_{}")
 
 
