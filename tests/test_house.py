@@ -22,6 +22,7 @@ BELOW = {
     "runs": {"modules"},
     "callbacks": {"structure", "metrics", "maps", "data", "modules", "runs"},
     "report": {"metrics", "runs"},
+    "benchmark": {"structure", "homology", "metrics", "data", "model", "retrieval", "modules", "callbacks"},
 }
 OF_EXTRAS = {"pyhmmer", "pydssp"}  # of contactlm[retrieval]
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -31,7 +31,7 @@ from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.callbacks.writer import FORMATS, PredictionWriter
 from contactlm.cli.choice import NOT_PATHS, chosen_class, plain_arguments
-from contactlm.cli.commands import ABOUT, COMMANDS, answer
+from contactlm.cli.commands import ABOUT, COMMANDS, SOME_SKIPPED, answer
 from contactlm.cli.configs import BASE, resolve_arguments
 from contactlm.cli.console import CANNOT_WRITE, file_trouble, run_line, score_table, set_up_log
 from contactlm.cli.help import HelpFormatter, arrange_help
@@ -54,7 +54,6 @@ from contactlm.types import ContactLMError, ModelError
 
 log = logging.getLogger(__name__)
 
-SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
 
 
 class ContactCLI(LightningCLI):

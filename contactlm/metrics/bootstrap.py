@@ -50,7 +50,7 @@ def estimate_mean(values: Sequence[float], groups: Sequence[Hashable] = (), seed
     mean = math.fsum(value for value, _ in kept) / len(kept)
     number: dict[Hashable, int] = {}
     of = np.array([number.setdefault(group, len(number)) for _, group in kept])
-    sums = np.bincount(of, weights=[value for value, _ in kept])
+    sums = np.bincount(of, weights=[value for value, _ in kept]).astype(np.float64)
     counts = np.bincount(of).astype(np.float64)
     if (G := len(sums)) < 2:
         return Estimate(mean, math.nan, math.nan, math.nan, len(kept))

@@ -185,6 +185,14 @@ class MapModule(TrainedWeights):
         """
         return full_maps(self.contact_logits, chains, windows, self.device, positions)
 
+    def hold_out(self, ids: Sequence[str], sequences: Sequence[str]) -> None:
+        """Take note of what the module is scored on outside a trainer; override it where more is read than sequences.
+
+        Args:
+            ids: Chain ids, such as ``1abc_A``.
+            sequences: Their sequences.
+        """
+
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[ContactMap]:
         """Contact maps of a batch of whole chains, with labels where coordinates are known."""
         chain_of = _of_residues(batch, "chain_of")

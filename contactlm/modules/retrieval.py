@@ -193,6 +193,11 @@ class RetrievalModule(LanguageModelModule):
         super().teardown(stage)
         self.evidence.segment_states.encoder.release()
 
+    def hold_out(self, ids: Sequence[str], sequences: Sequence[str]) -> None:
+        """From now on, use neither these proteins' own structures as evidence nor those of the run's dev and test."""
+        self._evaluated = True
+        self._hold_out(ids, sequences)
+
     def _hold_out(self, ids: Sequence[str], sequences: Sequence[str]) -> None:
         self._held_out["ids"].update(ids)
         self._held_out["sequences"].update(sequences)
