@@ -106,6 +106,7 @@ def score_model(
     for _ in range(len(chains) - len(missing)):
         tell()
     missing.sort(key=lambda chain: len(chain.sequence))  # those of like length share a pass
+    module.applies_calibration = False  # maps are scored as `contactlm test` scores them
     for chain, probability in zip(missing, _predicted(module, missing), strict=True):
         key = keys[chain.asked.id]
         kept.add(key, (kept.of(key) or {}) | map_scores(probability, chain, contracts, module.tuned_threshold))

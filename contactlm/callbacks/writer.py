@@ -20,6 +20,7 @@ from contactlm.atomic import FileNames, atomic_path, remove_temporaries
 from contactlm.callbacks.origin import Maker, find_maker, input_checksum, tell_reasons, what_differs
 from contactlm.data.store import ChainStore
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
+from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.structure.assembly import residue_positions
 from contactlm.types import ContactLMError
 
@@ -28,7 +29,19 @@ log = logging.getLogger(__name__)
 FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITERS)
 SUMMARY = "summary.csv"
 SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
-COLUMNS = ("id", "file", "length", "threshold", "contacts_sep6", "seconds", *SCORES, "input", "model", "options")
+COLUMNS = (
+    "id",
+    "file",
+    "length",
+    "threshold",
+    "contacts_sep6",
+    "seconds",
+    *SCORES,
+    CONFIDENCE,
+    "input",
+    "model",
+    "options",
+)
 
 
 class PredictionWriter(L.Callback):
@@ -235,6 +248,8 @@ def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
         "contacts_sep6": int(called[np.triu(positions - positions[:, None] >= 6)].sum()),
         "seconds": f"{seconds:.3f}",
     }
+    if CONFIDENCE in predicted.how:
+        line[CONFIDENCE] = f"{predicted.how[CONFIDENCE]:.4f}"
     if predicted.labels is not None:
         scores = predicted.scores()
         line |= {name: f"{scores[name]:.4f}" for name in SCORES}

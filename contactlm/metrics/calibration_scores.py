@@ -1,0 +1,215 @@
+"""How far probabilities can be believed: reliability, calibration error, Brier score and log loss of a set of proteins.
+
+All pairs of all proteins are taken together, as scikit-learn's ``calibration_curve``, ``brier_score_loss`` and
+``log_loss`` take them; only pairs at least 6 residues apart (or of different chains) count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contactlm.metrics.calibration import (
+    LEAST,
+    LOGIT_BINS,
+    Calibration,
+    Kind,
+    bands_of,
+    bin_logits,
+    fit_bands,
+    fit_confidence,
+    logit_histogram,
+    mean_of_top,
+)
+from contactlm.metrics.protein_states import Maps, ProteinStates, each_protein
+from contactlm.metrics.scores import (
+    BAND_STARTS,
+    BANDS,
+    RANGES,
+    Pairs,
+    band_confusion,
+    mcc,
+    nan_mean,
+    precision_at_l,
+    select_pairs,
+)
+from contactlm.metrics.thresholds import threshold_grid, tune_threshold
+
+BINS = 10  # of equal width, as reliability diagrams have them
+SCORED = ("sep6", "short", "medium", "long")
+CONFIDENCE = "predicted_p_at_L_long"
+
+
+class CalibrationScores(ProteinStates):
+    """Reliability of a set of proteins, and what a calibration is fitted to.
+
+    Remembers about 9 KB per protein.
+
+    Args:
+        calibration: Applied before anything is counted; None: probabilities as they are.
+        **kwargs: For ``torchmetrics.Metric``.
+    """
+
+    def __init__(self, calibration: Calibration | None = None, **kwargs: Any) -> None:
+        rows = {
+            "bins": ((BANDS, BINS, 3), torch.float32),  # pairs, contacts, sum of probabilities
+            "losses": ((BANDS, 2), torch.float32),  # sums of squared errors and of log losses
+            "histogram": ((BANDS, 2, LOGIT_BINS), torch.int32),
+            "counts": ((BANDS, 2, 2), torch.int64),  # at the threshold 0.5
+            "top": ((2,), torch.float32),  # mean probability of the top L long-range pairs, and their precision
+            "expected": ((), torch.float32),  # that precision as the calibration foretells it
+            "key": ((2,), torch.int64),  # index in the data set, and a checksum of the id
+        }
+        super().__init__(rows, **kwargs)
+        self.calibration = calibration
+
+    def update(
+        self,
+        probability: Maps,
+        labels: Maps,
+        ids: Sequence[str],
+        indices: Sequence[int] | None = None,
+        chain_of: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Add proteins; the arguments and errors are those of :meth:`contactlm.metrics.ContactScores.update`."""
+        numbers = [-1] * len(ids) if indices is None else [int(index) for index in indices]
+        chains: Sequence[Tensor | None] = [None] * len(ids) if chain_of is None else chain_of
+        for (p, y), name, index, own in zip(each_protein(probability, labels), ids, numbers, chains, strict=True):
+            expected = None if self.calibration is None else self.calibration.predicted_precision(p.detach(), own)
+            self.append("expected", torch.tensor([math.nan if expected is None else expected]))
+            self._add(select_pairs(p, y, own))
+            self.append("key", torch.tensor([[index, _checksum(name)]]))
+
+    def _add(self, pairs: Pairs) -> None:
+        far = pairs.within(BAND_STARTS[-1])
+        mean = mean_of_top(far.probability, pairs.residues)
+        top = [math.nan if mean is None else mean, precision_at_l(far)]
+        self.append("top", torch.tensor([top]))
+        band = bands_of(pairs.separation)
+        if self.calibration is not None:
+            pairs = pairs._replace(probability=self.calibration.apply(pairs.probability, band))
+        self.append("bins", reliability_sums(pairs.probability, pairs.contact, band)[None])
+        self.append("losses", loss_sums(pairs.probability, pairs.contact, band)[None])
+        self.append("histogram", logit_histogram(pairs.probability, pairs.contact, band)[None])
+        self.append("counts", band_confusion(pairs)[None])
+
+    def compute(self) -> dict[str, float]:
+        """Scores of each range.
+
+        Returns:
+            ``ece_sep6`` (expected calibration error: the mean distance of the bins' mean probability and share of
+            contacts, weighted by their pairs), ``brier_sep6`` and ``log_loss_sep6``, and the same for ``short``,
+            ``medium`` and ``long``; NaN for a range without pairs.
+        """
+        kept = self._distinct()
+        bins, losses = (self.gathered(name)[kept].double().sum(0) for name in ("bins", "losses"))
+        scores = {}
+        for name in SCORED:
+            pairs, contacts, sums = bins[RANGES[name]].sum(0).unbind(-1)
+            total = float(pairs.sum())
+            squared, log_loss = losses[RANGES[name]].sum(0).tolist()
+            scores[f"ece_{name}"] = float((sums - contacts).abs().sum()) / total if total else math.nan
+            scores[f"brier_{name}"] = squared / total if total else math.nan
+            scores[f"log_loss_{name}"] = log_loss / total if total else math.nan
+        return scores
+
+    def reliability(self) -> list[dict[str, Any]]:
+        """The points of reliability diagrams: a row for each range and bin that has pairs."""
+        bins = self.gathered("bins")[self._distinct()].double().sum(0)
+        rows = []
+        for name in SCORED:
+            for k, (pairs, contacts, sums) in enumerate(bins[RANGES[name]].sum(0).tolist()):
+                if pairs:
+                    edges = {"range": name, "low": k / BINS, "high": (k + 1) / BINS, "pairs": int(pairs)}
+                    rows.append({**edges, "mean_probability": sums / pairs, "contacts": contacts / pairs})
+        return rows
+
+    def mcc_rows(self) -> list[float]:
+        """Each protein's ``mcc_sep6`` at the threshold 0.5, sorted as the rows of ``ContactScores`` are by index."""
+        counts = self.gathered("counts")[self._distinct()][:, RANGES["sep6"]].sum(1)
+        return mcc(counts)[0].tolist()
+
+    def confidence_rows(self) -> list[dict[str, float]]:
+        """Each protein's precision of the top L long-range pairs, and as the calibration foretells it (else NaN)."""
+        kept = self._distinct()
+        told, top = self.gathered("expected")[kept].tolist(), self.gathered("top")[kept, 1].tolist()
+        return [{CONFIDENCE: a, "p_at_L_long": b} for a, b in zip(told, top, strict=True)]
+
+    def confidence_scores(self) -> dict[str, float]:
+        """Reliability of the predicted precision: mean of what was foretold minus what came, and mean distance."""
+        errors = [row[CONFIDENCE] - row["p_at_L_long"] for row in self.confidence_rows()]
+        known = [error for error in errors if error == error]
+        if not known:
+            return {}
+        return {"confidence_bias": nan_mean(known), "confidence_error": nan_mean([abs(error) for error in known])}
+
+    def fit(self, kind: Kind) -> Calibration | None:
+        """Fit a calibration to these proteins; None without any pair to fit it to."""
+        kept = self._distinct()
+        histogram = self.gathered("histogram")[kept]
+        if not len(kept) or not bool(histogram.any()):
+            return None
+        slope, bias = fit_bands(histogram.sum(0, dtype=torch.int64), kind)
+        plain = Calibration(kind, slope, bias)
+        top = self.gathered("top")[kept]
+        confidence = fit_confidence(top[:, 0], top[:, 1])
+        return Calibration(kind, slope, bias, calibrated_threshold(plain, histogram), confidence)
+
+    def _distinct(self) -> list[int]:
+        """Row numbers of the proteins, each once, sorted by index and id."""
+        first: dict[tuple[int, int], int] = {}
+        for row, key in enumerate(self.gathered("key").tolist()):
+            first.setdefault((key[0], key[1]), row)
+        return [first[key] for key in sorted(first)]
+
+
+def reliability_sums(probability: Tensor, contact: Tensor, band: Tensor) -> Tensor:
+    """Sum up pairs by range and bin: float64 (4, 10, 3) of pairs, contacts and probabilities.
+
+    A probability on a bin's edge is in the lower bin, as of scikit-learn's ``calibration_curve``.
+
+    Args:
+        probability: (N,) in [0, 1].
+        contact: bool (N,).
+        band: Integers (N,), of :func:`contactlm.metrics.calibration.bands_of`.
+    """
+    p = probability.cpu().double()
+    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1]
+    code = band.cpu() * BINS + torch.bucketize(p, edges)
+    weights = (None, contact.cpu().double(), p)
+    sums = [torch.bincount(code, weight, minlength=BANDS * BINS).double() for weight in weights]
+    return torch.stack(sums, dim=-1).view(BANDS, BINS, 3)
+
+
+def loss_sums(probability: Tensor, contact: Tensor, band: Tensor) -> Tensor:
+    """Sums of squared errors and of log losses by range, float64 (4, 2); the arguments are as above."""
+    p, y, of = probability.cpu().double(), contact.cpu().double(), band.cpu()
+    kept = p.clamp(LEAST, 1 - LEAST)
+    log_loss = -(y * kept.log() + (1 - y) * (-kept).log1p())
+    return torch.stack([torch.bincount(of, loss, minlength=BANDS) for loss in ((p - y) ** 2, log_loss)], dim=-1)
+
+
+def calibrated_threshold(calibration: Calibration, histogram: Tensor) -> float:
+    """The calibrated probability with the best protein-wise mean ``mcc_sep6``, to 0.001.
+
+    Args:
+        calibration: Slopes and biases.
+        histogram: int32 (n proteins, 4, 2, 256), before calibration.
+    """
+    bands = range(1, BANDS)
+    values = torch.cat([torch.sigmoid(calibration.slope[b] * bin_logits() + calibration.bias[b]) for b in bands])
+    called = (values > threshold_grid().double()[:, None]).float()  # (999, 3 · 256)
+    far = histogram[:, 1:].transpose(1, 2).flatten(2).float()  # (n, 2, 3 · 256)
+    predicted = (far @ called.T).round().long()  # (n, 2, 999)
+    totals = far.double().sum(-1, keepdim=True).long()
+    counts = torch.stack([totals - predicted, predicted], dim=-1).transpose(1, 2)  # (n, 999, 2, 2)
+    return tune_threshold(mcc(counts)[0])[0]
+
+
+def _checksum(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:7], "big")
