@@ -13,6 +13,7 @@ from contactlm.report.figure import FIGURES, arm_styles, draw_score, save_figure
 from contactlm.report.hits import hit_markdown, hit_rows, hit_strata
 from contactlm.report.hits_figure import draw_hits
 from contactlm.report.read import Run, find_runs
+from contactlm.report.series import missing_lines
 from contactlm.report.summary import RULE, group_lines, left_out_lines, summarize
 from contactlm.report.table import curve_rows, markdown, table_rows
 from contactlm.types import ContactLMError
@@ -83,7 +84,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path, mixed: bool = Fal
             tables = _write_group(group, into)
             lines += [*([f"set{number}:"] if len(groups) > 1 else []), *summary]
             text += [*([f"## set{number}"] if len(groups) > 1 else []), *_bullets(summary), tables]
-        last = [*left_out_lines(found.left_out), RULE]
+        last = [*missing_lines(found), *left_out_lines(found.left_out), RULE]
         with atomic_path(folder / REPORT) as temporary:
             temporary.write_text("\n\n".join([*text, *last]) + "\n", encoding="utf-8")
     except OSError as error:
