@@ -34,9 +34,8 @@ def versions(folder: Path) -> list[str]:
 
 
 def test_a_finished_run_is_told_and_passed_over(
-    tmp_path: Path, fit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level("INFO")
     assert fit() == 0
     assert versions(tmp_path) == ["version_0"]
     before = (tmp_path / "runs/crop200/version_0/run.json").read_bytes()
@@ -44,8 +43,9 @@ def test_a_finished_run_is_told_and_passed_over(
         patch.setattr(ContactCLI, "instantiate_classes", lambda *_: pytest.fail("a model was made"))
         assert fit() == 0
         assert fit("--trainer.log_every_n_steps=7") == 0  # changes nothing that a run comes to
-    assert caplog.text.count("runs/crop200/version_0 is finished: ") == 2 and "nothing to do" in caplog.text
-    assert "test mcc_sep6" in caplog.text and versions(tmp_path) == ["version_0"]
+    said = capsys.readouterr().err
+    assert said.count("runs/crop200/version_0 is finished: ") == 2 and said.count("nothing to do") == 2
+    assert "test mcc_sep6" in said and versions(tmp_path) == ["version_0"]
     assert (tmp_path / "runs/crop200/version_0/run.json").read_bytes() == before
 
     assert fit("--budget.max_tokens=600") == 0  # a larger budget is something to do
@@ -56,15 +56,15 @@ def test_a_finished_run_is_told_and_passed_over(
 
 
 @pytest.mark.parametrize("broken", ["training", "test"])
-def test_a_broken_run_goes_on(tmp_path: Path, fit, broken: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_run_goes_on(tmp_path: Path, fit, broken: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit() == 0
     path = tmp_path / "runs/crop200/version_0/run.json"
     record = json.loads(path.read_text())
     change = {"status": "running"} if broken == "training" else {"test": {}}
     path.write_text(json.dumps({**record, **change}))
-    caplog.clear()
+    capsys.readouterr()
     assert fit() == 0
-    assert "nothing to do" not in caplog.text and versions(tmp_path) == ["version_0", "version_1"]
+    assert "nothing to do" not in capsys.readouterr().err and versions(tmp_path) == ["version_0", "version_1"]
     again = read_run(tmp_path / "runs/crop200/version_1")
     assert again["status"] == "finished" and again["test"] and again["tokens"] == record["tokens"]
 
