@@ -169,8 +169,8 @@ def _probabilities(arms: dict[str, list[Run]]) -> list[str]:
         return []
     title = "### Probabilities on test: as predicted → calibrated on dev"
     note = (
-        "`mcc_sep6` is at 0.5, at 0.5 after calibration, and at the threshold tuned on dev: where the last two are alike, "
-        "the tuned threshold says no more than 0.5."
+        "`mcc_sep6` is at 0.5, at 0.5 after calibration, and at the threshold tuned on dev; where the last two are "
+        "alike, the tuned threshold says no more than 0.5."
     )
     return [title, note, grid(["arm", *THRESHOLD_SCORES, *PROBABILITY_SCORES, *CONFIDENCE_SCORES], rows)]
 
