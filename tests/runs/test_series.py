@@ -33,6 +33,7 @@ def versions(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("runs/crop200/*/run.json"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_told_and_passed_over(
     tmp_path: Path, fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
