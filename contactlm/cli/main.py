@@ -57,7 +57,6 @@ from contactlm.types import ContactLMError, ModelError
 log = logging.getLogger(__name__)
 
 
-
 class ContactCLI(LightningCLI):
     """LightningCLI with the budget, the scores and the shipped base config in place."""
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from contactlm.metrics.scores import ACROSS_CHAINS, BAND_STARTS, BANDS
+from contactlm.metrics.ranked import BAND_STARTS, BANDS
 
 Kind = Literal["temperature", "platt"]
 KINDS = ("temperature", "platt")
@@ -76,7 +76,7 @@ class Calibration:
         for rows in position.split(512):
             separation = (rows[:, None] - position).abs()
             if chain_of is not None:
-                separation[chain_of[rows, None] != chain_of] = ACROSS_CHAINS
+                separation[chain_of[rows, None] != chain_of] = BAND_STARTS[-1]
             calibrated[rows] = self.apply(probability[rows], bands_of(separation))
         return calibrated
 
@@ -143,20 +143,6 @@ def bin_logits() -> Tensor:
     """The log-odds in the middle of each bin of a histogram, float64 (256,)."""
     width = 2 * MOST_LOGIT / LOGIT_BINS
     return -MOST_LOGIT + width * (torch.arange(LOGIT_BINS, dtype=torch.float64) + 0.5)
-
-
-def logit_histogram(probability: Tensor, contact: Tensor, band: Tensor) -> Tensor:
-    """Count pairs by range, truth and log-odds: int32 (4, 2, 256) on the CPU.
-
-    Args:
-        probability: (N,) in [0, 1].
-        contact: bool (N,).
-        band: Integers (N,), of :func:`bands_of`.
-    """
-    scaled = (logit(probability) + MOST_LOGIT) * (LOGIT_BINS / (2 * MOST_LOGIT))
-    code = (band * 2 + contact) * LOGIT_BINS + scaled.long().clamp(0, LOGIT_BINS - 1)
-    counts = torch.bincount(code, minlength=BANDS * 2 * LOGIT_BINS)
-    return counts.view(BANDS, 2, LOGIT_BINS).to(torch.int32).cpu()
 
 
 def fit_bands(histogram: Tensor, kind: Kind) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -11,7 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from contactlm.metrics.calibration import (
@@ -19,25 +21,13 @@ from contactlm.metrics.calibration import (
     LOGIT_BINS,
     Calibration,
     Kind,
-    bands_of,
     bin_logits,
     fit_bands,
     fit_confidence,
-    logit_histogram,
-    mean_of_top,
 )
 from contactlm.metrics.protein_states import Maps, ProteinStates, each_protein
-from contactlm.metrics.scores import (
-    BAND_STARTS,
-    BANDS,
-    RANGES,
-    Pairs,
-    band_confusion,
-    mcc,
-    nan_mean,
-    precision_at_l,
-    select_pairs,
-)
+from contactlm.metrics.ranked import BANDS, Ranked, RankedMap, precision_at, predicted_counts, rank_map
+from contactlm.metrics.scores import RANGES, mcc, nan_mean
 from contactlm.metrics.thresholds import threshold_grid, tune_threshold
 
 BINS = 10  # of equal width, as reliability diagrams have them
@@ -82,21 +72,20 @@ class CalibrationScores(ProteinStates):
         for (p, y), name, index, own in zip(each_protein(probability, labels), ids, numbers, chains, strict=True):
             expected = None if self.calibration is None else self.calibration.predicted_precision(p.detach(), own)
             self.append("expected", torch.tensor([math.nan if expected is None else expected]))
-            self._add(select_pairs(p, y, own))
+            self._add(rank_map(p, y, own))
             self.append("key", torch.tensor([[index, _checksum(name)]]))
 
-    def _add(self, pairs: Pairs) -> None:
-        far = pairs.within(BAND_STARTS[-1])
-        mean = mean_of_top(far.probability, pairs.residues)
-        top = [math.nan if mean is None else mean, precision_at_l(far)]
-        self.append("top", torch.tensor([top]))
-        band = bands_of(pairs.separation)
+    def _add(self, ranked: RankedMap) -> None:
+        long = ranked.bands[-1]
+        highest = long.pairs[len(long.pairs) - min(ranked.residues, len(long.pairs)) :]
+        mean = float(highest.mean(dtype=np.float64)) if len(highest) else math.nan
+        self.append("top", torch.tensor([[mean, precision_at(long, [ranked.residues])[0]]]))
         if self.calibration is not None:
-            pairs = pairs._replace(probability=self.calibration.apply(pairs.probability, band))
-        self.append("bins", reliability_sums(pairs.probability, pairs.contact, band)[None])
-        self.append("losses", loss_sums(pairs.probability, pairs.contact, band)[None])
-        self.append("histogram", logit_histogram(pairs.probability, pairs.contact, band)[None])
-        self.append("counts", band_confusion(pairs)[None])
+            ranked = calibrated_pairs(self.calibration, ranked)
+        self.append("bins", reliability_sums(ranked.bands)[None])
+        self.append("losses", loss_sums(ranked.bands)[None])
+        self.append("histogram", logit_histogram(ranked.bands)[None])
+        self.append("counts", predicted_counts(ranked, [0.5]))
 
     def compute(self) -> dict[str, float]:
         """Scores of each range.
@@ -168,30 +157,55 @@ class CalibrationScores(ProteinStates):
         return [first[key] for key in sorted(first)]
 
 
-def reliability_sums(probability: Tensor, contact: Tensor, band: Tensor) -> Tensor:
+def calibrated_pairs(calibration: Calibration, ranked: RankedMap) -> RankedMap:
+    """Calibrate the pairs of a protein: within a range their order stays."""
+
+    def moved(values: NDArray[np.float32], band: int) -> NDArray[np.float32]:
+        return calibration.apply(torch.from_numpy(values), torch.tensor(band)).numpy()
+
+    bands = tuple(Ranked(*(moved(part, k) for part in band)) for k, band in enumerate(ranked.bands))
+    return ranked._replace(bands=bands)
+
+
+def reliability_sums(bands: Sequence[Ranked]) -> Tensor:
     """Sum up pairs by range and bin: float64 (4, 10, 3) of pairs, contacts and probabilities.
 
     A probability on a bin's edge is in the lower bin, as of scikit-learn's ``calibration_curve``.
-
-    Args:
-        probability: (N,) in [0, 1].
-        contact: bool (N,).
-        band: Integers (N,), of :func:`contactlm.metrics.calibration.bands_of`.
     """
-    p = probability.cpu().double()
-    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1]
-    code = band.cpu() * BINS + torch.bucketize(p, edges)
-    weights = (None, contact.cpu().double(), p)
-    sums = [torch.bincount(code, weight, minlength=BANDS * BINS).double() for weight in weights]
-    return torch.stack(sums, dim=-1).view(BANDS, BINS, 3)
+    edges = np.linspace(0, 1, BINS + 1)[1:-1]
+    sums = np.zeros((len(bands), BINS, 3))
+    for own, (pairs, contacts) in zip(sums, bands, strict=True):
+        cuts, hits = (np.searchsorted(part.astype(np.float64), edges, side="right") for part in (pairs, contacts))
+        running = np.concatenate([[0.0], np.cumsum(pairs, dtype=np.float64)])
+        bounds = np.concatenate([[0], cuts, [len(pairs)]])
+        own[:, 0], own[:, 1] = np.diff(bounds), np.diff(np.concatenate([[0], hits, [len(contacts)]]))
+        own[:, 2] = np.diff(running[bounds])
+    return torch.from_numpy(sums)
 
 
-def loss_sums(probability: Tensor, contact: Tensor, band: Tensor) -> Tensor:
-    """Sums of squared errors and of log losses by range, float64 (4, 2); the arguments are as above."""
-    p, y, of = probability.cpu().double(), contact.cpu().double(), band.cpu()
-    kept = p.clamp(LEAST, 1 - LEAST)
-    log_loss = -(y * kept.log() + (1 - y) * (-kept).log1p())
-    return torch.stack([torch.bincount(of, loss, minlength=BANDS) for loss in ((p - y) ** 2, log_loss)], dim=-1)
+def loss_sums(bands: Sequence[Ranked]) -> Tensor:
+    """Sums of squared errors and of log losses by range, float64 (4, 2)."""
+    sums = []
+    for pairs, contacts in bands:
+        p, hit = (np.clip(part.astype(np.float64), LEAST, 1 - LEAST) for part in (pairs, contacts))
+        squared = np.square(pairs, dtype=np.float64).sum() - 2 * contacts.sum(dtype=np.float64) + len(contacts)
+        sums.append([squared, -np.log1p(-p).sum() + (np.log1p(-hit) - np.log(hit)).sum()])
+    return torch.tensor(sums)
+
+
+def logit_histogram(bands: Sequence[Ranked]) -> Tensor:
+    """Count pairs by range, truth (other, contact) and log-odds: int32 (4, 2, 256)."""
+    between = (bin_logits()[1:] + bin_logits()[:-1]) / 2
+    edges = torch.sigmoid(between).numpy()
+    counts = np.zeros((len(bands), 2, LOGIT_BINS), np.int32)
+    for own, (pairs, contacts) in zip(counts, bands, strict=True):
+        below = [np.searchsorted(part.astype(np.float64), edges) for part in (pairs, contacts)]
+        every, own[1] = (
+            np.diff(np.concatenate([[0], cuts, [len(part)]]))
+            for cuts, part in zip(below, (pairs, contacts), strict=True)
+        )
+        own[0] = every - own[1]
+    return torch.from_numpy(counts)
 
 
 def calibrated_threshold(calibration: Calibration, histogram: Tensor) -> float:
