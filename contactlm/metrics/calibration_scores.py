@@ -172,10 +172,10 @@ def reliability_sums(bands: Sequence[Ranked]) -> Tensor:
 
     A probability on a bin's edge is in the lower bin, as of scikit-learn's ``calibration_curve``.
     """
-    edges = np.linspace(0, 1, BINS + 1)[1:-1]
+    edges = _lower32(np.linspace(0, 1, BINS + 1)[1:-1])
     sums = np.zeros((len(bands), BINS, 3))
     for own, (pairs, contacts) in zip(sums, bands, strict=True):
-        cuts, hits = (np.searchsorted(part.astype(np.float64), edges, side="right") for part in (pairs, contacts))
+        cuts, hits = (np.searchsorted(part, edges, side="right") for part in (pairs, contacts))
         running = np.concatenate([[0.0], np.cumsum(pairs, dtype=np.float64)])
         bounds = np.concatenate([[0], cuts, [len(pairs)]])
         own[:, 0], own[:, 1] = np.diff(bounds), np.diff(np.concatenate([[0], hits, [len(contacts)]]))
@@ -183,23 +183,30 @@ def reliability_sums(bands: Sequence[Ranked]) -> Tensor:
     return torch.from_numpy(sums)
 
 
+def _lower32(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The largest float32 not above each value: what is compared with them falls on the same side."""
+    rounded = values.astype(np.float32)
+    return np.where(rounded > values, np.nextafter(rounded, np.float32(0)), rounded)
+
+
 def loss_sums(bands: Sequence[Ranked]) -> Tensor:
     """Sums of squared errors and of log losses by range, float64 (4, 2)."""
     sums = []
     for pairs, contacts in bands:
-        p, hit = (np.clip(part.astype(np.float64), LEAST, 1 - LEAST) for part in (pairs, contacts))
+        p, hit = (np.clip(part, LEAST, 1 - LEAST) for part in (pairs, contacts))
         squared = np.square(pairs, dtype=np.float64).sum() - 2 * contacts.sum(dtype=np.float64) + len(contacts)
-        sums.append([squared, -np.log1p(-p).sum() + (np.log1p(-hit) - np.log(hit)).sum()])
-    return torch.tensor(sums)
+        log_loss = (np.log1p(-hit) - np.log(hit)).sum(dtype=np.float64) - np.log1p(-p).sum(dtype=np.float64)
+        sums.append([squared, log_loss])
+    return torch.tensor(sums, dtype=torch.float64)
 
 
 def logit_histogram(bands: Sequence[Ranked]) -> Tensor:
     """Count pairs by range, truth (other, contact) and log-odds: int32 (4, 2, 256)."""
     between = (bin_logits()[1:] + bin_logits()[:-1]) / 2
-    edges = torch.sigmoid(between).numpy()
+    edges = torch.sigmoid(between).float().numpy()
     counts = np.zeros((len(bands), 2, LOGIT_BINS), np.int32)
     for own, (pairs, contacts) in zip(counts, bands, strict=True):
-        below = [np.searchsorted(part.astype(np.float64), edges) for part in (pairs, contacts)]
+        below = [np.searchsorted(part, edges) for part in (pairs, contacts)]
         every, own[1] = (
             np.diff(np.concatenate([[0], cuts, [len(part)]]))
             for cuts, part in zip(below, (pairs, contacts), strict=True)
