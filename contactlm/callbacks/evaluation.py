@@ -11,7 +11,7 @@ from contactlm.atomic import write_csv
 from contactlm.callbacks.reliability import write_reliability
 from contactlm.metrics import ContactScores
 from contactlm.metrics.calibration import KINDS, Calibration, Kind
-from contactlm.metrics.calibration_scores import CONFIDENCE, CalibrationScores
+from contactlm.metrics.calibration_scores import CalibrationScores
 from contactlm.metrics.complex_scores import ComplexScores
 from contactlm.metrics.hit_scores import HitScores
 from contactlm.metrics.scores import MAIN_NAMES, means_by, nan_mean
@@ -78,14 +78,7 @@ class ContactEvaluation(L.Callback):
     def rows(self) -> list[dict[str, Any]]:
         """Every protein's scores of the last evaluation."""
         rows = self._hits.with_columns(self._complexes.with_columns(self._scores.rows))
-        if len(self._reliability) < 2:
-            return rows
-        calibrated = self._reliability[1]
-        columns = zip(calibrated.mcc_rows(), calibrated.confidence_rows(), strict=True)
-        return [
-            row | {"mcc_sep6_calibrated": value, CONFIDENCE: told[CONFIDENCE]}
-            for row, (value, told) in zip(rows, columns, strict=True)
-        ]
+        return self._reliability[1].with_columns(rows) if len(self._reliability) == 2 else rows
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Without calibration, do not apply one that a checkpoint brings."""

@@ -57,6 +57,7 @@ class CalibrationScores(ProteinStates):
         }
         super().__init__(rows, **kwargs)
         self.calibration = calibration
+        self._all: dict[str, Tensor] = {}  # of all processes, each protein once
 
     def update(
         self,
@@ -96,7 +97,8 @@ class CalibrationScores(ProteinStates):
             ``medium`` and ``long``; NaN for a range without pairs.
         """
         kept = self._distinct()
-        bins, losses = (self.gathered(name)[kept].double().sum(0) for name in ("bins", "losses"))
+        self._all = {name: self.gathered(name)[kept] for name in self._row_shapes}
+        bins, losses = (self._all[name].double().sum(0) for name in ("bins", "losses"))
         scores = {}
         for name in SCORED:
             pairs, contacts, sums = bins[RANGES[name]].sum(0).unbind(-1)
@@ -108,8 +110,11 @@ class CalibrationScores(ProteinStates):
         return scores
 
     def reliability(self) -> list[dict[str, Any]]:
-        """The points of reliability diagrams: a row for each range and bin that has pairs."""
-        bins = self.gathered("bins")[self._distinct()].double().sum(0)
+        """The points of reliability diagrams: a row for each range and bin that has pairs.
+
+        Like all that follows, on several ranks a collective call unless :meth:`compute` was called before.
+        """
+        bins = self._complete()["bins"].double().sum(0)
         rows = []
         for name in SCORED:
             for k, (pairs, contacts, sums) in enumerate(bins[RANGES[name]].sum(0).tolist()):
@@ -119,15 +124,25 @@ class CalibrationScores(ProteinStates):
         return rows
 
     def mcc_rows(self) -> list[float]:
-        """Each protein's ``mcc_sep6`` at the threshold 0.5, sorted as the rows of ``ContactScores`` are by index."""
-        counts = self.gathered("counts")[self._distinct()][:, RANGES["sep6"]].sum(1)
+        """Each protein's ``mcc_sep6`` at the threshold 0.5."""
+        counts = self._complete()["counts"][:, RANGES["sep6"]].sum(1)
         return mcc(counts)[0].tolist()
 
     def confidence_rows(self) -> list[dict[str, float]]:
         """Each protein's precision of the top L long-range pairs, and as the calibration foretells it (else NaN)."""
-        kept = self._distinct()
-        told, top = self.gathered("expected")[kept].tolist(), self.gathered("top")[kept, 1].tolist()
+        found = self._complete()
+        told, top = found["expected"].tolist(), found["top"][:, 1].tolist()
         return [{CONFIDENCE: a, "p_at_L_long": b} for a, b in zip(told, top, strict=True)]
+
+    def with_columns(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add ``mcc_sep6_calibrated`` and ``predicted_p_at_L_long`` to the rows of the same proteins."""
+        keys = (tuple(key) for key in self._complete()["key"].tolist())
+        columns = [
+            {"mcc_sep6_calibrated": value, CONFIDENCE: told[CONFIDENCE]}
+            for value, told in zip(self.mcc_rows(), self.confidence_rows(), strict=True)
+        ]
+        by_key = dict(zip(keys, columns, strict=True))
+        return [row | by_key[row["index"], _checksum(row["id"])] for row in rows]
 
     def confidence_scores(self) -> dict[str, float]:
         """Reliability of the predicted precision: mean of what was foretold minus what came, and mean distance."""
@@ -139,15 +154,17 @@ class CalibrationScores(ProteinStates):
 
     def fit(self, kind: Kind) -> Calibration | None:
         """Fit a calibration to these proteins; None without any pair to fit it to."""
-        kept = self._distinct()
-        histogram = self.gathered("histogram")[kept]
-        if not len(kept) or not bool(histogram.any()):
+        histogram, top = (self._complete()[name] for name in ("histogram", "top"))
+        if not bool(histogram.any()):
             return None
         slope, bias = fit_bands(histogram.sum(0, dtype=torch.int64), kind)
         plain = Calibration(kind, slope, bias)
-        top = self.gathered("top")[kept]
         confidence = fit_confidence(top[:, 0], top[:, 1])
         return Calibration(kind, slope, bias, calibrated_threshold(plain, histogram), confidence)
+
+    def _complete(self) -> dict[str, Tensor]:
+        self.compute()
+        return self._all
 
     def _distinct(self) -> list[int]:
         """Row numbers of the proteins, each once, sorted by index and id."""

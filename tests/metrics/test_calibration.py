@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss, matthews_corrcoef
 
+from contactlm.metrics import ContactScores
 from contactlm.metrics.calibration import Calibration, bands_of, fit_logistic, logit
 from contactlm.metrics.calibration_scores import BINS, CalibrationScores
 from contactlm.metrics.scores import score_protein
 from contactlm.metrics.thresholds import threshold_grid
+from tests.processes import run_ranks
 
 RANGES = {"sep6": (6, None), "short": (6, 11), "medium": (12, 23), "long": (24, None)}
 Proteins = list[tuple[torch.Tensor, torch.Tensor]]
@@ -214,6 +218,39 @@ def test_proteins_seen_twice_count_once() -> None:
     once, twice = scored(proteins), scored(proteins)
     twice.update([proteins[1][0]], [proteins[1][1]], ["p1"], [1])
     assert once.compute() == twice.compute() and once.fit("platt") == twice.fit("platt")
+
+
+def fitted_by_a_rank() -> tuple[int, Calibration | None, dict[str, float], list[dict[str, float]]]:
+    """Rank 1 has two proteins, one of them rank 0's as well."""
+    rank = int(os.environ["LOCAL_RANK"])
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    proteins, scores = made(0), CalibrationScores()
+    for k in [[0, 1, 2, 3, 4], [5, 0]][rank]:
+        scores.update([proteins[k][0]], [proteins[k][1]], [f"p{k}"], [k])
+    found = scores.fit("platt"), scores.compute(), scores.reliability()
+    torch.distributed.destroy_process_group()
+    return rank, *found
+
+
+@pytest.mark.slow
+def test_two_processes_fit_what_one_does(tmp_path: Path) -> None:
+    whole = scored(made(0))
+    for _, fitted, values, rows in run_ranks(fitted_by_a_rank, 2, folder=tmp_path):
+        assert fitted == whole.fit("platt") and rows == whole.reliability()
+        assert values == pytest.approx(whole.compute(), rel=1e-12)
+
+
+def test_rows_of_proteins_without_numbers_are_found_by_their_names() -> None:
+    proteins = made(5, 4)
+    fitted = scored(proteins).fit("platt")
+    plain, calibrated = ContactScores(), CalibrationScores(fitted)
+    for scores in (plain, calibrated):
+        for k, (probability, labels) in enumerate(proteins):
+            scores.update([probability], [labels], [f"q{7 - k}"])
+    for row in calibrated.with_columns(plain.rows):
+        probability, labels = proteins[7 - int(row["id"][1:])]
+        expected = score_protein(fitted.apply_map(probability), labels)["mcc_sep6"]
+        assert row["mcc_sep6_calibrated"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_plain_values_come_back_and_others_are_refused() -> None:
