@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from contactlm.alphabet import UNKNOWN_LETTER
 from contactlm.benchmark.lists import AskedChain
+from contactlm.benchmark.reader import ChainReader
 from contactlm.benchmark.structures import FoundFiles, author_chains, entry_in
 from contactlm.homology.alignment import Aligner
 from contactlm.metrics.contracts import Atom
 from contactlm.structure.beta_carbon import beta_carbons
-from contactlm.structure.files import split_name
-from contactlm.structure.parse import read_chains
 from contactlm.types import Chain, StructureError
 
 MIN_IDENTITY = 0.95  # of the known residues of the list that the file has
@@ -66,15 +65,18 @@ class CheckedChain:
         return placed[self.positions]
 
 
-def check_chains(chains: Sequence[AskedChain], files: FoundFiles, tell: Callable[[], object]) -> list[CheckedChain]:
+def check_chains(
+    chains: Sequence[AskedChain], files: FoundFiles, reader: ChainReader, tell: Callable[[], object]
+) -> list[CheckedChain]:
     """Look up every chain of a list.
 
     Args:
         chains: Those of the list.
         files: Of their entries.
+        reader: Reads them.
         tell: Called after each chain.
     """
-    reader, checked = _Reader(), []
+    checked = []
     for asked in chains:
         checked.append(_check(asked, files, reader))
         tell()
@@ -88,21 +90,7 @@ def counts(checked: Sequence[CheckedChain]) -> Counter[str]:
     return Counter(asked=len(checked), found=found, replaced=states[REPLACED], missing=states[MISSING])
 
 
-class _Reader:
-    """Reads files; the last one stays at hand, since lists name several parts of one chain."""
-
-    def __init__(self) -> None:
-        self._last: tuple[Path, dict[str, Chain]] | None = None
-
-    def chains(self, path: Path) -> Mapping[str, Chain]:
-        """Chains by the author's chain id."""
-        if self._last is None or self._last[0] != path:
-            stem = split_name(path)[0]
-            self._last = path, {chain.id[len(stem) + 1 :]: chain for chain in read_chains(path)}
-        return self._last[1]
-
-
-def _check(asked: AskedChain, files: FoundFiles, reader: _Reader) -> CheckedChain:
+def _check(asked: AskedChain, files: FoundFiles, reader: ChainReader) -> CheckedChain:
     if asked.facts.get("scorable") == "0":
         return CheckedChain(asked, MISSING, "the list says that it cannot be scored (scorable is 0)")
     path = files.of(asked)

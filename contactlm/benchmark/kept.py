@@ -10,8 +10,8 @@ from pathlib import Path
 
 from contactlm.atomic import note_use
 from contactlm.benchmark.check import CheckedChain
+from contactlm.benchmark.reader import FOLDER
 
-FOLDER = "benchmark"
 VERSION = 1  # raise it whenever a score changes its meaning: all are then computed again
 log = logging.getLogger(__name__)
 Scores = dict[str, float]

@@ -10,6 +10,7 @@ from contactlm.atomic import atomic_path, file_name, write_csv
 from contactlm.benchmark.check import MISSING, CheckedChain, check_chains
 from contactlm.benchmark.lists import BenchmarkSet, load_set, published_figures
 from contactlm.benchmark.page import write_page
+from contactlm.benchmark.reader import ChainReader
 from contactlm.benchmark.score import Predictor, score_copy, score_model, score_trivial
 from contactlm.benchmark.smoke import SMOKE, smoke_set
 from contactlm.benchmark.structures import StructureSource, obtain_structures
@@ -119,7 +120,7 @@ def _obtain(name: str, options: BenchmarkOptions) -> tuple[BenchmarkSet, list[Ch
         asked = load_set(name)
     files = obtain_structures(asked.chains, source, options.out)
     with Progress(f"Reading {asked.name}", "chain", len(asked.chains)) as bar:
-        return asked, check_chains(asked.chains, files, bar.update)
+        return asked, check_chains(asked.chains, files, ChainReader(options.cache_dir), bar.update)
 
 
 def _controls(chains: Sequence[CheckedChain], contracts: Sequence[str], options: BenchmarkOptions) -> list[Predictor]:

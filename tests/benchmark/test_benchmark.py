@@ -116,13 +116,14 @@ def test_contracts_with_other_atoms_take_those_atoms(tmp_path: Path, tiny_esm: P
     """A part of CASP14's list, whose contract has C-beta atoms, with a real file in the place of its chain."""
     from contactlm.benchmark.check import check_chains
     from contactlm.benchmark.lists import AskedChain
+    from contactlm.benchmark.reader import ChainReader
     from contactlm.benchmark.structures import StructureSource, obtain_structures
 
     file = shared / "pdb" / "edge" / "1aki.pdb"
     [chain] = read_chains(file)
     part = AskedChain("1aki_A", "1aki", "A", sequence=chain.sequence[20:120])
     source = StructureSource(tmp_path, file.parent)
-    [checked] = check_chains([part], obtain_structures([part], source, tmp_path), lambda: None)
+    [checked] = check_chains([part], obtain_structures([part], source, tmp_path), ChainReader(tmp_path), lambda: None)
     predictor = score.score_trivial([checked], ["ca8", "cb8-full"])
     flat = trivial_probability(100).numpy()
     for name, atoms in (("ca8", chain.ca), ("cb8-full", beta_carbons(file, chain))):
