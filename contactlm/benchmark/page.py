@@ -15,7 +15,6 @@ from contactlm.benchmark.table import (
     SetResult,
     difference_rows,
     stratum_rows,
-    table_rows,
 )
 from contactlm.metrics.contracts import CONTRACTS, OURS
 from contactlm.metrics.strata import TRAINING_STRATA
@@ -46,7 +45,7 @@ def _overview(results: Sequence[SetResult], score: str) -> str:
     names = list(dict.fromkeys(predictor.name for result in results for predictor in result.predictors))
     cells: dict[tuple[str, str], str] = {}
     for result in results:
-        for row in table_rows(result):
+        for row in result.table:
             if (row["subset"], row["contract"], row["score"]) == (WHOLE, OURS.name, score):
                 cells[row["predictor"], row["set"]] = _text(row)
     sets = [result.set.name for result in results]
@@ -63,7 +62,7 @@ def _set_parts(result: SetResult) -> list[str]:
     parts = [about, found, *_reasons(result.checked), *(f"Note: {remark}." for remark in result.remarks)]
     if not number["found"]:
         return parts
-    rows = table_rows(result)
+    rows = result.table
     names = [*SCORES, *([TUNED] if any(row["score"] == TUNED for row in rows) else [])]
     parts.append(_wide([row for row in rows if (row["subset"], row["contract"]) == (WHOLE, OURS.name)], names))
     for subset in result.subsets:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from contactlm.atomic import atomic_path, file_name, write_csv
 from contactlm.benchmark.check import MISSING, CheckedChain, check_chains
-from contactlm.benchmark.lists import BenchmarkSet, load_set, published_figures
+from contactlm.benchmark.lists import BenchmarkSet, PublishedFigure, load_set, published_figures
 from contactlm.benchmark.page import write_page
 from contactlm.benchmark.reader import ChainReader
 from contactlm.benchmark.score import Predictor, score_copy, score_model, score_trivial
@@ -20,7 +22,6 @@ from contactlm.benchmark.table import (
     difference_rows,
     score_rows,
     stratum_rows,
-    table_rows,
 )
 from contactlm.data.leakage import training_identity
 from contactlm.data.progress import Progress
@@ -137,15 +138,17 @@ def _controls(chains: Sequence[CheckedChain], contracts: Sequence[str], options:
 def _with_identity(
     predictor: Predictor, chains: Sequence[CheckedChain], training: Sequence[str] | None, cache_dir: Path
 ) -> Predictor:
-    if training is None:
+    if training is None or not chains:
         return predictor
     found = training_identity([chain.sequence for chain in chains], training, ClusterOptions(), cache_dir)
     identity = {chain.asked.id: float(value) for chain, value in zip(chains, found, strict=True)}
     return replace(predictor, identity=identity)
 
 
-def _figures(asked: BenchmarkSet) -> list:
+def _figures(asked: BenchmarkSet) -> list[PublishedFigure]:
     """Published figures whose chains are all in the list: of a part of a set, those of that part."""
+    if not asked.licence:  # a list of the user, whatever it is called
+        return []
     name, _, part = asked.name.partition(":")
     own = [figure for figure in published_figures() if figure.set == name]
     return [figure for figure in own if not part or figure.subset == part]
@@ -169,14 +172,19 @@ def _remarks(asked: BenchmarkSet, candidates: Sequence[Candidate], predictors: S
     return remarks
 
 
+def _or_empty(value: Any) -> Any:
+    """Leave empty what is not defined."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def write_results(results: Sequence[SetResult], out: Path) -> None:
     """Write the page and its tables.
 
     Raises:
         ContactLMError: The folder cannot be written.
     """
-    tables: Mapping[str, list] = {
-        TABLE: [row for result in results for row in (*table_rows(result), *stratum_rows(result))],
+    tables: Mapping[str, list[dict[str, Any]]] = {
+        TABLE: [row for result in results for row in (*result.table, *stratum_rows(result))],
         DIFFERENCES: [row for result in results for row in difference_rows(result)],
         **{f"chains_{file_name(result.set.name)}.csv": chain_rows(result) for result in results},
         **{f"scores_{file_name(result.set.name)}.csv": score_rows(result) for result in results},
@@ -184,7 +192,7 @@ def write_results(results: Sequence[SetResult], out: Path) -> None:
     try:
         for name, rows in tables.items():
             if rows:
-                write_csv(out / name, rows)
+                write_csv(out / name, [{key: _or_empty(value) for key, value in row.items()} for row in rows])
         with atomic_path(out / REPORT) as temporary:
             temporary.write_text(write_page(results), encoding="utf-8")
     except OSError as error:

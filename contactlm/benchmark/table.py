@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -46,6 +47,11 @@ class SetResult:
     def subsets(self) -> list[str]:
         """Parts that published figures are of, the whole first."""
         return [WHOLE, *dict.fromkeys(figure.subset for figure in self.figures if figure.subset != WHOLE)]
+
+    @cached_property
+    def table(self) -> list[dict[str, Any]]:
+        """What :func:`table_rows` gives."""
+        return table_rows(self)
 
     def asked(self, subset: str) -> list[AskedChain]:
         """The chains of a part that were found."""

@@ -112,6 +112,14 @@ def test_published_figures_stand_beside_their_own_chains_and_contract_only(tmp_p
     assert "older than the data that ESM-2 was pretrained on" in page
 
 
+def test_a_list_of_the_user_has_no_published_figures_whatever_it_is_called(tmp_path: Path, tiny_esm: Path) -> None:
+    write_pdb(tmp_path / "structures" / "1a3a.pdb", {"A": random_sequence(0, 60)})
+    asked = write_list(tmp_path / "esm-notebook.csv", [{"pdb_id": "1a3a", "chain": "A"}])
+    common = ("--structures", tmp_path / "structures", "--out", tmp_path / "out")
+    assert run(asked, "--model.pretrained", tiny_esm, *common) == 0
+    assert {row["contract"] for row in read_rows(tmp_path / "out" / "table.csv")} == {"ours"}
+
+
 def test_contracts_with_other_atoms_take_those_atoms(tmp_path: Path, tiny_esm: Path, shared: Path) -> None:
     """A part of CASP14's list, whose contract has C-beta atoms, with a real file in the place of its chain."""
     from contactlm.benchmark.check import check_chains
@@ -243,7 +251,7 @@ def test_copying_the_best_hit_stands_beside(tmp_path: Path, tiny_esm: Path) -> N
     assert run(*common, "--database", tmp_path / "db") == 0
     rows = {row["id"]: row for row in read_rows(out / "scores_mine.csv") if row["predictor"].startswith("copy")}
     assert [float(rows[f"9a0{k}_A"]["mcc_sep6"]) for k in range(3)] == [1.0, 1.0, 0.0]
-    assert rows["9a02_A"]["hit_identity"] in ("", "nan") and float(rows["9a00_A"]["hit_identity"]) == 1.0
+    assert rows["9a02_A"]["hit_identity"] == "" and float(rows["9a00_A"]["hit_identity"]) == 1.0
 
 
 def test_structures_come_from_the_server_once(tmp_path: Path, tiny_esm: Path, shared: Path, capsys) -> None:
