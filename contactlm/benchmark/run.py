@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from contactlm.atomic import atomic_path, file_name, write_csv
 from contactlm.benchmark.check import MISSING, CheckedChain, check_chains
 from contactlm.benchmark.lists import BenchmarkSet, PublishedFigure, load_set, published_figures
@@ -47,12 +49,13 @@ class Candidate:
     location: str
 
     def load(self) -> MapModule:
-        """Make the model.
+        """Make the model, on a GPU where there is one.
 
         Raises:
             ContactLMError: It cannot be loaded.
         """
-        return load_model(self.location)
+        module = load_model(self.location)
+        return module.to(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else module
 
 
 @dataclass(frozen=True)
