@@ -107,7 +107,7 @@ def difference_rows(result: SetResult) -> Iterator[dict[str, Any]]:
         for name in COMPARED:
             values = [one.rows[chain.id][name] - other.rows[chain.id][name] for chain in chains]
             estimate = estimate_mean(values, [chain.protein for chain in chains])
-            yield {"set": result.set.name, "model": one.name, "minus": other.name, "score": name, **estimate._asdict()}
+            yield {"set": result.set.name, "model": one.name, "minus": other.name, "score": name, **estimate.columns()}
 
 
 def score_rows(result: SetResult) -> list[dict[str, Any]]:
@@ -150,7 +150,7 @@ def _estimate(predictor: Predictor, chains: Sequence[AskedChain], score: str) ->
 
 def _row(name: str, subset: str, predictor: str, contract: str, score: str, estimate: Estimate) -> dict[str, Any]:
     about = {"set": name, "subset": subset, "predictor": predictor, "contract": contract, "score": score}
-    return {**about, **estimate._asdict(), "source": ""}
+    return {**about, **estimate.columns(), "source": ""}
 
 
 def _published(result: SetResult, figure: PublishedFigure) -> dict[str, Any]:

@@ -33,6 +33,11 @@ class Estimate(NamedTuple):
     high: float
     proteins: int
 
+    def columns(self) -> dict[str, float]:
+        """All of it by name."""
+        values = (self.mean, self.error, self.low, self.high, self.proteins)
+        return dict(zip(("mean", "error", "low", "high", "proteins"), values, strict=True))
+
 
 def estimate_mean(values: Sequence[float], groups: Sequence[Hashable] = (), seed: int = 0) -> Estimate:
     """Estimate the mean over proteins; of the differences of two models on the same proteins, that of their difference.
