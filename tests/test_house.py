@@ -23,6 +23,7 @@ BELOW = {
     "runs": {"modules"},
     "callbacks": {"structure", "metrics", "maps", "pages", "data", "modules", "runs"},
     "report": {"metrics", "pages", "runs"},
+    "benchmark": {"structure", "homology", "metrics", "data", "model", "retrieval", "modules", "callbacks"},
 }
 OF_EXTRAS = {"pyhmmer", "pydssp", "bokeh"}  # of contactlm[retrieval] and contactlm[pages]
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

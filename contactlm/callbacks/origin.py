@@ -48,6 +48,7 @@ def find_maker(trainer: L.Trainer, module: L.LightningModule, more: Mapping[str,
         "window": getattr(windows, "window", None),
         "overlap": getattr(windows, "least_overlap", None),
         "threshold": getattr(module, "call_threshold", None),
+        "calibration": _calibration(module),
         "precision": str(trainer.precision),
         "structures": module_facts(module, "equal").get("structures", {}).get("checksum"),
         **module_facts(module, "reads"),
@@ -55,6 +56,14 @@ def find_maker(trainer: L.Trainer, module: L.LightningModule, more: Mapping[str,
     }
     given = [f"{name}={_word(value)}" for name, value in sorted(options.items()) if value is not None]
     return Maker(weights_checksum(module), " ".join(given))
+
+
+def _calibration(module: L.LightningModule) -> str | None:
+    """A checksum of the calibration that a module applies; None: of none."""
+    fitted = getattr(module, "applied_calibration", None)
+    if fitted is None:
+        return None
+    return hashlib.sha256(json.dumps(fitted.to_dict(), sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 def _word(value: Any) -> str:

@@ -22,6 +22,7 @@ from contactlm.callbacks.prediction_index import PredictionIndex
 from contactlm.data.store import ChainStore
 from contactlm.maps.agreement import agreement
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap
+from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.structure.assembly import residue_positions
 from contactlm.types import ContactLMError, DataError
 
@@ -33,7 +34,19 @@ SUMMARY = "summary.csv"
 SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
 AGREEMENT = ("spearman_sep6", "shared_top_L")
 COLUMNS = (
-    *("id", "file", "length", "threshold", "contacts_sep6", "confidence", "hits", "seconds", *SCORES, *AGREEMENT),
+    *(
+        "id",
+        "file",
+        "length",
+        "threshold",
+        "contacts_sep6",
+        "confidence",
+        "hits",
+        "seconds",
+        *SCORES,
+        *AGREEMENT,
+        CONFIDENCE,
+    ),
     *("formats", "input", "model", "options"),
 )
 
@@ -302,6 +315,8 @@ def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
         "hits": " ".join("_".join(str(hit).split()) for hit in predicted.how.get("hits", [])),
         "seconds": f"{seconds:.3f}",
     }
+    if CONFIDENCE in predicted.how:
+        line[CONFIDENCE] = f"{predicted.how[CONFIDENCE]:.4f}"
     if predicted.labels is not None:
         scores = predicted.scores()
         line |= {name: f"{scores[name]:.4f}" for name in SCORES if not (predicted.is_ranked and "mcc" in name)}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -32,7 +33,7 @@ from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.callbacks.writer import PredictionWriter
 from contactlm.cli.choice import NOT_PATHS, chosen_class, plain_arguments
-from contactlm.cli.commands import ABOUT, COMMANDS, answer
+from contactlm.cli.commands import ABOUT, COMMANDS, SOME_SKIPPED, answer
 from contactlm.cli.configs import BASE, resolve_arguments
 from contactlm.cli.console import CANNOT_WRITE, file_trouble, run_line, score_table, set_up_log
 from contactlm.cli.help import HelpFormatter, arrange_help
@@ -48,6 +49,7 @@ from contactlm.runs.config_file import RunConfig
 from contactlm.runs.directory import claim_directory, run_directory
 from contactlm.runs.full_disk import outlast_full_disk
 from contactlm.runs.name import make_logger, names_instead
+from contactlm.runs.series import finished_run
 from contactlm.runs.signals import Stopped
 from contactlm.shipped import config_folder
 from contactlm.structure.labels import contact_labels
@@ -55,7 +57,6 @@ from contactlm.types import ContactLMError, ModelError
 
 log = logging.getLogger(__name__)
 
-SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
 KINDS = (
     "Files of a map; html: a page; csv: its pairs; pml, cxc, pdb: on its structure, for PyMOL, ChimeraX, as B-factors."
 )
@@ -160,6 +161,10 @@ class ContactCLI(LightningCLI):
         So the command that starts a run is the one that goes on with it.
         """
         seed = _plain_seed(config["seed_everything"]) if self.config["subcommand"] == "fit" else None
+        if seed is not None:
+            plain = yaml.safe_load(self._parser("fit").dump(config, skip_none=False, skip_validation=True))
+            if (finished := finished_run(plain, seed)) is not None:
+                raise NothingToDo(str(finished))
         path, folder = find_last(config["trainer"], config["name"], config["checkpoint"]["dirpath"], seed)
         if path is None and self.config["subcommand"] != "fit":
             raise ModelError(f"ckpt_path: last: no last.ckpt in {folder} and below; give the path of a checkpoint")
@@ -307,6 +312,10 @@ class ContactCLI(LightningCLI):
             sys.stdout.flush()
 
 
+class NothingToDo(Exception):  # noqa: N818 - it is no error
+    """The run that a command would start is finished; says which."""
+
+
 def tell(message: str, *values: object) -> None:
     """Log, from one process only, while there is no trainer yet."""
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning puts it there
@@ -334,6 +343,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given[0] in COMMANDS and COMMANDS[given[0]].entry:
             return COMMANDS[given[0]].load()(given[1:])
         return ContactCLI(plain_arguments(resolve_arguments(given))).status
+    except NothingToDo as finished:
+        tell("%s: nothing to do (another --name or --seed_everything starts a new run)", finished)
+        return 0
     except Stopped as stop:
         return stop.status
     except (ContactLMError, MisconfigurationException) as error:

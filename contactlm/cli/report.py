@@ -14,6 +14,7 @@ from contactlm.report.hits import hit_markdown, hit_rows, hit_strata
 from contactlm.report.hits_figure import draw_hits
 from contactlm.report.page import PAGE, write_overview, write_page
 from contactlm.report.read import Run, find_runs
+from contactlm.report.series import missing_lines
 from contactlm.report.summary import RULE, group_lines, left_out_lines, summarize
 from contactlm.report.table import curve_rows, markdown, table_rows
 from contactlm.types import ContactLMError, MissingExtraError
@@ -85,7 +86,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path, mixed: bool = Fal
             without_page = _write_page(group, summary, into / PAGE)
             lines += [*([f"set{number}:"] if len(groups) > 1 else []), *summary]
             text += [*([f"## set{number}"] if len(groups) > 1 else []), *_bullets(summary), tables]
-        last = [*left_out_lines(found.left_out), RULE, *without_page]
+        last = [*missing_lines(found), *left_out_lines(found.left_out), RULE, *without_page]
         if len(groups) > 1 and not without_page:
             write_overview([*lines, *last], [f"set{number}" for number in range(1, len(groups) + 1)], folder / PAGE)
         with atomic_path(folder / REPORT) as temporary:

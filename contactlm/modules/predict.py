@@ -63,7 +63,8 @@ def predict_contacts(
 ) -> ContactMap | list[ContactMap] | Iterator[ContactMap]:
     """Predict the contact maps of one or several sequences of any length.
 
-    Sequences of like length share a pass of the model, as many as fit a bound on its cost.
+    Sequences of like length share a pass of the model, as many as fit a bound on its cost. Probabilities are calibrated
+    where the model brings a calibration that was fitted on dev; each map's ``how`` says so.
 
     Args:
         sequences: L letters of the ESM alphabet; a list of such sequences; or an iterator over them, of which a few

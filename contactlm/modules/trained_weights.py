@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from contactlm.metrics.calibration import Calibration
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_backbone, check_head, check_weights, class_name
 from contactlm.modules.random_state import random_state, restore_random_state
 from contactlm.types import ModelError
@@ -30,6 +31,8 @@ class TrainedWeights(L.LightningModule):
         self.backbone_checksum: str | None = None  # of a pretrained backbone
         # Found on dev by ContactEvaluation; travels with checkpoints and exports.
         self.tuned_threshold: float | None = None
+        self.calibration: Calibration | None = None
+        self.applies_calibration = True  # to predicted maps
         self._random_state: dict[str, Tensor] | None = None
 
     def on_train_start(self) -> None:
@@ -64,6 +67,7 @@ class TrainedWeights(L.LightningModule):
             "backbone": self.hparams.get("pretrained"),
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "random_state": random_state(self.device),
         }
 
@@ -79,6 +83,8 @@ class TrainedWeights(L.LightningModule):
         check_head(about, self.head)
         check_backbone(about, self.hparams.get("pretrained"), self.backbone_checksum)
         self.tuned_threshold = about["tuned_threshold"]
+        fitted = about.get("calibration")  # older checkpoints have none
+        self.calibration = None if fitted is None else Calibration.from_dict(fitted)
         self._random_state = about["random_state"]
         saved = self.saved_names()
         check_weights(checkpoint["state_dict"], {n: w for n, w in self.state_dict().items() if n in saved})
