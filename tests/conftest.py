@@ -15,6 +15,11 @@ from Bio.Data import IUPACData
 
 from contactlm.alphabet import LETTERS
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.browser import Browser
+
 if TYPE_CHECKING:  # a test run with several workers starts them when this file is imported: torch takes seconds
     from contactlm import ContactModule
 
@@ -50,6 +55,15 @@ def shared() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTACTLM_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless browser, one a module; tests that need it are skipped where none is installed."""
+    from tests.browser import open_browser
+
+    with open_browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
 
 
 def random_sequence(seed: int, length: int) -> str:

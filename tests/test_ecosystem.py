@@ -51,9 +51,13 @@ def test_the_wheel_holds_what_a_run_needs_and_no_more(distributions: tuple[Path,
     assert "contactlm/py.typed" in names and about.replace("METADATA", "licenses/LICENSE") in names
     configs = {path.relative_to(config_folder()) for path in config_folder().rglob("*") if path.is_file()}
     assert {f"contactlm/lightning_configs/{path}" for path in configs} <= names and len(configs) > 10
+    lists = {f"contactlm/benchmark/lists/{path.name}" for path in (ROOT / "contactlm/benchmark/lists").iterdir()}
+    assert lists <= names and len(lists) == 11
     assert {name.split("/")[0] for name in names} == {"contactlm", about.split("/")[0]}
     modules = {path.relative_to(ROOT) for path in (ROOT / "contactlm").rglob("*.py")}
     assert {Path(name) for name in names if name.endswith(".py")} == modules
+    parts = {path.relative_to(ROOT) for kind in ("js", "css") for path in (ROOT / "contactlm").rglob(f"*.{kind}")}
+    assert {Path(name) for name in names if name.endswith((".js", ".css"))} == parts and len(parts) >= 5  # of pages
 
 
 def test_the_sdist_holds_the_project(distributions: tuple[Path, Path]) -> None:

@@ -114,7 +114,7 @@ def test_predict_writes_where_it_was_told(work: Path) -> None:
     assert main(["predict", *OPTIONS, "--data.predict_paths=in", "--out=results", "--formats=[npz, rr]"]) == 0
     written = {path for path in new_files(work, before) if not path.startswith("cache/")}
     assert all(path.count("/") == 1 and path.startswith("results/") for path in written)
-    names = {path.removeprefix("results/") for path in written} - {"summary.csv"}
+    names = {path.removeprefix("results/") for path in written} - {"summary.csv", "index.html"}
     assert len(names) == 2 * 2 * len(HOSTILE)
     check_names(sorted(name.rpartition(".")[0] for name in names if name.endswith(".rr")))
     maps = {ContactMap.load(work / "results" / name).id for name in names if name.endswith(".npz")}

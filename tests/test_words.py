@@ -209,7 +209,7 @@ def flags() -> dict[str, set[str]]:
     """The flags that each command's ``--help`` shows, with every module of the package."""
     calls = [("fit", "fit", f"--model_class=contactlm.{name}") for name in MODULES]
     calls += [("predict", "predict"), ("index", "index", "build")]
-    calls += [(name, name) for name in ("export", "report", "pack")]
+    calls += [(name, name) for name in ("export", "report", "pack", "benchmark")]
     shown: dict[str, set[str]] = {}
     for command, *arguments in calls:
         shown.setdefault(command, set()).update(re.findall(r"--[a-z][\w.]*\w", help_of(*arguments)))

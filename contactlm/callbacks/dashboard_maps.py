@@ -27,6 +27,7 @@ class Exhibit(NamedTuple):
     number: int  # in its data set
     probability: Tensor  # float32 (L, L)
     labels: Tensor  # int8 (L, L)
+    chain_lengths: tuple[int, ...] = ()  # of a complex
 
 
 class Exhibits:
@@ -45,11 +46,13 @@ class Exhibits:
         self._nearest: dict[int, Exhibit] = {}
 
     def add(self, outputs: Mapping[str, Any]) -> None:
-        """Look at a batch: ``ids``, ``probability``, ``labels`` and, if there are any, ``indices``."""
+        """Look at a batch: ``ids``, ``probability``, ``labels`` and, if there are any, ``indices`` and ``chain_of``."""
         indices = outputs.get("indices") or [-1] * len(outputs["ids"])
-        rows = zip(outputs["ids"], indices, outputs["probability"], outputs["labels"], strict=True)
-        for name, index, probability, labels in rows:
-            candidate = Exhibit(len(labels), name, int(index), probability, labels)
+        chains = outputs.get("chain_of") or [None] * len(outputs["ids"])
+        rows = zip(outputs["ids"], indices, outputs["probability"], outputs["labels"], chains, strict=True)
+        for name, index, probability, labels, chain_of in rows:
+            lengths = () if chain_of is None else tuple(chain_of.bincount().tolist())
+            candidate = Exhibit(len(labels), name, int(index), probability, labels, lengths)
             for wanted in self.lengths:
                 held = self._nearest.get(wanted)
                 if held is None or _distance(candidate, wanted) < _distance(held, wanted):
@@ -77,7 +80,8 @@ def draw(exhibit: Exhibit, threshold: float) -> NDArray[np.uint8]:
     figure = Figure(figsize=PICTURE_INCHES, dpi=PICTURE_DPI, layout="compressed")
     canvas = FigureCanvasAgg(figure)
     probability, labels = (values.detach().cpu().numpy() for values in (exhibit.probability.float(), exhibit.labels))
-    predicted = ContactMap(exhibit.id, "X" * exhibit.length, probability, labels, threshold)
+    how = {"chain_lengths": list(exhibit.chain_lengths)} if exhibit.chain_lengths else {}
+    predicted = ContactMap(exhibit.id, "X" * exhibit.length, probability, labels, threshold, how)
     predicted.plot(figure.add_subplot())
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -8,15 +8,20 @@ from typing import Any
 import lightning as L
 
 from contactlm.atomic import write_csv
+from contactlm.callbacks.reliability import write_reliability
 from contactlm.metrics import ContactScores
+from contactlm.metrics.calibration import KINDS, Calibration, Kind
+from contactlm.metrics.calibration_scores import CalibrationScores
 from contactlm.metrics.complex_scores import ComplexScores
 from contactlm.metrics.hit_scores import HitScores
-from contactlm.metrics.scores import MAIN_NAMES, means_by
+from contactlm.metrics.scores import MAIN_NAMES, means_by, nan_mean
 from contactlm.metrics.strata import training_stratum
 from contactlm.runs.directory import run_directory
 from contactlm.runs.full_disk import outlast_full_disk
+from contactlm.types import ContactLMError
 
 _OF_OTHERS = ("trivial_", "copy_")  # scores of predictors that are not the module
+_OF_PROBABILITIES = ("mcc", "ece_", "brier_", "log_loss_", "confidence_")  # parts of names of what ranks have not
 
 
 class ContactEvaluation(L.Callback):
@@ -46,30 +51,53 @@ class ContactEvaluation(L.Callback):
     retrieval module do, have the main scores of copying logged as ``copy_…``, and both by that identity:
     ``test/mcc_sep6@nohit``, ``…@hit<30``, ``…@hit30-50``, ``…@hit>=50``.
 
-    Of a module whose attribute ``gives_ranks`` is true, no score at a threshold is logged, and none is tuned.
+    Of a module whose attribute ``gives_ranks`` is true, nothing is tuned or calibrated, and no score at a
+    threshold or of probabilities is logged.
+
+    Probabilities are judged as well, over all pairs at least 6 residues apart: ``ece_sep6`` (expected calibration
+    error), ``brier_sep6`` and ``log_loss_sep6``, and the same for ``short``, ``medium`` and ``long``. A calibration is
+    fitted on every look at dev and put into the module's attribute ``calibration``, if it has one; it is saved in
+    checkpoints and exports, and ``predict`` applies it. Scores go on being those of the probabilities as they are; in a
+    test, those of calibrated ones stand beside them as ``test/ece_sep6_calibrated`` and so on, and
+    ``test/mcc_sep6_calibrated`` is at the threshold 0.5. The run directory gets ``reliability.csv`` and
+    ``reliability.png``. ``test/confidence_error`` and ``…_bias`` tell how far the precision that is predicted of each
+    protein (``predicted_p_at_L_long``) is from its ``p_at_L_long``.
 
     Args:
         threshold: A pair is called a contact when its probability is above it.
+        calibration: ``"platt"`` (slope and bias of the log-odds) or ``"temperature"`` (slope alone), per range of
+            sequence separation. None: none is fitted, and one that a checkpoint brings is not applied.
         write_rows: Write each protein's scores to ``test_scores.csv`` in the run directory.
     """
 
-    def __init__(self, threshold: float = 0.5, write_rows: bool = True) -> None:
-        self.threshold = threshold
+    def __init__(self, threshold: float = 0.5, write_rows: bool = True, calibration: Kind | None = "platt") -> None:
+        if calibration not in (None, *KINDS):
+            raise ContactLMError(f"calibration is {calibration!r}; give null or one of {', '.join(KINDS)}")
+        self.threshold, self.calibration = threshold, calibration
         self.write_rows = write_rows
         self._scores = ContactScores(threshold)
         self._complexes = ComplexScores(threshold)
         self._hits = HitScores(threshold)
+        self._reliability: list[CalibrationScores] = []  # as they are; and calibrated, where that can be
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """Every protein's scores of the last evaluation."""
-        return self._hits.with_columns(self._complexes.with_columns(self._scores.rows))
+        rows = self._hits.with_columns(self._complexes.with_columns(self._scores.rows))
+        return self._reliability[1].with_columns(rows) if len(self._reliability) == 2 else rows
 
-    def _forget(self, pl_module: L.LightningModule, tuned: float | None) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Without calibration, do not apply one that a checkpoint brings."""
+        if self.calibration is None and hasattr(pl_module, "applies_calibration"):
+            pl_module.applies_calibration = False  # type: ignore[assignment]  # modules take any attribute
+
+    def _forget(self, pl_module: L.LightningModule, tuned: float | None, fitted: Calibration | None = None) -> None:
         # on the module's device: NCCL gathers nothing on the CPU
         self._scores = ContactScores(self.threshold, tuned).to(pl_module.device)
         self._complexes = ComplexScores(self.threshold, tuned, pl_module.device)
         self._hits = HitScores(self.threshold, pl_module.device)
+        kinds = [None] if fitted is None or self.calibration is None else [None, fitted]
+        self._reliability = [CalibrationScores(kind).to(pl_module.device) for kind in kinds]
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the proteins of the evaluation before."""
@@ -77,7 +105,8 @@ class ContactEvaluation(L.Callback):
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the proteins of the evaluation before."""
-        self._forget(pl_module, getattr(pl_module, "tuned_threshold", None))
+        tuned, fitted = (getattr(pl_module, name, None) for name in ("tuned_threshold", "calibration"))
+        self._forget(pl_module, tuned, fitted)
 
     def on_validation_batch_end(
         self,
@@ -94,6 +123,8 @@ class ContactEvaluation(L.Callback):
         self._scores.update(probability, labels, ids, indices, chain_of)
         self._complexes.update(probability, labels, ids, indices, chain_of)
         self._hits.update(outputs.get("copied"), labels, ids, indices, chain_of, outputs.get("nearest", ()))
+        for scores in self._reliability:
+            scores.update(probability, labels, ids, indices, chain_of)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -104,6 +135,9 @@ class ContactEvaluation(L.Callback):
             scores["tuned_threshold"], scores["mcc_sep6_tuned"] = self._scores.tune_threshold()
             if hasattr(pl_module, "tuned_threshold"):
                 pl_module.tuned_threshold = scores["tuned_threshold"]  # type: ignore[assignment]  # modules take any attribute
+            if hasattr(pl_module, "calibration"):
+                fitted = None if self.calibration is None else self._reliability[0].fit(self.calibration)
+                pl_module.calibration = fitted  # type: ignore[assignment]  # likewise
         self._log(pl_module, "dev", scores | self._of_parts(trainer, "dev"))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -111,9 +145,13 @@ class ContactEvaluation(L.Callback):
         scores = self._scores.compute()
         if self._scores.tuned_threshold is not None:
             scores["tuned_threshold"] = self._scores.tuned_threshold
+        if len(self._reliability) == 2:
+            scores["mcc_sep6_calibrated"] = nan_mean(self._reliability[1].mcc_rows())
         self._log(pl_module, "test", scores | self._of_parts(trainer, "test"))
         folder = run_directory(trainer)  # the processes agree on it: all must ask
         if self.write_rows and trainer.is_global_zero and folder is not None:
+            if not getattr(pl_module, "gives_ranks", False):
+                write_reliability(Path(folder), self._reliability)
             path = Path(folder) / "test_scores.csv"
             with outlast_full_disk(path):
                 rows = [_meaningful(pl_module, row) for row in self.rows]
@@ -121,8 +159,17 @@ class ContactEvaluation(L.Callback):
 
     def _of_parts(self, trainer: L.Trainer, role: str) -> dict[str, float]:
         """Scores of complexes, of copying, and of strata."""
-        parts = self._complexes.compute() | self._hits.compute()
+        parts = self._complexes.compute() | self._hits.compute() | self._of_probabilities()
         return parts | self._by_identity(trainer, role) | self._hits.by_stratum(self.rows)
+
+    def _of_probabilities(self) -> dict[str, float]:
+        """How far probabilities can be believed, as they are and calibrated."""
+        plain, *calibrated = self._reliability
+        scores = plain.compute()
+        for each in calibrated:
+            scores |= {f"{name}_calibrated": value for name, value in each.compute().items()}
+            scores |= each.confidence_scores()
+        return scores
 
     def _by_identity(self, trainer: L.Trainer, role: str) -> dict[str, float]:
         """Main scores of proteins in each stratum of identity to the training set that has any."""
@@ -141,7 +188,11 @@ class ContactEvaluation(L.Callback):
 
 
 def _meaningful(module: L.LightningModule, scores: dict[str, Any]) -> dict[str, Any]:
-    """Scores that need no threshold, of a module that gives ranks; all of any other."""
+    """Scores that need no probabilities, of a module that gives ranks; all of any other."""
     if not getattr(module, "gives_ranks", False):
         return scores
-    return {name: value for name, value in scores.items() if name.startswith(_OF_OTHERS) or "mcc" not in name}
+    return {
+        name: value
+        for name, value in scores.items()
+        if name.startswith(_OF_OTHERS) or not any(part in name for part in _OF_PROBABILITIES)
+    }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from contactlm.callbacks.run_facts import module_facts
 
+FILE_OPTIONS = ("dtype", "pairs_per_residue")
 DIGITS = 16  # hexadecimal, of a checksum
 NAMED = 5  # proteins that a reason names
 
@@ -26,10 +27,12 @@ class Maker:
     Attributes:
         model: Checksum of all weights, those of adapters and heads included.
         options: What else decides a map and its files, as ``name=value`` with spaces between.
+        of_files: Names of those that decide no map but a kind of file, which other results may lack.
     """
 
     model: str
     options: str
+    of_files: frozenset[str] = frozenset(FILE_OPTIONS)
 
 
 def find_maker(trainer: L.Trainer, module: L.LightningModule, more: Mapping[str, Any]) -> Maker:
@@ -38,13 +41,14 @@ def find_maker(trainer: L.Trainer, module: L.LightningModule, more: Mapping[str,
     Args:
         trainer: Its precision counts.
         module: With the weights it predicts with.
-        more: Further options.
+        more: Further options, of files.
     """
     windows = getattr(module, "windows", None)
     options = {
         "window": getattr(windows, "window", None),
         "overlap": getattr(windows, "least_overlap", None),
         "threshold": getattr(module, "call_threshold", None),
+        "calibration": _calibration(module),
         "precision": str(trainer.precision),
         "structures": module_facts(module, "equal").get("structures", {}).get("checksum"),
         **module_facts(module, "reads"),
@@ -52,6 +56,14 @@ def find_maker(trainer: L.Trainer, module: L.LightningModule, more: Mapping[str,
     }
     given = [f"{name}={_word(value)}" for name, value in sorted(options.items()) if value is not None]
     return Maker(weights_checksum(module), " ".join(given))
+
+
+def _calibration(module: L.LightningModule) -> str | None:
+    """A checksum of the calibration that a module applies; None: of none."""
+    fitted = getattr(module, "applied_calibration", None)
+    if fitted is None:
+        return None
+    return hashlib.sha256(json.dumps(fitted.to_dict(), sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 def _word(value: Any) -> str:
@@ -101,15 +113,25 @@ def what_differs(line: Mapping[str, str], maker: Maker, made_from: str) -> str |
         reasons.append("another sequence or structure")
     if line["model"] != maker.model:
         reasons.append(f"another model (checksum {line['model']}, now {maker.model})")
-    if line["options"] != maker.options:
-        reasons.append(f"other options ({_changes(line['options'], maker.options)})")
+    if changes := _changes(line["options"], maker):
+        reasons.append(f"other options ({changes})")
     return f"was made from {' and '.join(reasons)}" if reasons else None
 
 
-def _changes(before: str, now: str) -> str:
-    """Options that differ, as ``window=512, now 1022``."""
-    old, new = (dict(part.partition("=")[::2] for part in text.split()) for text in (before, now))
-    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+def join_options(before: str, now: str) -> str:
+    """All options of two results of one map, those of now where both have one."""
+    return " ".join(f"{name}={value}" for name, value in sorted((_options(before) | _options(now)).items()))
+
+
+def _options(text: str) -> dict[str, str]:
+    return dict(part.partition("=")[::2] for part in text.split())
+
+
+def _changes(before: str, maker: Maker) -> str:
+    """Options that differ, as ``window=512, now 1022``; those of a kind of file only where both have it."""
+    old, new = _options(before), _options(maker.options)
+    one_sided = maker.of_files & (old.keys() ^ new.keys())
+    names = [name for name in sorted((old.keys() | new.keys()) - one_sided) if old.get(name) != new.get(name)]
     return ", ".join(f"{name}={old.get(name, 'none')}, now {new.get(name, 'none')}" for name in names)
 
 

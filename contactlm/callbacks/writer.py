@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,22 +16,38 @@ import numpy as np
 import torch
 
 from contactlm.atomic import FileNames, atomic_path, file_name, remove_temporaries
-from contactlm.callbacks.origin import Maker, find_maker, input_checksum, tell_reasons, what_differs
+from contactlm.callbacks.map_files import DEFAULT_FORMATS, FORMATS, MapFiles
+from contactlm.callbacks.origin import Maker, find_maker, input_checksum, join_options, tell_reasons, what_differs
+from contactlm.callbacks.prediction_index import PredictionIndex
 from contactlm.data.store import ChainStore
 from contactlm.maps.agreement import agreement
-from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
+from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap
+from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.structure.assembly import residue_positions
-from contactlm.types import ContactLMError
+from contactlm.types import ContactLMError, DataError
+
+__all__ = ["DEFAULT_FORMATS", "FORMATS", "PredictionWriter"]
 
 log = logging.getLogger(__name__)
 
-FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITERS)
 SUMMARY = "summary.csv"
 SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
 AGREEMENT = ("spearman_sep6", "shared_top_L")
 COLUMNS = (
-    *("id", "file", "length", "threshold", "contacts_sep6", "seconds", *SCORES, *AGREEMENT),
-    *("input", "model", "options"),
+    *(
+        "id",
+        "file",
+        "length",
+        "threshold",
+        "contacts_sep6",
+        "confidence",
+        "hits",
+        "seconds",
+        *SCORES,
+        *AGREEMENT,
+        CONFIDENCE,
+    ),
+    *("formats", "input", "model", "options"),
 )
 
 
@@ -42,49 +57,47 @@ class PredictionWriter(L.Callback):
     Works with any LightningModule whose ``predict_step`` returns a list of :class:`contactlm.ContactMap`. With
     ``ContactDataModule``, proteins whose results exist already are not predicted again, if these were made from the
     same sequence (and structure, where it is known), the same weights and the same options: the summary's columns
-    ``input`` and ``model`` (checksums) and ``options`` tell. What differs is computed again, and said. One process at
-    a time writes to a folder: what killed runs left half written there is removed.
+    ``input`` and ``model`` (checksums) and ``options`` tell. What differs is computed again, and said; a format that is
+    missing is written from the ``.npz`` where that is there. One process at a time writes to a folder: what killed runs
+    left half written there is removed.
 
     Args:
-        out: Folder of the files ``<id>.npz``, ``<id>.rr``, ``<id>.png`` and ``summary.csv``, whose column ``file``
-            gives their names without the suffix: letters that files cannot have are replaced.
-        formats: What to write of each protein.
+        out: Folder of the files ``<id>.npz``, ``<id>.rr``, … and ``summary.csv``, whose column ``file`` gives their
+            names without the suffix: letters that files cannot have are replaced. ``index.html`` shows all of them.
+        formats: What to write of each protein: ``npz``, ``rr`` (CASP), ``png``, ``html`` (a page), ``csv`` (the pairs),
+            and on its structure ``pml`` (PyMOL), ``cxc`` (ChimeraX) and ``pdb`` (contact numbers as B-factors).
         overwrite: Predict and write again what exists.
         dtype: Of the probabilities in ``.npz`` files: ``"float32"``, or ``"float16"`` for half the space.
         pairs_per_residue: Most pairs in an ``.rr`` file, in units of L; None: all that are at all probable.
         beside: Folder of ``.npz`` maps by another model, as this callback writes them: where it has one of the same
             protein, the summary says how far both agree (see :func:`contactlm.maps.agreement.agreement`).
+        structure: A structure file, of the protein or a relative, to show maps on whose input is a sequence.
 
     Raises:
-        ContactLMError: An unknown format, or none; ``pairs_per_residue`` that is not positive; or ``beside`` that is no
-            folder, or ``out`` itself.
+        ContactLMError: An unknown format, none, or one whose library is not installed; ``pairs_per_residue`` that is
+            not positive; ``structure`` that is not there; ``beside`` that is no folder, or ``out`` itself.
     """
 
     def __init__(
         self,
         out: str | Path,
-        formats: Sequence[str] = FORMATS,
+        formats: Sequence[str] = DEFAULT_FORMATS,
         overwrite: bool = False,
         dtype: Literal["float16", "float32"] = "float32",
         pairs_per_residue: float | None = RR_PAIRS_PER_RESIDUE,
+        structure: str | Path | None = None,
         beside: str | Path | None = None,
     ) -> None:
-        unknown = [name for name in formats if name not in FORMATS]
-        if unknown or not formats:
-            raise ContactLMError(f"formats: {list(formats)} given; choose from {', '.join(FORMATS)}")
-        if pairs_per_residue is not None and not 0 < pairs_per_residue < math.inf:
-            raise ContactLMError(f"pairs_per_residue: {pairs_per_residue} given; it must be positive (null: all pairs)")
         self.out = Path(out).expanduser()
         self.beside = None if beside is None else OtherMaps(beside, self.out)
-        self.formats = tuple(formats)
+        self.files = MapFiles(self.out, formats, dtype, pairs_per_residue, structure)
         self.overwrite = overwrite
-        self.dtype = dtype
-        self.pairs_per_residue = pairs_per_residue
         self.kept = 0
+        self.completed = 0
         self.written = 0
         self._began = 0.0
         self._lines: dict[str, dict[str, str]] = {}  # of earlier runs
-        self._names = FileNames()
+        self._index = PredictionIndex(self.out)
         self._maker: Maker | None = None
         self._inputs: dict[str, str] = {}
 
@@ -96,7 +109,8 @@ class PredictionWriter(L.Callback):
         with self._as_an_error():
             self.out.mkdir(parents=True, exist_ok=True)
             self._lines = read_summary(self.out / SUMMARY)
-        self._names = FileNames({name: line["file"] for name, line in self._lines.items() if line.get("file")})
+        self.files.names = FileNames({name: line["file"] for name, line in self._lines.items() if line.get("file")})
+        self.files.without = {}
         data = trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
         if hasattr(data, "leave_out"):  # it asks when the weights of a checkpoint are loaded
             data.leave_out(partial(self._finished, trainer, pl_module))
@@ -108,18 +122,41 @@ class PredictionWriter(L.Callback):
         """The chains whose results exist and would be the same; the summary keeps no line of the others."""
         maker = self._made_by(trainer, pl_module)
         self._inputs = {name: _input_of(store, i) for i, name in enumerate(store.ids)}
-        there = {name for name in store.ids if name in self._lines and not self.overwrite and self._is_written(name)}
-        differing = {name: what_differs(self._lines[name], maker, self._inputs[name]) for name in sorted(there)}
+        self.files.origins = getattr(trainer.datamodule, "predict_files", {})  # type: ignore[attr-defined]
+        lines = [] if self.overwrite else [self._lines[name] for name in sorted(store.ids) if name in self._lines]
+        missing = {line["id"]: self.files.missing(line) for line in lines}
+        there = [line["id"] for line in lines if not missing[line["id"]] or self.files.can_complete(line)]
+        differing = {name: what_differs(self._lines[name], maker, self._inputs[name]) for name in there}
         finished = {name for name, reason in differing.items() if reason is None}
         if trainer.is_global_zero:
             for sentence in tell_reasons({name: reason for name, reason in differing.items() if reason is not None}):
                 log.warning("%s: %s", self.out, sentence)
-            again = set(store.ids) - finished
             with self._as_an_error():
                 remove_temporaries(self.out)
+                finished -= self._complete({name: missing[name] for name in sorted(finished) if missing[name]}, maker)
+                again = set(store.ids) - finished
                 _write_summary(self.out / SUMMARY, [line for name, line in self._lines.items() if name not in again])
+        finished = trainer.strategy.broadcast(finished)
         self.kept = len(finished)
         return finished
+
+    def _complete(self, missing: Mapping[str, Sequence[str]], maker: Maker) -> set[str]:
+        """Write the kinds that are missing from the ``.npz`` files; the proteins whose file is damaged."""
+        damaged = set()
+        for name, kinds in missing.items():
+            try:
+                saved = ContactMap.load(self.files.path(name, "npz"))
+            except DataError as error:
+                log.warning("%s; it is predicted again", error)
+                damaged.add(name)
+                continue
+            line = self._lines[name]
+            formats = [*line["formats"].split(), *self.files.write(saved, kinds)]
+            line["formats"] = " ".join(dict.fromkeys(formats))
+            line["options"] = join_options(line["options"], maker.options)
+            self._index.draw(saved)
+            self.completed += 1
+        return damaged
 
     @contextmanager
     def _as_an_error(self) -> Iterator[None]:
@@ -132,17 +169,10 @@ class PredictionWriter(L.Callback):
 
     def _made_by(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Maker:
         if self._maker is None:
-            options: dict[str, Any] = {"dtype": self.dtype} if "npz" in self.formats else {}
-            options |= {"pairs_per_residue": str(self.pairs_per_residue)} if "rr" in self.formats else {}
+            options = self.files.options()
             options |= {} if self.beside is None else {"beside": file_name(str(self.beside.folder))}
             self._maker = find_maker(trainer, pl_module, options)
         return self._maker
-
-    def _is_written(self, name: str) -> bool:
-        return all(self._path(name, kind).is_file() for kind in self.formats)
-
-    def _path(self, name: str, kind: str) -> Path:
-        return self.out / f"{self._names.of(name)}.{kind}"
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Know what predicts, whatever the data module."""
@@ -174,6 +204,15 @@ class PredictionWriter(L.Callback):
         own = torch.tensor(float(self.written), device=pl_module.device)
         self.written = int(trainer.strategy.reduce(own, reduce_op="sum"))
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Name what could not be shown on a structure, and write ``index.html``."""
+        if stage != "predict" or self._maker is None:
+            return
+        self.files.tell()
+        if trainer.is_global_zero:
+            with self._as_an_error():
+                self._index.write(read_summary(self.out / SUMMARY), self.files)
+
     def write(self, predicted: ContactMap, seconds: float) -> None:
         """Write the files of one protein, then its line in the summary.
 
@@ -183,9 +222,9 @@ class PredictionWriter(L.Callback):
         if self._maker is not None:
             predicted.how = {**predicted.how, "model_checksum": self._maker.model}
         try:
-            for kind in self.formats:
-                self._save(predicted, kind)
-            self._append(self._line(predicted, seconds))
+            formats = self.files.write(predicted, self.files.formats)
+            self._append({**self._line(predicted, seconds), "formats": " ".join(formats)})
+            self._index.draw(predicted)
         except OSError as error:
             raise ContactLMError(
                 f"out: {predicted.id} cannot be written to {self.out} ({error.strerror}); {self.written} maps were "
@@ -193,17 +232,8 @@ class PredictionWriter(L.Callback):
             ) from error
         self.written += 1
 
-    def _save(self, predicted: ContactMap, kind: str) -> None:
-        path = self._path(predicted.id, kind)
-        if kind == "npz":
-            write_npz(predicted, path, self.dtype)
-        elif kind == "rr":
-            write_rr(predicted, path, pairs_per_residue=self.pairs_per_residue)
-        else:
-            predicted.save(path)
-
     def _line(self, predicted: ContactMap, seconds: float) -> dict[str, Any]:
-        line = {**summary_line(predicted, seconds), "file": self._names.of(predicted.id)}
+        line = {**summary_line(predicted, seconds), "file": self.files.names.of(predicted.id)}
         line |= {} if self.beside is None else self.beside.agreement_with(predicted)
         if self._maker is not None:
             line |= {"model": self._maker.model, "options": self._maker.options}
@@ -281,12 +311,22 @@ def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
         "length": L,
         "threshold": f"{predicted.threshold:.3f}",
         "contacts_sep6": int(called[np.triu(positions - positions[:, None] >= 6)].sum()),
+        "confidence": f"{confidence(predicted):.4f}" if L else "",
+        "hits": " ".join("_".join(str(hit).split()) for hit in predicted.how.get("hits", [])),
         "seconds": f"{seconds:.3f}",
     }
+    if CONFIDENCE in predicted.how:
+        line[CONFIDENCE] = f"{predicted.how[CONFIDENCE]:.4f}"
     if predicted.labels is not None:
         scores = predicted.scores()
         line |= {name: f"{scores[name]:.4f}" for name in SCORES if not (predicted.is_ranked and "mcc" in name)}
     return line
+
+
+def confidence(predicted: ContactMap) -> float:
+    """The mean probability of the L most probable pairs, at |i − j| ≥ 6 or of different chains; NaN of none."""
+    top = [pair.probability for pair in predicted.top()]
+    return sum(top) / len(top) if top else float("nan")
 
 
 def read_summary(path: Path) -> dict[str, dict[str, str]]:

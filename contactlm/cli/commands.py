@@ -14,12 +14,13 @@ from importlib import import_module
 from contactlm.shipped import __version__
 
 BAD_ARGUMENTS = 2  # exit status
+SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
 STATUSES = """\
 exit status:
   0    done
   1    something you can mend, said in one message
   2    arguments that cannot be understood
-  3    predict, index: done, but some inputs had to be skipped (they are named)
+  3    predict, index, benchmark: done, but some inputs had to be skipped (they are named)
   130  interrupted by Ctrl-C (143: by SIGTERM)"""
 
 
@@ -76,6 +77,10 @@ COMMANDS = {
                 "contactlm predict --ckpt_path best.ckpt --data.predict_paths a.fa --formats '[rr]'",
                 "CASP format only",
             ),
+            (
+                "contactlm predict --ckpt_path best.ckpt --data.predict_paths b.cif --formats '[npz,html,pml]'",
+                "a page, and a PyMOL script; index.html shows all",
+            ),
         ),
     ),
     "plan": Command(
@@ -102,6 +107,21 @@ COMMANDS = {
         "make a database of known structures, for models that read them",
         (("contactlm index build --structures my/structures --out db", "again: reads new and changed files only"),),
         entry="contactlm.cli.index:index_command",
+    ),
+    "benchmark": Command(
+        "score models on public test sets, beside published figures of the same chains and contract",
+        (
+            ("contactlm benchmark list", "the sets, their sources and licences, and the contracts"),
+            (
+                "contactlm benchmark foldbench-test cameo2022 --ckpt_path best.ckpt --out benchmark",
+                "fetches structures",
+            ),
+            (
+                "contactlm benchmark my.csv --structures DIR --model.pretrained facebook/esm2_t6_8M_UR50D",
+                "a list of yours",
+            ),
+        ),
+        entry="contactlm.cli.benchmark:benchmark_command",
     ),
     "report": Command(
         "compare runs: figures, tables, and which arm wins",

@@ -7,10 +7,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from contactlm.cli.commands import SOME_SKIPPED
 from contactlm.data.selection import name_problems
 from contactlm.retrieval.build import BackboneCache, build_database
 
-SOME_SKIPPED = 3  # exit status, as of `predict`: done, but some files could not be used
 log = logging.getLogger(__name__)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -25,13 +26,14 @@ from contactlm.callbacks.dashboard import TensorBoardDashboard
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
+from contactlm.callbacks.map_files import DEFAULT_FORMATS, FORMATS
 from contactlm.callbacks.memory import MemoryAdvice, memory_advice
 from contactlm.callbacks.progress import BudgetProgressBar
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.throughput import ThroughputMeter
-from contactlm.callbacks.writer import FORMATS, PredictionWriter
+from contactlm.callbacks.writer import PredictionWriter
 from contactlm.cli.choice import NOT_PATHS, chosen_class, plain_arguments
-from contactlm.cli.commands import ABOUT, COMMANDS, answer
+from contactlm.cli.commands import ABOUT, COMMANDS, SOME_SKIPPED, answer
 from contactlm.cli.configs import BASE, resolve_arguments
 from contactlm.cli.console import CANNOT_WRITE, file_trouble, run_line, score_table, set_up_log
 from contactlm.cli.help import HelpFormatter, arrange_help
@@ -50,6 +52,7 @@ from contactlm.runs.directory import claim_directory, run_directory
 from contactlm.runs.full_disk import outlast_full_disk
 from contactlm.runs.name import make_logger, names_instead
 from contactlm.runs.peers import Peers, ended_together, watch_peers
+from contactlm.runs.series import finished_run
 from contactlm.runs.signals import Stopped
 from contactlm.shipped import config_folder
 from contactlm.structure.labels import contact_labels
@@ -57,7 +60,9 @@ from contactlm.types import ContactLMError, ModelError
 
 log = logging.getLogger(__name__)
 
-SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all of its input
+KINDS = (
+    "Files of a map; html: a page; csv: its pairs; pml, cxc, pdb: on its structure, for PyMOL, ChimeraX, as B-factors."
+)
 
 
 class ContactCLI(LightningCLI):
@@ -116,7 +121,7 @@ class ContactCLI(LightningCLI):
             parser.set_defaults({"return_predictions": False})  # maps are written as they come, not kept
             parser.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
             kinds = list[Literal[FORMATS]]  # type: ignore[valid-type]  # one list of them, for the writers too
-            parser.add_argument("--formats", type=kinds, default=list(FORMATS), help="Files of a map.")
+            parser.add_argument("--formats", type=kinds, default=list(DEFAULT_FORMATS), help=KINDS)
             parser.add_argument(
                 "--overwrite", type=bool, default=False, help="Predict again also what would be the same."
             )
@@ -128,6 +133,9 @@ class ContactCLI(LightningCLI):
                 type=float | None,
                 default=RR_PAIRS_PER_RESIDUE,
                 help="Most pairs in an .rr file, times L, the most probable first; null: all with p at least 0.01.",
+            )
+            parser.add_argument(
+                "--structure", type=str | None, default=None, help="Structure file to show the maps of sequences on."
             )
             about = "Folder of another model's maps: summary.csv then says how far both agree."
             parser.add_argument("--beside", type=str | None, default=None, help=about)
@@ -159,6 +167,10 @@ class ContactCLI(LightningCLI):
         So the command that starts a run is the one that goes on with it.
         """
         seed = _plain_seed(config["seed_everything"]) if self.config["subcommand"] == "fit" else None
+        if seed is not None:
+            plain = yaml.safe_load(self._parser("fit").dump(config, skip_none=False, skip_validation=True))
+            if (finished := finished_run(plain, seed)) is not None:
+                raise NothingToDo(str(finished))
         path, folder = find_last(config["trainer"], config["name"], config["checkpoint"]["dirpath"], seed)
         if path is None and self.config["subcommand"] != "fit":
             raise ModelError(f"ckpt_path: last: no last.ckpt in {folder} and below; give the path of a checkpoint")
@@ -170,7 +182,7 @@ class ContactCLI(LightningCLI):
         check_sources(str(self.subcommand), self._get(self.config, "data"))
         check_strategy_options(self._get(self.config, "trainer"))
         if self.subcommand == "predict":
-            names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue", "beside")
+            names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue", "structure", "beside")
             self.writer = PredictionWriter(*(self._get(self.config, option) for option in names))
         name = self._get(self.config, "name")
         others = names_instead(self._get(self.config, "trainer")["logger"], name)
@@ -281,6 +293,7 @@ class ContactCLI(LightningCLI):
         """Say what was written, and let the exit status tell of inputs that could not be used."""
         problems = len(self.datamodule.problems)
         kept = f", {self.writer.kept} were there already" if self.writer.kept else ""
+        kept += f" ({self.writer.completed} in fewer formats)" if self.writer.completed else ""
         skipped = f", {problems} inputs skipped (named above)" if problems else ""
         self.say(f"{self.writer.written} maps written to {self.writer.out}{kept}{skipped}")
         self.status = SOME_SKIPPED if problems else 0
@@ -306,6 +319,10 @@ class ContactCLI(LightningCLI):
         if self.trainer.is_global_zero:
             sys.stdout.write(f"{text}\n")
             sys.stdout.flush()
+
+
+class NothingToDo(Exception):  # noqa: N818 - it is no error
+    """The run that a command would start is finished; says which."""
 
 
 def tell(message: str, *values: object) -> None:
@@ -341,6 +358,9 @@ def _status(given: list[str], peers: Peers) -> int:
         if given[0] in COMMANDS and COMMANDS[given[0]].entry:
             return COMMANDS[given[0]].load()(given[1:])
         return ContactCLI(plain_arguments(resolve_arguments(given)), peers).status
+    except NothingToDo as finished:
+        tell("%s: nothing to do (another --name or --seed_everything starts a new run)", finished)
+        return 0
     except Stopped as stop:
         return stop.status
     except (ContactLMError, MisconfigurationException) as error:

@@ -12,10 +12,12 @@ from contactlm.report.compare import by_arm, group_equal
 from contactlm.report.figure import FIGURES, arm_styles, draw_score, save_figure
 from contactlm.report.hits import hit_markdown, hit_rows, hit_strata
 from contactlm.report.hits_figure import draw_hits
+from contactlm.report.page import PAGE, write_overview, write_page
 from contactlm.report.read import Run, find_runs
+from contactlm.report.series import missing_lines
 from contactlm.report.summary import RULE, group_lines, left_out_lines, summarize
 from contactlm.report.table import curve_rows, markdown, table_rows
-from contactlm.types import ContactLMError
+from contactlm.types import ContactLMError, MissingExtraError
 
 ABOUT = """\
 Compare runs: figures, tables and a statement of which arm wins, from the run.json that `contactlm fit` and
@@ -57,7 +59,7 @@ def report_command(arguments: Sequence[str]) -> int:
 
 
 def write_report(paths: Sequence[str | Path], out: str | Path, mixed: bool = False) -> list[str]:
-    """Write figures (``mcc.png``, ``mcc_sep6.png``, ``p_at_L_long.png``), tables and curves of runs.
+    """Write figures (``mcc.png``, ``mcc_sep6.png``, ``p_at_L_long.png``), tables, curves and ``report.html`` of runs.
 
     Args:
         paths: Run directories, and folders with some below them.
@@ -81,9 +83,12 @@ def write_report(paths: Sequence[str | Path], out: str | Path, mixed: bool = Fal
             into = folder if len(groups) == 1 else folder / f"set{number}"
             summary = summarize(group)
             tables = _write_group(group, into)
+            without_page = _write_page(group, summary, into / PAGE)
             lines += [*([f"set{number}:"] if len(groups) > 1 else []), *summary]
             text += [*([f"## set{number}"] if len(groups) > 1 else []), *_bullets(summary), tables]
-        last = [*left_out_lines(found.left_out), RULE]
+        last = [*missing_lines(found), *left_out_lines(found.left_out), RULE, *without_page]
+        if len(groups) > 1 and not without_page:
+            write_overview([*lines, *last], [f"set{number}" for number in range(1, len(groups) + 1)], folder / PAGE)
         with atomic_path(folder / REPORT) as temporary:
             temporary.write_text("\n\n".join([*text, *last]) + "\n", encoding="utf-8")
     except OSError as error:
@@ -112,10 +117,19 @@ def _write_group(runs: Sequence[Run], folder: Path) -> str:
     return tables
 
 
+def _write_page(runs: Sequence[Run], statements: Sequence[str], path: Path) -> list[str]:
+    """Write the page to open in a browser; why there is none, where its library is not installed."""
+    try:
+        write_page(runs, [*statements, RULE], path)
+    except MissingExtraError as error:
+        return [f"no {PAGE}: {error}"]
+    return []
+
+
 def _clear_sets(folder: Path) -> None:
     """Remove what an earlier report wrote: its groups may have been others."""
     names = [*(f"{name}.png" for name in (*FIGURES, HITS)), *(f"{name}.csv" for name in ("table", "curves", HITS))]
-    names.append("table.md")
+    names += ["table.md", PAGE]
     if not (folder / REPORT).is_file():
         return
     for own in (folder, *folder.glob("set*/")):

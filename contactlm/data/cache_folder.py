@@ -13,7 +13,9 @@ from contactlm.types import DataError
 
 DAYS = 90  # so long a file is kept after its last use
 DAYS_VARIABLE = "CONTACTLM_CACHE_DAYS"
-CLEARED = ("entries", "packs", "index", "clusters", "identity", "searches", "segments", "shards", "jacobian")
+CLEARED = (
+    *("entries", "packs", "index", "clusters", "identity", "searches", "segments", "shards", "benchmark", "jacobian"),
+)
 """Folders whose files can all be made, or fetched, again. Structures that were downloaded are not among them."""
 TAG = "CACHEDIR.TAG"  # by which backup programs know caches, and this module those that it may clear
 _TAG_TEXT = (

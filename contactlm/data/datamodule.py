@@ -161,6 +161,7 @@ class ContactDataModule(L.LightningDataModule):
         self._chains: dict[str, ChainStore] = {}
         self._finished: Callable[[ChainStore], Collection[str]] | None = None
         self.problems: dict[str, str] = {}
+        self.predict_files: dict[str, Path] = {}  # structure files of chains to predict, by id
 
     @property
     def chains(self) -> dict[str, ChainStore]:
@@ -240,6 +241,7 @@ class ContactDataModule(L.LightningDataModule):
             need_predict_paths(self.predict_paths), self._cache(progress=False), self.assembly == "complex"
         )
         self._chains["predict"], self.problems = by_length(inputs.store), inputs.problems
+        self.predict_files = inputs.files
         if self._is_main_process:
             for note in inputs.notes:
                 log.info("%s", note)

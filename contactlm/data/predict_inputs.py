@@ -29,11 +29,13 @@ class PredictInputs:
         store: The chains; coordinates are NaN where they came from a FASTA file.
         problems: What could not be read, by file or record, with the reason.
         notes: What was changed or left out, in sentences.
+        files: The structure file of each chain that came from one, by id.
     """
 
     store: ChainStore
     problems: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
 
 
 def read_predict_inputs(sources: Sequence[str], cache: StructureCache, join: bool = False) -> PredictInputs:
@@ -52,6 +54,8 @@ def read_predict_inputs(sources: Sequence[str], cache: StructureCache, join: boo
     structures = _read_structures([path for path in paths if is_structure_file(path)], cache, inputs, join)
     stores = [structures[path] if is_structure_file(path) else _read_fasta(path, inputs) for path in paths]
     inputs.store = _with_distinct_ids(ChainStore.concatenate(stores), inputs.notes)
+    origins = [path for path, store in zip(paths, stores, strict=True) for _ in store.ids]
+    inputs.files = {id: path for id, path in zip(inputs.store.ids, origins, strict=True) if is_structure_file(path)}
     return inputs
 
 

@@ -1,4 +1,4 @@
-"""A predicted contact map, and the files it is written to: ``.npz``, CASP ``.rr``, ``.png``.
+"""A predicted contact map, and the files it is written to.
 
 Every writer is atomic: it writes a temporary file beside the target and renames it, so that a killed run leaves either
 the old file or the new one.
@@ -6,11 +6,11 @@ the old file or the new one.
 
 from __future__ import annotations
 
+import io
 import json
-import math
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +19,19 @@ import torch
 from numpy.typing import NDArray
 
 from contactlm.atomic import atomic_path
+from contactlm.maps.pairs import LEAST_SEPARATION, Contact, pair_columns, ranked_pairs, top_contacts, write_pairs
+from contactlm.maps.rr import RANKED, RR_PAIRS_PER_RESIDUE, write_rr
 from contactlm.metrics.ranked import check_probability
 from contactlm.metrics.scores import score_protein
-from contactlm.shipped import __version__
 from contactlm.structure.assembly import chain_numbers
-from contactlm.types import DataError
+from contactlm.structure.numbered import FileResidues, find_residues
+from contactlm.types import ContactLMError, DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from pandas import DataFrame
 
-RANKED = "rank of a pair's score among all pairs of the map, between 0 and 1: no probability"
-RR_LINE = 50  # letters of the sequence in a line, at most
-RR_KEYWORDS = frozenset({"PFRMAT", "TARGET", "AUTHOR", "REMARK", "METHOD", "MODEL", "END"})
-RR_MIN_SEPARATION = 6
-RR_MIN_PROBABILITY = 0.01
-RR_PAIRS_PER_RESIDUE = 20.0  # CASP scores at most 5 L; all pairs of 4,000 residues may take 171 MB
+__all__ = ["RANKED", "RR_PAIRS_PER_RESIDUE", "WRITERS", "ContactMap", "write_npz", "write_png", "write_rr"]
 
 
 @dataclass(eq=False, repr=False)
@@ -48,6 +46,7 @@ class ContactMap:
         threshold: The probability above which a pair is called a contact.
         how: How the map was made, in JSON values: window, overlap, passes, model, version; of a complex also
             ``chain_lengths``, the residues of each chain, whose sequences follow one another in ``sequence``.
+        residues: The residues' numbers, positions and secondary structure in a structure file, where there is one.
 
     Raises:
         ValueError: Shapes, values or symmetry are not as above, or ``how`` holds something JSON cannot.
@@ -59,6 +58,7 @@ class ContactMap:
     labels: NDArray[np.int8] | None = None
     threshold: float = 0.5
     how: dict[str, Any] = field(default_factory=dict)
+    residues: FileResidues | None = None
 
     def __post_init__(self) -> None:
         self.probability = np.ascontiguousarray(self.probability, dtype=np.float32)
@@ -67,6 +67,8 @@ class ContactMap:
             self.labels = np.ascontiguousarray(self.labels, dtype=np.int8)
             shapes["labels"] = self.labels.shape
         L = len(self.sequence)
+        if self.residues is not None and len(self.residues.numbers) != L:
+            raise ValueError(f"{self.id}: {L} residues, but {len(self.residues.numbers)} of {self.residues.file}")
         for name, shape in shapes.items():
             if shape != (L, L):
                 raise ValueError(
@@ -107,23 +109,87 @@ class ContactMap:
         maps = torch.from_numpy(self.probability), torch.from_numpy(self.labels)
         return score_protein(*maps, self.threshold, torch.from_numpy(chain_numbers(self.chain_lengths)))
 
-    def save(self, path: str | Path) -> Path:
-        """Write the map; the suffix chooses the format, ``.npz``, ``.rr`` or ``.png``.
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False and dtype not in (None, self.probability.dtype):
+            raise ValueError(f"{self.id}: probabilities are float32: another dtype takes a copy")
+        return self.probability.astype(dtype or self.probability.dtype, copy=bool(copy))
 
-        Folders that are missing are made. :func:`write_npz`, :func:`write_rr` and :func:`write_png` have options.
+    def top(self, n: int | None = None, min_separation: int = LEAST_SEPARATION) -> list[Contact]:
+        """The most probable pairs, the most probable first.
+
+        Args:
+            n: How many; None: as many as there are residues.
+            min_separation: Least |i - j| within a chain; pairs of different chains are listed whatever it is.
+
+        Examples:
+            >>> import numpy as np
+            >>> from contactlm import ContactMap
+            >>> p = np.zeros((9, 9))
+            >>> p[1, 8] = p[8, 1] = 0.5
+            >>> ContactMap("mine", "MKVLAGGVL", p).top(1)
+            [Contact(i=1, j=8, probability=0.5)]
+        """
+        return top_contacts(self, len(self) if n is None else n, min_separation)
+
+    def contacts(self, threshold: float | None = None, min_separation: int = LEAST_SEPARATION) -> list[Contact]:
+        """The pairs above a threshold, the most probable first; None: the map's own. Otherwise as :meth:`top`."""
+        least = self.threshold if threshold is None else threshold
+        pairs = top_contacts(self, None, min_separation, least)
+        return [pair for pair in pairs if np.float32(pair.probability) > np.float32(least)]
+
+    def to_pandas(self, min_separation: int = LEAST_SEPARATION) -> DataFrame:
+        """All pairs as a pandas data frame, with the columns of ``.csv`` files, the most probable pair first.
+
+        Raises:
+            ContactLMError: pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame  # a library of the user's own
+        except ImportError as error:
+            raise ContactLMError(f"to_pandas needs pandas ({error}): pip install pandas") from error
+
+        return DataFrame(pair_columns(self, *ranked_pairs(self, None, min_separation)))
+
+    def on_structure(self, path: str | Path) -> ContactMap:
+        """The same map with its residues found in a structure file: of the protein itself, or of a relative.
+
+        Args:
+            path: A structure file; the chains of the same sequence are taken, else those that align best.
+
+        Raises:
+            StructureError: The file cannot be read, or has no chain that is related to the sequence.
+        """
+        return replace(self, residues=find_residues(path, self.sequence, self.chain_lengths, self.id))
+
+    def save(self, path: str | Path, *, beside: ContactMap | None = None, structure: str | Path | None = None) -> Path:
+        """Write the map; the suffix chooses the format.
+
+        ``.npz`` (everything, to be read again), ``.rr`` (CASP), ``.png``, ``.html`` (a page for the browser), ``.csv``
+        (the pairs as a table), ``.pml`` and ``.cxc`` (scripts that draw the pairs on the structure in PyMOL and
+        ChimeraX), ``.pdb`` (the structure, with each residue's predicted number of contacts as B-factor). Folders that
+        are missing are made. :func:`write_npz`, :func:`write_rr` and :func:`write_png` have options.
+
+        Args:
+            path: The file.
+            beside: For ``.html``: another model's map of the same sequence, shown beside and as difference.
+            structure: A structure file to take residue numbers and positions from, as :meth:`on_structure` does; None:
+                those the map has already.
 
         Returns:
             The path.
 
         Raises:
-            ValueError: Another suffix.
+            ValueError: Another suffix, or ``beside`` with one that shows one map.
+            DataError: ``beside`` is of another sequence, or a structure is needed and not known.
+            StructureError: The structure cannot be used.
+            MissingExtraError: A page is to be written, and its library is not installed.
 
         Examples:
             >>> import numpy as np
             >>> from contactlm import ContactMap
             >>> predicted = ContactMap("mine", "MKVLA", np.full((5, 5), 0.25))
-            >>> [predicted.save(f"maps/mine{suffix}").name for suffix in (".npz", ".rr", ".png")]
-            ['mine.npz', 'mine.rr', 'mine.png']
+            >>> [predicted.save(f"maps/mine{suffix}").name for suffix in (".npz", ".rr", ".png", ".csv")]
+            ['mine.npz', 'mine.rr', 'mine.png', 'mine.csv']
             >>> ContactMap.load("maps/mine.npz")
             ContactMap('mine', 5 residues)
         """
@@ -132,8 +198,22 @@ class ContactMap:
         if writer is None:
             known = ", ".join(WRITERS)
             raise ValueError(f"{path}: cannot tell the format from the suffix {path.suffix!r}; use one of {known}")
-        writer(self, path)
+        contact_map = self if structure is None else self.on_structure(structure)
+        if beside is None:
+            writer(contact_map, path)
+        elif writer is _write_html:
+            _write_html(contact_map, path, beside)
+        else:
+            raise ValueError(f"{path}: beside is given, but only pages (.html) show two maps")
         return path
+
+    def _repr_png_(self) -> bytes:
+        """What notebooks show: the map drawn."""
+        from contactlm.maps.figure import make_figure
+
+        buffer = io.BytesIO()
+        make_figure(self).savefig(buffer, format="png")
+        return buffer.getvalue()
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the map: probability above the diagonal, true contacts (or else the mirrored probability) below.
@@ -161,13 +241,28 @@ class ContactMap:
                     labels=data.get("labels"),
                     threshold=float(data["threshold"]),
                     how=json.loads(str(data["how"])),
+                    residues=_residues(data),
                 )
         except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: cannot be read as a contact map (.npz) of contactlm: {error}") from error
 
 
+def _residues(data: Any) -> FileResidues | None:
+    """What the keys ``residues_…`` of an ``.npz`` file hold."""
+    if "residues_file" not in data:
+        return None
+    return FileResidues(
+        file=str(data["residues_file"]),
+        chains=[str(name) for name in data["residues_chains"]],
+        numbers=[str(number) for number in data["residues_numbers"]],
+        cb=np.asarray(data["residues_cb"], dtype=np.float32),
+        states=str(data["residues_states"]),
+        identity=float(data["residues_identity"]),
+    )
+
+
 def write_npz(contact_map: ContactMap, path: str | Path, dtype: str = "float32") -> None:
-    """Write ``probability``, ``sequence``, ``id``, ``threshold``, ``how`` (JSON) and ``labels`` where there are any.
+    """Write ``probability``, ``sequence``, ``id``, ``threshold``, ``how`` (JSON), ``labels`` and ``residues_…`` if any.
 
     Args:
         contact_map: The map.
@@ -188,97 +283,10 @@ def write_npz(contact_map: ContactMap, path: str | Path, dtype: str = "float32")
     }
     if contact_map.labels is not None:
         arrays["labels"] = contact_map.labels
+    if contact_map.residues is not None:
+        arrays |= {f"residues_{key}": np.array(value) for key, value in vars(contact_map.residues).items()}
     with atomic_path(Path(path).expanduser()) as temporary, temporary.open("xb") as handle:
         np.savez_compressed(handle, **arrays)
-
-
-def write_rr(
-    contact_map: ContactMap,
-    path: str | Path,
-    min_separation: int = RR_MIN_SEPARATION,
-    min_probability: float = RR_MIN_PROBABILITY,
-    pairs_per_residue: float | None = RR_PAIRS_PER_RESIDUE,
-) -> None:
-    """Write the residue-residue format of CASP (predictioncenter.org, format RR), most probable pairs first.
-
-    One line ``i j 0 8 p`` per pair, i < j counted from 1, p with five decimals; pairs of equal p by i, then j. By
-    default pairs less than 6 residues apart (local, which CASP leaves out) and those less probable than 0.01 are not
-    listed, and of the others the 20 L most probable; REMARKs say so. In a complex, residues are counted through all
-    chains, and pairs between chains are listed whatever |i - j| is. The AUTHOR record, in CASP a registration code,
-    holds the package's name.
-
-    Args:
-        contact_map: The map; whitespace in its id becomes ``_``.
-        path: The file.
-        min_separation: Least |i - j| listed within a chain, at least 1.
-        min_probability: Least p listed.
-        pairs_per_residue: Most pairs listed, in units of L; None: all.
-
-    Raises:
-        ValueError: ``min_separation`` is below 1, or ``pairs_per_residue`` not positive.
-    """
-    if min_separation < 1:
-        raise ValueError(f"min_separation is {min_separation}: a residue has no contact with itself, use 1 or more")
-    if pairs_per_residue is not None and not 0 < pairs_per_residue < math.inf:
-        raise ValueError(f"pairs_per_residue is {pairs_per_residue}: give a positive number, or None for all pairs")
-    i, j, p = _rr_pairs(contact_map, min_separation, min_probability)
-    remarks = [f"p is the {RANKED}"] if contact_map.is_ranked else []
-    remarks += [f"pairs at least {min_separation} residues apart with p >= {min_probability:g}"]
-    if pairs_per_residue is None:
-        order = _highest(p, len(p))
-        remarks.append(f"all {len(p)} such pairs")
-    else:
-        most = math.ceil(pairs_per_residue * len(contact_map))
-        order = _highest(p, most)
-        limit = f"at most {pairs_per_residue:g} L = {most}"
-        remarks.append(f"the {len(order)} most probable of {len(p)} such pairs: {limit}")
-    with (
-        atomic_path(Path(path).expanduser()) as temporary,
-        temporary.open("x", encoding="utf-8", newline="\n") as handle,
-    ):
-        handle.writelines(f"{line}\n" for line in _rr_header(contact_map, remarks))
-        for a, b, value in zip(i[order] + 1, j[order] + 1, p[order], strict=True):
-            handle.write(f"{a} {b} 0 8 {value:.5f}\n")
-        handle.write("END\n")
-
-
-def _rr_pairs(
-    contact_map: ContactMap, min_separation: int, min_probability: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Residues i < j, from 0, and p of all pairs that may be listed, by i, then j."""
-    i, j = np.triu_indices(len(contact_map), k=1)
-    p, chain = contact_map.probability[i, j], chain_numbers(contact_map.chain_lengths)
-    listed = (p >= np.float32(min_probability)) & ((j - i >= min_separation) | (chain[i] != chain[j]))
-    return i[listed], j[listed], p[listed]
-
-
-def _highest(p: NDArray[np.float32], most: int) -> NDArray[np.int64]:
-    """Indices of the ``most`` highest values, the highest first, of equals the first first."""
-    indices = np.arange(len(p))
-    if most < len(p):  # a map of 4,000 residues has eight million pairs: sorting them all takes seconds
-        indices = np.flatnonzero(p >= np.partition(p, -most)[-most])
-    return indices[np.argsort(-p[indices], kind="stable")][:most]
-
-
-def _rr_header(contact_map: ContactMap, remarks: Iterable[str]) -> Iterator[str]:
-    yield "PFRMAT RR"
-    yield f"TARGET {'_'.join(contact_map.id.split()) or 'unnamed'}"
-    yield "AUTHOR contactlm"
-    yield from (f"REMARK {remark}" for remark in remarks)
-    yield f"METHOD contactlm {__version__}"
-    for key, value in contact_map.how.items():
-        yield f"METHOD {key}: {json.dumps(value)}"
-    yield "MODEL 1"
-    yield from _rr_sequence(contact_map.sequence)
-
-
-def _rr_sequence(sequence: str) -> list[str]:
-    """Lines of at most 50 letters, none of which reads like a keyword (Glu-Asn-Asp is a fine last line, but END)."""
-    for width in range(RR_LINE, 0, -1):
-        lines = [sequence[start : start + width] for start in range(0, len(sequence), width)]
-        if RR_KEYWORDS.isdisjoint(lines):
-            break
-    return lines
 
 
 def write_png(contact_map: ContactMap, path: str | Path) -> None:
@@ -290,7 +298,40 @@ def write_png(contact_map: ContactMap, path: str | Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-WRITERS: dict[str, Callable[[ContactMap, Path], None]] = {".npz": write_npz, ".rr": write_rr, ".png": write_png}
+def _write_html(contact_map: ContactMap, path: Path, beside: ContactMap | None = None) -> None:
+    from contactlm.maps.page import write_page  # these four need libraries that most runs do not
+
+    write_page(contact_map, path, beside)
+
+
+def _write_pml(contact_map: ContactMap, path: Path) -> None:
+    from contactlm.maps.scripts import write_pymol
+
+    write_pymol(contact_map, path)
+
+
+def _write_cxc(contact_map: ContactMap, path: Path) -> None:
+    from contactlm.maps.scripts import write_chimerax
+
+    write_chimerax(contact_map, path)
+
+
+def _write_pdb(contact_map: ContactMap, path: Path) -> None:
+    from contactlm.maps.bfactors import write_bfactors
+
+    write_bfactors(contact_map, path)
+
+
+WRITERS: dict[str, Callable[[ContactMap, Path], None]] = {
+    ".npz": write_npz,
+    ".rr": write_rr,
+    ".png": write_png,
+    ".html": _write_html,
+    ".csv": write_pairs,
+    ".pml": _write_pml,
+    ".cxc": _write_cxc,
+    ".pdb": _write_pdb,
+}
 
 
 def _as_json(how: dict[str, Any]) -> str:

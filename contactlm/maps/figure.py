@@ -23,6 +23,11 @@ class DrawnMap(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def chain_lengths(self) -> list[int]:
+        """Residues of each chain."""
+        ...
+
     def scores(self) -> dict[str, float]:
         """Scores against the truth, by name."""
         ...
@@ -30,6 +35,7 @@ class DrawnMap(Protocol):
 
 COLORS = "Blues"
 UNKNOWN, NO_CONTACT, CONTACT = "#e4e1dc", "#ffffff", "#b2182b"
+BOUNDARY = "#555555"  # between chains
 MAX_CELLS = 1600  # a larger map is drawn in blocks, each with its highest value
 PIXELS_PER_INCH = 150
 MAP_SHARE = 0.72  # of the figure's width, what the axes leave to the map at least
@@ -61,6 +67,9 @@ def draw_map(contact_map: DrawnMap, ax: Axes | None = None) -> Axes:
         probability = np.ma.masked_where(lower, probability)
     image = ax.imshow(probability, cmap=COLORS, vmin=0, vmax=1, extent=edges, interpolation="nearest")
     ax.plot([0.5, L + 0.5], [0.5, L + 0.5], color="#777777", linewidth=0.6)
+    for start in np.cumsum(contact_map.chain_lengths)[:-1]:
+        for draw_line in (ax.axvline, ax.axhline):
+            draw_line(start + 0.5, color=BOUNDARY, linewidth=0.9, linestyle=(0, (5, 3)))
     _label(contact_map, ax)
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02, aspect=25)
     bar.set_label("contact probability")

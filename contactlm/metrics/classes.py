@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contactlm.metrics.contracts import OURS
 from contactlm.metrics.protein_states import Maps, ProteinStates, each_protein
 from contactlm.metrics.ranked import BANDS, RankedMap, predicted_counts, rank_map, trivial_counts
 from contactlm.metrics.scores import (
@@ -223,7 +224,7 @@ class ContactScores(ProteinStates):
             raise ValueError(f"got {len(notes)} rows of notes, and {len(ids)} ids with {len(self.notes)} notes each")
         chains: Sequence[Tensor | None] = [None] * len(ids) if chain_of is None else chain_of
         for (p, y), name, index, of_residues in zip(maps, ids, numbers, chains, strict=True):
-            self._add(rank_map(p, y, of_residues), name, index)
+            self._add(rank_map(p, y, of_residues, OURS.length), name, index)
         if self.notes:
             self.append("noted", torch.tensor([list(row) for row in notes]).view(-1, len(self.notes)))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from contactlm.structure.contacts import TRIVIAL_REACH
 BAND_STARTS = (6, 12, 24)
 BANDS = len(BAND_STARTS) + 1
 _EDGES = (1, *BAND_STARTS)
+LengthRule = Literal["resolved", "last-resolved", "full"]  # which residues the L of P@L counts
 
 
 class Ranked(NamedTuple):
@@ -51,7 +52,7 @@ class RankedMap(NamedTuple):
     Attributes:
         bands: Those with |i − j| of 1-5, 6-11, 12-23, >= 24; in a complex, pairs between chains are in the last.
         near: How many pairs the trivial predictor calls contacts (|i − j| <= 2), and how many of them are.
-        residues: Number of resolved residues: the L of P@L.
+        residues: The L of P@L: the number of resolved residues, unless a contract counts otherwise.
     """
 
     bands: tuple[Ranked, ...]
@@ -91,7 +92,9 @@ def check_maps(probability: Tensor, labels: Tensor) -> None:
     check_probability(probability)
 
 
-def rank_map(probability: Tensor, labels: Tensor, chain_of: Tensor | None = None) -> RankedMap:
+def rank_map(
+    probability: Tensor, labels: Tensor, chain_of: Tensor | None = None, length: LengthRule = "resolved"
+) -> RankedMap:
     """Put the scored pairs of a map in order.
 
     The pairs are those of :func:`contactlm.metrics.scores.select_pairs`: i < j with a known label.
@@ -100,6 +103,7 @@ def rank_map(probability: Tensor, labels: Tensor, chain_of: Tensor | None = None
         probability: Floating point (L, L) in [0, 1]; only its upper triangle is scored.
         labels: (L, L), 1 contact, 0 none, negative unknown; on the same device.
         chain_of: Of a complex, each residue's chain number, (L,); None: a single chain.
+        length: Which residues are counted as the L of P@L: those resolved, all up to the last resolved one, or all.
 
     Raises:
         ValueError: Shapes differ or are not square, or ``probability`` is not made of probabilities.
@@ -107,7 +111,7 @@ def rank_map(probability: Tensor, labels: Tensor, chain_of: Tensor | None = None
     check_maps(probability, labels)
     probability, labels = probability.detach(), labels.detach()
     known, contact = labels >= 0, labels == 1
-    residues = _resolved(known)
+    residues = _length(known, length)
     far = [tuple(_chosen(probability, mask.triu(_EDGES[-1])) for mask in (known, contact))]
     bands: list[Ranked] = []
     near = (0, 0)
@@ -138,11 +142,17 @@ def _strip(L: int, start: int, end: int, device: torch.device) -> tuple[Tensor, 
 # On the CPU NumPy does these in vector instructions, where the processor has them: two to ten times as fast.
 
 
-def _resolved(known: Tensor) -> int:
-    """How many residues have a pair with a known label."""
+def _length(known: Tensor, rule: LengthRule) -> int:
+    """The L of P@L; a residue is resolved when it has a pair with a known label."""
+    if rule == "full":
+        return len(known)
     if known.device.type == "cpu":
-        return int(np.count_nonzero(known.numpy().any(0) | known.numpy().any(1)))
-    return int((known.any(0) | known.any(1)).sum())
+        resolved = np.flatnonzero(known.numpy().any(0) | known.numpy().any(1))
+    else:
+        resolved = (known.any(0) | known.any(1)).nonzero().squeeze(1).cpu().numpy()
+    if rule == "last-resolved":
+        return int(resolved[-1]) + 1 if len(resolved) else 0
+    return len(resolved)
 
 
 def _chosen(values: Tensor, mask: Tensor) -> Tensor:

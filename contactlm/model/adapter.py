@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EsmModel
 
+from contactlm.metrics.calibration import Calibration
 from contactlm.model.lora import LoraOptions
 from contactlm.types import ModelError
 
@@ -38,6 +39,7 @@ class Adapter:
         backbone_checksum: Of that backbone's weights; None where the directory does not tell.
         lora: How the adapters are made.
         tuned_threshold: Found on dev; None where the directory does not tell.
+        calibration: Fitted on dev; None likewise.
         weights: By their names in the file.
     """
 
@@ -45,6 +47,7 @@ class Adapter:
     backbone_checksum: str | None
     lora: LoraOptions
     tuned_threshold: float | None
+    calibration: Calibration | None
     weights: dict[str, Tensor]
 
 
@@ -118,6 +121,7 @@ def read_adapter(directory: str | Path) -> Adapter:
         backbone_checksum=about.get("backbone_checksum"),
         lora=_lora_options(directory, config),
         tuned_threshold=about.get("tuned_threshold"),
+        calibration=calibration_of(about),
         weights=weights,
     )
 
@@ -165,9 +169,20 @@ def read_about(directory: str | Path) -> dict[str, Any]:
         threshold = about.get("tuned_threshold")
         if threshold is not None and not 0 <= float(threshold) <= 1:
             raise ValueError(f"tuned_threshold is {threshold}")
+        calibration_of(about)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: cannot be read: {error}; remove the file to do without it") from error
     return about
+
+
+def calibration_of(about: Mapping[str, Any]) -> Calibration | None:
+    """The calibration that an export brings; None where it brings none.
+
+    Raises:
+        ValueError: It is none.
+    """
+    fitted = about.get("calibration")
+    return None if fitted is None else Calibration.from_dict(fitted)
 
 
 def _adapter_weights(esm: EsmModel) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ from contactlm.alphabet import decode, encode
 from contactlm.maps.contact_map import ContactMap
 from contactlm.maps.full_map import FullMap, full_maps
 from contactlm.maps.windows import WindowOptions
+from contactlm.metrics.calibration import Calibration
+from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.model.execution import check_crop_length, check_execution
 from contactlm.model.losses import contact_loss
 from contactlm.model.sharding import shard_layers
@@ -25,7 +27,7 @@ from contactlm.modules.optimization import Parts, adam, make_optimizer, schedule
 from contactlm.modules.sharded_strategy import adopt
 from contactlm.modules.strategies import check_strategy
 from contactlm.modules.trained_weights import TrainedWeights
-from contactlm.structure.assembly import residue_positions
+from contactlm.structure.assembly import chain_numbers, residue_positions
 from contactlm.structure.labels import contact_labels
 from contactlm.types import ModelError
 
@@ -61,6 +63,10 @@ class MapModule(TrainedWeights):
         overlap: Residues that neighbouring windows share; None: half a window.
         threshold: Probability above which predicted pairs are called contacts; None: the threshold tuned on dev that
             travels with a checkpoint, 0.5 where there is none.
+
+    Predicted maps are calibrated where a checkpoint or an export brings a calibration that was fitted on dev (see
+    :class:`contactlm.callbacks.ContactEvaluation`); ``module.applies_calibration = False`` leaves probabilities as they
+    are. Validation and test steps always give them as they are.
 
     Examples:
         >>> import torch
@@ -211,6 +217,14 @@ class MapModule(TrainedWeights):
         """
         return full_maps(self.contact_logits, chains, windows, self.device, positions)
 
+    def hold_out(self, ids: Sequence[str], sequences: Sequence[str]) -> None:
+        """Take note of what the module is scored on outside a trainer; override it where more is read than sequences.
+
+        Args:
+            ids: Chain ids, such as ``1abc_A``.
+            sequences: Their sequences.
+        """
+
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[ContactMap]:
         """Contact maps of a batch of whole chains, with labels where coordinates are known."""
         chain_of = _of_residues(batch, "chain_of")
@@ -269,13 +283,28 @@ class MapModule(TrainedWeights):
         """Put a full-length map together with its sequence, its truth and a note of how it was made."""
         how = {**full.how, "model": self.hparams.get("pretrained") or "randomly initialised"}
         truth = None if labels is None else labels.cpu().numpy()
-        return ContactMap(id, sequence, full.probability.numpy(), truth, self.call_threshold, how)
+        probability, fitted = full.probability, self.applied_calibration
+        if fitted is not None:
+            lengths = how.get("chain_lengths")
+            chain_of = None if lengths is None else torch.from_numpy(chain_numbers(lengths))
+            probability = fitted.apply_map(probability, chain_of)
+            how["calibration"] = {name: fitted.to_dict()[name] for name in ("kind", "slope", "bias")}
+            if (expected := fitted.predicted_precision(full.probability, chain_of)) is not None:
+                how[CONFIDENCE] = round(expected, 4)
+        return ContactMap(id, sequence, probability.numpy(), truth, self.call_threshold, how)
+
+    @property
+    def applied_calibration(self) -> Calibration | None:
+        """What predicted probabilities are calibrated with; None: they are left as they are."""
+        return self.calibration if self.applies_calibration else None
 
     @property
     def call_threshold(self) -> float:
         """Probability above which predicted pairs are called contacts."""
         if self.threshold is not None:
             return self.threshold
+        if self.applied_calibration is not None:
+            return self.applied_calibration.threshold
         return 0.5 if self.tuned_threshold is None else self.tuned_threshold
 
     def _in_eval_mode(self, id: str, tokens: Tensor, options: WindowOptions, positions: Tensor | None) -> FullMap:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from contactlm.metrics.calibration import Calibration
 from contactlm.modules.file_kind import describe_file
 from contactlm.modules.sharded_file import is_sharded, load_file
 from contactlm.types import ModelError
@@ -80,6 +81,11 @@ def _fault(checkpoint: Mapping[str, Any]) -> str | None:
     threshold = about["tuned_threshold"]
     if threshold is not None and not (isinstance(threshold, float | int) and 0 <= threshold <= 1):
         return f"tuned_threshold is {threshold!r}"
+    try:
+        if about.get("calibration") is not None:
+            Calibration.from_dict(about["calibration"])
+    except ValueError as error:
+        return str(error)
     return None
 
 

@@ -10,7 +10,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 from transformers import EsmModel
 
-from contactlm.model.adapter import load_adapter, read_about, read_adapter
+from contactlm.metrics.calibration import Calibration
+from contactlm.model.adapter import calibration_of, load_adapter, read_about, read_adapter
 from contactlm.model.backbone import AttentionName, ContactBackbone
 from contactlm.model.lora import LoraOptions, contact_regression
 from contactlm.modules.checkpoint import CONTACT_HEAD
@@ -100,6 +101,7 @@ class ContactModule(LanguageModelModule):
         )
         self.save_hyperparameters({"train_head": train_head})
         self.tuned_threshold = published_threshold(pretrained)
+        self.calibration = published_calibration(pretrained)
 
     @classmethod
     def from_adapter(cls, directory: str | Path, pretrained: str | None = None, **options: Any) -> ContactModule:
@@ -121,7 +123,7 @@ class ContactModule(LanguageModelModule):
                 f"but {module.hparams['pretrained']} has other weights (checksum {module.backbone_checksum})"
             )
         load_adapter(module.backbone.esm, adapter)
-        module.tuned_threshold = adapter.tuned_threshold
+        module.tuned_threshold, module.calibration = adapter.tuned_threshold, adapter.calibration
         return module
 
     def head_parameters(self) -> list[nn.Parameter]:
@@ -139,6 +141,11 @@ def prepare_head(esm: EsmModel, train_head: bool, fresh: bool) -> None:
 def published_threshold(pretrained: str | None) -> float | None:
     """The threshold tuned on dev that an exported model brings; None where there is none."""
     return None if pretrained is None else read_about(pretrained).get("tuned_threshold")
+
+
+def published_calibration(pretrained: str | None) -> Calibration | None:
+    """The calibration fitted on dev that an exported model brings; None where there is none."""
+    return None if pretrained is None else calibration_of(read_about(pretrained))
 
 
 def _network(attention: AttentionName, train_head: bool, fresh: bool, esm: EsmModel) -> ContactBackbone:

@@ -118,7 +118,9 @@ def _describe(module: ContactModule, directory: Path, **texts: str) -> None:
     )
     readme = _README.format(version=__version__, threshold=threshold, **texts)
     (directory / "README.md").write_text(readme, encoding="utf-8")
-    about = {"version": __version__, "tuned_threshold": tuned, "trained_on": module.hparams["pretrained"]}
+    fitted = None if module.calibration is None else module.calibration.to_dict()
+    about = {"version": __version__, "tuned_threshold": tuned, "calibration": fitted}
+    about["trained_on"] = module.hparams["pretrained"]
     write_about(directory, {**about, "backbone_checksum": module.backbone_checksum})
 
 

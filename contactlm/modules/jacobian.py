@@ -103,20 +103,20 @@ class JacobianModule(LanguageModelModule):
         self._dev: list[tuple[Tensor, Tensor]] = []
 
     @property
-    def calibration(self) -> Logistic | None:
+    def score_fit(self) -> Logistic | None:
         """What turns scores into probabilities; None: nothing was fitted yet."""
         slope, intercept = self.slope_and_intercept.tolist()
         return None if slope == 0 else Logistic(slope, intercept)
 
-    @calibration.setter
-    def calibration(self, fitted: Logistic | None) -> None:
+    @score_fit.setter
+    def score_fit(self, fitted: Logistic | None) -> None:
         with torch.no_grad():
             self.slope_and_intercept.copy_(torch.tensor(fitted or (0.0, 0.0)))
 
     @property
     def gives_ranks(self) -> bool:  # type: ignore[override]
         """Whether nothing was fitted yet, so that probabilities are ranks."""
-        return self.calibration is None
+        return self.score_fit is None
 
     @property
     def run_facts(self) -> dict[str, dict[str, Any]]:
@@ -153,13 +153,13 @@ class JacobianModule(LanguageModelModule):
         """Full-length maps of whole chains, with their scores."""
         how = replace(self._how, folder=self._folder())
         for made in jacobian_maps(self.backbone, chains, how, windows, self.device, positions):
-            p = {"p": RANKED if self.calibration is None else LOGISTIC}
+            p = {"p": RANKED if self.score_fit is None else LOGISTIC}
             yield ScoredMap(self._probability(made.scores), {**made.how, **p}, made.scores)
 
     def _probability(self, scores: Tensor) -> Tensor:
-        if self.calibration is None:
+        if self.score_fit is None:
             return ranks(scores)
-        return self.calibration.of(scores).fill_diagonal_(0)
+        return self.score_fit.of(scores).fill_diagonal_(0)
 
     def _folder(self) -> Path:
         """Where this model's blocks are kept: precision changes them, and calibration does not."""
@@ -181,7 +181,7 @@ class JacobianModule(LanguageModelModule):
     def on_fit_start(self) -> None:
         """Fit on dev, unless a checkpoint has brought a fit."""
         super().on_fit_start()
-        self._calibrates = self.calibration is None
+        self._calibrates = self.score_fit is None
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
         """Full-length maps of a batch of whole chains, with their labels; their pairs are kept for the fit."""
@@ -201,7 +201,7 @@ class JacobianModule(LanguageModelModule):
             return
         scores = torch.cat([torch.empty(0), *(own for own, _ in self._dev)])
         contact = torch.cat([torch.empty(0, dtype=torch.bool), *(own for _, own in self._dev)])
-        fitted = self.calibration = fit_logistic(scores, contact, self._total)
+        fitted = self.score_fit = fit_logistic(scores, contact, self._total)
         self._dev, self._calibrates = [], False
         self.learnt_on_dev = fitted is not None
         if fitted is None:

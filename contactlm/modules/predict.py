@@ -14,6 +14,7 @@ from torch import Tensor
 
 from contactlm.alphabet import encode
 from contactlm.maps.contact_map import ContactMap
+from contactlm.maps.thumbnail import ContactMaps
 from contactlm.maps.windows import WindowOptions
 from contactlm.model.adapter import CONFIG_FILE
 from contactlm.modules.base import MapModule
@@ -62,7 +63,8 @@ def predict_contacts(
 ) -> ContactMap | list[ContactMap] | Iterator[ContactMap]:
     """Predict the contact maps of one or several sequences of any length.
 
-    Sequences of like length share a pass of the model, as many as fit a bound on its cost.
+    Sequences of like length share a pass of the model, as many as fit a bound on its cost. Probabilities are calibrated
+    where the model brings a calibration that was fitted on dev; each map's ``how`` says so.
 
     Args:
         sequences: L letters of the ESM alphabet; a list of such sequences; or an iterator over them, of which a few
@@ -99,7 +101,7 @@ def predict_contacts(
     if isinstance(sequences, str):
         return next(_predicted([sequences], module, windows, device, "query"))
     if isinstance(sequences, Sequence):
-        return list(_predicted(sequences, module, windows, device, "query_{}"))
+        return ContactMaps(_predicted(sequences, module, windows, device, "query_{}"))
     return _predicted(sequences, module, windows, device, "query_{}")
 
 

@@ -24,7 +24,7 @@ from contactlm.model.lora import contact_regression
 from contactlm.model.retrieval_backbone import RetrievalBackbone
 from contactlm.modules.base import Evaluated
 from contactlm.modules.checkpoint import CHECKPOINT_KEY
-from contactlm.modules.contact import prepare_head, published_threshold
+from contactlm.modules.contact import prepare_head, published_calibration, published_threshold
 from contactlm.modules.language_model import ESM2, LanguageModelModule
 from contactlm.modules.shares import own_share
 from contactlm.retrieval.copy_homolog import copy_contacts
@@ -132,6 +132,7 @@ class RetrievalModule(LanguageModelModule):
             }
         )
         self.tuned_threshold = published_threshold(pretrained)
+        self.calibration = published_calibration(pretrained)
         self.hits, self.decoder_lr_factor, self.max_identity = hits, decoder_lr_factor, max_identity
         self._held_out: dict[str, set[str]] = {"ids": set(), "sequences": set()}
         self._evaluated = False  # whether dev and test proteins must not be evidence
@@ -194,6 +195,11 @@ class RetrievalModule(LanguageModelModule):
         """Free the frozen backbone."""
         super().teardown(stage)
         self.evidence.segment_states.encoder.release()
+
+    def hold_out(self, ids: Sequence[str], sequences: Sequence[str]) -> None:
+        """From now on, use neither these proteins' own structures as evidence nor those of the run's dev and test."""
+        self._evaluated = True
+        self._hold_out(ids, sequences)
 
     def _hold_out(self, ids: Sequence[str], sequences: Sequence[str]) -> None:
         self._held_out["ids"].update(ids)

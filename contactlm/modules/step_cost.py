@@ -24,7 +24,7 @@ from contactlm.model.blocks import block_bytes
 from contactlm.modules.base import MapModule
 from contactlm.types import ModelError
 
-_INSIDE = ("contactlm.streamed_attention", "contactlm.fused_attention")  # operations that need room of their own
+_INSIDE = ("streamed_attention", "fused_attention")  # operations that need room of their own
 _COPIES = 4  # of their queries: what they put beside their arguments and results
 
 

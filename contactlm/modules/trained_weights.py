@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
+from contactlm.metrics.calibration import Calibration
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_backbone, check_head, check_weights, class_name
 from contactlm.modules.random_state import drawn_from, seed_of_run
 from contactlm.modules.sharded_file import is_sharded, weights_stream
@@ -39,6 +40,8 @@ class TrainedWeights(L.LightningModule):
         self.tuned_threshold: float | None = None
         self._made_trainable: set[str] | None = None  # once there is a trainer, whose callbacks may freeze some
         self._frozen: set[str] | None = None  # of the run that goes on, in the end
+        self.calibration: Calibration | None = None
+        self.applies_calibration = True  # to predicted maps
 
     def on_train_start(self) -> None:
         """Freeze and unfreeze what the run that goes on had frozen; Lightning's callbacks begin with all frozen."""
@@ -111,6 +114,7 @@ class TrainedWeights(L.LightningModule):
             "tuned_threshold": self.tuned_threshold,
             UNFROZEN: sorted(names - (self._made_trainable or names)),
             FROZEN: sorted(n for n, parameter in self.named_parameters() if n in names and not parameter.requires_grad),
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -125,6 +129,8 @@ class TrainedWeights(L.LightningModule):
         check_head(about, self.head)
         check_backbone(about, self.hparams.get("pretrained"), self.backbone_checksum)
         self.tuned_threshold = about["tuned_threshold"]
+        fitted = about.get("calibration")  # older checkpoints have none
+        self.calibration = None if fitted is None else Calibration.from_dict(fitted)
         saved = self.saved_names().union(about.get(UNFROZEN, []))
         self._made_trainable = saved
         goes_on = self._trainer is not None and self.trainer.state.fn == "fit"

@@ -11,6 +11,11 @@ from contactlm.report.compare import Spread, arm_spread, by_arm
 from contactlm.report.read import Run
 
 TEST_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6", "mcc_sep6_tuned")
+PROBABILITY_SCORES = (  # "…_calibrated" beside each
+    "ece_sep6", "brier_sep6", "log_loss_sep6", "ece_short", "ece_medium", "ece_long",
+)  # fmt: skip
+THRESHOLD_SCORES = ("mcc_sep6", "mcc_sep6_calibrated", "mcc_sep6_tuned")
+CONFIDENCE_SCORES = ("confidence_bias", "confidence_error")  # of each protein's predicted long-range P@L
 DEV_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long")
 TRIVIAL = "trivial (|i − j| ≤ 2)"
 MEBIBYTE = 2**20
@@ -34,6 +39,12 @@ def _score(role: str, name: str) -> Column:
 
 COLUMNS: dict[str, Column] = {
     **{f"test_{name}": _score("test", name) for name in TEST_SCORES},
+    **{f"test_{name}": _score("test", name) for name in ("mcc_sep6_calibrated", *CONFIDENCE_SCORES)},
+    **{
+        f"test_{name}{calibrated}": _score("test", f"{name}{calibrated}")
+        for name in PROBABILITY_SCORES
+        for calibrated in ("", "_calibrated")
+    },
     **{f"dev_{name}": _score("dev", name) for name in DEV_SCORES},
     "tokens": _of_record("tokens"),
     "residues": _of_record("residues"),
@@ -107,7 +118,7 @@ def _giga(value: float | None) -> float | None:
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """Three tables: scores by arm, cost by arm, and every run."""
+    """Tables: scores by arm, how far probabilities can be believed, cost by arm, and every run."""
     arms = by_arm(runs)
     scores = [
         [
@@ -137,10 +148,31 @@ def markdown(runs: Sequence[Run]) -> str:
     return "\n\n".join(
         (
             "### Scores: mean ± sd over seeds\n\n" + grid(["arm", "seeds", *test, "dev mcc_sep6"], scores),
+            *_probabilities(arms),
             "### Cost of training: mean over seeds\n\n" + grid(["arm", *_COSTS.values()], costs),
             "### Every run\n\n" + grid(["arm", "seed", *test, *_COSTS.values()], each),
         )
     )
+
+
+def _probabilities(arms: dict[str, list[Run]]) -> list[str]:
+    """A table of arms that have been judged so: as predicted, then calibrated on dev; older runs have none."""
+    rows = []
+    for arm, members in arms.items():
+        if not any("ece_sep6" in run.test for run in members):
+            continue
+        pairs = [(_spread(members, f"test_{n}"), _spread(members, f"test_{n}_calibrated")) for n in PROBABILITY_SCORES]
+        thresholds = [_spread(members, f"test_{name}") for name in THRESHOLD_SCORES]
+        told = [f"{before} → {after}" if after else before for before, after in pairs]
+        rows.append([arm, *thresholds, *told, *(_spread(members, f"test_{name}") for name in CONFIDENCE_SCORES)])
+    if not rows:
+        return []
+    title = "### Probabilities on test: as predicted → calibrated on dev"
+    note = (
+        "`mcc_sep6` is at 0.5, at 0.5 after calibration, and at the threshold tuned on dev; where the last two are "
+        "alike, the tuned threshold says no more than 0.5."
+    )
+    return [title, note, grid(["arm", *THRESHOLD_SCORES, *PROBABILITY_SCORES, *CONFIDENCE_SCORES], rows)]
 
 
 _COSTS = {

@@ -143,7 +143,7 @@ def find_last(
     Raises:
         ModelError: The first logger is neither CSVLogger nor TensorBoardLogger, and ``dirpath`` is None.
     """
-    folder, pattern = (Path(dirpath), "") if dirpath else _runs(trainer_config, name)
+    folder, pattern = (Path(dirpath), "") if dirpath else runs_folder(trainer_config, name)
     found = [path for path in folder.expanduser().glob(f"{pattern}last*.ckpt") if path.is_file() or is_sharded(path)]
     newest_first = sorted(found, key=_written_at, reverse=True)
     return next((path for path in newest_first if seed is None or _seed_of(path) in (seed, None)), None), folder
@@ -158,8 +158,12 @@ def _seed_of(path: Path) -> int | None:
     return check_checkpoint(path).get("ContactDataModule", {}).get("seed")
 
 
-def _runs(trainer_config: Mapping[str, Any], name: str) -> tuple[Path, str]:
-    """The folder of all runs of this name, and the pattern of their checkpoint folders."""
+def runs_folder(trainer_config: Mapping[str, Any], name: str) -> tuple[Path, str]:
+    """The folder of all runs of this name, and the pattern of their checkpoint folders.
+
+    Raises:
+        ModelError: The first logger is neither CSVLogger nor TensorBoardLogger.
+    """
     root = Path(trainer_config.get("default_root_dir") or ".")
     loggers = trainer_config.get("logger")
     first: Any = loggers[0] if isinstance(loggers, list) and loggers else loggers

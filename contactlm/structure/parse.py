@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain as joined
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,23 @@ MIN_AGREEMENT = 0.5
 _READERS = {"pdb": read_pdb, "mmcif": read_mmcif}
 _PDB_STARTS = ("HEADER ", "TITLE ", "REMARK ", "CRYST1", "MODEL ", "ATOM  ", "HETATM")
 _log = logging.getLogger(__name__)
+
+
+class NumberedChain(NamedTuple):
+    """A chain with what else its file says of it.
+
+    Attributes:
+        chain: The chain.
+        name: Its author chain id; empty when the file leaves it blank.
+        numbers: L author residue numbers with insertion codes, such as ``52`` and ``52A``; empty for residues without
+            coordinates in the file.
+        backbone: N, CA and C, float32 (L, 3 atoms, 3), in Å; NaN where missing.
+    """
+
+    chain: Chain
+    name: str
+    numbers: list[str]
+    backbone: NDArray[np.float32]
 
 
 def read_chains(path: str | Path, sequence: str = "seqres") -> list[Chain]:
@@ -87,6 +105,23 @@ def read_backbones(path: str | Path, sequence: str = "seqres") -> list[tuple[Cha
         StructureError: As :func:`read_chains` does.
         ValueError: Likewise.
     """
+    return [(found.chain, found.backbone) for found in read_numbered(path, sequence)]
+
+
+def read_numbered(path: str | Path, sequence: str = "seqres") -> list[NumberedChain]:
+    """Read the protein chains of a structure file with their residue numbers.
+
+    Args:
+        path: As for :func:`read_chains`.
+        sequence: Likewise.
+
+    Returns:
+        The chains that :func:`read_chains` gives, each with its numbers and backbone.
+
+    Raises:
+        StructureError: As :func:`read_chains` does.
+        ValueError: Likewise.
+    """
     if sequence not in SEQUENCES:
         raise ValueError(f"sequence={sequence!r}; it can be {' or '.join(map(repr, SEQUENCES))}")
     stem, kind, _ = split_name(path)
@@ -95,7 +130,7 @@ def read_backbones(path: str | Path, sequence: str = "seqres") -> list[tuple[Cha
     chains = []
     for chain_id, raw_chain in raw.chains.items():
         try:
-            chain = _chain(f"{stem}_{chain_id}", raw_chain, raw.parents, sequence)
+            chain = _chain(f"{stem}_{chain_id}", chain_id, raw_chain, raw.parents, sequence)
         except ValueError as error:
             raise StructureError(path, brief(f"chain {chain_id!r}: {error}")) from error
         if chain is not None:
@@ -118,15 +153,14 @@ def _checked(path: str | Path, kind: str, blocks: Iterator[str]) -> Iterator[str
     return joined([first], blocks)
 
 
-def _chain(
-    name: str, raw: RawChain, parents: dict[str, str], sequence: str
-) -> tuple[Chain, NDArray[np.float32]] | None:
+def _chain(name: str, chain_id: str, raw: RawChain, parents: dict[str, str], sequence: str) -> NumberedChain | None:
     residues, xyz = polymer(raw)
     resolved = np.isfinite(xyz[:, 1, 0])  # a missing atom is NaN in all coordinates
     if not resolved.any():
         return None
     if sequence == "observed":
         letters = "".join(residues[i].letter for i in np.flatnonzero(resolved))
+        residues = [residues[i] for i in np.flatnonzero(resolved)]
         xyz, resolved = xyz[resolved], resolved[resolved]
         positions = np.arange(len(letters))
     else:
@@ -137,7 +171,10 @@ def _chain(
     present = np.zeros(len(letters), dtype=np.bool_)
     present[positions] = resolved
     chain = Chain(name, letters, ca.astype(np.float32), virtual_cbeta(n, ca, c), present)
-    return chain, coordinates.astype(np.float32)
+    numbers = [""] * len(letters)
+    for position, residue in zip(positions.tolist(), residues, strict=True):
+        numbers[position] = f"{residue.number}{residue.icode.strip()}"
+    return NumberedChain(chain, chain_id, numbers, coordinates.astype(np.float32))
 
 
 def _full(

@@ -224,6 +224,27 @@ def test_a_long_protein_makes_no_larger_picture() -> None:
         assert draw(exhibit, 0.5).shape == (525, 560, 3)
 
 
+def test_the_picture_of_a_complex_is_the_drawing_of_its_map() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from contactlm import ContactMap
+
+    probability, chain_of = torch.rand(30, 30).triu(1), torch.arange(30) // 18
+    probability, labels = probability + probability.T, torch.zeros(30, 30, dtype=torch.int8)
+    exhibits = Exhibits((30,))
+    exhibits.add({"ids": ["x"], "probability": [probability], "labels": [labels], "chain_of": [chain_of]})
+    (exhibit,) = exhibits.chosen()
+    assert exhibit.chain_lengths == (18, 12)
+    figure = Figure(figsize=(5.6, 5.25), dpi=100, layout="compressed")
+    canvas, how = FigureCanvasAgg(figure), {"chain_lengths": [18, 12]}
+    ContactMap("x", "X" * 30, probability.numpy(), labels.numpy(), how=how).plot(figure.add_subplot())
+    canvas.draw()
+    picture = draw(exhibit, 0.5)
+    assert (picture == np.asarray(canvas.buffer_rgba())[..., :3]).all()
+    assert (picture != draw(exhibit._replace(chain_lengths=()), 0.5)).any()
+
+
 class Clock:
     """A clock that goes on only when told to."""
 

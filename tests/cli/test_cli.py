@@ -120,7 +120,8 @@ def test_predict_needs_nothing_but_a_checkpoint(tmp_path: Path, finished: Finish
     assert "best checkpoint" not in captured.err  # of the run that wrote it: of no concern here
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert names == {f"{n}.{s}" for n in ("one", "one_2", "two_2", "s_A") for s in ("npz", "rr", "png")} | {
-        "summary.csv"
+        "summary.csv",
+        "index.html",
     }
     rows = {row["id"]: row for row in csv.DictReader((tmp_path / "results" / "summary.csv").open())}
     assert rows["s_A"]["mcc_sep6"] and not rows["one"]["mcc_sep6"]
@@ -130,7 +131,7 @@ def test_predict_needs_nothing_but_a_checkpoint(tmp_path: Path, finished: Finish
     stamp = (tmp_path / "results" / "s_A.npz").stat().st_mtime_ns
     (tmp_path / "results" / "one.rr").unlink()  # as a killed run leaves it
     assert main(command) == 3
-    assert "1 maps written to results, 3 were there already" in capsys.readouterr().out
+    assert "0 maps written to results, 4 were there already (1 in fewer formats)" in capsys.readouterr().out
     assert (tmp_path / "results" / "s_A.npz").stat().st_mtime_ns == stamp
     assert np.load(tmp_path / "results" / "one.npz")["probability"].dtype == np.float32
     assert main([*command, "--overwrite=true", "--dtype=float16"]) == 3

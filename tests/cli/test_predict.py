@@ -87,7 +87,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, tiny_esm: Path) -
     kept = len(before) // len(KINDS)
     assert f"{N - kept} maps written to results, {kept} were there already" in out
     assert {name: stamp for name, stamp in stamps(results).items() if name in before} == before
-    expected = {f"{name}.{kind}" for name in NAMES for kind in KINDS} | {"summary.csv"}
+    expected = {f"{name}.{kind}" for name in NAMES for kind in KINDS} | {"summary.csv", "index.html"}
     assert {path.name for path in results.iterdir()} == expected
     assert sorted(row["id"] for row in summary(results)) == NAMES
     alone = ContactModule(str(tiny_esm)).predict_map(random_sequence(59, 40))
@@ -184,7 +184,7 @@ def test_only_own_temporary_files_are_removed(folder: Path, tiny_esm: Path, caps
         (folder / "results" / name).touch()
     run(predict(tiny_esm, "--formats=[rr]"), capsys)
     left = {path.name for path in (folder / "results").iterdir()}
-    assert left == {*foreign, "summary.csv", "a.rr", "b.rr", "c.rr"}
+    assert left == {*foreign, "summary.csv", "index.html", "a.rr", "b.rr", "c.rr"}
 
 
 def test_names_that_files_cannot_have(folder: Path, tiny_esm: Path, capsys) -> None:
@@ -317,7 +317,7 @@ def test_other_options_predict_again(folder: Path, tiny_esm: Path, capsys) -> No
         (line,) = told(predict_all(tiny_esm, option), capsys, 3, 0)
         assert line.endswith(f"made from other options ({shown}): 3 proteins (a, b, c)")
         assert told(predict_all(tiny_esm, option), capsys, 0, 3) == []
-    told(predict(tiny_esm, "--formats=[rr]", "--pairs_per_residue=1"), capsys, 3, 0)
+    told(predict(tiny_esm, "--overwrite", "--formats=[rr]", "--pairs_per_residue=1"), capsys, 3, 0)
     assert told(predict(tiny_esm, "--formats=[rr]", "--pairs_per_residue=1"), capsys, 0, 3) == []
     (line,) = told(predict(tiny_esm, "--formats=[rr]", "--pairs_per_residue=null"), capsys, 3, 0)
     assert "pairs_per_residue=1.0, now None" in line
@@ -352,3 +352,49 @@ def test_names_that_differ_in_case_only_share_no_file(folder: Path, tiny_esm: Pa
         assert (predicted.id, predicted.sequence) == (name, random_sequence(n, 30))
     (folder / "a.fasta").write_text("".join(list(records.values())[::-1]))
     assert told(predict_all(tiny_esm), capsys, 0, 3) == []
+
+
+# --- formats that are missing ---
+
+
+def test_a_missing_format_is_written_from_the_npz(folder: Path, tiny_esm: Path, capsys, monkeypatch) -> None:
+    write_pdb(folder / "s.pdb", {"A": random_sequence(3, 35), "B": random_sequence(4, 33)})
+    (folder / "a.fasta").unlink()
+    command = ["predict", "--model.pretrained", str(tiny_esm), "--trainer.accelerator=cpu", "--out=results"]
+    command += ["--data.predict_paths", "s.pdb", "--data.read_workers=0", "--data.assembly=complex"]
+    run([*command, "--formats=[npz]"], capsys)
+    before = (folder / "results" / "s.npz").stat().st_mtime_ns
+    with monkeypatch.context() as patch:  # nothing is predicted
+        patch.setattr(ContactModule, "predict_step", lambda *_: pytest.fail("predicted again"))
+        out = run([*command, "--formats=[html,csv,pml,cxc,pdb,rr]"], capsys)
+    assert "0 maps written to results, 1 were there already (1 in fewer formats)" in out
+    kinds = {"npz", "html", "csv", "pml", "cxc", "pdb", "rr"}
+    assert {path.name for path in (folder / "results").iterdir()} == {f"s.{kind}" for kind in kinds} | {
+        "summary.csv",
+        "index.html",
+    }
+    assert (folder / "results" / "s.npz").stat().st_mtime_ns == before
+    (row,) = summary(folder / "results")
+    assert set(row["formats"].split()) == kinds and "pairs_per_residue" in row["options"] and "dtype" in row["options"]
+    with (folder / "results" / "s.csv").open(newline="") as handle:
+        assert {row["chain_j"] for row in csv.DictReader(handle)} == {"A", "B"}
+    assert "0 maps written to results, 1 were there already" in run([*command, "--formats=[npz,html]"], capsys)
+
+
+def test_files_of_an_older_model_are_not_taken_for_the_new_ones(folder: Path, tiny_esm: Path, capsys) -> None:
+    run(predict(tiny_esm, "--formats=[npz,csv]"), capsys)
+    old = (folder / "results" / "a.csv").read_text()
+    other = make_tiny_esm(folder / "other", seed=1)
+    told(predict(other, "--formats=[rr]"), capsys, 3, 0)
+    assert (folder / "results" / "a.csv").read_text() == old
+    told(predict(other, "--formats=[csv]"), capsys, 3, 0)  # neither the table nor the .npz is of this model
+    assert (folder / "results" / "a.csv").read_text() != old
+
+
+def test_a_damaged_npz_is_predicted_again(folder: Path, tiny_esm: Path, capsys) -> None:
+    run(predict_all(tiny_esm), capsys)
+    (folder / "results" / "b.npz").write_bytes(b"PK")
+    assert "1 maps written to results, 2 were there already (2 in fewer formats)" in run(
+        predict(tiny_esm, "--formats=[npz,csv]"), capsys
+    )
+    assert ContactMap.load(folder / "results" / "b.npz").id == "b"

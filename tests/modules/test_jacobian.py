@@ -71,7 +71,7 @@ def test_stock_transformers_gives_the_same_scores(tiny_esm: Path, masked: bool) 
     expected = categorical_jacobian(logits, tokens_of(sequence), masked=masked)
     (made,) = module.chain_maps(["a"], [tokens_of(sequence)], module.windows, None)
     torch.testing.assert_close(made.scores, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
-    module.calibration = Logistic(2.0, -1.0)
+    module.score_fit = Logistic(2.0, -1.0)
     probability = module.predict_map(sequence).probability
     wanted = torch.sigmoid(2 * made.scores - 1).fill_diagonal_(0).numpy()
     np.testing.assert_allclose(probability, wanted, atol=1e-6)
@@ -83,7 +83,7 @@ def test_contact_logits_are_those_of_the_maps_padding_aside(module: JacobianModu
     for row, sequence in zip(rows, sequences, strict=True):
         row[: len(sequence) + 2] = torch.cat([torch.tensor([CLS]), tokens_of(sequence), torch.tensor([EOS])])
     for calibration in (None, Logistic(3.0, -2.0)):
-        module.calibration = calibration
+        module.score_fit = calibration
         logits = module.contact_logits(rows)
         assert logits.shape == (2, 12, 12) and not logits[1, 9:].any() and not logits[1, :, 9:].any()
         for own, sequence in zip(logits, sequences, strict=True):
@@ -103,7 +103,7 @@ def test_ranks_until_it_is_calibrated(module: JacobianModule, tmp_path: Path) ->
     assert (far > first.threshold).sum() == 30
     text = first.save(tmp_path / "a.rr").read_text()
     assert f"REMARK p is the {RANKED}\n" in text
-    module.calibration = Logistic(5.0, -1.0)
+    module.score_fit = Logistic(5.0, -1.0)
     second = module.predict_map(sequence, id="a")
     assert not second.is_ranked and second.threshold == 0.5
     assert "REMARK p is" not in second.save(tmp_path / "b.rr").read_text()
@@ -243,7 +243,7 @@ def test_a_checkpoint_keeps_the_two_numbers(flow: Path) -> None:
     (path,) = flow.rglob("*.ckpt")
     loaded = JacobianModule.load_from_checkpoint(path, weights_only=True)
     kept = torch.load(path, weights_only=True)["state_dict"]
-    assert loaded.calibration == tuple(kept["slope_and_intercept"].tolist())
+    assert loaded.score_fit == tuple(kept["slope_and_intercept"].tolist())
     assert set(kept) == {"slope_and_intercept"}  # no weights of the backbone
     with pytest.raises(ModelError, match="holds a language-model head"):
         ContactModule.load_from_checkpoint(path, weights_only=True)

@@ -247,6 +247,16 @@ def test_dev_and_test_chains_are_never_evidence(
     assert predicted.how["hits"][0] == data.chains["test"].ids[0]  # for predictions the protein itself may be used
 
 
+def test_what_a_benchmark_scores_is_no_evidence(tiny_esm: Path, set_database: Path, pdb_folders: Folders) -> None:
+    module = made(tiny_esm, set_database)
+    [chain] = read_chains(pdb_folders[1] / "s0.pdb")
+    [before] = module.evidence.of(["x"], [chain.sequence], module.exclusion)
+    assert chain.id in before.ids  # for predictions, a known structure may be used
+    module.hold_out([chain.id], [chain.sequence])
+    [after] = module.evidence.of(["x"], [chain.sequence], module.exclusion)
+    assert after.ids == (f"relative-{chain.id}",)
+
+
 def test_copying_is_scored_beside_the_model(
     tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, set_database: Path
 ) -> None:

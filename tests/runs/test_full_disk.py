@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import os
+import pathlib
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -57,12 +58,17 @@ class Disk:
     @contextmanager
     def mounted(self) -> Iterator[None]:
         anonymous = tempfile.TemporaryFile
+        of_paths = getattr(pathlib, "_NormalAccessor", None)  # of Python 3.10, which keeps an open of its own
+        if of_paths is not None:
+            of_paths.open = staticmethod(self.open)
         io.open = builtins.open = self.open  # type: ignore[assignment]
         tempfile.TemporaryFile = lambda dir: self.open(dir / "unnamed", "wb")  # type: ignore[assignment,method-assign]
         try:
             yield
         finally:
             io.open, builtins.open, tempfile.TemporaryFile = self._open, self._open, anonymous  # type: ignore[method-assign]
+            if of_paths is not None:
+                of_paths.open = staticmethod(self._open)
 
 
 class _Limited(io.FileIO):

@@ -1,0 +1,1 @@
+"""Benchmarks by name: public test sets as lists of chains, their structures, and scores beside published figures."""

@@ -1,0 +1,182 @@
+"""Whether a chain of a structure file is the one that a list asks for, and where its residues are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contactlm.alphabet import UNKNOWN_LETTER
+from contactlm.benchmark.lists import AskedChain
+from contactlm.benchmark.reader import ChainReader
+from contactlm.benchmark.structures import FoundFiles, author_chains, entry_in
+from contactlm.homology.alignment import Aligner
+from contactlm.metrics.contracts import Atom
+from contactlm.structure.beta_carbon import beta_carbons
+from contactlm.types import Chain, StructureError
+
+MIN_IDENTITY = 0.95  # of the known residues of the list that the file has
+MIN_COVERAGE = 0.9  # share of the list's residues that the file has, resolved or not
+MIN_RESOLVED = 0.5  # share of the list's residues with coordinates
+FOUND, REPLACED, MISSING = "found", "replaced", "missing"
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedChain:
+    """What became of one chain of a list.
+
+    Attributes:
+        asked: The chain that the list asks for.
+        state: ``found``; ``replaced``, by another chain or entry with the same sequence; or ``missing``.
+        reason: Why it is replaced or missing; empty when it was found.
+        path: Its file; None when missing.
+        chain: The chain of that file; None when missing.
+        positions: For each residue of the list's sequence (of the file's, where the list has none) its index in
+            ``chain``, int64 (L,); −1: the file lacks it.
+        identity: Share of the aligned residues that agree; NaN where the list has no sequence.
+        coverage: Share of the list's residues that the file has; NaN likewise.
+    """
+
+    asked: AskedChain
+    state: str
+    reason: str = ""
+    path: Path | None = None
+    chain: Chain | None = None
+    positions: NDArray[np.int64] | None = None
+    identity: float = float("nan")
+    coverage: float = float("nan")
+
+    @property
+    def sequence(self) -> str:
+        """The residues that are scored, L letters."""
+        return self.asked.sequence or (self.chain.sequence if self.chain is not None else "")
+
+    def coordinates(self, atom: Atom) -> NDArray[np.float32]:
+        """Positions of an atom of every residue that is scored, float32 (L, 3), in Å; NaN where unresolved."""
+        if self.chain is None or self.positions is None or self.path is None:
+            raise ValueError(f"{self.asked.id} is missing: it has no coordinates")
+        real = beta_carbons(self.path, self.chain) if atom == "cb" else None
+        own = real if real is not None else self.chain.ca if atom == "ca" else self.chain.cb
+        placed = np.concatenate([own, np.full((1, 3), np.nan, np.float32)])  # −1 takes the last row
+        return placed[self.positions]
+
+
+def check_chains(
+    chains: Sequence[AskedChain], files: FoundFiles, reader: ChainReader, tell: Callable[[], object]
+) -> list[CheckedChain]:
+    """Look up every chain of a list.
+
+    Args:
+        chains: Those of the list.
+        files: Of their entries.
+        reader: Reads them.
+        tell: Called after each chain.
+    """
+    checked = []
+    for asked in chains:
+        checked.append(_check(asked, files, reader))
+        tell()
+    return checked
+
+
+def counts(checked: Sequence[CheckedChain]) -> Counter[str]:
+    """How many chains were ``asked``, ``found`` (those replaced among them), ``replaced`` and ``missing``."""
+    states = Counter(each.state for each in checked)
+    found = states[FOUND] + states[REPLACED]
+    return Counter(asked=len(checked), found=found, replaced=states[REPLACED], missing=states[MISSING])
+
+
+def _check(asked: AskedChain, files: FoundFiles, reader: ChainReader) -> CheckedChain:
+    if asked.facts.get("scorable") == "0":
+        return CheckedChain(asked, MISSING, "the list says that it cannot be scored (scorable is 0)")
+    path = files.of(asked)
+    if path is None:
+        return CheckedChain(asked, MISSING, files.problems.get(asked.entry, "no file of that entry is there"))
+    try:
+        chains = reader.chains(path)
+        name = author_chains(path).get(asked.chain) if asked.naming == "label" else asked.chain
+        own_entry = entry_in(path)
+    except StructureError as error:
+        return CheckedChain(asked, MISSING, str(error))
+    checked = _choose(asked, path, name, chains)
+    if checked.state != MISSING and own_entry not in (None, asked.entry):
+        said = f"the file of {asked.entry} says that it is entry {own_entry}"
+        reason = f"{checked.reason}; {said}" if checked.reason else said
+        return CheckedChain(**{**checked.__dict__, "state": REPLACED, "reason": reason})
+    return checked
+
+
+def _choose(asked: AskedChain, path: Path, name: str | None, chains: Mapping[str, Chain]) -> CheckedChain:
+    """Take the chain that is named; where it is not there, another of the same sequence."""
+    if name is not None and name in chains:
+        return _fit(asked, path, chains[name])
+    there = f"the file has no chain {asked.chain} ({asked.naming} id), but {', '.join(map(repr, chains))}"
+    for other, chain in chains.items() if asked.sequence else ():
+        checked = _fit(asked, path, chain)
+        if checked.state == FOUND:
+            reason = f"{there}; chain {other} has its sequence"
+            return CheckedChain(**{**checked.__dict__, "state": REPLACED, "reason": reason})
+    return CheckedChain(asked, MISSING, there)
+
+
+def _fit(asked: AskedChain, path: Path, chain: Chain) -> CheckedChain:
+    """Compare a chain with what the list says of it."""
+    if asked.sequence is None:
+        positions, identity, coverage = np.arange(len(chain)), float("nan"), float("nan")
+        fault = _length_fault(asked, chain)
+    else:
+        positions, identity, coverage = place(asked.sequence, chain.sequence)
+        fault = ""
+        if identity < MIN_IDENTITY or coverage < MIN_COVERAGE:
+            fault = (
+                f"chain {chain.id} has another sequence: {coverage:.0%} of the list's residues, {identity:.0%} of "
+                f"these identical (at least {MIN_COVERAGE:.0%} and {MIN_IDENTITY:.0%} are needed)"
+            )
+    resolved = int(chain.resolved[positions[positions >= 0]].sum())
+    if not fault and resolved < max(2, MIN_RESOLVED * len(positions)):
+        fault = f"too few residues: {resolved} of {len(positions)} have coordinates"
+    if fault:
+        return CheckedChain(asked, MISSING, fault, identity=identity, coverage=coverage)
+    return CheckedChain(asked, FOUND, "", path, chain, positions, identity, coverage)
+
+
+def _length_fault(asked: AskedChain, chain: Chain) -> str:
+    """A list without sequences may count all residues or those resolved."""
+    wanted = asked.length
+    for length in (len(chain), int(chain.resolved.sum())):
+        if wanted is None or min(length, wanted) >= MIN_COVERAGE * max(length, wanted):
+            return ""
+    return f"chain {chain.id} has {len(chain)} residues, the list says {wanted}: another sequence"
+
+
+def place(wanted: str, there: str) -> tuple[NDArray[np.int64], float, float]:
+    """Find the residues of a sequence in a longer, shorter or slightly different one.
+
+    Args:
+        wanted: L letters.
+        there: M letters.
+
+    Returns:
+        The index in ``there`` of each residue, int64 (L,), −1 where it has none; the share of identical ones among
+        those aligned, and the share aligned, both without unknown residues (X) of either.
+    """
+    start = there.find(wanted)
+    if start >= 0:
+        return np.arange(start, start + len(wanted)), 1.0, 1.0
+    positions = np.full(len(wanted), -1, dtype=np.int64)
+    for hit in Aligner([there]).align(wanted, np.zeros(1, np.int64)):
+        i, j = hit.query_start, hit.target_start
+        for column in hit.alignment or "":
+            if column in "MX":
+                positions[i] = j
+            i += column != "I"
+            j += column != "D"
+    known = [i for i, letter in enumerate(wanted) if letter != UNKNOWN_LETTER]
+    aligned = [i for i in known if positions[i] >= 0 and there[positions[i]] != UNKNOWN_LETTER]
+    identical = sum(wanted[i] == there[positions[i]] for i in aligned)
+    covered = sum(positions[i] >= 0 for i in known)
+    return positions, identical / max(len(aligned), 1), covered / max(len(known), 1)

@@ -1,0 +1,143 @@
+"""Structure files of a test set: of a folder, or fetched from RCSB once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from contactlm.atomic import atomic_path
+from contactlm.benchmark.lists import AskedChain
+from contactlm.data.files import find_structures
+from contactlm.data.rcsb.download import RCSB, download_structures
+from contactlm.data.rcsb.ids import parse_id
+from contactlm.structure.files import lines_of, read_blocks, split_name
+from contactlm.types import DataError, StructureError
+
+MISSING_FILE = "missing_entries.txt"
+_HEADER_LINES = 200  # within which a file says which entry it is
+
+
+@dataclass(frozen=True)
+class StructureSource:
+    """Where structures come from.
+
+    Attributes:
+        cache: Folder of what was fetched; made when something is.
+        folder: A folder of the user, in place of fetching; its files are called as their entries are.
+        offline: Fetch nothing, and do with what there is.
+        base_url: Server and path before ``/1ABC.cif.gz``.
+    """
+
+    cache: Path
+    folder: Path | None = None
+    offline: bool = False
+    base_url: str = RCSB
+
+
+@dataclass
+class FoundFiles:
+    """Files of entries.
+
+    Attributes:
+        files: By stem in lower case; of several files of one stem mmCIF first.
+        problems: Why there is none, by entry.
+    """
+
+    files: dict[str, Path] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def of(self, asked: AskedChain) -> Path | None:
+        """The file of a chain: one of its own (``1abc_A.pdb``), or that of its entry."""
+        for stem in (f"{asked.entry}_{asked.chain}".lower(), asked.entry, f"pdb{asked.entry}"):
+            if stem in self.files:
+                return self.files[stem]
+        return None
+
+
+def obtain_structures(chains: Sequence[AskedChain], source: StructureSource, out: Path) -> FoundFiles:
+    """Find the files of some chains, and fetch what is missing unless a folder or offline work was asked for.
+
+    Args:
+        chains: The chains.
+        source: Where to look.
+        out: Folder of the results: where the server cannot be reached, the missing entries are listed there.
+
+    Raises:
+        DataError: No such folder; or the server cannot be reached, which says what is missing and how to bring it.
+    """
+    if source.folder is not None:
+        return FoundFiles(_by_stem(find_structures(source.folder, "structures")))
+    entries = sorted({chain.entry for chain in chains})
+    if source.offline:
+        there = {entry: source.cache / f"{entry}.cif.gz" for entry in entries}
+        reason = f"not fetched yet: run once without --offline, or put {{}}.cif.gz into {source.cache}"
+        return FoundFiles(
+            {entry: path for entry, path in there.items() if path.is_file()},
+            {entry: reason.format(entry) for entry, path in there.items() if not path.is_file()},
+        )
+    try:
+        report = download_structures(entries, source.cache, source.base_url)
+    except DataError as error:
+        missing = [entry for entry in entries if not (source.cache / f"{entry}.cif.gz").is_file()]
+        with atomic_path(out / MISSING_FILE) as temporary:
+            temporary.write_text("\n".join(missing) + "\n", encoding="utf-8")
+        raise DataError(
+            f"{len(missing)} of {len(entries)} structures are missing and cannot be fetched ({error}). Their ids are "
+            f"in {out / MISSING_FILE}: fetch these as mmCIF elsewhere and give their folder with --structures, or "
+            "score what is there with --offline"
+        ) from error
+    problems = {
+        entry: f"{reason}; obsolete entries are gone from there" if "404" in reason else reason
+        for entry, reason in report.problems.items()
+    }
+    return FoundFiles(_by_stem(report.paths), problems)
+
+
+def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in paths:
+        stem, kind, _ = split_name(path)
+        if stem.lower() not in files or kind == "mmcif":
+            files[stem.lower()] = path
+    return files
+
+
+def entry_in(path: Path) -> str | None:
+    """The PDB id that a file gives itself, in lower case; None where it gives none.
+
+    Raises:
+        StructureError: The file cannot be read.
+    """
+    is_pdb = split_name(path)[1] == "pdb"
+    with closing(read_blocks(path)) as blocks:
+        for _, line in zip(range(_HEADER_LINES), lines_of(blocks), strict=False):
+            word = line[62:66] if is_pdb and line.startswith("HEADER") else ""
+            if not is_pdb and (match := re.match(r"(?:data_|_entry\.id\s+)(\S+)", line, re.IGNORECASE)):
+                word = match[1]
+            try:
+                return parse_id(word)[0]
+            except DataError:
+                continue
+    return None
+
+
+def author_chains(path: Path) -> dict[str, str]:
+    """The author's chain id of each of mmCIF's own (label) ids.
+
+    Raises:
+        StructureError: The file cannot be read, or is no mmCIF file, which alone has such ids.
+    """
+    from contactlm.structure.mmcif import BackboneDict
+    from contactlm.structure.mmcif_lines import ATOMS
+
+    if split_name(path)[1] == "pdb":
+        raise StructureError(path, "the list names the chain by its label id, which only mmCIF files have")
+    try:
+        with closing(read_blocks(path)) as blocks:
+            rows = BackboneDict(lines_of(blocks)).rows(ATOMS, "label_asym_id", "auth_asym_id", "label_seq_id")
+    except (ValueError, LookupError) as error:
+        raise StructureError(path, f"cannot be read as mmCIF: {error}") from error
+    return {label: author for label, author, number in reversed(rows) if number not in "?."}

@@ -1,0 +1,131 @@
+"""``contactlm benchmark``: models on public test sets, beside published figures of the same chains and contract."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from contactlm.benchmark.lists import load_set, published_figures, shipped_sets
+from contactlm.cli.commands import SOME_SKIPPED, description
+from contactlm.data.cache_folder import default_cache_dir
+from contactlm.data.rcsb.download import RCSB
+from contactlm.metrics.contracts import CONTRACTS
+from contactlm.types import ModelError
+
+LIST = "list"
+MORE = """\
+A set is one of `contactlm benchmark list`, `smoke` (synthetic proteins, no network), or a CSV file of your own with the
+columns pdb_id and chain and, where known, sequence. NAME:PART takes a part of it: dates FROM..TO, a role, a chain's id.
+Structures are fetched from RCSB once and kept in the cache folder, as scores are, by model and chain."""
+
+
+def benchmark_command(arguments: Sequence[str]) -> int:
+    """Run ``contactlm benchmark``.
+
+    Returns:
+        The exit status: 0, or 3 when chains of a set are missing (they are named). Arguments that cannot be parsed end
+        the process with 2.
+
+    Raises:
+        ContactLMError: A set, a model or the structures cannot be had.
+    """
+    given = _parser().parse_args(arguments)
+    if given.names == [LIST]:
+        sys.stdout.write(f"{list_text()}\n")
+        return 0
+    from contactlm.benchmark.check import counts  # torch and lightning take seconds, which the list needs not
+    from contactlm.benchmark.page import write_page
+    from contactlm.benchmark.run import REPORT, BenchmarkOptions, Candidate, run_benchmark
+    from contactlm.benchmark.structures import StructureSource
+
+    cache_dir = Path(given.cache_dir).expanduser() if given.cache_dir else default_cache_dir()
+    source = StructureSource(
+        Path(given.download_dir).expanduser() if given.download_dir else cache_dir / "structures",
+        Path(given.structures).expanduser() if given.structures else None,
+        given.offline,
+        given.base_url,
+    )
+    out = Path(given.out).expanduser()
+    database = Path(given.database).expanduser() if given.database else None
+    candidates = [Candidate(*pair) for pair in _named(given).items()]
+    results = run_benchmark(given.names, candidates, BenchmarkOptions(source, cache_dir, out, database))
+    sys.stdout.write(f"{write_page(results)}\nwritten to {out / REPORT} and the tables beside it\n")
+    return SOME_SKIPPED if any(counts(result.checked)["missing"] for result in results) else 0
+
+
+def list_text() -> str:
+    """The shipped sets, and the contracts of published figures."""
+    lines = []
+    for name, about in shipped_sets().items():
+        figures = sum(figure.set == name for figure in published_figures())
+        lines.append(
+            f"{name:<18} {len(load_set(name).chains):>5} chains, {figures} published figures: {about['about']}"
+        )
+        age = f"; {about['age']} than ESM-2's pretraining data" if about["age"] else ""
+        lines.append(f"{'':<18} source {about['source']}, licence {about['licence']}{age}")
+    lines += ["smoke                  8 chains: synthetic proteins, without network", "", "contracts:"]
+    for contract in CONTRACTS.values():
+        lines.append(
+            f"{contract.name:<18} {contract.atom} below {contract.cutoff:g} Å; L = {contract.length}; pairs at least "
+            f"{contract.min_separation} apart, upper triangle ({contract.source})"
+        )
+    return "\n".join(lines)
+
+
+def _named(given: argparse.Namespace) -> dict[str, str]:
+    """The models of a command line, by names that tell them apart."""
+    odd = [path for path in given.ckpt_path if not path.endswith(".ckpt") and Path(path).is_file()]
+    if odd:
+        raise ModelError(f"ckpt_path: {odd[0]} does not end in .ckpt; give a checkpoint that `contactlm fit` wrote")
+    locations = list(dict.fromkeys([*given.ckpt_path, *given.pretrained]))
+    if not locations:
+        raise ModelError(
+            "no model is given: --ckpt_path FILE for checkpoints, --model.pretrained NAME for published models"
+        )
+    return dict(zip(short_names(locations), locations, strict=True))
+
+
+def short_names(locations: Sequence[str]) -> list[str]:
+    """The ends of some paths that tell them apart.
+
+    Examples:
+        >>> short_names(["runs/a/version_0/checkpoints/last.ckpt", "runs/b/version_0/checkpoints/last.ckpt"])
+        ['a/version_0/checkpoints/last.ckpt', 'b/version_0/checkpoints/last.ckpt']
+        >>> short_names(["facebook/esm2_t6_8M_UR50D"])
+        ['esm2_t6_8M_UR50D']
+    """
+    parts = [Path(location).parts for location in locations]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(locations)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "contactlm benchmark",
+        description=description("benchmark"),
+        epilog=MORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("names", nargs="+", metavar="NAME", help="Test sets, or list: tell the shipped ones.")
+    add("--ckpt_path", nargs="+", default=[], metavar="FILE", help="Checkpoints, or folders of `contactlm export`.")
+    add(
+        "--model.pretrained", dest="pretrained", nargs="+", default=[], metavar="NAME",
+        help="Published models by hub name or folder, with their own contact head.",
+    )  # fmt: skip
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--structures", metavar="DIR", help="Folder of structure files, called as entries are; no network."
+    )
+    where.add_argument("--offline", action="store_true", help="Fetch nothing: score what was fetched before.")
+    add("--database", metavar="DB", help="Of `contactlm index build`: also score copying the best hit in it.")
+    add("--out", default="benchmark", help="Folder to write (default: benchmark).")
+    add("--base_url", default=RCSB, help="Server of mmCIF files (default: %(default)s).")
+    add("--download_dir", metavar="DIR", help="Where fetched structures are kept; default: in the cache folder.")
+    add("--cache_dir", metavar="DIR", help="Cache folder; default: $CONTACTLM_CACHE or ~/.cache/contactlm.")
+    return parser

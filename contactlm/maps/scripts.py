@@ -1,0 +1,156 @@
+"""Scripts that draw a map's pairs as dashes on its structure, for PyMOL and ChimeraX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from contactlm.atomic import atomic_path, file_name
+from contactlm.maps.pairs import LEAST_SEPARATION, top_contacts, truth_of
+from contactlm.structure.numbered import FileResidues
+from contactlm.types import DataError
+
+if TYPE_CHECKING:
+    from contactlm.maps.contact_map import ContactMap
+
+# Okabe and Ito's blue, vermilion and yellow: told apart with colour-vision deficiency, and in grey by their lightness
+COLORS = {"right": "#0072B2", "wrong": "#D55E00", "predicted_only": "#F0E442"}
+Drawn = dict[str, list[tuple[int, int]]]
+
+
+def drawn_pairs(contact_map: ContactMap) -> tuple[FileResidues, Drawn]:
+    """The L most probable pairs whose residues the structure has, by kind.
+
+    ``right``: in contact in truth. ``wrong``: not so. ``predicted_only``: the truth is not known, which is so too of a
+    pair that is apart in a relative's structure.
+
+    Returns:
+        The residues, and residues i < j of each kind, from 0.
+
+    Raises:
+        DataError: The map has no structure.
+    """
+    residues = need_residues(contact_map)
+    truth = truth_of(contact_map)
+    is_known = contact_map.labels is not None or residues.is_own
+    drawn: Drawn = {kind: [] for kind in COLORS}
+    for i, j, _ in top_contacts(contact_map, len(contact_map), LEAST_SEPARATION):
+        if not (residues.numbers[i] and residues.numbers[j]):
+            continue
+        label = -1 if truth is None else int(truth[i, j])
+        kind = "right" if label == 1 else "wrong" if label == 0 and is_known else "predicted_only"
+        drawn[kind].append((i, j))
+    return residues, drawn
+
+
+def need_residues(contact_map: ContactMap) -> FileResidues:
+    """The map's residues in its structure.
+
+    Raises:
+        DataError: It has none.
+    """
+    if contact_map.residues is None:
+        raise DataError(
+            f"{contact_map.id}: no structure is known to show the map on; predict from a structure file, or name one: "
+            'save("x.pml", structure="1abc.pdb")'
+        )
+    return contact_map.residues
+
+
+def write_pymol(contact_map: ContactMap, path: str | Path) -> None:
+    """Write a PyMOL script: the structure as a cartoon, and the L most probable pairs as dashes between C-alphas.
+
+    The structure is loaded from where it lies; the objects ``right``, ``wrong`` and ``predicted_only`` can be turned
+    on and off.
+
+    Raises:
+        DataError: The map has no structure.
+    """
+    _write(path, _pymol_lines(contact_map))
+
+
+def write_chimerax(contact_map: ContactMap, path: str | Path) -> None:
+    """Write a ChimeraX script: as :func:`write_pymol` does, with pseudobonds; to be opened in a new session.
+
+    Raises:
+        DataError: The map has no structure, or one whose path or chain ids cannot be written in the program's commands.
+    """
+    _write(path, _chimerax_lines(contact_map))
+
+
+def _write(path: str | Path, lines: Iterator[str]) -> None:
+    text = "\n".join([*lines, ""])
+    with atomic_path(Path(path).expanduser()) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _legend(contact_map: ContactMap, drawn: Drawn) -> Iterator[str]:
+    name = "".join(letter if letter.isprintable() else "?" for letter in contact_map.id)
+    yield f"# contactlm: the {len(contact_map)} most probable pairs of {name}, where the structure has both residues"
+    for kind, pairs in drawn.items():
+        yield f"# {kind.replace('_', ' ')} ({COLORS[kind]}): {len(pairs)}"
+
+
+def _pymol_lines(contact_map: ContactMap) -> Iterator[str]:
+    residues, drawn = drawn_pairs(contact_map)
+    name = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in file_name(contact_map.id))
+    yield from _legend(contact_map, drawn)
+    yield f"/cmd.load({_python(residues.file)}, {_python(name)}, multiplex=0)"
+    yield f"/cmd.hide('everything', '%{name}')"
+    yield f"/cmd.show('cartoon', '%{name}')"
+    yield f"/cmd.color('grey80', '%{name}')"
+    own = " or ".join(f'chain "{chain}"' for chain in _chains(residues))
+    yield f"/cmd.set('cartoon_transparency', 0.8, {_python(f'%{name} and not ({own})')})"
+    for kind, pairs in drawn.items():
+        for i, j in pairs:
+            ends = (_python(_pymol_atom(residues, at, name)) for at in (i, j))
+            yield f"/cmd.distance('{kind}', {', '.join(ends)})"
+        if pairs:
+            yield f"/cmd.set('dash_color', '{COLORS[kind].replace('#', '0x')}', '{kind}')"
+    yield "/cmd.hide('labels')"
+    yield "/cmd.set('dash_width', 2.5)"
+    yield f"/cmd.orient({_python(f'%{name} and ({own})')})"
+
+
+def _chains(residues: FileResidues) -> list[str]:
+    """The chains that the map speaks of."""
+    pairs = zip(residues.chains, residues.numbers, strict=True)
+    return list(dict.fromkeys(chain for chain, number in pairs if number))
+
+
+def _pymol_atom(residues: FileResidues, at: int, name: str) -> str:
+    number = residues.numbers[at].replace("-", "\\-")
+    return f'first (%{name} and chain "{residues.chains[at]}" and resi {number} and name CA)'
+
+
+def _python(text: str) -> str:
+    """A string of Python in one line that the program does not split: it cuts lines at semicolons."""
+    return ascii(text).replace(";", "\\x3b").replace("#", "\\x23")
+
+
+def _chimerax_lines(contact_map: ContactMap) -> Iterator[str]:
+    residues, drawn = drawn_pairs(contact_map)
+    yield from _legend(contact_map, drawn)
+    yield f"open {_quoted(contact_map, residues.file)}"
+    yield "hide #1 atoms"
+    yield "cartoon #1"
+    yield "color #1 #cccccc"
+    for kind, pairs in drawn.items():
+        for i, j in pairs:
+            ends = " ".join(_chimerax_atom(contact_map, residues, at) for at in (i, j))
+            yield f"pbond {ends} color {COLORS[kind].lower()} radius 0.12 dashes 5 name {kind}"
+
+
+def _chimerax_atom(contact_map: ContactMap, residues: FileResidues, at: int) -> str:
+    chain = residues.chains[at]
+    if chain and not chain.isalnum():
+        raise DataError(f"{contact_map.id}: chain {chain!r} of {residues.file} has no name in ChimeraX's commands")
+    return f"#1{'/' if chain else ''}{chain}:{residues.numbers[at]}@CA"
+
+
+def _quoted(contact_map: ContactMap, file: str) -> str:
+    mark = next((mark for mark in ('"', "'") if mark not in file), None)
+    if mark is None or not file.isprintable() or "\\" in file:
+        raise DataError(f"{contact_map.id}: ChimeraX's commands cannot name the file {file!r}: rename it")
+    return f"{mark}{file}{mark}"

@@ -1,0 +1,232 @@
+"""Probabilities that can be believed: a calibration fitted on dev, and what reliability is measured with.
+
+A calibration moves the log-odds of each range of sequence separation by itself: σ(a · logit(p) + b). ``platt`` fits
+slope and bias, ``temperature`` the slope 1 / T alone. Within a range no pair changes its rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from contactlm.metrics.ranked import BAND_STARTS, BANDS
+
+Kind = Literal["temperature", "platt"]
+KINDS = ("temperature", "platt")
+LEAST = 2.0**-23  # probabilities are kept this far from 0 and 1: what float32 resolves
+MOST_LOGIT = 16.0
+LOGIT_BINS = 256
+SLOPES = (0.05, 20.0)  # a calibration never turns a ranking around
+PRIOR_CONFIDENCE = 0.1  # proteins' worth of doubt that confidence is anything else than the mean probability
+LEAST_PROTEINS = 5  # of dev, below which no confidence is fitted
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration, as plain values that travel with checkpoints and exports.
+
+    Attributes:
+        kind: ``platt`` or ``temperature``.
+        slope: Of the log-odds, for |i − j| of 1–5, 6–11, 12–23 and at least 24.
+        bias: Likewise; 0 for ``temperature``.
+        threshold: Calibrated probability above which dev has the best ``mcc_sep6``.
+        confidence: Slope and bias from the mean probability of the top L long-range pairs to the precision to be
+            expected of them; None where dev had too few proteins to tell.
+    """
+
+    kind: Kind
+    slope: tuple[float, ...]
+    bias: tuple[float, ...]
+    threshold: float = 0.5
+    confidence: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        numbers = [*self.slope, *self.bias, self.threshold, *(self.confidence or ())]
+        lengths = (len(self.slope), len(self.bias), 2 if self.confidence is None else len(self.confidence))
+        fits = lengths == (BANDS, BANDS, 2) and all(isinstance(n, int | float) and abs(n) < 1e6 for n in numbers)
+        if self.kind not in KINDS or not fits or min(self.slope) <= 0 or not 0 <= self.threshold <= 1:
+            raise ValueError(f"no calibration: {asdict(self)}")
+
+    def apply(self, probability: Tensor, band: Tensor) -> Tensor:
+        """Calibrate probabilities.
+
+        Args:
+            probability: float32, any shape, in [0, 1].
+            band: Integers of that shape, which range each pair is in: 0 (local) … 3 (long).
+
+        Returns:
+            float32 of that shape.
+        """
+        slope, bias = (torch.tensor(values, device=probability.device)[band] for values in (self.slope, self.bias))
+        return torch.sigmoid(slope * logit(probability) + bias)
+
+    def apply_map(self, probability: Tensor, chain_of: Tensor | None = None) -> Tensor:
+        """Calibrate a whole map, row block by row block.
+
+        Args:
+            probability: float32 (L, L), in [0, 1].
+            chain_of: Of a complex, each residue's chain number, (L,); None: a single chain.
+        """
+        position = torch.arange(len(probability), device=probability.device)
+        calibrated = torch.empty_like(probability)
+        for rows in position.split(512):
+            separation = (rows[:, None] - position).abs()
+            if chain_of is not None:
+                separation[chain_of[rows, None] != chain_of] = BAND_STARTS[-1]
+            calibrated[rows] = self.apply(probability[rows], bands_of(separation))
+        return calibrated
+
+    def predicted_precision(self, probability: Tensor, chain_of: Tensor | None = None) -> float | None:
+        """The long-range P@L to be expected of a map, from the map alone.
+
+        Args:
+            probability: float32 (L, L), before calibration.
+            chain_of: As of :meth:`apply_map`.
+
+        Returns:
+            0 … 1; None where that was not fitted, or the map has no long-range pairs.
+        """
+        mean = mean_of_top(_long_pairs(probability, chain_of), len(probability))
+        if self.confidence is None or mean is None:
+            return None
+        slope, bias = self.confidence
+        return float(torch.sigmoid(slope * logit(torch.tensor(mean)) + bias))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: lists, numbers and text."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """What :meth:`to_dict` gave.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        try:
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})  # type: ignore[arg-type]
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"no calibration: {values!r}") from error
+
+
+def logit(probability: Tensor) -> Tensor:
+    """Log-odds, float32; those of 0 and 1 are ±16."""
+    p = probability.float().clamp(LEAST, 1 - LEAST)
+    return p.log() - (-p).log1p()
+
+
+def bands_of(separation: Tensor) -> Tensor:
+    """The range of each sequence separation: 0 (below 6), 1 (6–11), 2 (12–23) or 3 (24 and more), int64."""
+    edges = torch.tensor(BAND_STARTS, device=separation.device, dtype=separation.dtype)
+    return torch.bucketize(separation, edges, right=True)
+
+
+def mean_of_top(probability: Tensor, count: int) -> float | None:
+    """Mean of the ``count`` highest values, or of all where there are fewer; None without any."""
+    count = min(count, len(probability))
+    return float(torch.topk(probability, count).values.double().mean()) if count else None
+
+
+def _long_pairs(probability: Tensor, chain_of: Tensor | None) -> Tensor:
+    position = torch.arange(len(probability), device=probability.device)
+    far = position - position[:, None] >= BAND_STARTS[-1]
+    if chain_of is not None:
+        far |= (chain_of != chain_of[:, None]) & (position > position[:, None])
+    return probability[far]
+
+
+def bin_logits() -> Tensor:
+    """The log-odds in the middle of each bin of a histogram, float64 (256,)."""
+    width = 2 * MOST_LOGIT / LOGIT_BINS
+    return -MOST_LOGIT + width * (torch.arange(LOGIT_BINS, dtype=torch.float64) + 0.5)
+
+
+def fit_bands(histogram: Tensor, kind: Kind) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Fit slope and bias of each range by maximum likelihood.
+
+    Args:
+        histogram: (4, 2, 256), of all proteins together.
+        kind: ``temperature`` leaves the bias 0.
+
+    Returns:
+        Slopes and biases; 1 and 0 of a range that lacks contacts or other pairs.
+    """
+    fitted = []
+    for others, contacts in histogram.double():
+        if not (others.sum() and contacts.sum()):
+            fitted.append((1.0, 0.0))
+            continue
+        fitted.append(fit_logistic(bin_logits(), contacts, others, kind == "platt"))
+    return tuple(slope for slope, _ in fitted), tuple(bias for _, bias in fitted)
+
+
+def fit_logistic(
+    x: Tensor, positives: Tensor, negatives: Tensor, with_bias: bool = True, prior: float = 1e-3
+) -> tuple[float, float]:
+    """Logistic regression of weighted observations on one variable, by Newton's method.
+
+    Args:
+        x: The variable, float64 (n,).
+        positives: Weight of positive observations at each value, float64 (n,).
+        negatives: Weight of negative ones.
+        with_bias: Whether there is a bias; else it is 0.
+        prior: Weight of a normal prior around slope 1 and bias 0, which decides where the data leave it open.
+
+    Returns:
+        Slope, within :data:`SLOPES`, and bias.
+    """
+    slope, bias = _newton(x, positives, negatives, (1.0, 0.0), (True, with_bias), prior)
+    if not SLOPES[0] <= slope <= SLOPES[1]:
+        held = min(max(slope, SLOPES[0]), SLOPES[1])
+        slope, bias = _newton(x, positives, negatives, (held, 0.0), (False, with_bias), prior)
+    return slope, bias
+
+
+def _newton(
+    x: Tensor, positives: Tensor, negatives: Tensor, start: tuple[float, float], free: Sequence[bool], prior: float
+) -> tuple[float, float]:
+    design = torch.stack([x, torch.ones_like(x)], dim=1)
+    weights, centre = torch.tensor(start, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    mask = torch.tensor(free, dtype=torch.float64)
+
+    def loss(w: Tensor) -> Tensor:
+        z = design @ w
+        likelihood = positives @ torch.nn.functional.softplus(-z) + negatives @ torch.nn.functional.softplus(z)
+        return likelihood + prior / 2 * ((w - centre) ** 2).sum()
+
+    for _ in range(100):
+        p = torch.sigmoid(design @ weights)
+        gradient = design.T @ ((positives + negatives) * p - positives) + prior * (weights - centre)
+        curvature = (design * ((positives + negatives) * p * (1 - p))[:, None]).T @ design
+        curvature = (curvature + prior * torch.eye(2, dtype=torch.float64)) * mask * mask[:, None] + torch.diag(
+            1 - mask
+        )
+        step = torch.linalg.solve(curvature, gradient * mask)
+        size, now = 1.0, loss(weights)
+        while size > 1e-6 and loss(weights - size * step) > now:
+            size /= 2
+        weights = weights - size * step
+        if size <= 1e-6 or float((size * step).abs().max()) < 1e-10:
+            break
+    return float(weights[0]), float(weights[1])
+
+
+def fit_confidence(means: Tensor, precisions: Tensor) -> tuple[float, float] | None:
+    """Fit how the precision of the top L long-range pairs follows from their mean probability.
+
+    Args:
+        means: Mean probability of these pairs, one a protein; NaN where a protein has none.
+        precisions: Their precision.
+
+    Returns:
+        Slope and bias of the log-odds; None with fewer than five proteins.
+    """
+    known = ~(means.isnan() | precisions.isnan())
+    if int(known.sum()) < LEAST_PROTEINS:
+        return None
+    target = precisions[known].double()
+    return fit_logistic(logit(means[known]).double(), target, 1 - target, prior=PRIOR_CONFIDENCE)

@@ -1,0 +1,90 @@
+"""Contracts: what a published figure was measured with, as one table.
+
+No two papers of this field define a contact and its precision alike. A figure may stand beside another only where both
+were computed under one contract, on the same chains.
+
+Where contracts agree there is no column: a contact is a distance strictly below the cutoff; only pairs of two resolved
+residues are ranked; of equal probabilities the expectation over all orders counts (the published codes leave that to
+their sort); and each pair counts once, by the upper triangle of the predicted map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from contactlm.metrics.ranked import BAND_STARTS, LengthRule, precision_at, rank_map
+from contactlm.metrics.scores import TOP_FRACTIONS, precision_name
+from contactlm.structure.contacts import CONTACT_THRESHOLD, contact_map
+
+Atom = Literal["virtual-cb", "ca", "cb"]
+LONG = "long"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How contacts are defined and counted.
+
+    Attributes:
+        name: As ``published.csv`` has it.
+        atom: Between which atoms distances are taken: ``virtual-cb`` is built from N, CA and C (glycine too), ``cb`` is
+            that of the file (CA of glycine).
+        cutoff: A contact is a distance below this, in Å.
+        length: The L of P@L: ``resolved`` residues; ``last-resolved``, all up to the last resolved one; ``full``, all.
+        short_of_pairs: With fewer than ⌊L/k⌋ pairs: ``fewer``, the precision of all there are; ``missed``, the places
+            that no pair takes count as wrong.
+        source: Whose it is.
+        min_separation: Least |i − j| of long-range pairs: the same in all.
+    """
+
+    name: str
+    atom: Atom
+    cutoff: float
+    length: LengthRule
+    short_of_pairs: Literal["fewer", "missed"]
+    source: str
+    min_separation: ClassVar[int] = BAND_STARTS[-1]
+
+
+OURS = Contract("ours", "virtual-cb", CONTACT_THRESHOLD, "resolved", "fewer", "contactlm")
+CONTRACTS = {
+    contract.name: contract
+    for contract in (
+        OURS,
+        Contract("esm", "virtual-cb", 8.0, "last-resolved", "missed", "Rao et al. 2021, ESM's contact notebook"),
+        Contract("ca8", "ca", 8.0, "full", "fewer", "plm-contact-fusion, CAMEO"),
+        Contract("cb8-full", "cb", 8.0, "full", "fewer", "plm-contact-fusion, CASP14"),
+    )
+}
+
+
+def contract_scores(
+    contract: Contract, probability: NDArray[np.floating], coordinates: NDArray[np.floating]
+) -> dict[str, float]:
+    """Long-range precisions under a contract: ``p_at_L_long``, ``p_at_L2_long``, ``p_at_L5_long``.
+
+    Args:
+        contract: The contract.
+        probability: Predicted, (L, L), in [0, 1]; its upper triangle counts.
+        coordinates: Of the contract's atom, (L, 3), in Å; NaN where unresolved.
+
+    Returns:
+        NaN where there is nothing to rank.
+
+    Raises:
+        ValueError: Shapes do not fit, or values outside [0, 1].
+    """
+    labels = torch.from_numpy(contact_map(coordinates, contract.cutoff))
+    ranked = rank_map(torch.as_tensor(probability), labels, length=contract.length)
+    long = ranked.bands[-1]
+    wanted = [ranked.residues // fraction for fraction in TOP_FRACTIONS]
+    scores = {}
+    for fraction, count, precision in zip(TOP_FRACTIONS, wanted, precision_at(long, wanted), strict=True):
+        if contract.short_of_pairs == "missed" and len(long.pairs) < count:
+            precision *= len(long.pairs) / count
+        scores[precision_name(fraction, LONG)] = precision
+    return scores

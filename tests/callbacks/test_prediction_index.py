@@ -1,0 +1,113 @@
+"""``index.html`` of predictions, in a browser; and files that are missing, written from what is there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contactlm.callbacks.map_files import MapFiles
+from contactlm.callbacks.prediction_index import PredictionIndex
+from contactlm.callbacks.writer import PredictionWriter, confidence, read_summary
+from contactlm.maps.contact_map import ContactMap
+from contactlm.types import ContactLMError
+from tests.browser import Browser
+from tests.conftest import random_sequence, write_pdb
+from tests.maps.made import map_of
+
+EVIL = "<b>x</b>/\"'\\ y"
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> ContactMap:
+    return map_of(write_pdb(tmp_path_factory.mktemp("pdb") / "one.pdb", {"A": random_sequence(1, 60)}))
+
+
+@pytest.mark.browser
+def test_all_proteins_are_shown_searched_and_opened(tmp_path: Path, predicted: ContactMap, browser: Browser) -> None:
+    writer = PredictionWriter(tmp_path, ["npz", "html"])
+    maps = [replace(predicted, id=name) for name in ("b1", "a2", EVIL)]
+    maps.append(replace(predicted, id="c", probability=predicted.probability / 2, how={"hits": ["1abc_A", "2xyz_B"]}))
+    for each in maps:
+        writer.write(each, seconds=1.5)
+    writer._index.write(read_summary(tmp_path / "summary.csv"), writer.files)
+    browser.open(tmp_path / "index.html")
+    assert browser.texts("#proteins tbody td:nth-child(2)") == sorted(each.id for each in maps)
+    assert browser.run("return [...document.images].filter((i) => i.naturalWidth > 20).length") == 4
+    titles = browser.texts("#proteins th")
+    row = dict(zip(titles, browser.texts("#proteins tbody tr:last-child td"), strict=True))
+    assert row["protein"] == "c" and row["structures read"] == "1abc_A, 2xyz_B" and row["seconds"] == "1.50"
+    assert float(row["confidence"]) == pytest.approx(confidence(maps[-1]), abs=6e-4)
+    assert float(row["MCC"]) == pytest.approx(maps[-1].scores()["mcc_sep6"], abs=6e-4)
+    browser.find("#proteins th:nth-child(5) button").click()
+    assert browser.texts("#proteins tbody td:nth-child(2)")[-1] == "c"  # the least confident
+    browser.find("[data-searches=proteins]").send_keys("<b>")
+    assert browser.texts("#proteins tbody td:nth-child(2)") == [EVIL]
+    browser.check_silence()
+    browser.find("#proteins tbody tr:not([hidden]) td:nth-child(2) a").click()
+    browser.wait(lambda: browser.run("return document.documentElement.dataset.ready"))
+    assert browser.find("h1").text == EVIL
+    browser.check_silence()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_thousand_proteins_stay_usable(tmp_path: Path, predicted: ContactMap, browser: Browser) -> None:
+    index = PredictionIndex(tmp_path)
+    lines = {f"p{k:04d}": {"id": f"p{k:04d}", "length": "60", "confidence": f"{k / 1000}"} for k in range(1000)}
+    for name in lines:
+        index.draw(replace(predicted, id=name))
+    index.write(lines, MapFiles(tmp_path))
+    assert (tmp_path / "index.html").stat().st_size < 5e6
+    browser.open(tmp_path / "index.html")
+    browser.run("document.querySelector('#proteins th:nth-child(5) button').click()")
+    assert browser.texts("#proteins tbody tr:first-child td:nth-child(2)") == ["p0999"]
+    search = "const f = document.querySelector('input'); f.value = 'p012'; f.dispatchEvent(new Event('input'))"
+    browser.run(search)
+    assert len(browser.texts("#proteins tbody tr")) == 10
+    assert browser.busy() < 3.0  # seconds of a processor, for all of it
+    browser.check_silence()
+
+
+def test_thumbnails_of_earlier_runs_are_kept(tmp_path: Path, predicted: ContactMap) -> None:
+    def images() -> list[str]:
+        text = (tmp_path / "index.html").read_text()
+        rows = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])["tables"][0]["rows"]
+        return [row[0] and row[0]["image"] for row in rows]
+
+    lines = {name: {"id": name} for name in ("a", "b")}
+    first = PredictionIndex(tmp_path)
+    first.draw(replace(predicted, id="a"))
+    first.write(lines, MapFiles(tmp_path))
+    assert images()[0].startswith("data:image/png") and images()[1] == ""
+    kept = images()[0]
+    predicted.save(tmp_path / "b.npz")  # as another process wrote it
+    PredictionIndex(tmp_path).write(lines, MapFiles(tmp_path))
+    assert images()[0] == kept and images()[1] == kept  # the same map
+    (tmp_path / "index.html").write_text("something else")
+    PredictionIndex(tmp_path).write({"a": {"id": "a"}}, MapFiles(tmp_path))
+    assert images() == [""]
+
+
+def test_formats_that_need_a_structure_are_left_out_and_told(
+    tmp_path: Path, predicted: ContactMap, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = replace(predicted, residues=None, labels=None, id="bare")
+    files = MapFiles(tmp_path, ["pml", "csv"])
+    assert files.write(bare, files.formats) == ["csv"]
+    files.tell()
+    assert "no structure for pml, csv of 1 proteins (bare): it came from no structure file" in caplog.text
+    named = MapFiles(tmp_path, ["pml", "csv"], structure=predicted.residues.file)
+    assert named.write(bare, named.formats) == ["pml", "csv"]
+    with (tmp_path / "bare.csv").open() as handle:
+        assert {row["chain_i"] for row in csv.DictReader(handle)} == {"A"}
+    foreign = MapFiles(tmp_path, ["pml"], structure=predicted.residues.file)
+    other = ContactMap("other", "W" * 50, np.zeros((50, 50)))
+    assert foreign.write(other, foreign.formats) == [] and "no chain is related" in foreign.without["other"]
+    with pytest.raises(ContactLMError, match=r"structure: nowhere\.pdb: there is no such file"):
+        MapFiles(tmp_path, ["pml"], structure="nowhere.pdb")
