@@ -1,4 +1,4 @@
-"""ContactModule: ESM2 with LoRA and the contact head as a LightningModule."""
+"""ContactModule: a language model with LoRA and a contact head as a LightningModule."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
-from transformers import EsmModel
 
 from contactlm.metrics.calibration import Calibration
 from contactlm.model.adapter import calibration_of, load_adapter, read_about, read_adapter
 from contactlm.model.backbone import AttentionName, ContactBackbone
+from contactlm.model.families.registry import family_of
 from contactlm.model.lora import LoraOptions, contact_regression
 from contactlm.modules.checkpoint import CONTACT_HEAD
 from contactlm.modules.language_model import ESM2, LanguageModelModule
@@ -28,8 +28,8 @@ class ContactModule(LanguageModelModule):
     Args:
         pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format. None: a randomly
             initialised backbone from ``architecture``.
-        architecture: Values of ``transformers.EsmConfig`` for a randomly initialised backbone; needs ``pretrained``
-            to be None.
+        architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
+            out: ``esm``); needs ``pretrained`` to be None.
         lora: Low-rank adapters on the frozen backbone. None leaves LoRA out: then the whole backbone is trained,
             unless ``freeze_backbone``.
         freeze_backbone: Train no backbone weight (with ``lora=None``: the contact head alone learns).
@@ -45,7 +45,8 @@ class ContactModule(LanguageModelModule):
             same loss and gradients in less memory and more time.
         init_seed: Seed of a randomly initialised backbone.
         loss_min_separation: Pairs closer in sequence, |i − j|, are left out of the loss.
-        window: Residues in one pass when whole chains are scored; None: one pass at any length.
+        window: Residues in one pass when whole chains are scored; None: one pass at any length. Families with learned
+            positions take as many as they reach.
         overlap: Residues that neighbouring windows share; None: half a window.
         threshold: Probability above which predicted pairs are called contacts; None: the threshold tuned on dev that
             travels with a checkpoint, 0.5 where there is none.
@@ -126,15 +127,22 @@ class ContactModule(LanguageModelModule):
         module.tuned_threshold, module.calibration = adapter.tuned_threshold, adapter.calibration
         return module
 
+    def setup(self, stage: str) -> None:
+        """Let a contact head of zeros that is about to learn begin with the share of pairs that touch."""
+        super().setup(stage)
+        weight, bias = self.head_parameters()
+        if stage == "fit" and bias.requires_grad and not weight.any() and not bias.any():
+            nn.init.constant_(bias, PRIOR_LOGIT)
+
     def head_parameters(self) -> list[nn.Parameter]:
-        """Weight (1, C) and bias (1,) of the contact head."""
+        """Weight (1, C) and bias (1,) of the contact head; zeros where none was published, fitted or trained."""
         return list(contact_regression(self.backbone.esm).parameters())
 
 
-def prepare_head(esm: EsmModel, train_head: bool, fresh: bool) -> None:
+def prepare_head(esm: Any, train_head: bool, fresh: bool) -> None:
     """Let a backbone's contact head learn or not, and a fresh one begin with the share of pairs that touch."""
     head = contact_regression(esm).requires_grad_(train_head)
-    if fresh:
+    if fresh and family_of(esm.config).published_head:
         nn.init.constant_(head.bias, PRIOR_LOGIT)
 
 
@@ -148,6 +156,6 @@ def published_calibration(pretrained: str | None) -> Calibration | None:
     return None if pretrained is None else calibration_of(read_about(pretrained))
 
 
-def _network(attention: AttentionName, train_head: bool, fresh: bool, esm: EsmModel) -> ContactBackbone:
+def _network(attention: AttentionName, train_head: bool, fresh: bool, esm: Any) -> ContactBackbone:
     prepare_head(esm, train_head, fresh)
     return ContactBackbone(esm, attention)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EsmModel
 
 from contactlm.model.contrastive import contrastive_loss, cosine_logits, cosine_similarities, draw_partners
 from contactlm.model.residue_encoder import ResidueEncoder
@@ -28,8 +27,8 @@ class ContrastiveModule(LanguageModelModule):
     Args:
         pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format. None: a randomly
             initialised backbone from ``architecture``.
-        architecture: Values of ``transformers.EsmConfig`` for a randomly initialised backbone; needs ``pretrained``
-            to be None.
+        architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
+            out: ``esm``); needs ``pretrained`` to be None.
         projection_dim: Width of the embeddings.
         temperature: What cosine similarities are divided by in the loss.
         positives: Contacts drawn a residue and step.
@@ -130,7 +129,7 @@ def _check_options(own: dict[str, float], options: dict[str, Any]) -> None:
             raise ModelError(f"{name}: {value} given; it must be positive")
 
 
-def _projection(esm: EsmModel, projection_dim: int, seed: int) -> nn.Linear:
+def _projection(esm: Any, projection_dim: int, seed: int) -> nn.Linear:
     """A linear layer with seeded weights; the global generators are left alone."""
     projection = nn.utils.skip_init(nn.Linear, esm.config.hidden_size, projection_dim)
     nn.init.xavier_uniform_(projection.weight, generator=torch.Generator().manual_seed(seed))
