@@ -34,7 +34,8 @@ def equal_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]
         "synthetic": is_synthetic(trainer),
         **_evaluation_facts(trainer, module),
     }
-    facts |= {"precision": str(trainer.precision), **weights_facts(module), **module_facts(module, "equal")}
+    facts |= {"precision": str(trainer.precision), **family_facts(module), **weights_facts(module)}
+    facts |= module_facts(module, "equal")
     if trainer.state.fn == TrainerFn.FITTING:
         budget = find_callback(trainer, TokenBudget)
         facts |= {"budget": None if budget is None else budget.max_tokens, **_split_facts(trainer)}
@@ -67,6 +68,12 @@ def _evaluation_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str
         "assembly": getattr(data, "assembly", None),
         "min_length": getattr(data, "min_length", None),
     }
+
+
+def family_facts(module: L.LightningModule) -> dict[str, str]:
+    """Which family of language models a run is of; nothing where it has none."""
+    family = getattr(module, "family", None)
+    return {} if family is None else {"family": family.name}
 
 
 def weights_facts(module: L.LightningModule) -> dict[str, Any]:

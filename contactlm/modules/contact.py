@@ -30,6 +30,8 @@ class ContactModule(LanguageModelModule):
             initialised backbone from ``architecture``.
         architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
             out: ``esm``); needs ``pretrained`` to be None.
+        head: A contact head's file, as ``contactlm head fit`` writes it, in the place of the backbone's own. It goes
+            into checkpoints and exports, whose own comes before it.
         lora: Low-rank adapters on the frozen backbone. None leaves LoRA out: then the whole backbone is trained,
             unless ``freeze_backbone``.
         freeze_backbone: Train no backbone weight (with ``lora=None``: the contact head alone learns).
@@ -83,9 +85,10 @@ class ContactModule(LanguageModelModule):
         window: int | None = 1022,
         overlap: int | None = None,
         threshold: float | None = None,
+        head: str | None = None,
     ) -> None:
         super().__init__(
-            partial(_network, attention, train_head, pretrained is None),
+            partial(_network, attention, train_head, pretrained is None and head is None),
             pretrained,
             architecture,
             lora,
@@ -93,6 +96,7 @@ class ContactModule(LanguageModelModule):
             activation_checkpointing,
             init_seed,
             loss_min_separation,
+            head,
             optimizer=optimizer,
             head_lr_factor=head_lr_factor,
             scheduler=scheduler,
@@ -101,8 +105,8 @@ class ContactModule(LanguageModelModule):
             threshold=threshold,
         )
         self.save_hyperparameters({"train_head": train_head})
-        self.tuned_threshold = published_threshold(pretrained)
-        self.calibration = published_calibration(pretrained)
+        self.tuned_threshold = None if head else published_threshold(pretrained)
+        self.calibration = None if head else published_calibration(pretrained)
 
     @classmethod
     def from_adapter(cls, directory: str | Path, pretrained: str | None = None, **options: Any) -> ContactModule:

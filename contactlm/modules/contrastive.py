@@ -119,6 +119,7 @@ class ContrastiveModule(LanguageModelModule):
 
 def _check_options(own: dict[str, float], options: dict[str, Any]) -> None:
     misplaced = [name for name in OF_CONTACT_HEAD if name in options]
+    misplaced += ["head"] if options.get("head") is not None else []
     if misplaced:
         raise ModelError(
             f"{', '.join(misplaced)}: no option of ContrastiveModule, which has no contact head; leave it out (a "

@@ -15,10 +15,13 @@ from contactlm.maps.windows import WindowOptions
 from contactlm.model.backbone import backbone_checksum, load_esm
 from contactlm.model.families.family import Family
 from contactlm.model.families.registry import family_of
-from contactlm.model.lora import LoraOptions, add_lora, lora_targets
+from contactlm.model.head_file import put_head
+from contactlm.model.lora import LoraOptions, add_lora, contact_regression, lora_targets
 from contactlm.model.trunk import checkpoint_layers
 from contactlm.modules.base import MapModule
+from contactlm.modules.checkpoint import CHECKPOINT_KEY
 
+FITTED_HEAD = "fitted_head"  # where a checkpoint says that it holds one, trained further or not
 ESM2 = "facebook/esm2_t6_8M_UR50D"
 
 
@@ -31,6 +34,8 @@ class LanguageModelModule(MapModule):
             initialised backbone from ``architecture``.
         architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
             out: ``esm``); needs ``pretrained`` to be None.
+        head: A contact head's file, as ``contactlm head fit`` writes it, in the place of the backbone's own. It goes
+            into checkpoints and exports, whose own comes before it.
         lora: Low-rank adapters on the frozen backbone. None leaves LoRA out: then the whole backbone is trained,
             unless ``freeze_backbone``.
         freeze_backbone: Train no backbone weight (with ``lora=None``: the contact head alone learns).
@@ -54,11 +59,14 @@ class LanguageModelModule(MapModule):
         activation_checkpointing: bool = False,
         init_seed: int = 0,
         loss_min_separation: int = 1,
+        head: str | None = None,
         **options: Any,
     ) -> None:
         lora = LoraOptions(**lora) if isinstance(lora, Mapping) else lora  # a checkpoint holds plain values
         esm = load_esm(pretrained, architecture, init_seed)
         checksum = backbone_checksum(esm) if pretrained is not None else None
+        if head is not None:
+            put_head(esm, head, checksum or backbone_checksum(esm))
         if lora is not None:
             lora = replace(lora, target_modules=tuple(lora_targets(esm, lora)))
             add_lora(esm, lora)
@@ -68,6 +76,7 @@ class LanguageModelModule(MapModule):
             checkpoint_layers(family_of(esm.config).layers(esm))
         super().__init__(network(esm), loss_min_separation=loss_min_separation, **options)
         self.backbone_checksum = checksum
+        self._head_is_fitted = head is not None
         self.windows = self._within_reach(self.windows)
         # Inference options are no hyperparameters: they are free to differ from what a checkpoint was trained with.
         self.save_hyperparameters(
@@ -80,6 +89,25 @@ class LanguageModelModule(MapModule):
                 "loss_min_separation": loss_min_separation,
             }
         )
+
+    def saved_names(self) -> set[str]:
+        """The trained weights, and a fitted contact head."""
+        if not self._head_is_fitted:
+            return super().saved_names()
+        fitted = {id(parameter) for parameter in contact_regression(self.backbone.esm).parameters()}
+        return super().saved_names() | {name for name, p in self.named_parameters() if id(p) in fitted}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say, beside what was trained, whether there is a fitted contact head."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[CHECKPOINT_KEY][FITTED_HEAD] = self._head_is_fitted
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not belong on this model; expect a fitted contact head where there is one."""
+        about = checkpoint.get(CHECKPOINT_KEY, {})
+        own, self._head_is_fitted = self._head_is_fitted, bool(about.get(FITTED_HEAD, False))
+        super().on_load_checkpoint(checkpoint)
+        self._head_is_fitted |= own
 
     @property
     def family(self) -> Family:

@@ -118,7 +118,7 @@ class RetrievalModule(LanguageModelModule):
             )
         database = StructureDatabase.open(index)
         decoder = {"layers": decoder_layers, "width": decoder_width, "template_bias": template_bias, "seed": init_seed}
-        network = partial(_network, attention, train_head, pretrained is None, decoder)
+        network = partial(_network, attention, train_head, pretrained is None and options.get("head") is None, decoder)
         super().__init__(network, pretrained, architecture, init_seed=init_seed, **options)
         self.save_hyperparameters(
             {
@@ -129,8 +129,9 @@ class RetrievalModule(LanguageModelModule):
                 "template_bias": template_bias,
             }
         )
-        self.tuned_threshold = published_threshold(pretrained)
-        self.calibration = published_calibration(pretrained)
+        if not options.get("head"):
+            self.tuned_threshold = published_threshold(pretrained)
+            self.calibration = published_calibration(pretrained)
         self.hits, self.decoder_lr_factor, self.max_identity = hits, decoder_lr_factor, max_identity
         self._held_out: dict[str, set[str]] = {"ids": set(), "sequences": set()}
         self._evaluated = False  # whether dev and test proteins must not be evidence
