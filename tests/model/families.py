@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 
 import torch
 from transformers.models.esm import modeling_esm
 
 from contactlm.model.backbone import load_esm
-from contactlm.model.families.registry import every_family
+from contactlm.model.families.registry import FILES
 
 SIZES = {"num_hidden_layers": 3, "hidden_size": 40, "num_attention_heads": 5, "intermediate_size": 80}
 ARCHITECTURES = {
@@ -23,7 +24,12 @@ ARCHITECTURES = {
     "ESM C": {"model_type": "esmc"},
     "ProtBert": {"model_type": "bert", "max_position_embeddings": 58},
 }
-FAMILIES = {family.name: family for family in every_family()}
+FAMILIES = {
+    family.name: family
+    for files in FILES.values()
+    for file in files
+    for family in import_module(f"contactlm.model.families.{file}").FAMILIES
+}
 
 
 def architecture(name):

@@ -14,7 +14,7 @@ from transformers.models.esmc.tokenization_esmc import EsmcTokenizer
 from contactlm.alphabet import CLS, EOS, LETTERS, MASK, PAD, encode
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
 from contactlm.model.families.protbert import VOCABULARY as PROTBERT
-from contactlm.model.families.registry import every_family, family_of
+from contactlm.model.families.registry import family_of
 from contactlm.model.families.saprot import VOCABULARY as SAPROT
 from contactlm.model.trunk import within_reach
 from contactlm.types import ModelError
@@ -198,7 +198,7 @@ def test_learned_positions_end(name, tokens):
 
 
 def test_rotary_families_reach_everywhere():
-    reaches = {f.name: f.reach(load_esm(None, architecture(f.name)).config) for f in every_family()}
+    reaches = {f.name: f.reach(load_esm(None, architecture(f.name)).config) for f in FAMILIES.values()}
     assert [name for name, reach in reaches.items() if reach is None] == ["SaProt", "ESM2", "ESM C"]
 
 

@@ -47,11 +47,6 @@ def family_of(config: Any, name: str = "the model") -> Family:
     raise ModelError(f"{name}: model_type is {kind!r}, but its position_embedding_type is none of a known family")
 
 
-def every_family() -> list[Family]:
-    """All families that the installed transformers knows."""
-    return [family for files in FILES.values() for file in files for family in _families_in(file, file)]
-
-
 def _families_in(file: str, name: str) -> tuple[Family, ...]:
     try:
         return import_module(f"contactlm.model.families.{file}").FAMILIES
