@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import nn
+from torch import Tensor, nn
 
+from contactlm.maps.contact_map import ContactMap
+from contactlm.maps.full_map import FullMap
 from contactlm.metrics.calibration import Calibration
 from contactlm.model.adapter import calibration_of, load_adapter, read_about, read_adapter
 from contactlm.model.backbone import AttentionName, ContactBackbone
@@ -137,6 +140,20 @@ class ContactModule(LanguageModelModule):
         weight, bias = self.head_parameters()
         if stage == "fit" and bias.requires_grad and not weight.any() and not bias.any():
             nn.init.constant_(bias, PRIOR_LOGIT)
+
+    def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
+        """Put a full-length map together with its sequence, its truth and a note of how it was made.
+
+        Warns:
+            UserWarning: The contact head is zero, so that the map says nothing.
+        """
+        if not self.head_parameters()[0].any():
+            warnings.warn(
+                f"the contact head of this {self.family.name} reads no attention map, and all pairs are alike: fit one "
+                "with `contactlm head fit` and give it as `head` (--model.head), or train it",
+                stacklevel=2,
+            )
+        return super().as_contact_map(id, sequence, full, labels)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Weight (1, C) and bias (1,) of the contact head; zeros where none was published, fitted or trained."""

@@ -70,6 +70,13 @@ def test_a_head_is_trained_from_zero(name: str, tmp_path: Path, pdb_folders: tup
     assert bool((weight != 0).any()) and float(bias) == pytest.approx(PRIOR_LOGIT, abs=0.1)
 
 
+def test_a_head_that_reads_nothing_is_told(tmp_path: Path) -> None:
+    backbone = saved("ESM C", tmp_path)
+    with pytest.warns(UserWarning, match="the contact head of this ESM C reads no attention map"):
+        predicted = predict_contacts(SEQUENCE, backbone)
+    assert np.ptp(predicted.probability) == 0
+
+
 @UNTRAINED
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_windows_keep_within_reach_and_say_so(name: str, tmp_path: Path) -> None:

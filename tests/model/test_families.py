@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.esm import modeling_esm
 
 from contactlm.model.backbone import ContactBackbone
@@ -131,6 +132,18 @@ def test_residue_states_are_the_stock_models(name):
         expected = stock_model(model, name)(tokens, attention_mask=mask.long()).last_hidden_state[:, 1:-1]
         states, residue = ResidueEncoder(model)(tokens)
     torch.testing.assert_close(states[residue], expected[residue], rtol=0, atol=1e-10)
+
+
+@EVERY
+def test_flops_are_those_of_the_closed_formula(name):
+    T, E, inner, H, layers = 23, 40, 80, 5, 3
+    backbone, tokens = ContactBackbone(small_model(name)), family_tokens(name, [T - 2])
+    with FlopCounterMode(display=False) as counter:
+        backbone(tokens)
+    gated = 3 if name == "ESM C" else 2
+    whole = 2 * T * (4 * E * E + gated * E * inner) + 2 * H * T * T * (2 * E // H + 2)
+    last = 2 * T * 2 * E * E + 2 * H * T * T * (E // H + 2)
+    assert counter.get_total_flops() == (layers - 1) * whole + last + 2 * H * layers * (T - 2) ** 2
 
 
 @EVERY
