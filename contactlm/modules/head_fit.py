@@ -46,7 +46,7 @@ class HeadFitOptions:
         max_pairs: Most pairs in all: what the memory of a fit grows with.
         held_out: Chains to choose the strength on, at most.
         strengths: Inverse strengths of the penalty to choose from, of features scaled to a mean square of 1.
-        max_length: Longer chains are left out.
+        max_length: Longer chains are left out, and those longer than a family's learned positions reach.
     """
 
     chains: int = 20
@@ -127,7 +127,9 @@ def fit_head(
         MissingExtraError: scikit-learn, which comes with ``contactlm[head]``, is not installed.
     """
     _solver(1.0)
-    usable, judges = (_short(store, options.max_length, role) for store, role in ((train, "train"), (held_out, "dev")))
+    reach = backbone.family.reach(backbone.esm.config)
+    most = options.max_length if reach is None else min(options.max_length, reach - 2)
+    usable, judges = (_short(store, most, role) for store, role in ((train, "train"), (held_out, "dev")))
     judges = judges[: options.held_out]
     draws = [_named(train, ids)] if ids else list(_draws(usable, options))
     pairs, fits = _fit_draw(backbone, train, draws[0], options, options.strengths, 0)

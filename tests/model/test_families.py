@@ -52,6 +52,28 @@ def test_logits_are_those_of_stored_maps(name, dtype, atol, attention):
 
 
 @EVERY
+def test_heads_that_nobody_reads_are_not_looked_at(name):
+    model, tokens = small_model(name).double(), family_tokens(name, LENGTHS)
+    with torch.no_grad():
+        model.contact_head.regression.weight[:, [0, 1, 3, 5, 6, 7, 8, 9, 12]] = 0
+        expected = stock_contacts(model, stock_model(model, name), tokens, name)
+        torch.testing.assert_close(ContactBackbone(model)(tokens), expected, rtol=0, atol=1e-10)
+
+
+@EVERY
+def test_half_precision_moves_logits_little(name):
+    model, tokens = small_model(name), family_tokens(name, LENGTHS)
+    backbone = ContactBackbone(model).train()
+    exact = backbone(tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = backbone(tokens)
+        rounded.sum().backward()
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).std() < 0.2 * exact.std()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@EVERY
 def test_batches_equal_single_sequences(name):
     model, tokens = ContactBackbone(small_model(name).double()), family_tokens(name, LENGTHS)
     logits = model(tokens)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import save_file
 
 from contactlm import ContactModule, ContrastiveModule, predict_contacts
@@ -100,6 +101,9 @@ def test_what_cannot_be_fitted_is_said() -> None:
         fit_head(backbone, store, store, HeadFitOptions(), ["z_A"])
     with pytest.raises(DataError, match="of which max_pairs 1 are kept"):
         fit_head(backbone, store, store, HeadFitOptions(max_pairs=1))
+    learned = ContactBackbone(small_model("ESM-1b")).eval()
+    with pytest.raises(DataError, match="no train chain of at most 56 residues"):
+        fit_head(learned, store_of([57]), store, HeadFitOptions())
     for options, message in (({"chains": 0}, "chains: 0 given"), ({"strengths": [0.0]}, "strengths")):
         with pytest.raises(ModelError, match=message):
             HeadFitOptions(**options)
@@ -126,7 +130,7 @@ def test_the_command_fits_a_head_that_predict_takes(
     assert main(["head", "fit", *given, "--chains", "5", "--draws", "1", "--data.dev_fraction", "0.3"]) == 0
     assert torch.equal(read_head(out)[0], weight)  # the first draw's
     named = about["chains"][:3]
-    assert main(["head", "fit", *given, "--chain_ids", json.dumps(named), "--data.dev_fraction", "0.3"]) == 0
+    assert main(["head", "fit", *given, "--chain_ids", *named, "--data.dev_fraction", "0.3"]) == 0
     assert read_head(out)[2]["chains"] == named
 
 
@@ -179,7 +183,12 @@ def test_exports_of_every_family_are_read_back(name: str, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["architectures"] == [
         family.stock_class.__name__
     ]
+    adapted = PeftModel.from_pretrained(family.stock_class.from_pretrained(tmp_path / "model"), tmp_path / "adapter")
     stock = family.stock_class.from_pretrained(tmp_path / "merged")
+    tokens = family_tokens(name, [19])
+    with torch.no_grad():
+        states = [model.eval()(input_ids=tokens).last_hidden_state for model in (adapted, stock)]
+    torch.testing.assert_close(*states, rtol=0, atol=1e-4)
     weights = stock.state_dict()
     merged = ContactModule(str(tmp_path / "merged"), lora=None).backbone.esm
     assert backbone_checksum(merged) != module.backbone_checksum
