@@ -94,7 +94,8 @@ def weights_facts(module: L.LightningModule) -> dict[str, Any]:
 def is_as_initialised(module: torch.nn.Module) -> bool:
     """Whether no layer norm has moved from weight 1 and bias 0, which the first steps of any training change."""
     norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.LayerNorm) and layer.elementwise_affine]
-    moved = [bool((layer.weight != 1).any() or (layer.bias != 0).any()) for layer in norms]
+    biases = [layer.bias for layer in norms if layer.bias is not None]  # some families' norms have none
+    moved = [bool((layer.weight != 1).any()) for layer in norms] + [bool((bias != 0).any()) for bias in biases]
     return bool(norms) and not any(moved)
 
 

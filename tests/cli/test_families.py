@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from contactlm import ContactModule, ContrastiveModule, predict_contacts
+from contactlm.callbacks.run_facts import family_facts, weights_facts
 from contactlm.cli.main import main
+from contactlm.model.backbone import load_esm
 from contactlm.modules.contact import PRIOR_LOGIT
 from tests.model.families import ARCHITECTURES, FAMILIES, architecture, small_model, stock_model
 
@@ -68,6 +70,18 @@ def test_a_head_is_trained_from_zero(name: str, tmp_path: Path, pdb_folders: tup
     module = ContactModule.load_from_checkpoint(next((tmp_path / "runs").rglob("last.ckpt")), weights_only=True)
     weight, bias = module.head_parameters()
     assert bool((weight != 0).any()) and float(bias) == pytest.approx(PRIOR_LOGIT, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_weights_that_no_one_has_trained_are_called_random(name: str, tmp_path: Path) -> None:
+    load_esm(None, architecture(name)).save_pretrained(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = ContactModule(str(tmp_path / "model"))
+    assert weights_facts(module)["weights"] == "random"
+    norm = next(layer for layer in module.modules() if isinstance(layer, torch.nn.LayerNorm))
+    norm.weight.data[0] = 2
+    assert weights_facts(module)["weights"] == "pretrained" and family_facts(module) == {"family": name}
 
 
 def test_a_head_that_reads_nothing_is_told(tmp_path: Path) -> None:
