@@ -83,11 +83,12 @@ def architecture_of(pretrained: str) -> dict[str, Any]:
         config, _ = PreTrainedConfig.get_config_dict(str(Path(pretrained).expanduser()))
     except OSError as error:
         raise ModelError(f"{pretrained}: no config.json can be had: {_first_line(error)}; {_LOCAL_COPY}") from error
-    family_of(config, pretrained)
+    family = family_of(config, pretrained)
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     if missing := [name for name in names if name not in config]:
         raise ModelError(f"{pretrained}: config.json lacks {', '.join(missing)}")
-    kind = {name: config[name] for name, usual in _KIND.items() if config.get(name, usual) != usual}
+    values = family.config_class.from_dict(config).to_dict()  # a file leaves out what is usual in its class
+    kind = {name: values[name] for name, usual in _KIND.items() if values.get(name, usual) != usual}
     return {name: config[name] for name in names} | kind
 
 

@@ -16,6 +16,7 @@ from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_es
 from contactlm.model.families.protbert import VOCABULARY as PROTBERT
 from contactlm.model.families.registry import family_of
 from contactlm.model.families.saprot import VOCABULARY as SAPROT
+from contactlm.model.loading import architecture_of
 from contactlm.model.trunk import within_reach
 from contactlm.types import ModelError
 
@@ -244,3 +245,15 @@ def test_decoders_and_dropout_are_refused(tmp_path):
     noisy = load_esm(None, {**architecture("ESM C"), "attention_dropout": 0.1})
     with pytest.raises(ModelError, match=r"is 0.1: dropout on attention maps would be .*\(ESM C: attention_dropout\)"):
         ContactBackbone(noisy)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_configuration_alone_tells_sizes_and_kind(name, tmp_path):
+    config = load_esm(None, architecture(name)).config
+    config.save_pretrained(tmp_path)
+    again = load_esm(None, architecture_of(str(tmp_path)))
+    assert family_of(again.config) is FAMILIES[name]
+    assert again.state_dict().keys() == small_model(name).state_dict().keys()
+    assert {k: w.shape for k, w in again.state_dict().items()} == {
+        k: w.shape for k, w in small_model(name).state_dict().items()
+    }
