@@ -31,7 +31,7 @@ OWN_HEAD = "contactlm_head"  # in config.json: the contact head beside was train
 _KIND: dict[str, Any] = {
     "model_type": "esm",
     "position_embedding_type": "rotary",
-    "emb_layer_norm_before": False,
+    "emb_layer_norm_before": None,  # always told: without it learned positions are ESM-1b's
     "vocab_size": 33,
     "mask_token_id": 32,
     "max_position_embeddings": 1026,
