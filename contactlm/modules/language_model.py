@@ -112,7 +112,7 @@ class LanguageModelModule(MapModule):
     @property
     def family(self) -> Family:
         """What is known of the language model's family."""
-        return self.backbone.family
+        return family_of(self.backbone.esm.config)
 
     @property
     def reach(self) -> int | None:
@@ -139,7 +139,7 @@ class LanguageModelModule(MapModule):
         """Put a full-length map together with its sequence, its truth and a note of how it was made."""
         full.how["family"] = self.family.name
         if self.reach is not None:
-            far = full.how["passes"]["two_segments"] and len(sequence) > self.reach
+            far = full.how.get("passes", {}).get("two_segments") and len(sequence) > self.reach
             rule = f", jumps between segments shortened to {self.reach} residues" if far else ""
             full.how["positions"] = f"learned{rule}"
         return super().as_contact_map(id, sequence, full, labels)

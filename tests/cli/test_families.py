@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from contactlm import ContactModule, ContrastiveModule, predict_contacts
+from contactlm import ContactModule, ContrastiveModule, JacobianModule, predict_contacts
 from contactlm.callbacks.run_facts import family_facts, weights_facts
 from contactlm.cli.main import main
 from contactlm.model.backbone import load_esm
 from contactlm.modules.contact import PRIOR_LOGIT
+from contactlm.types import ModelError
 from tests.model.families import ARCHITECTURES, FAMILIES, architecture, small_model, stock_model
 
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSLAKWKRQTLGQHDFSAGEGLYTHMKALRPDEDRLS"
@@ -157,6 +158,16 @@ def test_known_structures_are_read_with_any_family(name: str, tmp_path: Path, pd
     assert predicted.how["hits"] and np.isfinite(predicted.probability).all()
     plain = ContactModule(str(backbone), lora=None).eval().predict_map(sequence)
     np.testing.assert_allclose(predicted.probability, plain.probability, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_jacobian_says_which_families_it_reads(name: str) -> None:
+    if not name.startswith("ESM-1") and name != "ESM2":
+        with pytest.raises(ModelError, match=f"{name} has another head or other tokens: read its attention maps"):
+            JacobianModule(None, architecture=architecture(name))
+        return
+    made = JacobianModule(None, architecture=architecture(name)).eval().predict_map(SEQUENCE[:12])
+    assert made.how["family"] == name and np.isfinite(made.probability).all()
 
 
 @pytest.mark.parametrize("name", ["ESM-1b", "ESM C", "ProtBert"])
