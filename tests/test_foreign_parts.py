@@ -39,6 +39,7 @@ import contactlm
 from contactlm.callbacks.checkpoint import BELIEFS
 from contactlm.model.lora import LoraOptions, add_lora
 from contactlm.structure.pdb import BackboneBuilder
+from tests.model.families import small_model
 from tests.model.made import TINY, make_tokens, tiny_esm
 
 PACKAGE = Path(contactlm.__file__).parent
@@ -129,6 +130,20 @@ def layers_have_these_parts() -> None:
     assert children(layer) == parts
     heads = layer.attention.self
     assert heads.num_attention_heads * heads.attention_head_size == TINY["hidden_size"]
+
+
+def other_layers_have_these_parts() -> None:
+    own = {"input_layernorm", "post_attention_layernorm", "self_attn", "mlp"}
+    own |= {f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj", "act_fn")}
+    own |= {f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")}
+    layer = small_model("ESM C").layers[0]
+    assert children(layer) == own and layer.scaling_factor == (3 / 36) ** 0.5
+    assert (layer.self_attn.head_dim, layer.self_attn.scaling) == (8, 8**-0.5)
+    parts = {"attention", "attention.self", "attention.output", "intermediate", "output"}
+    bert = small_model("ProtBert").encoder.layer[0]
+    assert parts <= children(bert) and "LayerNorm" not in children(bert)
+    assert bert.attention.self.scaling == 8**-0.5
+    assert bert.feed_forward_chunk(torch.ones(1, 2, 40)).shape == (1, 2, 40)
 
 
 def a_backbone_has_these_parts() -> None:
@@ -239,8 +254,10 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("lightning", SPEED, "callbacks/throughput.py", ("device", "dtype")),
     ("lightning", "lightning.pytorch.loggers.logger:DummyLogger", "runs/directory.py", None),
     ("transformers", "EsmLayer._gradient_checkpointing_func", "model/trunk.py", a_layer_calls_what_checkpoints_it),
-    ("transformers", "EsmLayer.attention", "model/trunk.py", layers_have_these_parts),
-    ("transformers", "EsmModel.encoder", "model/backbone.py", a_backbone_has_these_parts),
+    ("transformers", "EsmLayer.attention", "model/families/esm2.py", layers_have_these_parts),
+    ("transformers", "EsmModel.encoder", "model/families/esm2.py", a_backbone_has_these_parts),
+    ("transformers", "EsmcLayer.self_attn", "model/families/esmc.py", other_layers_have_these_parts),
+    ("transformers", "BertLayer.feed_forward_chunk", "model/families/protbert.py", other_layers_have_these_parts),
     ("peft", "ModulesToSaveWrapper.modules_to_save", "model/lora.py", adapters_lie_in_the_backbone),
     ("peft", "LoraLayer.get_delta_weight", "model/adapter.py", adapters_lie_in_the_backbone),
     ("biopython", "Bio.PDB.MMCIF2Dict:MMCIF2Dict._splitline", "structure/mmcif.py", ("self", "line")),

@@ -208,7 +208,7 @@ def test_names_in_code_are_somewhere_in_the_code(pages: Pages, tracked: set[str]
 def flags() -> dict[str, set[str]]:
     """The flags that each command's ``--help`` shows, with every module of the package."""
     calls = [("fit", "fit", f"--model_class=contactlm.{name}") for name in MODULES]
-    calls += [("predict", "predict"), ("index", "index", "build")]
+    calls += [("predict", "predict"), ("index", "index", "build"), ("head", "head", "fit")]
     calls += [(name, name) for name in ("export", "report", "pack", "benchmark")]
     shown: dict[str, set[str]] = {}
     for command, *arguments in calls:

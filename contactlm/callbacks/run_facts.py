@@ -34,7 +34,8 @@ def equal_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]
         "synthetic": is_synthetic(trainer),
         **_evaluation_facts(trainer, module),
     }
-    facts |= {"precision": str(trainer.precision), **weights_facts(module), **module_facts(module, "equal")}
+    facts |= {"precision": str(trainer.precision), **family_facts(module), **weights_facts(module)}
+    facts |= module_facts(module, "equal")
     if trainer.state.fn == TrainerFn.FITTING:
         budget = find_callback(trainer, TokenBudget)
         facts |= {"budget": None if budget is None else budget.max_tokens, **_split_facts(trainer)}
@@ -69,6 +70,12 @@ def _evaluation_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str
     }
 
 
+def family_facts(module: L.LightningModule) -> dict[str, str]:
+    """Which family of language models a run is of; nothing where it has none."""
+    family = getattr(module, "family", None)
+    return {} if family is None else {"family": family.name}
+
+
 def weights_facts(module: L.LightningModule) -> dict[str, Any]:
     """Which backbone a run starts from: pretrained weights by checksum, or random ones by architecture.
 
@@ -87,7 +94,8 @@ def weights_facts(module: L.LightningModule) -> dict[str, Any]:
 def is_as_initialised(module: torch.nn.Module) -> bool:
     """Whether no layer norm has moved from weight 1 and bias 0, which the first steps of any training change."""
     norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.LayerNorm) and layer.elementwise_affine]
-    moved = [bool((layer.weight != 1).any() or (layer.bias != 0).any()) for layer in norms]
+    biases = [layer.bias for layer in norms if layer.bias is not None]  # some families' norms have none
+    moved = [bool((layer.weight != 1).any()) for layer in norms] + [bool((bias != 0).any()) for bias in biases]
     return bool(norms) and not any(moved)
 
 

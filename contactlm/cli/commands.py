@@ -95,6 +95,17 @@ COMMANDS = {
         "write a trained model for others to load: a PEFT adapter, or merged weights",
         entry="contactlm.cli.export:export_command",
     ),
+    "head": Command(
+        "fit a contact head to a language model that has none",
+        (
+            (
+                "contactlm head fit --model.pretrained my/ESMC-300M --data.train_dir my/train --out head.safetensors",
+                "from 20 chains; says how stable it is",
+            ),
+            ("contactlm predict --model.pretrained my/ESMC-300M --model.head head.safetensors …", "with that head"),
+        ),
+        entry="contactlm.cli.head:head_command",
+    ),
     "pack": Command(
         "write the chains of many structure files as shards to train from, locally or by URL",
         (

@@ -15,9 +15,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import EsmModel
 
 from contactlm.metrics.calibration import Calibration
+from contactlm.model.families.registry import family_of
+from contactlm.model.loading import OWN_HEAD
 from contactlm.model.lora import LoraOptions
 from contactlm.types import ModelError
 
@@ -51,12 +52,12 @@ class Adapter:
     weights: dict[str, Tensor]
 
 
-def has_adapters(esm: EsmModel) -> bool:
+def has_adapters(esm: Any) -> bool:
     """Whether LoRA adapters were put into a backbone."""
     return any(isinstance(module, LoraLayer) for module in esm.modules())
 
 
-def save_adapter(esm: EsmModel, backbone: str, directory: Path) -> None:
+def save_adapter(esm: Any, backbone: str, directory: Path) -> None:
     """Write the adapters and the contact head of a backbone as PEFT does.
 
     Args:
@@ -68,19 +69,23 @@ def save_adapter(esm: EsmModel, backbone: str, directory: Path) -> None:
     config.base_model_name_or_path = backbone
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)
-    config.auto_mapping = {"base_model_class": type(esm).__name__, "parent_library": type(esm).__module__}
+    stock = family_of(esm.config).stock_class
+    config.auto_mapping = {"base_model_class": stock.__name__, "parent_library": stock.__module__}
     config.save_pretrained(str(directory))
     weights = {name: weight.detach().cpu().contiguous() for name, weight in _adapter_weights(esm).items()}
     save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def save_merged(esm: EsmModel, directory: Path) -> None:
-    """Write a plain checkpoint that a stock ``EsmModel`` loads: W + (alpha / r) B A, and the trained contact head.
+def save_merged(esm: Any, directory: Path) -> None:
+    """Write a plain checkpoint that the stock class loads: W + (alpha / r) B A, and the trained contact head.
+
+    Stock classes other than ``EsmModel`` know no contact head, and leave it aside.
 
     Args:
         esm: The backbone, with or without adapters in it; left as it is.
         directory: An existing folder.
     """
+    family = family_of(esm.config)
     weights = {name.replace(".base_layer.", "."): weight for name, weight in esm.state_dict().items()}
     if has_adapters(esm):
         trained = {n.replace(_TRAINED_HEAD, _HEAD): w for n, w in weights.items() if n.startswith(_TRAINED_HEAD)}
@@ -90,11 +95,14 @@ def save_merged(esm: EsmModel, directory: Path) -> None:
                 update = module.get_delta_weight(_ADAPTER).detach()
                 weights[f"{name}.weight"] = weights[f"{name}.weight"] + update
     with torch.device("meta"):  # a frame for the weights, without a second copy of them
-        plain = EsmModel(copy.deepcopy(esm.config), add_pooling_layer=False)
+        plain = family.model_class(copy.deepcopy(esm.config), **family.model_options)
     plain.load_state_dict({name: weight.detach().cpu() for name, weight in weights.items()}, assign=True)
     plain.save_pretrained(str(directory))
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config["attn_implementation"] = "eager"  # the one with attention maps, which stock predict_contacts needs
+    config["architectures"] = [family.stock_class.__name__]
+    if not family.published_head:
+        config[OWN_HEAD] = True
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -126,7 +134,7 @@ def read_adapter(directory: str | Path) -> Adapter:
     )
 
 
-def load_adapter(esm: EsmModel, adapter: Adapter) -> None:
+def load_adapter(esm: Any, adapter: Adapter) -> None:
     """Put an adapter's weights into a backbone that has adapters of the same options.
 
     Raises:
@@ -185,7 +193,7 @@ def calibration_of(about: Mapping[str, Any]) -> Calibration | None:
     return None if fitted is None else Calibration.from_dict(fitted)
 
 
-def _adapter_weights(esm: EsmModel) -> dict[str, Tensor]:
+def _adapter_weights(esm: Any) -> dict[str, Tensor]:
     """The backbone's own tensors that an adapter holds, by their names in PEFT's files."""
     return {
         "base_model.model." + name.replace(_TRAINED_HEAD, _HEAD).replace(f".{_ADAPTER}.", "."): weight

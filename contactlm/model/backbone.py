@@ -1,4 +1,4 @@
-"""ESM2 as a contact predictor: tokens in, contact logits out, no attention map kept."""
+"""A protein language model as a contact predictor: tokens in, contact logits out, no attention map kept."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import EsmModel
 
 from contactlm.model.blocks import TokenLayout, has_numbers
 from contactlm.model.contact_attention import contact_attention, contact_attention_plain, contact_logits
+from contactlm.model.families.registry import family_of
 from contactlm.model.fused.op import contact_attention_fused
 from contactlm.model.loading import backbone_checksum, load_esm
 from contactlm.model.lora import contact_regression
-from contactlm.model.trunk import Attention, SharingLayer, check_tokens, rotary_angles
+from contactlm.model.trunk import Attention, read_batch
 from contactlm.types import ModelError
 
 __all__ = ["ContactBackbone", "backbone_checksum", "load_esm"]
@@ -28,14 +28,14 @@ _ATTENTION: dict[str, Attention] = {
 
 
 class ContactBackbone(nn.Module):
-    """ESM2 with its contact head, giving logits.
+    """A language model with its contact head, giving logits.
 
     The last layer's value, output and feed-forward parts, the final layer norm and a pooler feed nothing but hidden
     states that the contact head does not read: they are not run, and their parameters are set to
     ``requires_grad=False``. Put LoRA adapters in (:func:`~contactlm.model.lora.add_lora`) before building this.
 
     Args:
-        esm: The backbone. Used as it is and not copied; its training mode is kept.
+        esm: The backbone, of any family. Used as it is and not copied; its training mode is kept.
         attention: ``"streamed"`` computes the attention maps block by block, again in the backward pass;
             ``"fused"`` does so in Triton kernels, on a GPU; ``"plain"`` stores them, one layer at a time, and leaves
             the gradient to autograd. ``"auto"`` is ``"streamed"`` on every device: the fused operation is checked
@@ -46,20 +46,21 @@ class ContactBackbone(nn.Module):
         ModelError: Another ``attention``, or a backbone with dropout on its attention maps.
     """
 
-    def __init__(self, esm: EsmModel, attention: AttentionName = "auto", whole: bool = False) -> None:
+    def __init__(self, esm: Any, attention: AttentionName = "auto", whole: bool = False) -> None:
         super().__init__()
         if attention not in _ATTENTION:
             raise ModelError(f"attention: {attention!r} given; choose from {sorted(_ATTENTION)}")
-        if esm.config.attention_probs_dropout_prob:
+        self.esm, self.family = esm, family_of(esm.config)
+        if dropout := self.family.attention_dropout(esm.config):
             raise ModelError(
-                f"attention_probs_dropout_prob is {esm.config.attention_probs_dropout_prob}: dropout on attention maps "
-                "would be dropout on the contact head's input; set it to 0 in the model's config.json"
+                f"attention_probs_dropout_prob is {dropout}: dropout on attention maps would be dropout on the contact "
+                "head's input; set it (ESM C: attention_dropout) to 0 in the model's config.json"
             )
-        self.esm = esm
         self.attention = attention
-        for layer in esm.encoder.layer:
-            layer.__class__ = SharingLayer
-        for module in (esm.pooler, *(() if whole else _after_the_last_maps(esm))):
+        for layer in self.family.layers(esm):
+            layer.__class__ = self.family.layer_class
+        unread = () if whole else self.family.after_the_last_maps(esm)
+        for module in (getattr(esm, "pooler", None), *unread):
             if module is not None:
                 module.requires_grad_(False)
 
@@ -67,7 +68,7 @@ class ContactBackbone(nn.Module):
         """Predict contact logits.
 
         Args:
-            tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, then ``<pad>``.
+            tokens: int64 (B, T), the family's own numbers: ``<cls>``, residues, ``<eos>``, then ``<pad>``.
             attention_mask: (B, T), zero or False at padding; None: wherever a token is ``<pad>``.
             positions: int64 (B, T), the tokens' positions in the protein; None: 0, 1, 2, …
 
@@ -76,7 +77,8 @@ class ContactBackbone(nn.Module):
             are 0.
 
         Raises:
-            ModelError: Tokens that are not (B, T) with T at least 3, or a mask or positions of another shape.
+            ModelError: Tokens that are not (B, T) with T at least 3, a mask or positions of another shape, or more
+                tokens than the family has learned positions for.
         """
         mask, layout, positions = self.read(tokens, attention_mask, positions)
         logits, _ = self.logits_and_hidden(tokens, mask, layout, positions, hidden=False)
@@ -91,10 +93,7 @@ class ContactBackbone(nn.Module):
         self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None
     ) -> tuple[Tensor, TokenLayout, Tensor]:
         """Check a batch; return which tokens are attended to, which are what, and their positions (1 or B, T)."""
-        mask = check_tokens(tokens, attention_mask, positions)
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
-        return mask, TokenLayout.of(tokens, mask), positions
+        return read_batch(self.family, self.esm.config, tokens, attention_mask, positions)
 
     def logits_and_hidden(
         self, tokens: Tensor, mask: Tensor, layout: TokenLayout, positions: Tensor, hidden: bool
@@ -112,11 +111,11 @@ class ContactBackbone(nn.Module):
             Contact logits (B, T − 2, T − 2), meaningless where a residue is padding; and the last layer's output
             (B, T, E), before the final layer norm, or None.
         """
-        embedded = self.esm.embeddings(input_ids=tokens, attention_mask=mask.long())
+        embedded = self.family.embed(self.esm, tokens, mask, positions)
         regression = contact_regression(self.esm)
-        weights, bias = regression.weight.view(len(self.esm.encoder.layer), -1), regression.bias
+        weights, bias = regression.weight.view(len(self.family.layers(self.esm)), -1), regression.bias
         active = self._active_heads(weights)
-        angles = rotary_angles(self.esm, positions)
+        angles = self.family.angles(self.esm, positions)
         output, weighted, margins = self._shares(embedded, angles, weights, active, layout, hidden)
         if active is not None:
             weights = torch.cat([weight[heads] for weight, heads in zip(weights, active, strict=True)])
@@ -148,14 +147,14 @@ class ContactBackbone(nn.Module):
     def _shares(
         self,
         hidden: Any,
-        angles: Tensor,
+        angles: Tensor | None,
         weights: Tensor,
         active: list[list[int]] | None,
         layout: TokenLayout,
         to_the_end: bool,
     ) -> tuple[Any, Tensor, Tensor]:
         """Return the last layer's output, the layers' summed ``weighted`` (B, T, T) and their margins (B, C, T)."""
-        layers, total, margins = self.esm.encoder.layer, hidden.new_zeros(()), []
+        layers, total, margins = self.family.layers(self.esm), hidden.new_zeros(()), []
         for index, layer in enumerate(layers):
             how = {
                 "layout": layout,
@@ -168,10 +167,3 @@ class ContactBackbone(nn.Module):
             total = total + share
             margins.append(margin)
         return hidden, total, torch.cat(margins, dim=1)
-
-
-def _after_the_last_maps(esm: EsmModel) -> list[nn.Module]:
-    """What feeds nothing but the final hidden states."""
-    last = esm.encoder.layer[-1]
-    attention = (last.attention.self.value, last.attention.output)
-    return [*attention, last.LayerNorm, last.intermediate, last.output, esm.encoder.emb_layer_norm_after]

@@ -82,15 +82,16 @@ class TokenLayout:
         return self.residue.device.type == "cpu" and has_numbers(self.residue)
 
     @classmethod
-    def of(cls, tokens: Tensor, attention_mask: Tensor) -> TokenLayout:
+    def of(cls, tokens: Tensor, attention_mask: Tensor, eos: int = EOS) -> TokenLayout:
         """Read the layout off a batch, where the batch is.
 
         Args:
             tokens: int64 (B, T), ``<cls>`` first.
             attention_mask: bool (B, T), False at padding.
+            eos: Number of the token after the last residue.
         """
         B, T = tokens.shape
-        residue = attention_mask & (tokens != EOS)
+        residue = attention_mask & (tokens != eos)
         residue[:, 0] = residue[:, -1] = False
         last = torch.where(attention_mask, torch.arange(1, T + 1, device=tokens.device), 0).amax(1)
         holes = last != attention_mask.sum(1)

@@ -1,4 +1,4 @@
-"""ESM2 backbones: from the Hugging Face hub, from a local directory, or from random numbers."""
+"""Backbones of every family: from the Hugging Face hub, from a local directory, or from random numbers."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import EsmConfig, EsmModel
+from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from contactlm.alphabet import EOS, MASK, PAD, VOCABULARY
+from contactlm.model.families.family import Family
+from contactlm.model.families.registry import family_of
 from contactlm.types import ModelError
 
 _WEIGHT_FILES = ("model*.safetensors*", "pytorch_model*.bin*")
-_ESM2_CONFIG: dict[str, Any] = {
-    "vocab_size": len(VOCABULARY),
-    "pad_token_id": PAD,
-    "eos_token_id": EOS,
-    "mask_token_id": MASK,
+OWN_HEAD = "contactlm_head"  # in config.json: the contact head beside was trained, whatever the family publishes
+# What tells families apart beside their sizes, and where ESM2 stands.
+_KIND: dict[str, Any] = {
+    "model_type": "esm",
     "position_embedding_type": "rotary",
-    "token_dropout": True,
-    "emb_layer_norm_before": False,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "layer_norm_eps": 1e-5,
+    "emb_layer_norm_before": None,  # always told: without it learned positions are ESM-1b's
+    "vocab_size": 33,
+    "mask_token_id": 32,
+    "max_position_embeddings": 1026,
 }
 _ADAPTER_PART = re.compile(r"(^|\.)lora_|(^|\.)contact_head\.|(^|\.)pooler\.")
 _PROBE_SECONDS = 10
@@ -43,52 +42,57 @@ _PROBE_SECONDS = 10
 _UNFIT = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, StrictDataclassError)
 
 
-def load_esm(pretrained: str | None, architecture: Mapping[str, Any] | None = None, seed: int = 0) -> EsmModel:
-    """Load an ESM2 backbone with its contact head, in float32 and in evaluation mode.
+def load_esm(pretrained: str | None, architecture: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
+    """Load a backbone with its contact head, in float32 and in evaluation mode.
 
     Args:
-        pretrained: Hub name, or local directory saved from ``EsmForMaskedLM`` or ``EsmModel``; None for random weights.
-        architecture: With ``pretrained=None``: arguments of ``EsmConfig`` (``num_hidden_layers``, ``hidden_size``,
-            ``num_attention_heads``, ``intermediate_size``, …); what is left out is as in ESM2.
+        pretrained: Hub name, or local directory saved from ``EsmForMaskedLM``, ``EsmModel``, ``EsmcForMaskedLM``,
+            ``BertModel``, …; None for random weights.
+        architecture: With ``pretrained=None``: ``model_type``, ``esm`` where it is left out, and arguments of its
+            configuration (``num_hidden_layers``, ``hidden_size``, ``num_attention_heads``, ``intermediate_size``, …);
+            what is left out is as in ESM2, ESM C or ProtBert.
         seed: Decides every weight that is not loaded. The global generators are left alone.
 
     Returns:
-        The backbone, without a pooler.
+        The backbone, without a pooler. Its contact head is zero where the family has no published one, and none was
+        loaded.
 
     Raises:
         ModelError: Both or neither argument given, an incomplete or damaged directory, a hub that cannot be reached,
-            a model that is not a rotary ESM, a checkpoint that lacks backbone weights.
+            a model of no family that is supported, a checkpoint that lacks backbone weights.
 
     Warns:
-        UserWarning: The checkpoint has no contact-head weights, so that the head starts at random.
+        UserWarning: The checkpoint has no contact-head weights, so that the head starts at random; or it has some that
+            were never trained.
     """
     if (pretrained is None) == (architecture is None):
         given = "both" if architecture is not None else "neither"
         raise ModelError(f"backbone: give pretrained (hub name or directory) or architecture; {given} was given")
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.random.default_generator.manual_seed(seed)
-        if pretrained is None:
-            return EsmModel(_random_config(architecture or {}), add_pooling_layer=False).eval()
-        return _load(pretrained)
+        return _random(architecture or {}) if pretrained is None else _load(pretrained)
 
 
 def architecture_of(pretrained: str) -> dict[str, Any]:
-    """The sizes of a model by its ``config.json`` alone, as ``architecture`` takes them.
+    """The sizes and the kind of a model by its ``config.json`` alone, as ``architecture`` takes them.
 
     Raises:
-        ModelError: There is none, or it is no ESM2's.
+        ModelError: There is none, or it is of no family that is supported.
     """
     try:
-        config, _ = EsmConfig.get_config_dict(str(Path(pretrained).expanduser()))
+        config, _ = PreTrainedConfig.get_config_dict(str(Path(pretrained).expanduser()))
     except OSError as error:
         raise ModelError(f"{pretrained}: no config.json can be had: {_first_line(error)}; {_LOCAL_COPY}") from error
+    family = family_of(config, pretrained)
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     if missing := [name for name in names if name not in config]:
         raise ModelError(f"{pretrained}: config.json lacks {', '.join(missing)}")
-    return {name: config[name] for name in names}
+    values = family.config_class.from_dict(config).to_dict()  # a file leaves out what is usual in its class
+    kind = {name: values[name] for name, usual in _KIND.items() if values.get(name, usual) != usual}
+    return {name: config[name] for name in names} | kind
 
 
-def backbone_checksum(esm: EsmModel) -> str:
+def backbone_checksum(esm: Any) -> str:
     """Fingerprint a backbone's base weights: SHA-256 over names, shapes and float32 values.
 
     The contact head, LoRA weights and a pooler do not count, so that it is the same before and after training with
@@ -109,24 +113,36 @@ def backbone_checksum(esm: EsmModel) -> str:
     return digest.hexdigest()
 
 
-def _random_config(architecture: Mapping[str, Any]) -> EsmConfig:
-    unknown = sorted(set(architecture) - set(EsmConfig().to_dict()))
+def _random(architecture: Mapping[str, Any]) -> Any:
+    kind = architecture.get("model_type", "esm")
+    family = family_of(_with_esm2_positions({**architecture, "model_type": kind}), "architecture")
+    given = {name: value for name, value in architecture.items() if name != "model_type"}
+    unknown = sorted(set(given) - set(family.config_class().to_dict()))
     if unknown:
-        raise ModelError(f"architecture: {', '.join(unknown)}: no such argument of EsmConfig")
+        raise ModelError(f"architecture: {', '.join(unknown)}: no such argument of {family.config_class.__name__}")
     try:
-        config = EsmConfig(**{**_ESM2_CONFIG, **architecture})
+        config = family.config_class(**{**family.defaults, **given})
     except _UNFIT as error:
         raise ModelError(f"architecture {dict(architecture)}: {_first_line(error)}") from error
-    if config.hidden_size % (2 * config.num_attention_heads):
-        raise ModelError(
-            f"architecture: hidden_size {config.hidden_size} is not a multiple of twice num_attention_heads "
-            f"({config.num_attention_heads}): heads need an even width for rotary embeddings"
-        )
-    _require_rotary_esm("architecture", config)
-    return config
+    family.check("architecture", config)
+    model = family.model_class(config, **family.model_options)
+    return _zero_head(model).eval() if not family.published_head else model.eval()
 
 
-def _load(pretrained: str) -> EsmModel:
+def _with_esm2_positions(architecture: dict[str, Any]) -> dict[str, Any]:
+    """``EsmModel`` is ESM2's unless its positions are given otherwise, and ESM-1b's unless its norm is."""
+    if architecture["model_type"] == "esm":
+        return {"position_embedding_type": "rotary", "emb_layer_norm_before": True, **architecture}
+    return architecture
+
+
+def _zero_head(model: Any) -> Any:
+    for parameter in model.contact_head.parameters():
+        torch.nn.init.zeros_(parameter)
+    return model
+
+
+def _load(pretrained: str) -> Any:
     directory = Path(pretrained).expanduser()
     if directory.is_dir():
         _require_complete(directory)
@@ -144,61 +160,54 @@ class _NotFoundError(ModelError):
     """Files that are not where they were looked for."""
 
 
-def _from_pretrained(name: str, local_files_only: bool) -> EsmModel:
+def _from_pretrained(name: str, local_files_only: bool) -> Any:
+    made = "a model"
     try:
-        config, _ = EsmConfig.get_config_dict(name, local_files_only=local_files_only)
-        if config.get("model_type") != "esm":
-            raise ModelError(f"{name}: model_type is {config.get('model_type')!r}; only 'esm' (ESM2) is supported")
-        _require_rotary_esm(name, EsmConfig.from_dict(config))
-        _require_weights_enough(name, config)
-        esm, report = EsmModel.from_pretrained(
+        values, _ = PreTrainedConfig.get_config_dict(name, local_files_only=local_files_only)
+        family = family_of(values, name)
+        made = f"{'an' if family.name[0] in 'AEIO' else 'a'} {family.name} model"
+        family.check(name, family.config_class.from_dict(values))
+        _require_weights_enough(name, values)
+        model, report = family.model_class.from_pretrained(
             name,
-            add_pooling_layer=False,
             local_files_only=local_files_only,
             output_loading_info=True,
             dtype=torch.float32,
+            **family.model_options,
         )
     except OSError as error:
         raise _NotFoundError(f"{name}: cannot be loaded: {_first_line(error)}; {_LOCAL_COPY}") from error
     except (*_UNFIT, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"{name}: config.json and weights do not make an ESM2 model: {_first_line(error)}") from error
-    _check_loaded(name, set(report["missing_keys"]))
-    for key, weight in esm.named_parameters():
+        raise ModelError(f"{name}: config.json and weights do not make {made}: {_first_line(error)}") from error
+    _check_loaded(name, set(report["missing_keys"]), family, model, bool(values.get(OWN_HEAD)))
+    for key, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise ModelError(f"{name}: {key} has values that are not finite: damaged weights; fetch them again")
-    return esm.eval()
+    return model.eval()
 
 
-def _check_loaded(name: str, missing: set[str]) -> None:
+def _check_loaded(name: str, missing: set[str], family: Family, model: Any, own_head: bool) -> None:
     head = {key for key in missing if key.startswith("contact_head.")}
     # Rotary frequencies follow from the configuration; older checkpoints do not hold them here.
     lost = sorted(key for key in missing - head if "rotary_embeddings" not in key and "position_ids" not in key)
     if lost:
         raise ModelError(f"{name}: the checkpoint lacks {len(lost)} backbone weights, such as {lost[0]}")
-    if head:
+    if head and not family.published_head:
+        _zero_head(model)
+    elif head:
         warnings.warn(
             f"{name}: no contact-head weights ({', '.join(sorted(head))}) in the checkpoint: "
             "the contact head starts from random values and predicts nothing before it is trained",
             stacklevel=5,
         )
-
-
-def _require_rotary_esm(name: str, config: EsmConfig) -> None:
-    if config.position_embedding_type != "rotary":
-        raise ModelError(
-            f"{name}: position_embedding_type is {config.position_embedding_type!r}; only ESM2 models, with 'rotary', "
-            "are supported"
+    elif not family.published_head and not own_head:
+        warnings.warn(
+            f"{name}: {family.name} has no published contact head, and what the checkpoint holds in its place was "
+            "never trained, unless you did so: fit one with `contactlm head fit`, or train it",
+            stacklevel=5,
         )
-    ids = (config.vocab_size, config.pad_token_id, config.mask_token_id)
-    if [type(value) for value in ids] != [int] * 3 or ids != (len(VOCABULARY), PAD, MASK):
-        raise ModelError(
-            f"{name}: vocab_size, pad_token_id and mask_token_id are {ids}; those of ESM2, whose tokens are used here, "
-            f"are {(len(VOCABULARY), PAD, MASK)}"
-        )
-    if config.is_decoder or config.add_cross_attention or config.is_folding_model:
-        raise ModelError(f"{name}: a decoder or folding model; only plain ESM2 encoders are supported")
 
 
 def _require_complete(directory: Path) -> None:

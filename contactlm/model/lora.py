@@ -1,15 +1,16 @@
-"""LoRA adapters on an ESM2 backbone (Hu et al. 2022), through PEFT, with the contact head trained in full."""
+"""LoRA adapters on a backbone (Hu et al. 2022), through PEFT, with the contact head trained in full."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import EsmModel
 
+from contactlm.model.families.registry import family_of
 from contactlm.types import ModelError
 
 
@@ -21,20 +22,21 @@ class LoraOptions:
         r: Rank of the update.
         alpha: The update is scaled by ``alpha / r``.
         dropout: Probability with which an input of the update is zeroed while training.
-        target_modules: Names of the linear layers that get an adapter.
+        target_modules: Names of the linear layers that get an adapter; None: those that make queries and keys, by the
+            names of the backbone's family.
     """
 
     r: int = 8
     alpha: float = 8
     dropout: float = 0.05
-    target_modules: Sequence[str] = ("query", "key")
+    target_modules: Sequence[str] | None = None
 
 
-def add_lora(esm: EsmModel, options: LoraOptions) -> PeftModel:
+def add_lora(esm: Any, options: LoraOptions) -> PeftModel:
     """Put LoRA adapters into a backbone, in place; only they and the contact head stay trainable.
 
     ``save_pretrained`` of the result writes an adapter directory with the contact head in it, which
-    ``peft.PeftModel.from_pretrained`` puts onto a stock ``EsmModel`` of the same weights.
+    ``peft.PeftModel.from_pretrained`` puts onto a stock model of the same weights.
 
     Args:
         esm: The backbone. It is changed: its linear layers now hold the adapters.
@@ -48,7 +50,7 @@ def add_lora(esm: EsmModel, options: LoraOptions) -> PeftModel:
     """
     if options.r < 1 or not 0 <= options.dropout < 1:
         raise ModelError(f"lora: r={options.r}, dropout={options.dropout}; r must be at least 1 and dropout in [0, 1)")
-    targets = list(options.target_modules)
+    targets = lora_targets(esm, options)
     names = {name.rsplit(".", 1)[-1] for name, module in esm.named_modules() if isinstance(module, nn.Linear)}
     missing = [target for target in targets if target.rsplit(".", 1)[-1] not in names]
     if missing or not targets:
@@ -68,7 +70,12 @@ def add_lora(esm: EsmModel, options: LoraOptions) -> PeftModel:
         return get_peft_model(esm, config)
 
 
-def contact_regression(esm: EsmModel) -> nn.Linear:
+def lora_targets(esm: Any, options: LoraOptions) -> list[str]:
+    """The names that the options give, or the family's."""
+    return list(family_of(esm.config).lora_targets if options.target_modules is None else options.target_modules)
+
+
+def contact_regression(esm: Any) -> nn.Linear:
     """Return the contact head's linear layer (C -> 1): PEFT's trained copy where there is one."""
     head = esm.contact_head
     copies = getattr(head, "modules_to_save", None)

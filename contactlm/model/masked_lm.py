@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import EsmForMaskedLM, EsmModel
 from transformers.models.esm.modeling_esm import EsmLMHead
 
+from contactlm.model.families.registry import family_of
 from contactlm.model.loading import quiet_transformers
 from contactlm.model.residue_encoder import ResidueEncoder
 from contactlm.types import ModelError
@@ -73,8 +74,14 @@ def load_language_model_head(esm: EsmModel, pretrained: str | None, seed: int = 
         seed: Decides random weights. The global generators are left alone.
 
     Raises:
-        ModelError: The checkpoint holds no such head.
+        ModelError: The checkpoint holds no such head, or the backbone's tokens are not those of the ESM alphabet.
     """
+    family = family_of(esm.config)
+    if family.stock_class is not EsmModel or family.tokens.letters is not None:
+        raise ModelError(
+            f"the categorical Jacobian reads language-model heads of ESM2, ESM-1b and ESM-1v; {family.name} has "
+            "another head or other tokens: read its attention maps (ContactModule; contactlm head fit)"
+        )
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.random.default_generator.manual_seed(seed)
         if pretrained is None:

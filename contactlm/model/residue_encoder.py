@@ -1,20 +1,22 @@
-"""ESM2 as an encoder of residues: tokens in, final residue states out, with fused attention."""
+"""A language model as an encoder of residues: tokens in, final residue states out, with fused attention."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import EsmModel
 
 from contactlm.model.blocks import TokenLayout
 from contactlm.model.contact_attention import Shares
-from contactlm.model.trunk import SharingLayer, check_tokens, rotary_angles
+from contactlm.model.families.registry import family_of
+from contactlm.model.trunk import read_batch
 from contactlm.types import ModelError
 
 
 class ResidueEncoder(nn.Module):
-    """ESM2 up to its final layer norm, for objectives that read residue states and no attention map.
+    """A language model up to its final layer norm, for objectives that read residue states and no attention map.
 
     The contact head and a pooler are not run, and their parameters are set to ``requires_grad=False``. Put LoRA
     adapters in (:func:`~contactlm.model.lora.add_lora`) before building this.
@@ -26,17 +28,17 @@ class ResidueEncoder(nn.Module):
         ModelError: A backbone with dropout on its attention maps.
     """
 
-    def __init__(self, esm: EsmModel) -> None:
+    def __init__(self, esm: Any) -> None:
         super().__init__()
-        if esm.config.attention_probs_dropout_prob:
+        self.esm, self.family = esm, family_of(esm.config)
+        if dropout := self.family.attention_dropout(esm.config):
             raise ModelError(
-                f"attention_probs_dropout_prob is {esm.config.attention_probs_dropout_prob}: dropout on attention maps "
-                "is not supported; set it to 0 in the model's config.json"
+                f"attention_probs_dropout_prob is {dropout}: dropout on attention maps is not supported; set it "
+                "(ESM C: attention_dropout) to 0 in the model's config.json"
             )
-        self.esm = esm
-        for layer in esm.encoder.layer:
-            layer.__class__ = SharingLayer
-        for unread in (esm.contact_head, esm.pooler):
+        for layer in self.family.layers(esm):
+            layer.__class__ = self.family.layer_class
+        for unread in (esm.contact_head, getattr(esm, "pooler", None)):
             if unread is not None:
                 unread.requires_grad_(False)
 
@@ -46,7 +48,7 @@ class ResidueEncoder(nn.Module):
         """Encode residues.
 
         Args:
-            tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, then ``<pad>``.
+            tokens: int64 (B, T), the family's own numbers: ``<cls>``, residues, ``<eos>``, then ``<pad>``.
             attention_mask: (B, T), zero or False at padding; None: wherever a token is ``<pad>``.
             positions: int64 (B, T), the tokens' positions in the protein; None: 0, 1, 2, …
 
@@ -57,18 +59,15 @@ class ResidueEncoder(nn.Module):
         Raises:
             ModelError: Tokens that are not (B, T) with T at least 3, or a mask or positions of another shape.
         """
-        mask = check_tokens(tokens, attention_mask, positions)
-        layout = TokenLayout.of(tokens, mask)
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
-        angles = rotary_angles(self.esm, positions)
-        hidden = self.esm.embeddings(input_ids=tokens, attention_mask=mask.long())
-        no_head = angles.new_zeros(0)
+        mask, layout, positions = read_batch(self.family, self.esm.config, tokens, attention_mask, positions)
+        angles = self.family.angles(self.esm, positions)
+        hidden = self.family.embed(self.esm, tokens, mask, positions)
+        no_head = torch.zeros(0, device=tokens.device)
         how = {"layout": layout, "attention": _fused_attention, "last": False}
-        for layer in self.esm.encoder.layer:
+        for layer in self.family.layers(self.esm):
             hidden, _, _ = layer(hidden, angles, no_head, shares=how)
         residues = slice(1, -1)
-        return self.esm.encoder.emb_layer_norm_after(hidden[:, residues]), layout.residue[:, residues]
+        return self.family.final_norm(self.esm, hidden[:, residues]), layout.residue[:, residues]
 
 
 def _fused_attention(

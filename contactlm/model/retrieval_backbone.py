@@ -1,9 +1,10 @@
-"""ESM2 with its contact head and, beside it, a decoder that reads known structures."""
+"""A language model with its contact head and, beside it, a decoder that reads known structures."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
-from transformers import EsmModel
 
 from contactlm.model.backbone import AttentionName, ContactBackbone
 from contactlm.model.decoder import ContactDecoder
@@ -30,7 +31,7 @@ class RetrievalBackbone(ContactBackbone):
 
     def __init__(
         self,
-        esm: EsmModel,
+        esm: Any,
         attention: AttentionName = "auto",
         layers: int = 2,
         width: int = 128,
@@ -68,7 +69,7 @@ class RetrievalBackbone(ContactBackbone):
             B, T = tokens.shape
             evidence = Evidence.none(B, T - 2, self.esm.config.hidden_size)
         evidence = evidence.on(tokens.device)
-        states = self.esm.encoder.emb_layer_norm_after(hidden)
+        states = self.family.final_norm(self.esm, hidden)
         logits = logits + self.decoder(states, positions, evidence, layout, self.operation)
         if self.template is not None:
             logits = logits + self.template(evidence)

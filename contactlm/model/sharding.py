@@ -30,11 +30,11 @@ def shard_layers(backbone: Any, mesh: DeviceMesh | None) -> None:
     from torch.distributed.fsdp import FSDPModule, fully_shard  # not in every build of torch
     from torch.distributed.fsdp.wrap import wrap
 
-    layers = backbone.esm.encoder.layer if hasattr(backbone, "esm") else []  # another family's are not known
+    layers: Any = backbone.family.layers(backbone.esm) if hasattr(backbone, "family") else []
     if mesh is None:
-        for index, layer in enumerate(layers):
-            if isinstance(layer, SharingLayer):  # not wrapped yet
-                layers[index] = wrap(layer)
+        for index in range(len(layers)):
+            if isinstance(layers[index], SharingLayer):  # not wrapped yet
+                layers[index] = wrap(layers[index])
         return
     if not layers or not all(isinstance(layer, SharingLayer) for layer in layers):
         raise ModelError(f"{type(backbone).__name__}: its weights cannot be spread over processes; use strategy ddp")

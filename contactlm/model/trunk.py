@@ -1,4 +1,4 @@
-"""One layer of ESM2, run for its contact shares: the arithmetic of the stock layer in fewer passes over memory.
+"""One layer, run for its contact shares: the arithmetic of the stock layer in fewer passes over memory.
 
 Axis letters: B batch, T tokens, H heads, D head width, E hidden width (H x D).
 """
@@ -11,23 +11,36 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.models.esm.modeling_esm import EsmLayer
 
-from contactlm.alphabet import PAD
 from contactlm.model.blocks import TokenLayout
 from contactlm.model.contact_attention import Shares
+from contactlm.model.families.family import Family
 from contactlm.types import ModelError
 
 Attention = Callable[[Tensor, Tensor, Tensor | None, Tensor, TokenLayout], Shares]
 
 
-def check_tokens(tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
-    """Return which tokens are attended to: bool (B, T).
+def read_batch(
+    family: Family, config: Any, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None
+) -> tuple[Tensor, TokenLayout, Tensor]:
+    """Check a batch.
+
+    Args:
+        family: Of the model.
+        config: The model's configuration.
+        tokens: (B, T), the family's own token numbers.
+        attention_mask: (B, T), zero or False at padding; None: wherever a token is padding.
+        positions: int64 (B, T); None: 0, 1, 2, …
+
+    Returns:
+        Which tokens are attended to, bool (B, T); which are what; and their positions, int64 (1 or B, T), those of a
+        family that learns them as far apart as it reaches (:func:`within_reach`).
 
     Raises:
-        ModelError: Tokens that are not (B, T) with T at least 3, or a mask or positions of another shape.
+        ModelError: Tokens that are not (B, T) with T at least 3, a mask or positions of another shape, or more tokens
+            than the family reaches.
     """
     if tokens.ndim != 2 or tokens.shape[1] < 3:
         raise ModelError(
@@ -36,30 +49,65 @@ def check_tokens(tokens: Tensor, attention_mask: Tensor | None, positions: Tenso
     for name, given in (("attention_mask", attention_mask), ("positions", positions)):
         if given is not None and given.shape != tokens.shape:
             raise ModelError(f"{name}: shape {tuple(given.shape)}, but tokens have {tuple(tokens.shape)}")
-    return tokens != PAD if attention_mask is None else attention_mask.bool()
+    mask = tokens != family.tokens.pad if attention_mask is None else attention_mask.bool()
+    T, reach = tokens.shape[1], family.reach(config)
+    if reach is not None and reach < T:
+        raise ModelError(
+            f"{T} tokens in one pass, but this {family.name} has learned positions for {reach}: {reach - 2} residues "
+            "at most; score longer chains in windows (model.window), and train on shorter crops (data.crop_length)"
+        )
+    if positions is None:
+        positions = torch.arange(T, device=tokens.device).unsqueeze(0)
+    elif reach is not None:
+        positions = within_reach(positions, mask, reach)
+    return mask, TokenLayout.of(tokens, mask, family.tokens.eos), positions
 
 
-def rotary_angles(esm: Any, positions: Tensor) -> Tensor:
+def within_reach(positions: Tensor, mask: Tensor, reach: int) -> Tensor:
+    """Bring learned positions to where a model has learned them.
+
+    Rows that end before ``reach`` stay as they are. Others are shifted towards 0 as a whole; where even their span is
+    too long, the jumps in it (between the segments of a pass, between chains) are shortened in proportion.
+
+    Args:
+        positions: int64 (B, T), ascending where attended.
+        mask: bool (B, T), False at padding.
+        reach: T at most, the number of learned positions.
+
+    Returns:
+        int64 (B, T), 0 at padding.
+    """
+    positions = positions.masked_fill(~mask, 0)
+    excess = (positions.amax(1, keepdim=True) - (reach - 1)).clamp(min=0)
+    shift = torch.minimum(excess, positions[:, :1])
+    jumps = (positions.diff(dim=1) - 1).clamp(min=0)
+    total = jumps.sum(1, keepdim=True)
+    kept = jumps * (total - excess + shift).clamp(min=0) // total.clamp(min=1)
+    shortened = F.pad((jumps - kept).cumsum(1), (1, 0))
+    return (positions - shift - shortened).masked_fill(~mask, 0)
+
+
+def rotary_angles(frequencies: Tensor, positions: Tensor) -> Tensor:
     """Return the angle of every position and frequency: float32 (B or 1, T, D / 2)."""
-    return positions.unsqueeze(-1).float() * esm.rotary_embeddings.inv_freq.float()
+    return positions.unsqueeze(-1).float() * frequencies.float()
 
 
-def checkpoint_layers(esm: Any) -> None:
+def checkpoint_layers(layers: nn.ModuleList) -> None:
     """Let every layer but the last keep only its input while training, and run again in the backward pass.
 
     The last layer's turn in the backward pass comes at once: nothing would be won. transformers' own switch makes the
     embeddings ask for a gradient as well, which costs a frozen backbone a backward pass to its very beginning.
 
     Args:
-        esm: An ``EsmModel``; its layers are changed.
+        layers: A model's; changed.
     """
-    for layer in esm.encoder.layer[:-1]:
-        layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    for layer in list(layers)[:-1]:
+        layer.gradient_checkpointing = True  # type: ignore[assignment]  # a GradientCheckpointingLayer
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
 
 
-class SharingLayer(EsmLayer):
-    """The stock layer, which is also called for its contact shares.
+class SharingLayer:
+    """What a family's stock layer inherits from before its own class, to be called for its contact shares as well.
 
     Called, and not run from outside, it does what is hooked to it: activation checkpointing, and the gathering of its
     weights where they are spread over processes.
@@ -75,14 +123,31 @@ class SharingLayer(EsmLayer):
             options: The stock layer's.
         """
         if shares is None:
-            return super().forward(hidden, *arguments, **options)
+            return super().forward(hidden, *arguments, **options)  # type: ignore[misc]  # the stock layer's
         return layer_shares(self, hidden, *arguments, **shares)
+
+    def project(self, hidden: Tensor, angles: Tensor | None, last: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Make what the attention takes.
+
+        Args:
+            hidden: (B, T, E).
+            angles: See :func:`rotary_angles`; None where the family does not rotate.
+            last: Whether the value is not needed.
+
+        Returns:
+            query (B, H, T, D), scaled and rotated; key alike; value (B, H, T, D) or None.
+        """
+        raise TypeError(f"{type(self).__name__} hands out no queries and keys")
+
+    def finish(self, hidden: Tensor, context: Tensor) -> Tensor:
+        """Make the layer's output (B, T, E) of its input and the attention's context (B, T, E)."""
+        raise TypeError(f"{type(self).__name__} makes no output of a context")
 
 
 def layer_shares(
-    layer: Any,
+    layer: SharingLayer,
     hidden: Tensor,
-    angles: Tensor,
+    angles: Tensor | None,
     head_weight: Tensor,
     layout: TokenLayout,
     attention: Attention,
@@ -92,7 +157,7 @@ def layer_shares(
     """Run one layer.
 
     Args:
-        layer: An ``EsmLayer``, with or without adapters.
+        layer: A family's, with or without adapters.
         hidden: (B, T, E).
         angles: See :func:`rotary_angles`.
         head_weight: (H,), the contact head's weights of this layer's maps.
@@ -105,23 +170,14 @@ def layer_shares(
         The layer's output (B, T, E), or None for the last layer; ``weighted`` and ``margins`` as of
         :func:`~contactlm.model.contact_attention.contact_attention`, of the active heads.
     """
-    block = layer.attention
-    heads = block.self
-    normed = block.LayerNorm(hidden)
-    split = (*hidden.shape[:2], heads.num_attention_heads, heads.attention_head_size)
-    query = rotate(heads.query(normed).view(split), angles, heads.attention_head_size**-0.5)
-    key = rotate(heads.key(normed).view(split), angles, 1.0)
-    value = None if last else heads.value(normed).view(split).transpose(1, 2)
+    query, key, value = layer.project(hidden, angles, last)
     if active is None:
         context, weighted, margins = attention(query, key, value, head_weight, layout)
     else:
         context, weighted, margins = _attend_some(query, key, value, head_weight, layout, attention, active)
     if context is None:
         return None, weighted, margins
-    hidden = block.output(context.transpose(1, 2).flatten(2), hidden)
-    # The erf form in one pass; transformers spells it out in five.
-    inner = F.gelu(layer.intermediate.dense(layer.LayerNorm(hidden)))
-    return layer.output(inner, hidden), weighted, margins
+    return layer.finish(hidden, context.transpose(1, 2).flatten(2)), weighted, margins
 
 
 def _attend_some(
@@ -151,10 +207,15 @@ def _attend_some(
     return torch.cat([context, rest], 1)[:, torch.cat([some, others]).argsort()], weighted, margins
 
 
-def rotate(x: Tensor, angles: Tensor, scale: float) -> Tensor:
-    """Rotate (B, T, H, D) by its positions' angles (Su et al. 2021) and return it as (B, H, T, D)."""
+def rotate(x: Tensor, angles: Tensor | None, scale: float) -> Tensor:
+    """Scale (B, T, H, D), rotate it by its positions' angles (Su et al. 2021), and return it as (B, H, T, D).
+
+    Without angles it is scaled alone.
+    """
+    if angles is None:
+        return (x if scale == 1 else x * scale).transpose(1, 2)
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    cos = (angles.cos() * scale).to(dtype).unsqueeze(2)
-    sin = (angles.sin() * scale).to(dtype).unsqueeze(2)
+    cos = (angles.cos().to(dtype) * scale).unsqueeze(2)
+    sin = (angles.sin().to(dtype) * scale).unsqueeze(2)
     left, right = x.to(dtype).chunk(2, dim=-1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).transpose(1, 2)

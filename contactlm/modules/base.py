@@ -113,7 +113,7 @@ class MapModule(TrainedWeights):
         """Compute contact logits.
 
         Args:
-            tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
+            tokens: int64 (B, T), the network's own numbers: ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
             attention_mask: (B, T), true on tokens, false on padding; None: wherever ``tokens`` is not ``<pad>``.
             positions: int64 (B, T), the tokens' positions in the protein, for the rotary embedding; None: 0 … T − 1.
 
@@ -126,13 +126,17 @@ class MapModule(TrainedWeights):
         """The same as :meth:`contact_logits`."""
         return self.contact_logits(tokens, attention_mask, positions)
 
+    def own_tokens(self, tokens: Tensor) -> Tensor:
+        """Turn numbers of the ESM alphabet, which batches and chains have, into the network's own (B, T)."""
+        return tokens
+
     def pair_scores(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
         """What :meth:`loss` takes, (B, T − 2, T − 2): the contact logits; override both to train on something else."""
         return self.contact_logits(tokens, attention_mask, positions)
 
     def batch_scores(self, batch: dict[str, Any]) -> Tensor:
         """The scores of a batch of crops; override it where a batch brings more than tokens and positions."""
-        return self.pair_scores(batch["tokens"], batch["attention_mask"], batch.get("positions"))
+        return self.pair_scores(self.own_tokens(batch["tokens"]), batch["attention_mask"], batch.get("positions"))
 
     def training_labels(self, cb: Tensor) -> Tensor:
         """What :meth:`loss` compares with: contacts, int8 (B, L, L); override it for another kind of label.
@@ -215,7 +219,10 @@ class MapModule(TrainedWeights):
             windows: How they are cut into passes.
             positions: Those of each one's residues, int64 (L,); None: 0 … L − 1 in all.
         """
-        return full_maps(self.contact_logits, chains, windows, self.device, positions)
+        return full_maps(self._logits_of_pass, chains, windows, self.device, positions)
+
+    def _logits_of_pass(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
+        return self.contact_logits(self.own_tokens(tokens), attention_mask, positions)
 
     def hold_out(self, ids: Sequence[str], sequences: Sequence[str]) -> None:
         """Take note of what the module is scored on outside a trainer; override it where more is read than sequences.

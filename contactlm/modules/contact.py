@@ -1,18 +1,21 @@
-"""ContactModule: ESM2 with LoRA and the contact head as a LightningModule."""
+"""ContactModule: a language model with LoRA and a contact head as a LightningModule."""
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import nn
-from transformers import EsmModel
+from torch import Tensor, nn
 
+from contactlm.maps.contact_map import ContactMap
+from contactlm.maps.full_map import FullMap
 from contactlm.metrics.calibration import Calibration
 from contactlm.model.adapter import calibration_of, load_adapter, read_about, read_adapter
 from contactlm.model.backbone import AttentionName, ContactBackbone
+from contactlm.model.families.registry import family_of
 from contactlm.model.lora import LoraOptions, contact_regression
 from contactlm.modules.checkpoint import CONTACT_HEAD
 from contactlm.modules.language_model import ESM2, LanguageModelModule
@@ -28,8 +31,10 @@ class ContactModule(LanguageModelModule):
     Args:
         pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format. None: a randomly
             initialised backbone from ``architecture``.
-        architecture: Values of ``transformers.EsmConfig`` for a randomly initialised backbone; needs ``pretrained``
-            to be None.
+        architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
+            out: ``esm``); needs ``pretrained`` to be None.
+        head: A contact head's file, as ``contactlm head fit`` writes it, in the place of the backbone's own. It goes
+            into checkpoints and exports, whose own comes before it.
         lora: Low-rank adapters on the frozen backbone. None leaves LoRA out: then the whole backbone is trained,
             unless ``freeze_backbone``.
         freeze_backbone: Train no backbone weight (with ``lora=None``: the contact head alone learns).
@@ -45,7 +50,8 @@ class ContactModule(LanguageModelModule):
             same loss and gradients in less memory and more time.
         init_seed: Seed of a randomly initialised backbone.
         loss_min_separation: Pairs closer in sequence, |i − j|, are left out of the loss.
-        window: Residues in one pass when whole chains are scored; None: one pass at any length.
+        window: Residues in one pass when whole chains are scored; None: one pass at any length. Families with learned
+            positions take as many as they reach.
         overlap: Residues that neighbouring windows share; None: half a window.
         threshold: Probability above which predicted pairs are called contacts; None: the threshold tuned on dev that
             travels with a checkpoint, 0.5 where there is none.
@@ -82,9 +88,10 @@ class ContactModule(LanguageModelModule):
         window: int | None = 1022,
         overlap: int | None = None,
         threshold: float | None = None,
+        head: str | None = None,
     ) -> None:
         super().__init__(
-            partial(_network, attention, train_head, pretrained is None),
+            partial(_network, attention, train_head, pretrained is None and head is None),
             pretrained,
             architecture,
             lora,
@@ -92,6 +99,7 @@ class ContactModule(LanguageModelModule):
             activation_checkpointing,
             init_seed,
             loss_min_separation,
+            head,
             optimizer=optimizer,
             head_lr_factor=head_lr_factor,
             scheduler=scheduler,
@@ -100,8 +108,8 @@ class ContactModule(LanguageModelModule):
             threshold=threshold,
         )
         self.save_hyperparameters({"train_head": train_head})
-        self.tuned_threshold = published_threshold(pretrained)
-        self.calibration = published_calibration(pretrained)
+        self.tuned_threshold = None if head else published_threshold(pretrained)
+        self.calibration = None if head else published_calibration(pretrained)
 
     @classmethod
     def from_adapter(cls, directory: str | Path, pretrained: str | None = None, **options: Any) -> ContactModule:
@@ -126,15 +134,36 @@ class ContactModule(LanguageModelModule):
         module.tuned_threshold, module.calibration = adapter.tuned_threshold, adapter.calibration
         return module
 
+    def setup(self, stage: str) -> None:
+        """Let a contact head of zeros that is about to learn begin with the share of pairs that touch."""
+        super().setup(stage)
+        weight, bias = self.head_parameters()
+        if stage == "fit" and bias.requires_grad and not weight.any() and not bias.any():
+            nn.init.constant_(bias, PRIOR_LOGIT)
+
+    def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
+        """Put a full-length map together with its sequence, its truth and a note of how it was made.
+
+        Warns:
+            UserWarning: The contact head is zero, so that the map says nothing.
+        """
+        if not self.head_parameters()[0].any():
+            warnings.warn(
+                f"the contact head of this {self.family.name} reads no attention map, and all pairs are alike: fit one "
+                "with `contactlm head fit` and give it as `head` (--model.head), or train it",
+                stacklevel=2,
+            )
+        return super().as_contact_map(id, sequence, full, labels)
+
     def head_parameters(self) -> list[nn.Parameter]:
-        """Weight (1, C) and bias (1,) of the contact head."""
+        """Weight (1, C) and bias (1,) of the contact head; zeros where none was published, fitted or trained."""
         return list(contact_regression(self.backbone.esm).parameters())
 
 
-def prepare_head(esm: EsmModel, train_head: bool, fresh: bool) -> None:
+def prepare_head(esm: Any, train_head: bool, fresh: bool) -> None:
     """Let a backbone's contact head learn or not, and a fresh one begin with the share of pairs that touch."""
     head = contact_regression(esm).requires_grad_(train_head)
-    if fresh:
+    if fresh and family_of(esm.config).published_head:
         nn.init.constant_(head.bias, PRIOR_LOGIT)
 
 
@@ -148,6 +177,6 @@ def published_calibration(pretrained: str | None) -> Calibration | None:
     return None if pretrained is None else calibration_of(read_about(pretrained))
 
 
-def _network(attention: AttentionName, train_head: bool, fresh: bool, esm: EsmModel) -> ContactBackbone:
+def _network(attention: AttentionName, train_head: bool, fresh: bool, esm: Any) -> ContactBackbone:
     prepare_head(esm, train_head, fresh)
     return ContactBackbone(esm, attention)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EsmModel
 
 from contactlm.model.contrastive import contrastive_loss, cosine_logits, cosine_similarities, draw_partners
 from contactlm.model.residue_encoder import ResidueEncoder
@@ -30,8 +29,8 @@ class ContrastiveModule(LanguageModelModule):
     Args:
         pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format. None: a randomly
             initialised backbone from ``architecture``.
-        architecture: Values of ``transformers.EsmConfig`` for a randomly initialised backbone; needs ``pretrained``
-            to be None.
+        architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
+            out: ``esm``); needs ``pretrained`` to be None.
         projection_dim: Width of the embeddings.
         temperature: What cosine similarities are divided by in the loss.
         positives: Contacts drawn a residue and step.
@@ -129,6 +128,7 @@ class ContrastiveModule(LanguageModelModule):
 
 def _check_options(own: dict[str, float], options: dict[str, Any]) -> None:
     misplaced = [name for name in OF_CONTACT_HEAD if name in options]
+    misplaced += ["head"] if options.get("head") is not None else []
     if misplaced:
         raise ModelError(
             f"{', '.join(misplaced)}: no option of ContrastiveModule, which has no contact head; leave it out (a "
@@ -148,7 +148,7 @@ class Projection(nn.Linear):
         return nn.functional.linear(states.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
-def _projection(esm: EsmModel, projection_dim: int, seed: int) -> Projection:
+def _projection(esm: Any, projection_dim: int, seed: int) -> Projection:
     """A projection with seeded weights; the global generators are left alone."""
     projection = nn.utils.skip_init(Projection, esm.config.hidden_size, projection_dim)
     nn.init.xavier_uniform_(projection.weight, generator=torch.Generator().manual_seed(seed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,20 +19,21 @@ VOCABULARY_FILES = (
 )
 
 _README = """\
-# ESM2 contact predictor ({kind})
+# {family} contact predictor ({kind})
 
     {load}
 
-Stock {library}: `{stock}`.
+{stock}
 Written by contactlm {version}. {threshold}
 """
 _LOAD_ADAPTER = 'from contactlm import ContactModule; module = ContactModule.from_adapter("{name}").eval()'
 _STOCK_ADAPTER = (
-    'esm = EsmModel.from_pretrained("{backbone}", add_pooling_layer=False, attn_implementation="eager"); '
-    'PeftModel.from_pretrained(esm, "{name}").predict_contacts(tokens, attention_mask)'
+    'Stock PEFT: `esm = EsmModel.from_pretrained("{backbone}", add_pooling_layer=False, attn_implementation="eager"); '
+    'PeftModel.from_pretrained(esm, "{name}").predict_contacts(tokens, attention_mask)`.'
 )
 _LOAD_MERGED = 'from contactlm import predict_contacts; contact_map = predict_contacts("MKTAYIAK", model="{name}")'
-_STOCK_MERGED = 'EsmModel.from_pretrained("{name}").predict_contacts(tokens, attention_mask)'
+_STOCK_MERGED = 'Stock transformers: `EsmModel.from_pretrained("{name}").predict_contacts(tokens, attention_mask)`.'
+_STOCK_HEADLESS = "{library} loads the weights; {family} has no contact head there, and ours is left aside."
 
 
 def export_adapter(module: ContactModule, out: str | Path, overwrite: bool = False) -> Path:
@@ -65,8 +66,9 @@ def export_adapter(module: ContactModule, out: str | Path, overwrite: bool = Fal
     backbone = str(Path(pretrained).expanduser().resolve()) if _is_directory(pretrained) else pretrained
     with _new_directory(Path(out), overwrite) as (directory, final):
         save_adapter(module.backbone.esm, backbone, directory)
-        load, stock = (text.format(name=final.name, backbone=backbone) for text in (_LOAD_ADAPTER, _STOCK_ADAPTER))
-        _describe(module, directory, kind=f"LoRA adapter for {backbone}", load=load, library="PEFT", stock=stock)
+        names = {"name": final.name, "backbone": backbone, "library": "PEFT"}
+        kind, load = f"LoRA adapter for {backbone}", _LOAD_ADAPTER.format(**names)
+        _describe(module, directory, kind=kind, load=load, stock=_stock(module, _STOCK_ADAPTER, names))
     return final
 
 
@@ -94,8 +96,8 @@ def export_merged(module: ContactModule, out: str | Path, overwrite: bool = Fals
         for name in VOCABULARY_FILES:
             if pretrained is not None and (file := Path(pretrained).expanduser() / name).is_file():
                 shutil.copyfile(file, directory / name)
-        load, stock = (text.format(name=final.name) for text in (_LOAD_MERGED, _STOCK_MERGED))
-        _describe(module, directory, kind="merged weights", load=load, library="transformers", stock=stock)
+        names, load = {"name": final.name, "library": "transformers"}, _LOAD_MERGED.format(name=final.name)
+        _describe(module, directory, kind="merged weights", load=load, stock=_stock(module, _STOCK_MERGED, names))
     return final
 
 
@@ -108,6 +110,12 @@ def require_contact_head(head: str) -> None:
         )
 
 
+def _stock(module: ContactModule, text: str, names: Mapping[str, str]) -> str:
+    """What other libraries make of the export."""
+    has_head = hasattr(module.family.stock_class, "predict_contacts")
+    return (text if has_head else _STOCK_HEADLESS).format(family=module.family.name, **names)
+
+
 def _describe(module: ContactModule, directory: Path, **texts: str) -> None:
     """Say how to load the directory, for people and for programs; the tuned threshold travels with both."""
     tuned = module.tuned_threshold
@@ -116,7 +124,7 @@ def _describe(module: ContactModule, directory: Path, **texts: str) -> None:
         if tuned is None
         else f"Threshold tuned on the dev set, above which pairs are called contacts: {tuned:.4g}."
     )
-    readme = _README.format(version=__version__, threshold=threshold, **texts)
+    readme = _README.format(family=module.family.name, version=__version__, threshold=threshold, **texts)
     (directory / "README.md").write_text(readme, encoding="utf-8")
     fitted = None if module.calibration is None else module.calibration.to_dict()
     about = {"version": __version__, "tuned_threshold": tuned, "calibration": fitted}

@@ -91,6 +91,8 @@ class JacobianModule(LanguageModelModule):
     ) -> None:
         if lora is not None or not freeze_backbone:
             raise ModelError("lora, freeze_backbone: the categorical Jacobian trains nothing; give null and true")
+        if options.get("head") is not None:
+            raise ModelError("head: the categorical Jacobian reads no contact head; leave it out")
         self._how = JacobianOptions(symmetrise, masked, substitutions, None, AMINO_ACIDS)
         network = partial(_network, pretrained, init_seed)
         super().__init__(network, pretrained, architecture, None, True, init_seed=init_seed, **options)

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from types import EllipsisType
 from typing import Any
 
-from torch import nn
-from transformers import EsmModel
+from torch import Tensor, nn
 
+from contactlm.maps.contact_map import ContactMap
+from contactlm.maps.full_map import FullMap
+from contactlm.maps.windows import WindowOptions
 from contactlm.model.backbone import backbone_checksum, load_esm
-from contactlm.model.lora import LoraOptions, add_lora
+from contactlm.model.families.family import Family
+from contactlm.model.families.registry import family_of
+from contactlm.model.head_file import put_head
+from contactlm.model.lora import LoraOptions, add_lora, contact_regression, lora_targets
 from contactlm.model.trunk import checkpoint_layers
 from contactlm.modules.base import MapModule
+from contactlm.modules.checkpoint import CHECKPOINT_KEY
 
+FITTED_HEAD = "fitted_head"  # where a checkpoint says that it holds one, trained further or not
 ESM2 = "facebook/esm2_t6_8M_UR50D"
 
 
 class LanguageModelModule(MapModule):
-    """A network on ESM2, of which checkpoints hold what was trained.
+    """A network on a language model of any family, of which checkpoints hold what was trained.
 
     Args:
         network: Makes the network from the language model, adapters in it; the network has it as ``.esm``.
         pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format. None: a randomly
             initialised backbone from ``architecture``.
-        architecture: Values of ``transformers.EsmConfig`` for a randomly initialised backbone; needs ``pretrained``
-            to be None.
+        architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
+            out: ``esm``); needs ``pretrained`` to be None.
+        head: A contact head's file, as ``contactlm head fit`` writes it, in the place of the backbone's own. It goes
+            into checkpoints and exports, whose own comes before it.
         lora: Low-rank adapters on the frozen backbone. None leaves LoRA out: then the whole backbone is trained,
             unless ``freeze_backbone``.
         freeze_backbone: Train no backbone weight (with ``lora=None``: the contact head alone learns).
@@ -41,7 +51,7 @@ class LanguageModelModule(MapModule):
 
     def __init__(
         self,
-        network: Callable[[EsmModel], nn.Module],
+        network: Callable[[Any], nn.Module],
         pretrained: str | None = ESM2,
         architecture: dict[str, Any] | None = None,
         lora: LoraOptions | None = LoraOptions(),  # noqa: B008 - read only; shown by --help
@@ -49,19 +59,25 @@ class LanguageModelModule(MapModule):
         activation_checkpointing: bool = False,
         init_seed: int = 0,
         loss_min_separation: int = 1,
+        head: str | None = None,
         **options: Any,
     ) -> None:
         lora = LoraOptions(**lora) if isinstance(lora, Mapping) else lora  # a checkpoint holds plain values
         esm = load_esm(pretrained, architecture, init_seed)
         checksum = backbone_checksum(esm) if pretrained is not None else None
+        if head is not None:
+            put_head(esm, head, checksum or backbone_checksum(esm))
         if lora is not None:
+            lora = replace(lora, target_modules=tuple(lora_targets(esm, lora)))
             add_lora(esm, lora)
         elif freeze_backbone:
             esm.requires_grad_(False)
         if activation_checkpointing:
-            checkpoint_layers(esm)
+            checkpoint_layers(family_of(esm.config).layers(esm))
         super().__init__(network(esm), loss_min_separation=loss_min_separation, **options)
         self.backbone_checksum = checksum
+        self._head_is_fitted = head is not None
+        self.windows = self._within_reach(self.windows)
         # Inference options are no hyperparameters: they are free to differ from what a checkpoint was trained with.
         self.save_hyperparameters(
             {
@@ -73,3 +89,57 @@ class LanguageModelModule(MapModule):
                 "loss_min_separation": loss_min_separation,
             }
         )
+
+    def saved_names(self) -> set[str]:
+        """The trained weights, and a fitted contact head."""
+        if not self._head_is_fitted:
+            return super().saved_names()
+        fitted = {id(parameter) for parameter in contact_regression(self.backbone.esm).parameters()}
+        return super().saved_names() | {name for name, p in self.named_parameters() if id(p) in fitted}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say, beside what was trained, whether there is a fitted contact head."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[CHECKPOINT_KEY][FITTED_HEAD] = self._head_is_fitted
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not belong on this model; expect a fitted contact head where there is one."""
+        about = checkpoint.get(CHECKPOINT_KEY, {})
+        own, self._head_is_fitted = self._head_is_fitted, bool(about.get(FITTED_HEAD, False))
+        super().on_load_checkpoint(checkpoint)
+        self._head_is_fitted |= own
+
+    @property
+    def family(self) -> Family:
+        """What is known of the language model's family."""
+        return family_of(self.backbone.esm.config)
+
+    @property
+    def reach(self) -> int | None:
+        """Most residues in one pass, where the family's positions are learned; None: no such bound."""
+        reach = self.family.reach(self.backbone.esm.config)
+        return None if reach is None else reach - 2
+
+    def own_tokens(self, tokens: Tensor) -> Tensor:
+        """Turn numbers of the ESM alphabet into the family's."""
+        return self.family.tokens.own(tokens)
+
+    def windows_with(self, window: int | EllipsisType | None, overlap: int | EllipsisType | None) -> WindowOptions:
+        """The module's own windows, but for what is given; no longer than the family reaches."""
+        return self._within_reach(super().windows_with(window, overlap))
+
+    def _within_reach(self, windows: WindowOptions) -> WindowOptions:
+        reach, window = self.reach, windows.window
+        if reach is None or (window is not None and window <= reach):
+            return windows
+        fits = windows.overlap is None or windows.overlap < reach
+        return replace(windows, window=reach, overlap=windows.overlap if fits else None)
+
+    def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
+        """Put a full-length map together with its sequence, its truth and a note of how it was made."""
+        full.how["family"] = self.family.name
+        if self.reach is not None:
+            far = full.how.get("passes", {}).get("two_segments") and len(sequence) > self.reach
+            rule = f", jumps between segments shortened to {self.reach} residues" if far else ""
+            full.how["positions"] = f"learned{rule}"
+        return super().as_contact_map(id, sequence, full, labels)

@@ -70,8 +70,8 @@ def predict_contacts(
         sequences: L letters of the ESM alphabet; a list of such sequences; or an iterator over them, of which a few
             are taken at a time.
         model: A :class:`contactlm.MapModule`, such as ``ContactModule``; the path of a checkpoint (``.ckpt``); a
-            directory that ``contactlm export`` wrote; or a published ESM2, by its name on the Hugging Face hub or a
-            local directory, whose own contact head is used as it is.
+            directory that ``contactlm export`` wrote; or a published language model, by its name on the Hugging Face
+            hub or a local directory, whose own contact head is used as it is.
         device: Where to compute; ``"auto"``: where the model is, or on a GPU where there is one. A module is moved
             there and back.
         window: Residues in one pass; None: one pass at any length; left out: as the model has it.

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EsmModel
 
 from contactlm.alphabet import decode
 from contactlm.data.cache_folder import default_cache_dir
@@ -66,8 +65,8 @@ class RetrievalModule(LanguageModelModule):
     Args:
         pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format. None: a randomly
             initialised backbone from ``architecture``.
-        architecture: Values of ``transformers.EsmConfig`` for a randomly initialised backbone; needs ``pretrained``
-            to be None.
+        architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
+            out: ``esm``); needs ``pretrained`` to be None.
         index: The structure database, a folder that ``contactlm index build`` wrote. No hyperparameter: it may lie
             elsewhere than when the model was trained, or be another one.
         hits: Most hits of a query.
@@ -120,7 +119,7 @@ class RetrievalModule(LanguageModelModule):
             )
         database = StructureDatabase.open(index)
         decoder = {"layers": decoder_layers, "width": decoder_width, "template_bias": template_bias, "seed": init_seed}
-        network = partial(_network, attention, train_head, pretrained is None, decoder)
+        network = partial(_network, attention, train_head, pretrained is None and options.get("head") is None, decoder)
         super().__init__(network, pretrained, architecture, init_seed=init_seed, **options)
         self.save_hyperparameters(
             {
@@ -131,8 +130,9 @@ class RetrievalModule(LanguageModelModule):
                 "template_bias": template_bias,
             }
         )
-        self.tuned_threshold = published_threshold(pretrained)
-        self.calibration = published_calibration(pretrained)
+        if not options.get("head"):
+            self.tuned_threshold = published_threshold(pretrained)
+            self.calibration = published_calibration(pretrained)
         self.hits, self.decoder_lr_factor, self.max_identity = hits, decoder_lr_factor, max_identity
         self._held_out: dict[str, set[str]] = {"ids": set(), "sequences": set()}
         self._evaluated = False  # whether dev and test proteins must not be evidence
@@ -256,8 +256,8 @@ class RetrievalModule(LanguageModelModule):
 
     def batch_scores(self, batch: dict[str, Any]) -> Tensor:
         """Contact logits of a batch of crops, with what is known of them (see :meth:`crop_evidence`)."""
-        parts = (batch["tokens"], batch["attention_mask"], batch.get("positions"), batch.get("evidence"))
-        return self.contact_logits(*parts)
+        parts = (batch["attention_mask"], batch.get("positions"), batch.get("evidence"))
+        return self.contact_logits(self.own_tokens(batch["tokens"]), *parts)
 
     def contact_logits(
         self,
@@ -316,8 +316,9 @@ class RetrievalModule(LanguageModelModule):
         positions: Tensor | None,
         shown: Sequence[Shown],
     ) -> Tensor:
+        own = self.own_tokens(tokens)
         cut = [evidence[chain].shown(residues.numpy()) for chain, residues in shown]
-        return self.contact_logits(tokens, attention_mask, positions, self._collate(cut, tokens.shape[1] - 2))
+        return self.contact_logits(own, attention_mask, positions, self._collate(cut, tokens.shape[1] - 2))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep, beside what was trained, which proteins must not be evidence when the model is scored."""
@@ -332,7 +333,7 @@ class RetrievalModule(LanguageModelModule):
 
 
 def _network(
-    attention: AttentionName, train_head: bool, fresh: bool, decoder: dict[str, Any], esm: EsmModel
+    attention: AttentionName, train_head: bool, fresh: bool, decoder: dict[str, Any], esm: Any
 ) -> RetrievalBackbone:
     prepare_head(esm, train_head, fresh)
     return RetrievalBackbone(esm, attention, **decoder)

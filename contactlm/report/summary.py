@@ -59,6 +59,9 @@ def _terms(runs: Sequence[Run]) -> list[str]:
     budgets = {run.equal["budget"] for run in runs if run.equal.get("budget")}
     if budgets:
         lines.append("budget: " + " or ".join(f"{budget:,}" for budget in sorted(budgets)) + " tokens")
+    families = {str(run.equal["family"]) for run in runs if run.equal.get("family")}
+    if families:
+        lines.append(f"language model: {' or '.join(sorted(families))}")
     if any(run.equal.get("weights") == "random" for run in runs):
         lines.append(
             "WEIGHTS ARE RANDOMLY INITIALISED, not those of a pretrained model: the numbers compare training schemes "

@@ -20,21 +20,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contactlm.alphabet import CLS, EOS
 from contactlm.atomic import atomic_file, file_name
 from contactlm.model.residue_encoder import ResidueEncoder
 from contactlm.retrieval.database import StructureDatabase
 
 log = logging.getLogger(__name__)
 EMBEDDING_VERSION = 1  # raise it whenever other vectors are made: kept ones are then made again
-PIECE = 1022  # residues in one pass, as ESM2 was trained
+PIECE = 1022  # residues in one pass at most, as ESM2 was trained
 
 
 class FrozenEncoder:
     """A backbone as it was before training, loaded when it is first asked.
 
     Args:
-        load: Loads it: an ``EsmModel`` in float32.
+        load: Loads it: a backbone in float32.
         checksum: Of its weights.
     """
 
@@ -54,8 +53,11 @@ class FrozenEncoder:
         if self._encoder is None:
             self._encoder = ResidueEncoder(self._load()).requires_grad_(False).eval()
         encoder = self._encoder.to(self.device)
-        pieces = torch.from_numpy(tokens.astype(np.int64)).to(self.device).tensor_split(-(-len(tokens) // PIECE))
-        ends = [torch.full((1,), end, device=self.device) for end in (CLS, EOS)]
+        reach, own = encoder.family.reach(encoder.esm.config), encoder.family.tokens
+        piece_length = PIECE if reach is None else min(PIECE, reach - 2)
+        residues = own.own(torch.from_numpy(tokens.astype(np.int64)).to(self.device))
+        pieces = residues.tensor_split(-(-len(tokens) // piece_length))
+        ends = [torch.full((1,), end, device=self.device) for end in (own.cls, own.eos)]
         with torch.autocast(self.device.type, enabled=False):
             return torch.cat([encoder(torch.cat([ends[0], piece, ends[1]])[None])[0][0] for piece in pieces]).cpu()
 

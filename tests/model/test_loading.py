@@ -13,6 +13,7 @@ from transformers import EsmConfig, EsmForMaskedLM
 
 from contactlm.model import loading
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
+from contactlm.model.families.esm2 import Esm2
 from contactlm.model.lora import LoraOptions, add_lora
 from contactlm.types import ModelError
 
@@ -23,7 +24,7 @@ from .made import TINY, make_tokens, tiny_esm
 def checkpoint(tmp_path):
     """A directory saved from EsmForMaskedLM, as the published ones were."""
     torch.manual_seed(0)
-    config = EsmConfig(**{**loading._ESM2_CONFIG, **TINY})
+    config = EsmConfig(**{**Esm2.defaults, **TINY})
     EsmForMaskedLM(config).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -118,7 +119,13 @@ def test_what_cannot_be_loaded_is_said(checkpoint, tmp_path):
     ("changes", "message"),
     [
         ({"model_type": "bert"}, "model_type is 'bert'"),
-        ({"position_embedding_type": "absolute"}, "only ESM2 models, with 'rotary'"),
+        ({"position_embedding_type": "absolute"}, r"lacks 1 backbone weights, such as embeddings\.position_embeddings"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is none of a known family"),
+        ({"model_type": "t5"}, "'t5': ProtT5 adds a bias of its own to every score"),
+        ({"model_type": "mamba"}, "'mamba': state-space .* have no attention maps"),
+        ({"model_type": "x", "auto_map": {"AutoModel": "a.B"}}, "'x': it needs code that comes with the checkpoint"),
+        ({"model_type": "x"}, "no family that contacts can be read from; supported are 'esm', 'esmc', 'bert'"),
+        ({"vocab_size": 50}, r"vocab_size, pad_token_id and mask_token_id are \(50, 1, 32\); those of ESM2"),
         ({"is_decoder": True}, "decoder"),
         ({"hidden_size": 60}, "do not make an ESM2 model"),
         ({"num_hidden_layers": "x"}, "do not make an ESM2 model: .*num_hidden_layers"),
@@ -145,7 +152,9 @@ def test_a_checkpoint_without_backbone_weights_is_refused(checkpoint):
         ({"layers": 3}, "layers: no such argument"),
         ({**TINY, "num_attention_heads": 7}, "multiple of twice"),
         ({**TINY, "num_hidden_layers": "x"}, "num_hidden_layers"),
-        ({**TINY, "position_embedding_type": "absolute"}, "rotary"),
+        ({**TINY, "position_embedding_type": "relative"}, "position_embedding_type is none of a known family"),
+        ({**TINY, "model_type": "mamba"}, "no attention maps"),
+        ({**TINY, "model_type": "esmc", "num_attention_heads": 40}, "head_dim 1; ESM C has"),
     ],
 )
 def test_architectures_that_cannot_be(architecture, message):

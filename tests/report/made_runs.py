@@ -25,6 +25,7 @@ def equal_terms(**other: Any) -> dict[str, Any]:
         "window": 1022,
         "overlap": None,
         "precision": "32-true",
+        "family": "ESM2",
         "weights": "pretrained",
         "backbone": "bbb1303468ee",
         "synthetic": False,

@@ -175,6 +175,7 @@ def test_what_was_not_trained_stands_beside_every_group(two_arms: Path, tmp_path
         ({"test": chains(21, "dddd")}, "test: 20 chains, 2,000 residues, checksum cccccccc ("),
         ({"split": "random"}, "split: cluster ("),
         ({"overlap": 100}, "overlap: null ("),
+        ({"family": "ESM C"}, "family: ESM2 ("),
         ({"precision": "bf16-mixed"}, "precision: 32-true ("),
         ({"weights": "random", "backbone": "{}"}, "weights: pretrained ("),
     ],
@@ -210,6 +211,7 @@ def test_random_weights_and_synthetic_proteins_are_said_plainly(tmp_path: Path) 
         make_run(tmp_path / f"v{seed}", "a", seed, 0.3, equal=equal_terms(weights="random", synthetic=True))
     text = "\n".join(summarize(find_runs([tmp_path]).runs))
     assert "WEIGHTS ARE RANDOMLY INITIALISED" in text and "PROTEINS ARE SYNTHETIC" in text
+    assert "language model: ESM2" in text
     assert "(mcc_sep6): one arm only, so there is nothing to compare. a 0.300 ± 0.000" in text
 
 

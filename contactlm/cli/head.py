@@ -1,0 +1,100 @@
+"""``contactlm head fit``: a contact head for a backbone that has none, or another for one that has."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from contactlm.data.datamodule import ContactDataModule
+from contactlm.data.sources import check_sources
+from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
+from contactlm.model.head_file import write_head
+from contactlm.modules.head_fit import HeadFit, HeadFitOptions, fit_head
+from contactlm.shipped import __version__
+from contactlm.types import ModelError
+
+_TASK = "fit"
+
+
+def head_command(arguments: Sequence[str]) -> int:
+    """Run ``contactlm head``.
+
+    Returns:
+        The exit status, 0. Arguments that cannot be parsed end the process with 2.
+
+    Raises:
+        ContactLMError: A backbone or chains that cannot be had, nothing to fit to, or a file that cannot be written.
+    """
+    parser = ArgumentParser(
+        "contactlm head fit",
+        description="Fit a contact head: L1-regularised logistic regression on attention maps (Rao et al. 2021).",
+    )
+    parser.add_argument("--model.pretrained", type=str, required=True, help="The backbone: hub name or directory.")
+    parser.add_argument("--out", type=str, required=True, help="The file to write, such as head.safetensors.")
+    parser.add_argument(
+        "--chain_ids", type=str, nargs="+", default=[], help="Chains to fit to, in place of drawn ones."
+    )
+    parser.add_argument("--device", type=str, default="auto", help="Where to compute: auto, cpu, cuda, …")
+    parser.add_class_arguments(HeadFitOptions, as_group=True)
+    parser.add_class_arguments(ContactDataModule, "data")
+    given = list(arguments)
+    if given[:1] == [_TASK]:
+        given = given[1:]
+    elif given and given[0] not in ("-h", "--help"):
+        parser.error(f"{given[0]!r}: there is one task, {_TASK}: contactlm head {_TASK} …")
+    config = parser.parse_args(given)
+    return _fit(parser.instantiate_classes(config), config)
+
+
+def _fit(given: Any, config: Any) -> int:
+    names = HeadFitOptions.__dataclass_fields__
+    options = HeadFitOptions(**{name: getattr(config, name) for name in names})
+    check_sources("fit", config.data)
+    data: ContactDataModule = given.data
+    data.prepare_data()
+    data.setup("fit")
+    if "dev" not in data.chains:
+        raise ModelError("no chains are held out to choose the penalty on; raise data.dev_fraction, or give more files")
+    pretrained = config.model.pretrained
+    esm = load_esm(pretrained)
+    checksum, backbone = backbone_checksum(esm), ContactBackbone(esm.to(_device(config.device))).eval()
+    fit = fit_head(backbone, data.chains["train"], data.chains["dev"], options, config.chain_ids)
+    family = backbone.family
+    about = {"version": __version__, "family": family.name, "backbone": pretrained, "backbone_checksum": checksum}
+    facts = {"chains": fit.ids, "strength": fit.strength, "held_out_p_at_L_long": fit.draw_scores[0]}
+    write_head(config.out, fit.head.weight[None], torch.tensor([fit.head.bias]), about | facts)
+    sys.stdout.write(f"{_report(fit, family.name, options)}\n{config.out} written\n")
+    return 0
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def _report(fit: HeadFit, family: str, options: HeadFitOptions) -> str:
+    """What was fitted, on what, how well it does, and how stable it is."""
+    maps, (pairs, contacts) = len(fit.head.weight), fit.pairs
+    scores = ", ".join(f"{strength:g}: {score:.3f}" for strength, score in fit.scores.items())
+    lines = [
+        f"{family}: {len(fit.ids)} chains, {pairs} pairs at least {options.min_separation} apart, {contacts} contacts",
+        f"heads used           {fit.used[0]} of {maps}, bias {fit.head.bias:.3f}",
+        f"P@L long, held out   {fit.draw_scores[0]:.3f} ({fit.held_out} chains; by strength {scores})",
+    ]
+    if not math.isnan(fit.own_score):
+        lines.append(f"the backbone's own   {fit.own_score:.3f}")
+    if len(fit.used) > 1:
+        used, every = ", ".join(map(str, fit.used)), ", ".join(f"{score:.3f}" for score in fit.draw_scores)
+        lines += [
+            f"over {len(fit.used)} draws         heads {used}; {fit.shared} in all, overlap {fit.overlap:.2f}",
+            f"                     P@L long {every}",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,287 @@
+"""A contact head as the field makes one: sparse logistic regression over attention maps (Rao et al. 2021).
+
+Features are the C average-product corrected, symmetrised attention maps of pairs at least six residues apart. All
+contacts of some chains are kept, and a share f of their other pairs, the same for all; the sampled odds are 1 / f of
+the true ones, so that the fitted bias is log f too high and is lowered by it. The L1 penalty leaves most heads out; its
+strength is the one with the best long-range P@L on held-out chains.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contactlm.data.store import ChainStore
+from contactlm.metrics.scores import nan_mean, precision_at_l, select_pairs
+from contactlm.model.backbone import ContactBackbone
+from contactlm.model.lora import contact_regression
+from contactlm.model.map_reading import logits_of_heads, pair_features
+from contactlm.structure.labels import contact_labels
+from contactlm.types import DataError, MissingExtraError, ModelError
+
+log = logging.getLogger(__name__)
+LONG_RANGE = 24
+STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class HeadFitOptions:
+    """How a contact head is fitted.
+
+    Attributes:
+        chains: Chains to fit to, drawn from the training chains.
+        draws: How often chains are drawn: the first draw's head is kept, the others tell how stable it is.
+        seed: Of the draws, and of the pairs that are sampled.
+        min_separation: Pairs closer in sequence are left out.
+        negatives: Pairs without contact kept for each contact.
+        max_pairs: Most pairs in all: what the memory of a fit grows with.
+        held_out: Chains to choose the strength on, at most.
+        strengths: Inverse strengths of the penalty to choose from, of features scaled to a mean square of 1.
+        max_length: Longer chains are left out, and those longer than a family's learned positions reach.
+    """
+
+    chains: int = 20
+    draws: int = 5
+    seed: int = 0
+    min_separation: int = 6
+    negatives: int = 5
+    max_pairs: int = 60_000
+    held_out: int = 20
+    strengths: Sequence[float] = STRENGTHS
+    max_length: int = 1022
+
+    def __post_init__(self) -> None:
+        counts = ("chains", "draws", "min_separation", "negatives", "max_pairs", "held_out", "max_length")
+        if low := [name for name in counts if getattr(self, name) < 1]:
+            raise ModelError(f"{low[0]}: {getattr(self, low[0])} given; it must be at least 1")
+        if not self.strengths or min(self.strengths) <= 0:
+            raise ModelError(f"strengths: {list(self.strengths)} given; some are needed, all positive")
+
+
+class Head(NamedTuple):
+    """Weights (C,) and bias of a contact head."""
+
+    weight: Tensor
+    bias: float
+
+    @property
+    def active(self) -> set[int]:
+        """Attention maps that it reads."""
+        return set(self.weight.nonzero().flatten().tolist())
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """A fitted head, and what is known of it.
+
+    Attributes:
+        head: Of the first draw.
+        ids: The chains it was fitted to.
+        strength: The chosen one.
+        pairs: How many it was fitted to, and how many of them are contacts.
+        scores: Mean long-range P@L on the held-out chains by strength, of the first draw.
+        draw_scores: The same at the chosen strength, of every draw.
+        own_score: The same of the head that the backbone came with; NaN where that reads no map.
+        used: Attention maps that each draw's head reads.
+        shared: Maps that the heads of all draws read.
+        overlap: Mean Jaccard index of the first draw's maps with the others'; NaN with one draw.
+        held_out: Number of held-out chains.
+    """
+
+    head: Head
+    ids: list[str]
+    strength: float
+    pairs: tuple[int, int]
+    scores: dict[float, float]
+    draw_scores: list[float]
+    own_score: float
+    used: list[int]
+    shared: int
+    overlap: float
+    held_out: int
+
+
+def fit_head(
+    backbone: ContactBackbone, train: ChainStore, held_out: ChainStore, options: HeadFitOptions, ids: Sequence[str] = ()
+) -> HeadFit:
+    """Fit a contact head to a backbone's attention maps.
+
+    Args:
+        backbone: In evaluation mode, on its device; left as it is.
+        train: Chains to draw from.
+        held_out: Chains to choose the strength on.
+        options: How.
+        ids: Chains of ``train`` to fit to; none: they are drawn.
+
+    Raises:
+        DataError: No chain is left to fit to or to choose on, an id is unknown, or no pair is in contact.
+        MissingExtraError: scikit-learn, which comes with ``contactlm[head]``, is not installed.
+    """
+    _solver(1.0)
+    reach = backbone.family.reach(backbone.esm.config)
+    most = options.max_length if reach is None else min(options.max_length, reach - 2)
+    usable, judges = (_short(store, most, role) for store, role in ((train, "train"), (held_out, "dev")))
+    judges = judges[: options.held_out]
+    draws = [_named(train, ids)] if ids else list(_draws(usable, options))
+    pairs, fits = _fit_draw(backbone, train, draws[0], options, options.strengths, 0)
+    own = _own_head(backbone)
+    scores = _score(backbone, held_out, judges, [*fits, own])
+    best = max(range(len(fits)), key=lambda k: (_or_low(scores[k]), -options.strengths[k]))
+    heads = [fits[best]]
+    for number, chains in enumerate(draws[1:], start=1):
+        heads += _fit_draw(backbone, train, chains, options, [options.strengths[best]], number)[1]
+    others = _score(backbone, held_out, judges, heads[1:]) if heads[1:] else []
+    active = [head.active for head in heads]
+    overlaps = [len(active[0] & other) / max(len(active[0] | other), 1) for other in active[1:]]
+    return HeadFit(
+        head=heads[0],
+        ids=[train.ids[index] for index in draws[0]],
+        strength=options.strengths[best],
+        pairs=pairs,
+        scores=dict(zip(options.strengths, scores[:-1], strict=True)),
+        draw_scores=[scores[best], *others],
+        own_score=scores[-1] if own.active else math.nan,
+        used=[len(maps) for maps in active],
+        shared=len(set.intersection(*active)),
+        overlap=nan_mean(overlaps) if overlaps else math.nan,
+        held_out=len(judges),
+    )
+
+
+def _or_low(score: float) -> float:
+    return -1.0 if math.isnan(score) else score
+
+
+def _own_head(backbone: ContactBackbone) -> Head:
+    regression = contact_regression(backbone.esm)
+    return Head(regression.weight.detach().flatten().cpu(), float(regression.bias.detach()))
+
+
+def _short(store: ChainStore, max_length: int, role: str) -> list[int]:
+    """Numbers of the chains that one pass takes."""
+    short = [index for index, length in enumerate(store.lengths.tolist()) if length <= max_length]
+    if not short:
+        more = "; raise data.dev_fraction, or give more files" if role == "dev" else ""
+        raise DataError(f"no {role} chain of at most {max_length} residues to fit a contact head with{more}")
+    if len(short) < len(store):
+        long = len(store) - len(short)
+        log.info("%d %s chains are longer than %d residues and left out", long, role, max_length)
+    return short
+
+
+def _named(store: ChainStore, ids: Sequence[str]) -> list[int]:
+    number = {id: index for index, id in enumerate(store.ids)}
+    if unknown := [id for id in ids if id not in number]:
+        near = ", ".join(list(number)[:3])
+        raise DataError(f"chain_ids: {', '.join(unknown)}: no such training chain (there are {near}, …)")
+    return [number[id] for id in ids]
+
+
+def _draws(usable: Sequence[int], options: HeadFitOptions) -> Iterator[list[int]]:
+    """Chains of each draw, sorted."""
+    for draw in range(options.draws):
+        chosen = np.random.default_rng((options.seed, draw)).permutation(len(usable))[: options.chains]
+        yield sorted(usable[index] for index in chosen.tolist())
+
+
+def _fit_draw(
+    backbone: ContactBackbone,
+    store: ChainStore,
+    chains: Sequence[int],
+    options: HeadFitOptions,
+    strengths: Sequence[float],
+    draw: int,
+) -> tuple[tuple[int, int], list[Head]]:
+    """Read the features of one draw of chains and fit a head of each strength; pairs, contacts among them."""
+    features, contact, share = _sample(backbone, store, chains, options, draw)
+    scale = max(float(np.sqrt(np.mean(np.square(features)))), 1e-30)
+    features /= scale
+    heads = []
+    for strength in strengths:
+        solver = _solver(strength)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*failed to converge.*")  # it is judged by what it predicts
+            solver.fit(features, contact)
+        weight = torch.from_numpy(solver.coef_[0] / scale).float()
+        heads.append(Head(weight, float(solver.intercept_[0]) + math.log(share)))
+    return (len(contact), int(contact.sum())), heads
+
+
+def _solver(strength: float) -> Any:
+    """Coordinate descent on the L1-penalised likelihood; the intercept is hardly penalised."""
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "head", str(error)) from error
+    solver = LogisticRegression(solver="liblinear", C=strength, intercept_scaling=100.0, tol=1e-4, max_iter=200)
+    # Since 1.8 the one parameter replaces the other, which warns.
+    new = solver.get_params().get("penalty") == "deprecated"
+    return solver.set_params(**({"l1_ratio": 1.0} if new else {"penalty": "l1"}))
+
+
+def _sample(
+    backbone: ContactBackbone, store: ChainStore, chains: Sequence[int], options: HeadFitOptions, draw: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], float]:
+    """Features (N, C) of sampled pairs, whether they touch (N,), and the share of the others that was kept."""
+    pairs = [_known_pairs(store, index, options.min_separation) for index in chains]
+    contacts = sum(int(contact.sum()) for _, _, contact in pairs)
+    others = sum(len(contact) for _, _, contact in pairs) - contacts
+    room = min(options.negatives * contacts, options.max_pairs - contacts)
+    if contacts == 0 or others == 0 or room <= 0:
+        raise DataError(
+            f"{contacts} contacts and {others} other pairs in {len(chains)} chains, of which max_pairs "
+            f"{options.max_pairs} are kept: no contact head can be fitted to that; take other chains, or more pairs"
+        )
+    share = min(1.0, room / others)
+    device = next(backbone.parameters()).device
+    kept_features: NDArray[np.float32] | None = None
+    kept_contact, filled = np.zeros(contacts + others, np.bool_), 0
+    for number, (index, (rows, columns, contact)) in enumerate(zip(chains, pairs, strict=True)):
+        draws = np.random.default_rng((options.seed, draw, number)).random(len(contact))
+        keep = contact | torch.from_numpy(draws < share)
+        tokens = residue_tokens(backbone, store, index).to(device)
+        found = pair_features(backbone, tokens, rows[keep].to(device), columns[keep].to(device)).numpy()
+        if kept_features is None:  # some more than expected are drawn by chance
+            most = contacts + int(share * others + 6 * math.sqrt(others) + 10)
+            kept_features = np.empty((most, found.shape[1]), np.float32)
+        kept_features[filled : filled + len(found)] = found
+        kept_contact[filled : filled + len(found)] = contact[keep].numpy()
+        filled += len(found)
+    return kept_features[:filled], kept_contact[:filled], share  # type: ignore[index]  # there is a chain
+
+
+def _known_pairs(store: ChainStore, index: int, min_separation: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs i < j of a chain whose label is known: rows, columns int64 (N,), and whether they touch."""
+    labels = contact_labels(torch.from_numpy(np.array(store.cb_of(index))))
+    rows, columns = torch.nonzero(torch.triu(labels >= 0, min_separation), as_tuple=True)
+    return rows, columns, labels[rows, columns] == 1
+
+
+def residue_tokens(backbone: ContactBackbone, store: ChainStore, index: int) -> Tensor:
+    """A chain as the family takes it, int64 (1, T)."""
+    own = backbone.family.tokens
+    residues = own.own(torch.from_numpy(store.tokens_of(index).astype(np.int64)))
+    return torch.cat([torch.tensor([own.cls]), residues, torch.tensor([own.eos])]).unsqueeze(0)
+
+
+def _score(backbone: ContactBackbone, store: ChainStore, chains: Sequence[int], heads: Sequence[Head]) -> list[float]:
+    """Mean long-range P@L of heads, in one pass of each chain."""
+    device = next(backbone.parameters()).device
+    weights, biases = torch.stack([head.weight for head in heads]), torch.tensor([head.bias for head in heads])
+    found: list[list[float]] = [[] for _ in heads]
+    for index in chains:
+        labels = contact_labels(torch.from_numpy(np.array(store.cb_of(index))))
+        tokens = residue_tokens(backbone, store, index).to(device)
+        logits = logits_of_heads(backbone, tokens, weights.to(device), biases.to(device))
+        for scores, own in zip(found, logits.cpu(), strict=True):
+            scores.append(precision_at_l(select_pairs(own.sigmoid(), labels).within(LONG_RANGE)))
+    return [nan_mean(scores) for scores in found]
