@@ -184,7 +184,8 @@ def evaluate(world_size: int, tiny_esm: Path, folders: list[Folders]) -> list[di
     return results
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
 def test_every_protein_is_scored_once_whatever_the_number_of_processes(
     tmp_path: Path, tiny_esm: Path, world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +224,7 @@ def predict(world_size: int, tiny_esm: Path, fasta: Path, out: Path) -> tuple[in
     return writer.written, writer.kept
 
 
+@pytest.mark.slow
 def test_processes_share_what_is_to_be_predicted(tmp_path: Path, tiny_esm: Path) -> None:
     lengths = {f"p{n}": 20 + 5 * n for n in range(7)}
     text = "".join(f">{name}\n{random_sequence(n, length)}\n" for n, (name, length) in enumerate(lengths.items()))
@@ -355,6 +357,7 @@ def score_alone(tiny_esm: Path, test_dir: Path) -> dict[str, float]:
     return {name: value for name, value in logged.items() if "@id" in name}
 
 
+@pytest.mark.slow
 def test_relatives_are_searched_once_a_machine(tmp_path: Path, tiny_esm: Path) -> None:
     for i in range(10):
         write_pdb(tmp_path / "train" / f"t{i:02d}.pdb", {"A": random_sequence(i, 60)}, seed=i)

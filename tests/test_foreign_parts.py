@@ -28,6 +28,7 @@ from Bio.PDB.StructureBuilder import StructureBuilder
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.compile import from_compiled
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -169,6 +170,17 @@ def adapters_lie_in_the_backbone() -> None:
     assert "contact_head.modules_to_save.default.regression.weight" in names
 
 
+def a_sharding_strategy_keeps_its_sizes() -> None:
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=3, save_distributed_checkpoint=False)
+    assert (strategy._data_parallel_size, strategy._tensor_parallel_size) == (2, 3)
+    assert strategy._save_distributed_checkpoint is False
+
+
+def a_strategy_says_how_it_starts_processes() -> None:
+    assert DDPStrategy(start_method="fork")._start_method == "fork"
+    assert DDPStrategy()._start_method == "popen"
+
+
 def a_dictionary_reads_lines() -> None:
     table = MMCIF2Dict(iter(["data_x\n", "loop_\n", "_a.b\n", "_a.c\n", "1 'two words'\n"]))
     assert (table["_a.b"], table["_a.c"]) == (["1"], ["two words"])
@@ -245,6 +257,15 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("lightning", "fit_loop.epoch_loop.val_loop.batch_progress", "callbacks/checkpoint.py", loops_count_batches),
     ("lightning", "fit_loop.epoch_loop.batch_progress", "callbacks/budget.py", loops_count_batches),
     ("lightning", "fit_loop.epoch_loop.max_steps", "cli/main.py", loops_count_batches),
+    ("lightning", "lightning.pytorch.loops.fit_loop:_FitLoop._should_accumulate", "callbacks/budget.py", ("self",)),
+    ("lightning", "lightning.pytorch.loops.fit_loop:_FitLoop._should_accumulate", "callbacks/step_sums.py", ("self",)),
+    ("lightning", "Strategy._data_parallel_size", "modules/strategies.py", a_sharding_strategy_keeps_its_sizes),
+    ("lightning", "Strategy._tensor_parallel_size", "modules/strategies.py", a_sharding_strategy_keeps_its_sizes),
+    (
+        *("lightning", "Strategy._save_distributed_checkpoint", "modules/sharded_strategy.py"),
+        a_sharding_strategy_keeps_its_sizes,
+    ),
+    ("lightning", "Strategy._start_method", "runs/peers.py", a_strategy_says_how_it_starts_processes),
     ("lightning", "fit_loop.epoch_progress", "data/datamodule.py", loops_count_batches),
     ("lightning", "Trainer.gradient_clip_val", "callbacks/guard.py", a_trainer_has_what_its_connectors_set),
     ("lightning", "Trainer.datamodule", "callbacks/run_facts.py", a_trainer_has_what_its_connectors_set),

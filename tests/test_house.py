@@ -47,6 +47,7 @@ def test_imports_point_down(module: Path) -> None:
     assert imported_rooms(PACKAGE / module) <= allowed | GROUND - {"__init__"} | {own}
 
 
+@pytest.mark.slow
 def test_libraries_of_an_extra_are_imported_late_and_for_what_they_serve_alone() -> None:
     found = set()
     for module in MODULES:

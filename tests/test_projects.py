@@ -119,6 +119,7 @@ def test_own_loss_in_python(tiny_esm: Path) -> None:
     assert own.FocalModule(str(tiny_esm)).loss(scores, labels).item() == pytest.approx(focal.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_own_loss_by_the_command_line(
     tiny_esm: Path, proteins: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

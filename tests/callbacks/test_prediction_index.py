@@ -28,6 +28,7 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> ContactMap:
     return map_of(write_pdb(tmp_path_factory.mktemp("pdb") / "one.pdb", {"A": random_sequence(1, 60)}))
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_all_proteins_are_shown_searched_and_opened(tmp_path: Path, predicted: ContactMap, browser: Browser) -> None:
     writer = PredictionWriter(tmp_path, ["npz", "html"])

@@ -40,7 +40,9 @@ def the_run(folder: Path) -> dict:
 
 
 @UNTRAINED
-@pytest.mark.parametrize("name", ["ESM-1b", "SaProt", "ESM C", "ProtBert"])
+@pytest.mark.parametrize(
+    "name", ["ESM C", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ESM-1b", "SaProt", "ProtBert"))]
+)
 def test_an_arm_runs_with_the_backbone_alone(name: str, tmp_path: Path, pdb_folders: tuple[Path, Path]) -> None:
     backbone = saved(name, tmp_path)
     train, test = pdb_folders
@@ -60,7 +62,7 @@ def test_an_arm_runs_with_the_backbone_alone(name: str, tmp_path: Path, pdb_fold
     assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / "adapter")]) == 0
 
 
-@pytest.mark.parametrize("name", ["ESM C", "ProtBert"])
+@pytest.mark.parametrize("name", ["ESM C", pytest.param("ProtBert", marks=pytest.mark.slow)])
 def test_a_head_is_trained_from_zero(name: str, tmp_path: Path, pdb_folders: tuple[Path, Path]) -> None:
     backbone = saved(name, tmp_path)
     before = ContactModule(str(backbone)).head_parameters()

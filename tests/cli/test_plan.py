@@ -37,6 +37,7 @@ def test_a_plan_tells_what_a_run_takes(
     assert not (tmp_path / "runs").exists()  # nothing was run
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said(
     tiny_esm: Path, pdb_folders: tuple[Path, Path], tmp_path, capsys, monkeypatch
 ) -> None:

@@ -280,6 +280,7 @@ def test_other_coordinates_of_the_same_name_are_predicted(folder: Path, tiny_esm
     assert {name for name in first if first[name] != second[name]} <= {"s_A", "s_B"}
 
 
+@pytest.mark.slow
 def test_another_model_predicts_again(folder: Path, tiny_esm: Path, capsys) -> None:
     told(predict_all(tiny_esm), capsys, 3, 0)
     other = make_tiny_esm(folder / "other", seed=1)

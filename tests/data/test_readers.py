@@ -87,6 +87,7 @@ def test_a_file_that_another_process_took_down_is_read(
     assert (len(store), report.problems) == (COUNT, {})
 
 
+@pytest.mark.slow
 def test_where_every_reader_is_killed_every_file_is_named(
     tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

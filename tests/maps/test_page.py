@@ -71,6 +71,7 @@ def test_maps_of_other_sequences_are_not_put_side_by_side(tmp_path: Path, predic
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_scores_follow_the_threshold_and_the_ranges(tmp_path: Path, predicted: ContactMap, browser: Browser) -> None:
     browser.open(predicted.save(tmp_path / "a.html"))
@@ -100,6 +101,7 @@ def test_scores_follow_the_threshold_and_the_ranges(tmp_path: Path, predicted: C
     browser.check_silence()
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_hover_tells_of_the_pair_and_click_picks_it_in_the_list(
     tmp_path: Path, predicted: ContactMap, browser: Browser
@@ -134,6 +136,7 @@ def test_hover_tells_of_the_pair_and_click_picks_it_in_the_list(
     browser.check_silence()
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_list_sorts_searches_and_downloads(tmp_path: Path, predicted: ContactMap, browser: Browser) -> None:
     browser.open(predicted.save(tmp_path / "a.html"))
@@ -156,6 +159,7 @@ def test_the_list_sorts_searches_and_downloads(tmp_path: Path, predicted: Contac
     browser.check_silence()
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_two_models_stand_side_by_side_with_their_difference(
     tmp_path: Path, predicted: ContactMap, browser: Browser
@@ -184,6 +188,7 @@ def test_two_models_stand_side_by_side_with_their_difference(
     browser.check_silence()
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_names_do_no_harm_and_both_themes_are_drawn(tmp_path: Path, predicted: ContactMap, browser: Browser) -> None:
     residues = replace(predicted.residues, file=f"/x/{EVIL}.pdb", chains=["<b>A"] * len(predicted))

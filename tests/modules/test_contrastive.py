@@ -251,6 +251,7 @@ def test_it_takes_the_options_of_contact_module() -> None:
     assert module.windows.window == 100 and module.call_threshold == 0.7
 
 
+@pytest.mark.slow
 def test_fit_test_validate_predict_export(
     tmp_path: Path, pdb_folders: tuple[Path, Path], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,7 @@ def test_features_and_many_heads_are_those_of_stored_maps(name: str, monkeypatch
     many = logits_of_heads(backbone, tokens, weights, biases)
     for logits, weight, bias in zip(many, weights, biases, strict=True):
         torch.testing.assert_close(
-            logits, logits_of_maps(attentions, weight, bias, residues)[0].detach(), rtol=0, atol=1e-5
+            logits, logits_of_maps(attentions, weight, bias, residues)[0].detach(), rtol=0, atol=3e-5
         )
 
 

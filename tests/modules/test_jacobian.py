@@ -221,6 +221,7 @@ def test_fit_calibrates_on_dev_and_test_reports_what_means_something(flow: Path)
     assert "auprc_sep6" in header and not [name for name in header if "mcc" in name and "trivial" not in name]
 
 
+@pytest.mark.slow
 def test_it_is_an_arm_of_the_report_beside_others(
     flow: Path, tiny_esm: Path, pdb_folders, tmp_path, monkeypatch
 ) -> None:
@@ -263,6 +264,7 @@ def test_predict_with_and_without_a_fit(flow: Path, tiny_esm: Path, tmp_path: Pa
     assert models[0] != models[1]  # so that ranks are not taken for what a fit would give
 
 
+@pytest.mark.slow
 def test_agreement_with_another_models_maps(tiny_esm: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["contactlm"])
@@ -293,6 +295,7 @@ def test_training_it_is_refused(tiny_esm: Path, pdb_folders, tmp_path: Path, mon
     assert "the categorical Jacobian trains nothing: give --trainer.max_steps 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_prediction_goes_on(tiny_esm: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of a protein; the next process runs no row that was kept."""
     code = (
@@ -335,6 +338,7 @@ def fit_and_predict(devices: int, data: list[str], fasta: str) -> tuple[list[flo
     return kept["slope_and_intercept"].tolist(), read_run(run)["test"]
 
 
+@pytest.mark.slow
 def test_two_processes_share_proteins_and_fit_the_same(tiny_esm: Path, pdb_folders, tmp_path: Path) -> None:
     (tmp_path / "a.fasta").write_text("".join(f">p{n}\n{random_sequence(n % 3, 20)}\n" for n in range(5)))
     data = [f"--data.train_dir={pdb_folders[0]}", f"--data.test_dir={pdb_folders[1]}", "--data.min_length=10"]

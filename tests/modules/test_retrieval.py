@@ -389,6 +389,7 @@ def test_another_backbone_never_meets_these_states(tmp_path: Path, tiny_esm: Pat
     assert torch.equal(evidence_of(trained, QUERY).states, states[0])  # they are the frozen backbone's
 
 
+@pytest.mark.slow
 def test_fit_test_validate_predict(
     tmp_path: Path,
     tiny_esm: Path,

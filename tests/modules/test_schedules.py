@@ -87,6 +87,7 @@ def test_a_cosine_with_warm_up(fit) -> None:
         CosineWithWarmup(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), 9, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made_by", ["torch", "lightning"])
 def test_a_plateau_counts_looks_at_the_dev_set(fit, made_by: str) -> None:
     """With patience 0 and a threshold that no score can pass, every look but the first lowers the rate once."""

@@ -80,6 +80,7 @@ def test_checkpointing_trades_activations_for_operations() -> None:
     assert less.activations < 0.7 * plain.activations and less.flops > 1.2 * plain.flops
 
 
+@pytest.mark.slow
 def test_memory_is_told_of_models_that_no_machine_holds() -> None:
     sizes = {"num_hidden_layers": 48, "hidden_size": 5120, "num_attention_heads": 40, "intermediate_size": 20480}  # 15B
     cost = step_cost(partial(ContactModule, None, sizes), made_batch(1, 1022))

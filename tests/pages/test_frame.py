@@ -47,6 +47,7 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_tables_sort_by_value_search_and_show_text_as_text(tmp_path: Path, browser: Browser) -> None:
     columns = [{"title": "name", "text": True}, {"title": "n", "digits": 1}, {"title": "files", "sort": False}]

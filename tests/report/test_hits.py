@@ -43,6 +43,7 @@ def expected(scores: list[list[float]], stratum: str) -> list[float]:
     return [float(np.mean([s for s, own in zip(run, STRATUM, strict=True) if own == stratum])) for run in scores]
 
 
+@pytest.mark.slow
 def test_strata_of_one_arm_hold_for_all(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     plain = make_arm(tmp_path / "runs", "crop200", 10, knows_hits=False)
     retrieval = make_arm(tmp_path / "runs", "retrieval", 20, knows_hits=True)
@@ -103,6 +104,7 @@ DAMAGES = (
 )
 
 
+@pytest.mark.slow
 def test_scores_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     arms = {f"retrieval{n}": damage for n, damage in enumerate(DAMAGES)}
     for arm, damage in arms.items():

@@ -215,6 +215,7 @@ def test_random_weights_and_synthetic_proteins_are_said_plainly(tmp_path: Path) 
     assert "(mcc_sep6): one arm only, so there is nothing to compare. a 0.300 ± 0.000" in text
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_used_are_named(two_arms: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     make_run(two_arms / "killed", "crop200", 7, 0.9, status="running", tokens=1234)
     make_run(two_arms / "blank", "crop200", 8, 0.9, test={}, dev={}, dev_history=[])
@@ -324,6 +325,7 @@ def test_missing_values_stay_empty(tmp_path: Path) -> None:
     assert differences(runs) == {}
 
 
+@pytest.mark.slow
 def test_two_real_arms(
     tmp_path: Path,
     tiny_esm: Path,

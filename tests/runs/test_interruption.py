@@ -105,6 +105,7 @@ def place(checkpoint: dict[str, Any]) -> tuple[Any, ...]:
     return loops["state_dict"], progress["ready"], progress["started"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_checkpoint_leads_to_the_unbroken_run(
     tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, accumulate: int

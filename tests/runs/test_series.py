@@ -56,6 +56,7 @@ def test_a_finished_run_is_told_and_passed_over(
     assert read_run(tmp_path / "runs/crop200/version_2")["seed"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["training", "test"])
 def test_a_broken_run_goes_on(tmp_path: Path, fit, broken: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit() == 0

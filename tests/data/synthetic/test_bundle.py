@@ -19,7 +19,7 @@ from contactlm.structure.contacts import contact_map
 
 @pytest.fixture(scope="module")
 def bundles() -> list[SyntheticProtein]:
-    return [bundle_protein(np.random.default_rng(seed), length) for seed, length in enumerate((150, 300, 450, 700))]
+    return [bundle_protein(np.random.default_rng(seed), length) for seed, length in enumerate((150, 300, 450))]
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
