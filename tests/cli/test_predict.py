@@ -187,6 +187,7 @@ def test_only_own_temporary_files_are_removed(folder: Path, tiny_esm: Path, caps
     assert left == {*foreign, "summary.csv", "index.html", "a.rr", "b.rr", "c.rr"}
 
 
+@pytest.mark.slow
 def test_names_that_files_cannot_have(folder: Path, tiny_esm: Path, capsys) -> None:
     long = "x" * 400
     names = ["a/b", "a_b", long, f"{long}y", "..", "é"]
@@ -213,6 +214,7 @@ def test_a_summary_that_is_none(folder: Path, tiny_esm: Path) -> None:
         writer.setup(trainer, None, "predict")
 
 
+@pytest.mark.slow
 def test_the_tuned_threshold_travels_with_the_checkpoint(folder: Path, tiny_esm: Path, capsys) -> None:
     module = ContactModule(str(tiny_esm))
     with torch.no_grad():
@@ -339,6 +341,7 @@ def test_results_that_do_not_say_what_they_are_of_are_made_again(folder: Path, t
     assert [row["id"] for row in summary(folder / "results")] == [row["id"] for row in rows]
 
 
+@pytest.mark.slow
 def test_names_that_differ_in_case_only_share_no_file(folder: Path, tiny_esm: Path, capsys) -> None:
     """Also of two runs into one folder: some file systems take 1abc_A.npz and 1abc_a.npz for the same file."""
     records = {name: f">{name}\n{random_sequence(n, 30)}\n" for n, name in enumerate(["1abc_A", "1abc_a", "1ABC_A"])}

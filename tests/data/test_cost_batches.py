@@ -31,6 +31,7 @@ def budget_of(folders: tuple[Path, Path], steps: int) -> int:
     return sum(sizes[:steps])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_in_mid_epoch_gives_the_unbroken_run(
     tmp_path: Path, tiny_esm: Path, pdb_folders: tuple[Path, Path], workers: int

@@ -104,6 +104,7 @@ def test_a_plateau_counts_looks_at_the_dev_set(fit, made_by: str) -> None:
     assert expected[-1] < RATE
 
 
+@pytest.mark.slow
 def test_a_plateau_of_the_loss_counts_steps(fit) -> None:
     options = "{mode: min, patience: 0, factor: 0.5, threshold: 10, threshold_mode: abs}"
     rates = steps(fit(f"{{class_path: torch.optim.lr_scheduler.ReduceLROnPlateau, init_args: {options}}}"))

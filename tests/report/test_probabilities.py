@@ -11,6 +11,7 @@ from tests.report.made_runs import make_run
 NAMES = ("ece_sep6", "brier_sep6", "log_loss_sep6", "ece_short", "ece_medium", "ece_long")
 
 
+@pytest.mark.slow
 def test_calibration_stands_beside_the_tuned_threshold(tmp_path: Path) -> None:
     for seed in (0, 1):
         judged = {

@@ -64,6 +64,7 @@ def test_means_and_sds_over_seeds_are_those_of_numpy(two_arms: Path, tmp_path: P
     assert float(rows[0]["test_mcc_sep6"]) == CROP[0] and rows[0]["run"].endswith("crop200/version_0")
 
 
+@pytest.mark.slow
 def test_the_files_of_a_report(two_arms: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert report(two_arms, "--out", tmp_path / "out") == 0
     out = tmp_path / "out"

@@ -25,6 +25,7 @@ def save_two(path: Path) -> int:
     return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
+@pytest.mark.slow
 def test_the_file_is_never_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     grown = finish(start(save_two, path, folder=tmp_path), tmp_path)

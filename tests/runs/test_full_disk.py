@@ -197,7 +197,9 @@ def test_events_before_and_after_can_be_read(
     disk.full = False
     logger.log_metrics({"loss": 1.0}, 43)
     logger.finalize("success")
-    paths = sorted(set((tmp_path / "runs" / "a" / "version_0").iterdir()) - {path})
+    paths = sorted(
+        {*(tmp_path / "runs" / "a" / "version_0").iterdir()} - {path}, key=lambda made: made.stat().st_mtime_ns
+    )
     found = [[e.step for e in EventFileLoader(str(p)).Load() if e.summary.value] for p in paths if "events" in p.name]
     assert found == [[41], [43]] and len(told) == 1 and broken == []
 

@@ -71,6 +71,7 @@ def test_a_broken_run_goes_on(tmp_path: Path, fit, broken: str, capsys: pytest.C
     assert again["status"] == "finished" and again["test"] and again["tokens"] == record["tokens"]
 
 
+@pytest.mark.slow
 def test_the_report_names_what_is_missing(tmp_path: Path, capsys) -> None:
     for arm, seeds in (("a", (0, 1)), ("b", (0,)), ("c", (0, 1))):
         for seed in seeds:
