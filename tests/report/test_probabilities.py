@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import pytest
+
 from contactlm.cli.report import write_report
 from tests.report.made_runs import make_run
 
