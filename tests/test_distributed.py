@@ -124,10 +124,27 @@ def train_kinds(
 
 
 @pytest.fixture(scope="module")
+def runs_of_kinds() -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """What was trained already: pytest makes a fixture again for every parameter, equal ones too."""
+    return {}
+
+
+@pytest.fixture(scope="module")
 def trained(
-    tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path, request: pytest.FixtureRequest
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_esm: Path,
+    request: pytest.FixtureRequest,
+    runs_of_kinds: dict[tuple[str, ...], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
     """Of each of some kinds, what two processes with batches of 8 came to, and one with batches of 16."""
+    if request.param not in runs_of_kinds:
+        runs_of_kinds[request.param] = trained_anew(tmp_path_factory, tiny_esm, request.param)
+    return runs_of_kinds[request.param]
+
+
+def trained_anew(
+    tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path, kinds: tuple[str, ...]
+) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("trained")
     folders = folder / "train", folder / "test"
     for i in range(40):
@@ -139,8 +156,8 @@ def trained(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTACTLM_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        ranks = run_ranks(train_kinds, 2, 2, request.param, tiny_esm, folders, 8, folder=folder)
-        return [*ranks, train_kinds(1, request.param, tiny_esm, folders, 16)]
+        ranks = run_ranks(train_kinds, 2, 2, kinds, tiny_esm, folders, 8, folder=folder)
+        return [*ranks, train_kinds(1, kinds, tiny_esm, folders, 16)]
 
 
 @of_every_kind

@@ -241,8 +241,8 @@ def test_a_run_goes_on_to_its_end_without_room(tmp_path: Path, tiny_esm: Path, p
     text = output(tmp_path)
     assert "Traceback" not in text and "Exception" not in text
     told = [line for line in text.splitlines() if "No space left on device" in line]
-    names = ("metrics.csv", "events.out", "run.json", "test_scores.csv", ".png")
-    assert [sum(name in line for line in told) for name in names] == [1, 1, 1, 1, 1], told
+    names = ("metrics.csv", "events.out", "run.json", "test_scores.csv", "reliability.csv", ".png")
+    assert [sum(name in line for line in told) for name in names] == [1, 1, 1, 1, 1, 2], told
     assert "test  mcc_sep6" in text  # the scores are shown
     assert [path.name for path in (tmp_path / "elsewhere").glob("last*")] == ["last.ckpt"]
     (metrics,) = (tmp_path / "runs").rglob("metrics.csv")
