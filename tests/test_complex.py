@@ -137,6 +137,7 @@ def test_maps_of_complexes_are_written_and_scored_by_chain(tmp_path: Path) -> No
     assert again.scores()["auprc_sep6"] == pytest.approx(2 / 3)  # of one chain: three pairs are far enough apart
 
 
+@pytest.mark.slow
 def test_fit_test_and_predict_on_complexes(
     tmp_path: Path, tiny_esm: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -361,6 +361,7 @@ def test_names_that_differ_in_case_only_share_no_file(folder: Path, tiny_esm: Pa
 # --- formats that are missing ---
 
 
+@pytest.mark.slow
 def test_a_missing_format_is_written_from_the_npz(folder: Path, tiny_esm: Path, capsys, monkeypatch) -> None:
     write_pdb(folder / "s.pdb", {"A": random_sequence(3, 35), "B": random_sequence(4, 33)})
     (folder / "a.fasta").unlink()

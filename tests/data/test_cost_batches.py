@@ -67,6 +67,7 @@ def test_every_protein_counts_the_same(tiny_esm: Path) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_fit_on_batches_of_bounded_cost(
     tmp_path: Path,
     tiny_esm: Path,

@@ -210,6 +210,7 @@ def scored(run: Path) -> set[str]:
     return {key for row in rows for key, value in row.items() if value}
 
 
+@pytest.mark.slow
 def test_fit_calibrates_on_dev_and_test_reports_what_means_something(flow: Path) -> None:
     run = flow / "runs" / "jacobian" / "version_0"
     fitted = {"dev/mcc_sep6", "test/mcc_sep6", "test/mcc_sep6_tuned", "test/p_at_L_long", "test/auprc_sep6"}

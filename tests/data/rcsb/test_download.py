@@ -162,6 +162,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_date", [False, True])
 def test_retry_after_is_obeyed_by_all_threads(
     server: Server, tmp_path: Path, as_date: bool, pauses: list[float]
@@ -178,6 +179,7 @@ def test_retry_after_is_obeyed_by_all_threads(
     assert len(server.times) == 8
 
 
+@pytest.mark.slow
 def test_a_pause_the_server_asks_for_holds_back_the_others(server: Server, tmp_path: Path, pauses: list[float]) -> None:
     def late(handler: Handler) -> None:
         while max(pauses) < 0.5 and not handler.server.ended.wait(0.01):
@@ -294,6 +296,7 @@ sys.stdout.write(f"{len(report.paths)} {report.fetched}")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_ended_goes_on(server: Server, tmp_path: Path, how: signal.Signals) -> None:
     if sys.platform == "win32":
