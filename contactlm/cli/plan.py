@@ -94,14 +94,12 @@ class Seen:
         batches: How many were looked at.
         tokens: In all of them.
         largest: The one with most tokens × longest sequence.
-        chains: Chains of the training set.
         per_epoch: Batches of an epoch.
     """
 
     batches: int
     tokens: int
     largest: dict[str, Any]
-    chains: int
     per_epoch: int
 
 
@@ -164,7 +162,7 @@ class PlanCLI(ContactCLI):
                 largest = batch
         if largest is None:
             raise ModelError("plan: the training set gives no batch: see what was left out, above")
-        return Seen(count, tokens, largest, len(self.datamodule.chains["train"]), len(loader))
+        return Seen(count, tokens, largest, len(loader))
 
     def _of_data(self, seen: Seen) -> list[str]:
         sets = ", ".join(f"{len(store):,} {name} chains" for name, store in self.datamodule.chains.items())
