@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import ssl
 import urllib.error
@@ -166,6 +167,7 @@ def _from_pretrained(name: str, local_files_only: bool) -> Any:
         values, _ = PreTrainedConfig.get_config_dict(name, local_files_only=local_files_only)
         family = family_of(values, name)
         made = f"{'an' if family.name[0] in 'AEIO' else 'a'} {family.name} model"
+        _require_finite(name, values)
         family.check(name, family.config_class.from_dict(values))
         _require_weights_enough(name, values)
         model, report = family.model_class.from_pretrained(
@@ -217,6 +219,12 @@ def _require_complete(directory: Path) -> None:
         )
     if not any(any(directory.glob(pattern)) for pattern in _WEIGHT_FILES):
         raise ModelError(f"{directory}: config.json but no weights (model.safetensors or pytorch_model.bin) there")
+
+
+def _require_finite(name: str, config: Mapping[str, Any]) -> None:
+    for key, value in config.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ModelError(f"{name}: config.json has {key}: {value}, which is not finite: damaged; fetch it again")
 
 
 def _require_weights_enough(name: str, config: Mapping[str, Any]) -> None:

@@ -132,6 +132,7 @@ def test_what_cannot_be_loaded_is_said(checkpoint, tmp_path):
         ({"rope_theta": 7}, "do not make an ESM2 model: .*rope_theta"),
         ({"dtype": "float39"}, "do not make an ESM2 model: .*float39"),
         ({"num_hidden_layers": 10**7}, "10000000 layers, .* hold .* bytes: one of them is damaged"),
+        ({"hidden_dropout_prob": float("nan")}, "hidden_dropout_prob: nan, which is not finite"),
     ],
 )
 def test_other_models_are_refused(checkpoint, changes, message):
