@@ -13,11 +13,16 @@ An epoch of N samples is cut into K batches for each of W processes, and all of 
   the W processes need to have a batch each, up to W − 1 are taken again (the epoch's first).
 * *Like costs.* The W batches of one step are neighbours in cost, dealt to the processes at random; the steps are
   shuffled.
+
+A run that goes on with another bound or another W cuts what it has not taken of the pass it stopped in, as above, and
+then takes whole passes: again each sample once. What was taken follows from the bounds, W's and numbers of steps
+before, which a checkpoint keeps. From then on an epoch, still K batches, does not begin where a pass does.
 """
 
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,6 +43,9 @@ MOVE = 0.03  # a length's largest random move, relative
 MOST_PADDING = 0.035  # of the tokens of an epoch whose lengths are not moved
 
 Parts = list[tuple[int, int]]  # samples start … stop − 1 of an order make a batch
+Taken = tuple[Literal["tokens", "pairs"], int, int, int]  # of a pass: a bound's unit and size, processes, their steps
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,8 @@ def _push(heap: list[Any], done: Parts, part: tuple[int, int], lengths: NDArray[
 class CostSampler(EpochSampler):
     """Numbers of the samples this process takes, a list a batch, every batch within a bound of its cost.
 
-    See the head of this file. Batch b of epoch e is a pure function of (seed, e, b, rank, world size).
+    See the head of this file. Batch b of epoch e is a pure function of (seed, e, b, rank, world size), and of what was
+    taken with other bounds and processes by the run that goes on.
 
     Args:
         dataset: The stream of samples.
@@ -160,12 +169,18 @@ class CostSampler(EpochSampler):
     def __init__(self, dataset: CropDataset, bound: CostBound, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(rank, world_size)
         self.stream, self.bound = dataset, bound
-        longest = np.sort(dataset.longest())[::-1]
-        # a batch's longest sample was moved up to stand behind at most (1 + MOVE) / (1 − MOVE) times its length
-        parts = cut(bound.of(longest * ((1 + MOVE) / (1 - MOVE))).tolist(), bound.most)
-        parts = split(parts, longest, most_padding=MOST_PADDING)
-        self.batches = -(-len(parts) // world_size)
+        longest = dataset.longest()
+        self.batches = self._steps_for(longest)
         self.alone = int((bound.of(longest) > bound.most).sum())
+        self._begin((0, 0), 0, [], 0)
+
+    def _steps_for(self, lengths: NDArray[np.int64]) -> int:
+        """Steps that samples of these lengths take at most, whatever the random moves."""
+        longest = np.sort(lengths)[::-1]
+        # a batch's longest sample was moved up to stand behind at most (1 + MOVE) / (1 − MOVE) times its length
+        parts = cut(self.bound.of(longest * ((1 + MOVE) / (1 - MOVE))).tolist(), self.bound.most)
+        parts = split(parts, longest, most_padding=MOST_PADDING)
+        return -(-len(parts) // self.num_replicas)
 
     @property
     def samples(self) -> int:
@@ -181,23 +196,92 @@ class CostSampler(EpochSampler):
         return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        steps = self.plan(self.epoch)
-        for step in steps[self.first_batch :]:
-            yield step[self.rank].tolist()
+        known, steps = -1, []
+        for batch in range(self.first_batch, self.batches):
+            number, taken, step = self._at(self.epoch, batch)
+            if number != known:
+                known, steps = number, self.plan(number, taken)
+            yield steps[step][self.rank].tolist()
 
-    def plan(self, epoch: int) -> list[list[NDArray[np.int64]]]:
-        """All batches of an epoch: for each step, the sample numbers of each process."""
-        rng = generator(self.stream.seed, Stream.BATCHES, epoch)
-        indices = np.resize(np.arange(len(self.stream)), self.samples)
-        lengths = self.stream.residues_of(epoch)[indices]
+    def plan(self, number: int, taken: Sequence[Taken] = ()) -> list[list[NDArray[np.int64]]]:
+        """All batches of a pass over the samples: for each step, the sample numbers of each process.
+
+        Args:
+            number: Which pass, from 0.
+            taken: What others have taken of it; only what they left is cut.
+        """
+        size = len(self.stream)
+        left = np.setdiff1d(np.arange(size), self._gone(number, taken) - number * size)
+        if not len(left):
+            return []
+        lengths = self.stream.residues_of(number)
+        batches = self._steps_for(lengths[left]) if taken else self.batches
+        rng = generator(self.stream.seed, Stream.BATCHES, number)
+        indices = np.resize(left, max(len(left), batches * self.num_replicas))
+        lengths = lengths[indices]
         order = np.argsort(-lengths * (1 + MOVE * rng.uniform(-1, 1, len(lengths))), kind="stable")
         indices, lengths = indices[order], lengths[order]
         parts = cut(self.bound.of(lengths).tolist(), self.bound.most)
-        parts = split(parts, lengths, self.batches * self.num_replicas)
+        parts = split(parts, lengths, batches * self.num_replicas)
         parts.sort(key=lambda part: (part[1] - part[0]) * int(self.bound.of(lengths[slice(*part)].max())))
-        dealt = rng.permuted(np.arange(len(parts)).reshape(self.batches, self.num_replicas), axis=1)
-        numbers = epoch * len(self.stream) + indices
+        dealt = rng.permuted(np.arange(len(parts)).reshape(batches, self.num_replicas), axis=1)
+        numbers = number * size + indices
         return [[numbers[slice(*parts[k])] for k in step] for step in rng.permutation(dealt)]
+
+    def _gone(self, number: int, taken: Sequence[Taken]) -> NDArray[np.int64]:
+        """Numbers of the samples of a pass that others have taken."""
+        gone = [np.zeros(0, np.int64)]
+        for k, (unit, most, processes, steps) in enumerate(taken):
+            other = CostSampler(self.stream, CostBound(unit, most), 0, processes)
+            gone += [batch for step in other.plan(number, taken[:k])[:steps] for batch in step]
+        return np.concatenate(gone)
+
+    def _begin(self, at: tuple[int, int], number: int, taken: list[Taken], step: int) -> None:
+        """Let a batch of an epoch be that step of a pass, of which others have taken something."""
+        self._from = (*at, number, taken, step)
+        self._steps_of_first = len(self.plan(number, taken)) if taken else self.batches
+
+    def _at(self, epoch: int, batch: int) -> tuple[int, list[Taken], int]:
+        """Which pass a batch of an epoch is of, what others have taken of that, and the step."""
+        known_epoch, known_batch, number, taken, step = self._from
+        # an epoch that had more batches than it has now is over
+        step += (epoch - known_epoch) * self.batches + batch - min(known_batch, self.batches)
+        if step < self._steps_of_first:
+            return number, taken, step
+        passes, step = divmod(step - self._steps_of_first, self.batches)
+        return number + 1 + passes, [], step
+
+    def place(self, epoch: int, batch: int) -> dict[str, Any]:
+        """Where in which pass a batch stands, and what was taken of that, by this run last."""
+        number, taken, step = self._at(epoch, batch)
+        here = [list(each) for each in (*taken, (self.bound.unit, self.bound.most, self.num_replicas, step))]
+        return {**super().place(epoch, batch), "size": len(self.stream), "pass": number, "taken": here}
+
+    def resume(self, epoch: int, batch: int, batches: int | None = None, **place: Any) -> None:
+        """Begin with a batch, as :meth:`EpochSampler.resume` does, or with what ``place`` says was not yet taken."""
+        known = "taken" in place and place["size"] == len(self.stream)
+        super().resume(epoch, batch, self.batches if known else batches)
+        if not known:  # other chains, batches of one size, or an older version
+            self._begin((epoch, batch), epoch, [], min(batch, self.batches))
+            return
+        *before, last = (tuple(each) for each in place["taken"])
+        if last[:3] == (self.bound.unit, self.bound.most, self.num_replicas):
+            self._begin((epoch, batch), place["pass"], before, last[3])
+            return
+        self._begin((epoch, batch), place["pass"], [*before, last] if last[3] else before, 0)
+        if self.rank == 0:
+            log.warning("%s", self._change(*last[:3]))
+
+    def _change(self, unit: str, most: int, processes: int) -> str:
+        """Say what another bound, or another number of processes, changes."""
+        _, _, number, taken, _ = self._from
+        left = len(self.stream) - len(np.unique(self._gone(number, taken)))
+        return (
+            f"the run that goes on had batches of at most {most} {unit} in {processes} processes, now of at most "
+            f"{self.bound.most} {self.bound.unit} in {self.num_replicas}: it goes on with the {left} samples that it "
+            "has not taken of its pass over the data, but a step is another one from here on (learning rate and "
+            "schedule were set for the steps before)"
+        )
 
     def padding(self, epoch: int = 0) -> float:
         """Fraction of the tokens of an epoch that is padding."""

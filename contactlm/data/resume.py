@@ -39,11 +39,11 @@ class EpochSampler(DistributedSampler):  # a DistributedSampler, so that Lightni
         """Say which epoch comes next (Lightning does)."""
         self.epoch = epoch
 
-    def place(self, epoch: int, batch: int) -> dict[str, int]:
+    def place(self, epoch: int, batch: int) -> dict[str, Any]:
         """What a checkpoint keeps, for :meth:`resume`, of a run that comes to a batch of an epoch next."""
         return {"epoch": epoch, "batch": batch, "batches": self.batches}
 
-    def resume(self, epoch: int, batch: int, batches: int | None = None, **_: int) -> None:
+    def resume(self, epoch: int, batch: int, batches: int | None = None, **_: Any) -> None:
         """Begin with batch ``batch`` of epoch ``epoch``, because all before it were trained on already.
 
         Args:

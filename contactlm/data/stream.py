@@ -52,12 +52,12 @@ class StreamSampler(EpochSampler):
         later = (epoch - known_epoch) * self.batches + batch - min(known_batch, self.batches)
         return sample + later * self.batch_size * self.num_replicas
 
-    def place(self, epoch: int, batch: int) -> dict[str, int]:
+    def place(self, epoch: int, batch: int) -> dict[str, Any]:
         """Where in the stream a batch stands, whatever the processes and batches."""
         how = {"processes": self.num_replicas, "batch_size": self.batch_size, "size": self.size}
         return {**super().place(epoch, batch), "sample": self._first_sample(epoch, batch), **how}
 
-    def resume(self, epoch: int, batch: int, batches: int | None = None, **place: int) -> None:
+    def resume(self, epoch: int, batch: int, batches: int | None = None, **place: Any) -> None:
         """Begin with a batch, as :meth:`EpochSampler.resume` does, or with the sample that ``place`` names."""
         if "sample" not in place:  # of an older version
             super().resume(epoch, batch, batches)
@@ -104,10 +104,10 @@ class StreamLoader(DataLoader[Any]):
         super().__init__(dataset, sampler=sampler, batch_size=sampler.batch_size, **options)
         self.progress = progress
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Where in the stream the run stands, and how many batches an epoch has."""
         return self.sampler.place(*self.progress())  # type: ignore[attr-defined]  # an EpochSampler
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the saved run stood."""
         self.sampler.resume(**state_dict)  # type: ignore[attr-defined]  # an EpochSampler

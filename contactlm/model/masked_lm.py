@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import EsmForMaskedLM, EsmModel
 from transformers.models.esm.modeling_esm import EsmLMHead
 
+from contactlm.model.families.family import Family
 from contactlm.model.families.registry import family_of
 from contactlm.model.loading import quiet_transformers
 from contactlm.model.residue_encoder import ResidueEncoder
@@ -42,6 +43,11 @@ class MaskedLanguageModel(nn.Module):
     def esm(self) -> EsmModel:
         """The backbone."""
         return self.encoder.esm
+
+    @property
+    def family(self) -> Family:
+        """What is known of the backbone's family."""
+        return self.encoder.family
 
     def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Compute logits.

@@ -172,6 +172,12 @@ class JacobianModule(LanguageModelModule):
         precision = "32-true" if self._trainer is None else str(self.trainer.precision)
         return root / FOLDER / f"{self._checksum}_{precision}"
 
+    def configure_model(self) -> None:
+        """As of any module; the checksum that names the folder is taken while this process has whole weights."""
+        if self.device_mesh is not None:
+            self._folder()
+        super().configure_model()
+
     def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
         """As of any module; where probabilities are ranks, the L highest at least 6 apart are called contacts."""
         made = super().as_contact_map(id, sequence, full, labels)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -339,15 +341,80 @@ def test_a_loader_of_workers_sees_no_more_than_its_share() -> None:
     assert sorted(seen) == sorted(dataset.store.ids)
 
 
+WAYS: list[tuple[CostBound, int]] = [(TOKENS, 1), (CostBound("tokens", 1000), 2), (PAIRS, 3), (TOKENS, 1)]
+
+
+def taken_by(samplers: list[CostSampler], epoch: int, batch: int, steps: int) -> tuple[list[list[list[int]]], int, int]:
+    """What processes take in some steps from a batch of an epoch on, as a trainer asks them; and where they end."""
+    taken: list[list[list[int]]] = []
+    while len(taken) < steps:
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        some = [list(step) for step in zip(*samplers, strict=True)][: steps - len(taken)]
+        taken += some
+        batch = samplers[0].first_batch + len(some)
+        epoch, batch = (epoch + 1, 0) if batch >= samplers[0].batches else (epoch, batch)
+    return taken, epoch, batch
+
+
+def resumed(dataset: CropDataset, way: tuple[CostBound, int], place: dict[str, Any]) -> list[CostSampler]:
+    samplers = [CostSampler(dataset, way[0], rank, way[1]) for rank in range(way[1])]
+    for sampler in samplers:
+        sampler.resume(**json.loads(json.dumps(place)))
+    return samplers
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_with_other_processes_and_bounds_each_sample_of_a_pass_is_still_taken_once(seed: int) -> None:
+    rng, size = np.random.default_rng(seed), 60
+    groups = rng.permutation(np.repeat(np.arange(size), 2))
+    dataset = made(2 * size, seed, groups) if seed % 2 else made(size, seed)
+    samplers, epoch, batch, numbers = [CostSampler(dataset, TOKENS)], 0, 0, list[int]()
+    for n, way in enumerate([*WAYS, *WAYS[1:]]):
+        if n:
+            samplers = resumed(dataset, way, samplers[0].place(epoch, batch))
+        steps, epoch, batch = taken_by(samplers, epoch, batch, int(rng.integers(1, samplers[0].batches + 3)))
+        for each in (each for step in steps for each in step):
+            longest = max(len(dataset[number]["tokens"]) for number in each)
+            assert each and (len(each) == 1 or len(each) * way[0].of(np.array(longest)) <= way[0].most)
+        numbers += [number for step in steps for each in step for number in each]
+    whole = len(numbers) // size * size
+    assert whole >= 2 * size and sorted(numbers[:whole]) == list(range(whole))  # pass after pass, and each sample once
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_goes_on_among_as_many_is_the_unbroken_run_also_after_a_change(seed: int) -> None:
+    dataset = made(60, seed)
+    for before, way in itertools.permutations(WAYS[:3], 2):
+        first = [CostSampler(dataset, before[0], rank, before[1]) for rank in range(before[1])]
+        _, epoch, batch = taken_by(first, 0, 0, 3)
+        changed = resumed(dataset, way, first[0].place(epoch, batch))
+        whole, *_ = taken_by(changed, epoch, batch, 2 * changed[0].batches)
+        for steps in (1, 4, changed[0].batches, changed[0].batches + 2):  # amid what was left, and amid a pass
+            _, then, at = taken_by(changed, epoch, batch, steps)
+            again = resumed(dataset, way, changed[0].place(then, at))
+            assert taken_by(again, then, at, len(whole) - steps)[0] == whole[steps:]
+
+
 def test_going_on_with_another_number_of_batches_is_told(caplog: pytest.LogCaptureFixture) -> None:
     dataset = made(40)
     loaders = [StreamLoader(WholeBatches(dataset), CostSampler(dataset, b), lambda: (1, 2)) for b in (TOKENS, PAIRS)]
     state = loaders[0].state_dict()
-    assert state == {"epoch": 1, "batch": 2, "batches": len(loaders[0])}
+    old = {"epoch": 1, "batch": 2, "batches": len(loaders[0])}  # as older checkpoints have it
+    assert state == old | {"size": 40, "pass": 1, "taken": [["tokens", 2000, 1, 2]]}
     with caplog.at_level("WARNING", logger="contactlm"):
         loaders[0].load_state_dict(state)
-        loaders[1].load_state_dict(state | {"batch": 0})  # between epochs nothing comes twice
-        loaders[1].load_state_dict({"epoch": 1, "batch": 2})  # as older checkpoints have it
+        loaders[1].load_state_dict(old | {"batch": 0})  # between epochs nothing comes twice
+        loaders[1].load_state_dict({"epoch": 1, "batch": 2})  # as still older ones have it
         assert not caplog.records
         loaders[1].load_state_dict(state)
-    assert f"had {len(loaders[0])} batches an epoch and process, this one has {len(loaders[1])}" in caplog.text
+        left = sum(map(len, flat(loaders[0].sampler.plan(1)[2:])))  # type: ignore[attr-defined]
+        assert (
+            f"2000 tokens in 1 processes, now of at most 300000 pairs in 1: it goes on with the {left} s" in caplog.text
+        )
+        loaders[1].load_state_dict(old)
+        assert f"had {len(loaders[0])} batches an epoch and process, this one has {len(loaders[1])}" in caplog.text
+        caplog.clear()
+        loaders[1].load_state_dict(state | {"size": 39})
+    assert "this one has" in caplog.text

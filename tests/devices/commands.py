@@ -4,13 +4,16 @@ import csv
 import os
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from contactlm import ContactModule
+from tests.processes import free_port, rank_env, start
 from tests.runs.test_interruption import _counted, command
 
 Folders = tuple[Path, Path]
@@ -83,3 +86,20 @@ def same_state(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float = 
 
 def fits(esm: Path, folders: Folders, kinds: dict[str, list[str]], *more: str) -> list[list[str]]:
     return [[*command(esm, folders, *FIT, *options, *more), f"--name={kind}"] for kind, options in kinds.items()]
+
+
+def start_ranks(
+    commands: list[list[str]],
+    folder: Path,
+    name: str,
+    at: list[int | None],
+    number: int,
+    run: Callable[..., None] = run_commands,
+) -> list[BaseProcess]:
+    """Processes of a run that send themselves a signal at a training step; one alone is of no group."""
+    port = free_port()
+    environments = [rank_env(rank, len(at), port) if len(at) > 1 else None for rank in range(len(at))]
+    return [
+        start(run, commands, at[rank], number, folder=folder, name=f"{name}{rank}", env=env)
+        for rank, env in enumerate(environments)
+    ]

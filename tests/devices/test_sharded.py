@@ -1,7 +1,6 @@
 """Whole commands of a model whose weights are spread over two processes (FSDP2): they do what one process does."""
 
 import signal
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,9 @@ from tests.devices.commands import (
     run_of,
     same_state,
     scores_of,
+    start_ranks,
 )  # fmt: skip
-from tests.processes import finish, free_port, output, rank_env, run_ranks, start
+from tests.processes import finish, output, run_ranks, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -75,18 +75,6 @@ def test_each_chain_is_scored_once_whatever_the_passes_of_a_process(one: Path, p
     assert {name: len(each) for name, each in maps.items()} == {"long": 88, "short": 22}
     expected = predict_contacts(SEQUENCE * 4, checkpoint(run_of(one)), window=40)
     np.testing.assert_allclose(maps["long"].probability, expected.probability, atol=1e-5)
-
-
-def start_ranks(
-    commands: list[list[str]], folder: Path, name: str, at: list[int | None], number: int
-) -> list[BaseProcess]:
-    """Processes of a run that send themselves a signal at a training step; one alone is of no group."""
-    port = free_port()
-    environments = [rank_env(rank, len(at), port) if len(at) > 1 else None for rank in range(len(at))]
-    return [
-        start(run_commands, commands, at[rank], number, folder=folder, name=f"{name}{rank}", env=env)
-        for rank, env in enumerate(environments)
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,10 @@ from contactlm.maps.agreement import agreement
 from contactlm.maps.contact_map import RANKED
 from contactlm.maps.jacobian import categorical_jacobian
 from contactlm.maps.score_scale import Logistic, fit_logistic, ranks, threshold_of_top
+from contactlm.modules.sharded_file import load_file
 from contactlm.types import ModelError
 from tests.conftest import random_sequence
+from tests.devices.commands import IN_PARTS, SHARDED
 from tests.maps.test_jacobian import published
 from tests.processes import run_ranks
 
@@ -325,17 +327,23 @@ def test_a_killed_prediction_goes_on(tiny_esm: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(resumed.probability, expected.probability, atol=2e-3)  # ranks of scores that round
 
 
-def fit_and_predict(devices: int, data: list[str], fasta: str) -> tuple[list[float], dict[str, float]]:
+STRATEGIES = {  # by name: processes, and how they are told of each other
+    "one": (1, []),
+    "replicated": (2, ["--trainer.devices=2", "--trainer.strategy=ddp"]),
+    "spread": (2, [*SHARDED, IN_PARTS]),
+}
+
+
+def fit_and_predict(several: list[str], data: list[str], fasta: str) -> tuple[list[float], dict[str, float]]:
     """By the command line, one of some processes: the two numbers, and the test scores."""
     from contactlm.runs.record_file import read_run
 
     sys.argv = ["contactlm"]
-    several = [f"--trainer.devices={devices}", "--trainer.strategy=ddp"] if devices > 1 else []
     assert main(["fit", "--config=jacobian", *data, *several]) == 0
     run = Path("runs/jacobian/version_0")
     checkpoint = str(run / "checkpoints" / "calibrated.ckpt")
-    assert main(["predict", "--out=maps", f"--ckpt_path={checkpoint}", fasta, *data[-2:], *several]) == 0
-    kept = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert main(["predict", "--out=maps", f"--ckpt_path={checkpoint}", fasta, *data[-3:], *several]) == 0
+    kept = load_file(checkpoint)["state_dict"]
     return kept["slope_and_intercept"].tolist(), read_run(run)["test"]
 
 
@@ -346,15 +354,17 @@ def test_two_processes_share_proteins_and_fit_the_same(tiny_esm: Path, pdb_folde
     data += ["--data.dev_fraction=0.3", "--data.read_workers=0"]
     data += [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu"]
     results = {}
-    for devices in (1, 2):
-        folder = tmp_path / str(devices)
+    for name, (devices, strategy) in STRATEGIES.items():
+        folder = tmp_path / name
         folder.mkdir()
         fasta = f"--data.predict_paths={tmp_path / 'a.fasta'}"
-        results[devices] = run_ranks(fit_and_predict, devices, devices, data, fasta, folder=folder)
-    (alone,), shared = results[1], results[2]
-    for calibration, scores in shared:
+        own = [*data, f"--model.cache_dir={folder / 'cache'}"]  # nothing that another one has computed
+        results[name] = run_ranks(fit_and_predict, devices, strategy, own, fasta, folder=folder)
+    (alone,), *several = results.values()
+    for calibration, scores in (each for processes in several for each in processes):
         np.testing.assert_allclose(calibration, alone[0], rtol=1e-3)
         assert scores == pytest.approx(alone[1], abs=1e-3, nan_ok=True)
     for n in range(5):
-        one, two = (ContactMap.load(tmp_path / f"{k}/maps/p{n}.npz").probability for k in (1, 2))
-        np.testing.assert_allclose(one, two, atol=1e-3)
+        one, *others = (ContactMap.load(tmp_path / name / f"maps/p{n}.npz").probability for name in STRATEGIES)
+        for other in others:
+            np.testing.assert_allclose(one, other, atol=1e-3)
