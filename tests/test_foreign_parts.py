@@ -204,6 +204,13 @@ def softmax_goes_backward() -> None:
     torch.testing.assert_close(out, x.grad)
 
 
+def saved_tensors_have_contexts() -> None:
+    top = torch._C._autograd._top_saved_tensors_default_hooks
+    assert top(False) is None
+    with torch.autograd.graph.save_on_cpu():
+        assert top(False) is not None
+
+
 def a_fused_optimizer_says_so() -> None:
     weight = nn.Parameter(torch.zeros(1))
     assert torch.optim.Adam([weight], fused=True)._step_supports_amp_scaling
@@ -286,6 +293,7 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("biopython", "Bio.PDB.PDBParser:PDBParser._get_header", "structure/pdb.py", ("self", "header_coords_trailer")),
     ("biopython", "StructureBuilder.init_residue", "structure/pdb.py", a_builder_is_told_these),
     ("torch", "torch._softmax_backward_data", "model/contact_attention.py", softmax_goes_backward),
+    ("torch", "torch._C._autograd._top_saved_tensors_default_hooks", "model/remade.py", saved_tensors_have_contexts),
     ("torch", "torch.utils._pytree:tree_leaves", "callbacks/flops.py", ("tree", "is_leaf")),
     ("torch", "torch.utils._python_dispatch:TorchDispatchMode", "modules/step_cost.py", None),
     ("torch", "torch._subclasses.fake_tensor:FakeTensorMode", "modules/step_cost.py", None),

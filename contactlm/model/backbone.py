@@ -154,7 +154,8 @@ class ContactBackbone(nn.Module):
         to_the_end: bool,
     ) -> tuple[Any, Tensor, Tensor]:
         """Return the last layer's output, the layers' summed ``weighted`` (B, T, T) and their margins (B, C, T)."""
-        layers, total, margins = self.family.layers(self.esm), hidden.new_zeros(()), []
+        layers, margins = self.family.layers(self.esm), []
+        total: Any = None
         for index, layer in enumerate(layers):
             how = {
                 "layout": layout,
@@ -164,6 +165,6 @@ class ContactBackbone(nn.Module):
             }
             # The shares are outputs of the layer: where it is checkpointed, its second run adds nothing twice.
             hidden, share, margin = layer(hidden, angles, weights[index], shares=how)
-            total = total + share
+            total = share if total is None else total.add_(share)
             margins.append(margin)
         return hidden, total, torch.cat(margins, dim=1)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from contactlm.model.blocks import Block, TokenLayout, plan_blocks
-from contactlm.model.operation import define
+from contactlm.model.operation import context_of, define
 
 _LOG2_E = math.log2(math.e)
 _EMPTY = 1e-30
@@ -57,7 +57,7 @@ def contact_attention(
     context, weighted, margins, _, _ = _streamed(
         q, k, v, w, layout.residue, layout.key_bias, layout.spans_at_hand, False
     )
-    return None if value is None else context.to(value.dtype), weighted, margins
+    return context_of(context, query, key, value), weighted, margins
 
 
 def contact_attention_plain(

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from contactlm.model.families.registry import family_of
+from contactlm.model.remade import CheapDropout
 from contactlm.types import ModelError
 
 
@@ -67,7 +69,18 @@ def add_lora(esm: Any, options: LoraOptions) -> PeftModel:
     with warnings.catch_warnings():
         # PEFT asks transformers for a name that transformers has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return get_peft_model(esm, config)
+        made = get_peft_model(esm, config)
+    _keep_less(esm)
+    return made
+
+
+def _keep_less(esm: Any) -> None:
+    """Let the adapters' dropout keep which entries it kept, not what became of them."""
+    for module in esm.modules():
+        if isinstance(module, LoraLayer):
+            for name, dropout in module.lora_dropout.items():
+                if type(dropout) is nn.Dropout:
+                    module.lora_dropout[name] = CheapDropout(dropout.p).train(dropout.training)
 
 
 def lora_targets(esm: Any, options: LoraOptions) -> list[str]:

@@ -59,6 +59,17 @@ def define(name: str, forward: Forward, backward: Backward, fused: bool) -> Forw
     return getattr(torch.ops.contactlm, name).default
 
 
+def context_of(made: Tensor, query: Tensor, key: Tensor, value: Tensor | None) -> Tensor | None:
+    """The context, in value's dtype, of what the operation made; None where there is no value.
+
+    The heads' weights do not decide it: where they alone learn, what comes after is no matter of gradients.
+    """
+    if value is None:
+        return None
+    learns = query.requires_grad or key.requires_grad or value.requires_grad
+    return (made if learns else made.detach()).to(value.dtype)
+
+
 def empty_context(value: Tensor) -> Tensor:
     """Make (B, H, T, D') that lies in memory as (B, T, H, D'), as the layer reads it next."""
     B, H, T, D = value.shape
@@ -99,6 +110,8 @@ def _keep(fused: bool) -> Callable[..., None]:
         query, key, value, head_weight, residue, key_bias, spans, _ = inputs
         context, _, _, log_sums, inner = output
         ctx.mark_non_differentiable(log_sums, inner)
+        if not any(ctx.needs_input_grad[:3]):
+            value = None  # the heads' weights alone learn, from queries and keys
         kept = context if fused and value is not None else None
         ctx.save_for_backward(query, key, value, head_weight, kept, residue, key_bias, spans, log_sums, inner)
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from contactlm.model.blocks import TokenLayout
 from contactlm.model.contact_attention import Shares
 from contactlm.model.families.family import Family
+from contactlm.model.remade import Remade
 from contactlm.types import ModelError
 
 Attention = Callable[[Tensor, Tensor, Tensor | None, Tensor, TokenLayout], Shares]
@@ -124,7 +125,10 @@ class SharingLayer:
         """
         if shares is None:
             return super().forward(hidden, *arguments, **options)  # type: ignore[misc]  # the stock layer's
-        return layer_shares(self, hidden, *arguments, **shares)
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler decides by itself what is kept
+            return layer_shares(self, hidden, *arguments, **shares)
+        with Remade():
+            return layer_shares(self, hidden, *arguments, **shares)
 
     def project(self, hidden: Tensor, angles: Tensor | None, last: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Make what the attention takes.

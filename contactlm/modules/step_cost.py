@@ -8,6 +8,7 @@ whatever the model is made of is in it. What an allocator holds back beside that
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,17 +56,29 @@ class StepCost:
 
 
 class StorageMeter(TorchDispatchMode):
-    """Counts the bytes that tensors made under it hold, each storage once, and the most there were at one time."""
+    """Counts the bytes that tensors made under it hold, each storage once, and the most there were at one time.
 
-    def __init__(self) -> None:
+    Args:
+        name: Names what an operation makes, given the operation; for :meth:`held`.
+    """
+
+    def __init__(self, name: Callable[[Any], str] = str) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._alive: dict[int, int] = {}
+        self._name = name
+        self._alive: dict[int, tuple[int, str]] = {}
+
+    def held(self) -> Counter[str]:
+        """The bytes there are now, by what made them."""
+        held: Counter[str] = Counter()
+        for size, name in self._alive.values():
+            held[name] += size
+        return held
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
         """Leave out what was there before: its views are made under the meter, its memory was not."""
         for tensor in tensors:
-            self._count(tensor.untyped_storage(), 0)
+            self._count(tensor.untyped_storage(), 0, "")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and count what it made."""
@@ -73,28 +86,28 @@ class StorageMeter(TorchDispatchMode):
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
-                self._count(storage, storage.nbytes())
+                self._count(storage, storage.nbytes(), self._name(func))
         if any(name in str(func) for name in _INSIDE):
             first = next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.ndim == 4)
             room = 2 * block_bytes(first.device) + _COPIES * first.numel() * first.element_size()
             self.peak = max(self.peak, self.now + room)
         return made
 
-    def _count(self, storage: torch.UntypedStorage, size: int) -> None:
+    def _count(self, storage: torch.UntypedStorage, size: int, name: str) -> None:
         key = id(storage)  # PyTorch hands out the same object for the same storage, while it lives
         if key in self._alive:
             return
-        self._alive[key] = size
+        self._alive[key] = size, name
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._gone, key)
 
     def _gone(self, key: int) -> None:
-        self.now -= self._alive.pop(key, 0)
+        self.now -= self._alive.pop(key, (0, ""))[0]
 
 
 @contextmanager
-def _without_numbers(make: Callable[[], MapModule], device: torch.device) -> Iterator[MapModule]:
+def without_numbers(make: Callable[[], MapModule], device: torch.device) -> Iterator[MapModule]:
     """A module whose weights are shapes alone, while tensors that are made have no data either."""
     with torch.device("meta"):  # adapters are moved to where the weights are, which those without data cannot be
         module = make()
@@ -128,11 +141,11 @@ def step_cost(
         ModelError: What a step does depends on its numbers, as what a contrastive loss draws.
     """
     device = torch.device(device)
-    with _without_numbers(make, device) as module:
+    with without_numbers(make, device) as module:
         module.log = lambda *_, **__: None  # type: ignore[method-assign]  # there is no trainer to log to
         optimizer = _optimizer(module)
         weights = [*module.parameters(), *module.buffers()]
-        fake = _as_fake(batch, device)
+        fake = as_fake(batch, device)
         meter = StorageMeter()
         meter.ignore(weights)
 
@@ -172,7 +185,7 @@ def pass_cost(make: Callable[[], MapModule], rows: int, tokens: int, device: tor
         device: Where it would run.
     """
     device = torch.device(device)
-    with _without_numbers(make, device) as module, torch.no_grad():
+    with without_numbers(make, device) as module, torch.no_grad():
         module.eval()
         meter = StorageMeter()
         meter.ignore([*module.parameters(), *module.buffers()])
@@ -187,7 +200,9 @@ def _optimizer(module: MapModule) -> torch.optim.Optimizer:
     return made["optimizer"] if isinstance(made, dict) else made
 
 
-def _as_fake(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def as_fake(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch of the same shapes and dtypes, whose tensors have no data if they are made in a ``FakeTensorMode``."""
+
     def fake(leaf: Any) -> Any:
         return torch.empty(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, Tensor) else leaf
 

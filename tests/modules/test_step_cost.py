@@ -88,7 +88,7 @@ def test_memory_is_told_of_models_that_no_machine_holds() -> None:
     sizes = {"num_hidden_layers": 48, "hidden_size": 5120, "num_attention_heads": 40, "intermediate_size": 20480}  # 15B
     cost = step_cost(partial(ContactModule, None, sizes), made_batch(1, 1022))
     assert cost.weights / 4 == pytest.approx(15.1e9, rel=0.01)
-    assert cost.activations > 10e9
+    assert cost.activations > 8e9
 
 
 def test_a_step_that_asks_for_numbers_is_refused() -> None:

@@ -11,6 +11,7 @@ from transformers import EsmConfig, EsmModel
 from transformers.models.esm.modeling_esm import EsmLayer
 
 from contactlm.model.families.family import Family
+from contactlm.model.remade import cheap
 from contactlm.model.trunk import SharingLayer, rotary_angles, rotate
 from contactlm.types import ModelError
 
@@ -20,7 +21,7 @@ class SharingEsmLayer(SharingLayer, EsmLayer):
 
     def project(self, hidden: Tensor, angles: Tensor | None, last: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries, keys and values."""
-        heads, normed = self.attention.self, self.attention.LayerNorm(hidden)
+        heads, normed = self.attention.self, cheap(self.attention.LayerNorm, hidden)
         split = (*hidden.shape[:2], heads.num_attention_heads, heads.attention_head_size)
         query = rotate(heads.query(normed).view(split), angles, heads.attention_head_size**-0.5)
         key = rotate(heads.key(normed).view(split), angles, 1.0)
@@ -30,7 +31,7 @@ class SharingEsmLayer(SharingLayer, EsmLayer):
         """Output, residual and feed-forward."""
         hidden = self.attention.output(context, hidden)
         # The erf form in one pass; transformers spells it out in five.
-        return self.output(F.gelu(self.intermediate.dense(self.LayerNorm(hidden))), hidden)
+        return self.output(cheap(F.gelu, self.intermediate.dense(cheap(self.LayerNorm, hidden))), hidden)
 
 
 class EsmFamily(Family):

@@ -14,6 +14,7 @@ from transformers.models.esmc.configuration_esmc import EsmcConfig
 from transformers.models.esmc.modeling_esmc import EsmcLayer, EsmcModel
 
 from contactlm.model.families.family import ContactHead, Family, Tokens
+from contactlm.model.remade import cheap
 from contactlm.model.trunk import SharingLayer, rotary_angles, rotate
 from contactlm.types import ModelError
 
@@ -32,7 +33,7 @@ class SharingEsmcLayer(SharingLayer, EsmcLayer):
 
     def project(self, hidden: Tensor, angles: Tensor | None, last: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries and keys, normed over all heads together before they are rotated, and values."""
-        heads, normed = self.self_attn, self.input_layernorm(hidden)
+        heads, normed = self.self_attn, cheap(self.input_layernorm, hidden)
         split = (*hidden.shape[:2], -1, heads.head_dim)
         query = rotate(heads.q_norm(heads.q_proj(normed)).view(split), angles, heads.scaling)
         key = rotate(heads.k_norm(heads.k_proj(normed)).view(split), angles, 1.0)
@@ -41,7 +42,7 @@ class SharingEsmcLayer(SharingLayer, EsmcLayer):
     def finish(self, hidden: Tensor, context: Tensor) -> Tensor:
         """Output and feed-forward, each scaled before it is added."""
         hidden = hidden + self.self_attn.o_proj(context) / self.scaling_factor
-        return hidden + self.mlp(self.post_attention_layernorm(hidden)) / self.scaling_factor
+        return hidden + self.mlp(cheap(self.post_attention_layernorm, hidden)) / self.scaling_factor
 
 
 class EsmC(Family):

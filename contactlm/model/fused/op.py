@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from contactlm.model.blocks import TokenLayout
-from contactlm.model.operation import define
+from contactlm.model.operation import context_of, define
 from contactlm.types import ModelError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def contact_attention_fused(
     context, weighted, margins, _, _ = _fused(
         q, k, v, head_weight, layout.residue, layout.key_bias, layout.spans, not trained
     )
-    return None if value is None else context.to(value.dtype), weighted, margins
+    return context_of(context, query, key, value), weighted, margins
 
 
 def _check_place(device: torch.device) -> None:
