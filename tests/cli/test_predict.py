@@ -75,7 +75,7 @@ def stamps(results: Path) -> dict[str, int]:
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, tiny_esm: Path) -> None:
     results = write_fasta(tmp_path) / "results"
-    stop(start(tmp_path, *predict(tiny_esm)), signal.SIGKILL, lambda: len(list(results.glob("*.png"))) >= 5)
+    stop(start(tmp_path, *predict(tiny_esm)), signal.SIGKILL, lambda: len(stamps(results)) >= 5 * len(KINDS))
     before = stamps(results)
     assert 5 * len(KINDS) <= len(before) < N * len(KINDS)
     (results / f".{'0' * 32}.tmp").touch()  # what a kill in the middle of a write leaves
