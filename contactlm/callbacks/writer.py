@@ -22,7 +22,6 @@ from contactlm.callbacks.map_files import DEFAULT_FORMATS, FORMATS, MapFiles
 from contactlm.callbacks.origin import Maker, find_maker, input_checksum, join_options, tell_reasons, what_differs
 from contactlm.callbacks.prediction_index import PredictionIndex
 from contactlm.data.store import ChainStore
-from contactlm.homology.relations import processors
 from contactlm.maps.agreement import agreement
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap
 from contactlm.metrics.calibration_scores import CONFIDENCE
@@ -54,7 +53,7 @@ COLUMNS = (
 )
 
 
-MOST_THREADS = 4  # Python runs one at a time; compressing and writing go on beside
+THREADS = 4  # Python runs one at a time; compressing and writing go on beside
 WAITING_PAIRS = 32 * 1024**2  # pairs of maps that wait to be written, at most; a map takes four bytes a pair
 
 
@@ -196,7 +195,7 @@ class PredictionWriter(L.Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Know what predicts, whatever the data module; start the threads that write."""
         self._made_by(trainer, pl_module)
-        self._threads = InOrder(self._take, min(MOST_THREADS, processors()), WAITING_PAIRS)
+        self._threads = InOrder(self._take, THREADS, WAITING_PAIRS)
 
     def on_predict_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

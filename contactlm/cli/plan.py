@@ -212,7 +212,7 @@ class PlanCLI(ContactCLI):
         longest = int(self.datamodule.chains["dev"].lengths.max())
         window = self.model.windows.window
         tokens = min(longest, window or longest) + _SPECIAL
-        rows = max(1, min(self.datamodule.eval_batch_size, self.model.windows.max_cost // tokens**2))
+        rows = max(1, min(self.datamodule.most_evaluated(longest), self.model.windows.bound // tokens**2))
         most = pass_cost(self.new_module, rows, tokens, self._device)
         maps = 3 * 4 * longest**2  # probabilities, weights and labels
         return (

@@ -22,7 +22,7 @@ from contactlm.data.cache import StructureCache
 from contactlm.data.chain_sets import describe_chains
 from contactlm.data.complexes import join_chains, join_groups
 from contactlm.data.crop import CropScheme
-from contactlm.data.dataset import CropDataset, share_loader
+from contactlm.data.dataset import CropDataset
 from contactlm.data.groups import LazySequences, chain_keys, cluster_chains
 from contactlm.data.leakage import LeakSearch
 from contactlm.data.packed.manifest import ClusterRule
@@ -37,6 +37,7 @@ from contactlm.data.stream import StreamLoader, StreamSampler
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
 from contactlm.data.training_set import NAME as KEPT_TRAINING
 from contactlm.data.training_set import kept_training
+from contactlm.data.whole import bound_for, whole_loader
 from contactlm.homology.cluster import ClusterOptions
 from contactlm.types import DataError
 
@@ -73,7 +74,8 @@ class ContactDataModule(L.LightningDataModule):
         batch_pairs: The same with a bound on B × L², which memory grows with; one of the two can be given.
         weights: ``"uniform"``: an epoch is every chain once; ``"cluster"``: one chain of each cluster of relatives, by
             turns, so that a chain weighs 1 / cluster size. Of complexes, those with related chains are a cluster.
-        eval_batch_size: Whole chains a dev, test or predict batch; only a matter of speed.
+        eval_batch_size: Whole chains a dev, test or predict batch; only a matter of speed. None: chains of like length,
+            as many as cost about what keeps the device busy.
         dev_fraction: Fraction of the groups of training chains held out as the dev set.
         split: What a group is. ``"cluster"``: all chains that are related in sequence, so that dev scores are not
             flattered by relatives trained on; ``"random"``: chains of identical sequence.
@@ -121,7 +123,7 @@ class ContactDataModule(L.LightningDataModule):
         batch_tokens: int | None = None,
         batch_pairs: int | None = None,
         weights: Literal["uniform", "cluster"] = "uniform",
-        eval_batch_size: int = 8,
+        eval_batch_size: int | None = None,
         dev_fraction: float = 0.1,
         split: Literal["cluster", "random"] = "cluster",
         cluster: ClusterOptions = ClusterOptions(),  # noqa: B008 - frozen; shown by --help
@@ -138,9 +140,8 @@ class ContactDataModule(L.LightningDataModule):
         synthetic: SyntheticOptions | None = None,
     ) -> None:
         super().__init__()
-        check_positive(
-            crop_length=crop_length, batch_size=batch_size, eval_batch_size=eval_batch_size, min_length=min_length
-        )
+        check_positive(crop_length=crop_length, batch_size=batch_size, min_length=min_length)
+        check_positive(eval_batch_size=1 if eval_batch_size is None else eval_batch_size)
         self.train_dir, self.test_dir, self.synthetic = train_dir, test_dir, synthetic
         self.train_ids, self.test_ids, self.download_dir, self.base_url = train_ids, test_ids, download_dir, base_url
         self.crop_length, self.crop, self.batch_size = crop_length, crop, batch_size
@@ -368,7 +369,17 @@ class ContactDataModule(L.LightningDataModule):
         return self._whole(left) if len(left) else []
 
     def _whole(self, store: ChainStore) -> DataLoader[Any]:
-        return share_loader(store, self.eval_batch_size, *self._rank(), **self._loader_options())
+        return whole_loader(store, self._eval_size, *self._rank(), **self._loader_options())
+
+    @property
+    def _eval_size(self) -> int | CostBound:
+        device_type = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
+        return bound_for(device_type) if self.eval_batch_size is None else self.eval_batch_size
+
+    def most_evaluated(self, length: int) -> int:
+        """Chains of so many residues in a dev, test or predict batch, at most."""
+        size = self._eval_size
+        return size if isinstance(size, int) else max(1, size.most // length**2)
 
     def _loader_options(self) -> dict[str, Any]:
         return {

@@ -288,7 +288,7 @@ class RetrievalModule(LanguageModelModule):
         """
         evidence = self._of_chains(ids, [decode(tokens.cpu().numpy()) for tokens in chains])
         logits_fn = partial(self._pass_logits, evidence)
-        maps = full_maps(logits_fn, chains, windows, self.device, positions, tell_shown=True)
+        maps = full_maps(logits_fn, chains, self.sized(windows), self.device, positions, tell_shown=True)
         for full, own in zip(maps, evidence, strict=True):
             full.how["hits"] = list(own.ids)
             yield full
