@@ -25,7 +25,8 @@ def test_every_chain_comes_once_within_the_bound(seed: int, world: int) -> None:
     for rank in range(world):
         batches = [batch["indices"].tolist() for batch in whole_loader(store, bound, rank, world)]
         own = [number for batch in batches for number in batch]
-        assert own == list(range(rank, len(lengths), world)) and batches == list(ShareBatches(store, bound, rank, world))
+        assert own == list(range(rank, len(lengths), world))
+        assert batches == list(ShareBatches(store, bound, rank, world))
         seen += own
         for batch, after in zip(batches, [*batches[1:], None], strict=True):
             assert len(batch) * lengths[batch].max() ** 2 <= 5000 or len(batch) == 1
