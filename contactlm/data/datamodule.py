@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from contactlm.data.batches import CostBound, CostSampler, WholeBatches, check_positive, collate_weighted
+from contactlm.data.batches import CostBound, check_positive
 from contactlm.data.cache import StructureCache
 from contactlm.data.chain_sets import describe_chains
 from contactlm.data.complexes import join_chains, join_groups
@@ -33,8 +33,9 @@ from contactlm.data.selection import Selection, by_length, name_problems, select
 from contactlm.data.sources import Source, find_sources, need_predict_paths, need_role
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
-from contactlm.data.stream import StreamLoader, StreamSampler
+from contactlm.data.stream import StreamLoader
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
+from contactlm.data.training_loader import Complete, training_loader
 from contactlm.data.training_set import NAME as KEPT_TRAINING
 from contactlm.data.training_set import kept_training
 from contactlm.data.whole import bound_for, whole_loader
@@ -161,6 +162,7 @@ class ContactDataModule(L.LightningDataModule):
         self.identity: dict[str, NDArray[np.float32]] = {}
         self._chains: dict[str, ChainStore] = {}
         self._finished: Callable[[ChainStore], Collection[str]] | None = None
+        self._complete: Complete | None = None
         self.problems: dict[str, str] = {}
         self.predict_files: dict[str, Path] = {}  # structure files of chains to predict, by id
 
@@ -344,14 +346,12 @@ class ContactDataModule(L.LightningDataModule):
         )
         if self.weights == "cluster" and self._is_main_process:
             log.info("an epoch is one chain of each of %d clusters of %d chains", len(dataset), len(store))
-        if self.bound is None:
-            sampler = StreamSampler(len(dataset), self.batch_size, *self._rank())
-            return StreamLoader(dataset, sampler, self._progress, **options)
-        by_cost = CostSampler(dataset, self.bound, *self._rank())
-        if self._is_main_process:
-            log.info("%s", by_cost.describe())
-        collate_fn = partial(collate_weighted, mean_size=by_cost.mean_size)
-        return StreamLoader(WholeBatches(dataset), by_cost, self._progress, collate_fn=collate_fn, **options)
+        size = self.batch_size if self.bound is None else self.bound
+        return training_loader(dataset, size, self._rank(), self._progress, self._complete, **options)
+
+    def complete_batches(self, complete: Complete | None) -> None:
+        """Let ``complete`` add to every training batch, in the process that loads it; None: nothing is added."""
+        self._complete = complete
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Whole dev chains; an empty list when none are held out."""
@@ -369,17 +369,13 @@ class ContactDataModule(L.LightningDataModule):
         return self._whole(left) if len(left) else []
 
     def _whole(self, store: ChainStore) -> DataLoader[Any]:
-        return whole_loader(store, self._eval_size, *self._rank(), **self._loader_options())
+        return whole_loader(store, self.evaluation_size, *self._rank(), **self._loader_options())
 
     @property
-    def _eval_size(self) -> int | CostBound:
+    def evaluation_size(self) -> int | CostBound:
+        """Whole chains a dev, test or predict batch, or what such a batch may cost."""
         device_type = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
         return bound_for(device_type) if self.eval_batch_size is None else self.eval_batch_size
-
-    def most_evaluated(self, length: int) -> int:
-        """Chains of so many residues in a dev, test or predict batch, at most."""
-        size = self._eval_size
-        return size if isinstance(size, int) else max(1, size.most // length**2)
 
     def _loader_options(self) -> dict[str, Any]:
         return {

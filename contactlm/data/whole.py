@@ -47,6 +47,11 @@ def bound_for(device_type: str) -> CostBound:
     return CostBound("pairs", PROCESSOR_PAIRS if device_type == "cpu" else DEVICE_PAIRS)
 
 
+def most_chains(size: int | CostBound, length: int) -> int:
+    """Chains of so many residues in a batch of a size, at most."""
+    return size if isinstance(size, int) else max(1, size.most // length**2)
+
+
 def whole_loader(
     store: ChainStore, size: int | CostBound, rank: int, world_size: int, **options: Any
 ) -> DataLoader[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypedDict
@@ -243,6 +244,8 @@ class MapModule(MapPredictor):
     def setup(self, stage: str) -> None:
         """Refuse what would not do what it promises: true half precision, and torch.compile."""
         check_execution(self, str(self.trainer.precision))
+        # A remark of Lightning's on the way: it takes the hooks of this module and not the data module's, as it should
+        warnings.filterwarnings("ignore", "You have overridden `(transfer_batch_to_device|on_before_batch_transfer)`")
 
     def on_fit_start(self) -> None:
         """Refuse crops that whole chains could not be scored with."""

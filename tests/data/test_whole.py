@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contactlm import ContactDataModule
 from contactlm.data.batches import CostBound
-from contactlm.data.whole import DEVICE_PAIRS, PROCESSOR_PAIRS, ShareBatches, bound_for, whole_loader
+from contactlm.data.whole import DEVICE_PAIRS, PROCESSOR_PAIRS, ShareBatches, bound_for, most_chains, whole_loader
 from contactlm.types import DataError
 from tests.conftest import random_sequence
 from tests.data.test_crop import store_of
@@ -66,7 +66,7 @@ def test_a_prediction_gets_batches_by_cost_unless_their_number_is_given(tmp_path
     assert [length for batch in module.batches for length in batch] == lengths
     assert [len(batch) for batch in module.batches] == ([3, 3, 3, 3, 3, 2] if size else [7, 6, 2, 1, 1])
     assert size or 6 * 200**2 <= PROCESSOR_PAIRS < 7 * 200**2
-    assert data.most_evaluated(200) == (3 if size else PROCESSOR_PAIRS // 200**2)
+    assert most_chains(data.evaluation_size, 200) == (3 if size else PROCESSOR_PAIRS // 200**2)
 
 
 def test_options_that_make_no_sense() -> None:
