@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +21,12 @@ DEFAULT_FORMATS = ("npz", "rr", "png")
 ON_STRUCTURES = frozenset(["pml", "cxc", "pdb"])  # cannot be without a structure
 NUMBERED = ON_STRUCTURES | {"html", "csv"}  # show a structure's residue numbers where there is one
 NAMED = 5  # proteins named in a warning
+DRAWN = frozenset(["png", "html"])
+DRAWING = threading.Lock()  # the libraries that draw promise nothing to several threads
 
 
 class MapFiles:
-    """Writes the files of maps to a folder.
+    """Writes the files of maps to a folder, from any thread, where each map's name was given before.
 
     Args:
         out: The folder.
@@ -99,7 +103,8 @@ class MapFiles:
             self._find_structure(predicted)
         kinds = [kind for kind in kinds if kind not in ON_STRUCTURES or predicted.residues is not None]
         for kind in kinds:
-            self._save(predicted, kind)
+            with DRAWING if kind in DRAWN else nullcontext():
+                self._save(predicted, kind)
         return list(kinds)
 
     def _save(self, predicted: ContactMap, kind: str) -> None:
@@ -128,8 +133,8 @@ class MapFiles:
     def tell(self) -> None:
         """Name the proteins that could not be shown on a structure."""
         kinds = ", ".join(kind for kind in self.formats if kind in NUMBERED)
-        for reason in dict.fromkeys(self.without.values()):
-            names = [name for name, why in self.without.items() if why == reason]
+        for reason in sorted(set(self.without.values())):
+            names = sorted(name for name, why in self.without.items() if why == reason)  # in any order they came
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             shown = ", ".join(names[:NAMED]) + more
             log.warning("no structure for %s of %d proteins (%s): %s", kinds, len(names), shown, reason)

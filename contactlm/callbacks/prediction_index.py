@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from contactlm.callbacks.map_files import FORMATS, MapFiles
+from contactlm.callbacks.map_files import DRAWING, FORMATS, MapFiles
 from contactlm.maps.contact_map import ContactMap
 from contactlm.maps.thumbnail import thumbnail
 from contactlm.pages.frame import escape, write_frame
@@ -47,8 +47,19 @@ class PredictionIndex:
 
     def draw(self, predicted: ContactMap) -> None:
         """Keep a map's thumbnail."""
-        if len(self._drawn) < MOST_THUMBNAILS:
-            self._drawn[predicted.id] = thumbnail(predicted)
+        self.keep(predicted.id, self.thumbnail_of(predicted))
+
+    def thumbnail_of(self, predicted: ContactMap) -> str:
+        """A map's thumbnail, in any thread; none where there are enough."""
+        if len(self._drawn) >= MOST_THUMBNAILS:
+            return ""
+        with DRAWING:
+            return thumbnail(predicted)
+
+    def keep(self, name: str, drawn: str) -> None:
+        """Keep the thumbnail of a protein."""
+        if drawn and len(self._drawn) < MOST_THUMBNAILS:
+            self._drawn[name] = drawn
 
     def write(self, lines: Mapping[str, Mapping[str, str]], files: MapFiles) -> None:
         """Write the page.

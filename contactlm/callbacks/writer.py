@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from contactlm.atomic import FileNames, atomic_path, file_name, remove_temporaries
+from contactlm.callbacks.in_order import InOrder
 from contactlm.callbacks.map_files import DEFAULT_FORMATS, FORMATS, MapFiles
 from contactlm.callbacks.origin import Maker, find_maker, input_checksum, join_options, tell_reasons, what_differs
 from contactlm.callbacks.prediction_index import PredictionIndex
@@ -51,15 +53,30 @@ COLUMNS = (
 )
 
 
+THREADS = 4  # Python runs one at a time; compressing and writing go on beside
+WAITING_PAIRS = 32 * 1024**2  # pairs of maps that wait to be written, at most; a map takes four bytes a pair
+
+
+@dataclass
+class _Written:
+    """One protein's files, or why they are not there."""
+
+    id: str
+    line: dict[str, Any]
+    thumbnail: str = ""
+    error: OSError | None = None
+
+
 class PredictionWriter(L.Callback):
     """Writes every predicted map and a summary with a line a protein.
 
-    Works with any LightningModule whose ``predict_step`` returns a list of :class:`contactlm.ContactMap`. With
-    ``ContactDataModule``, proteins whose results exist already are not predicted again, if these were made from the
-    same sequence (and structure, where it is known), the same weights and the same options: the summary's columns
-    ``input`` and ``model`` (checksums) and ``options`` tell. What differs is computed again, and said; a format that is
-    missing is written from the ``.npz`` where that is there. One process at a time writes to a folder: what killed runs
-    left half written there is removed.
+    Files are written by threads of its own while the next batch is predicted; the summary's lines come in the order of
+    the predictions. Works with any LightningModule whose ``predict_step`` returns a list of
+    :class:`contactlm.ContactMap`. With ``ContactDataModule``, proteins whose results exist already are not predicted
+    again, if these were made from the same sequence (and structure, where it is known), the same weights and the same
+    options: the summary's columns ``input`` and ``model`` (checksums) and ``options`` tell. What differs is computed
+    again, and said; a format that is missing is written from the ``.npz`` where that is there. One process at a time
+    writes to a folder: what killed runs left half written there is removed.
 
     Args:
         out: Folder of the files ``<id>.npz``, ``<id>.rr``, … and ``summary.csv``, whose column ``file`` gives their
@@ -100,6 +117,7 @@ class PredictionWriter(L.Callback):
         self._index = PredictionIndex(self.out)
         self._maker: Maker | None = None
         self._inputs: dict[str, str] = {}
+        self._threads: InOrder[_Written] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """See what an earlier, perhaps interrupted, run has written."""
@@ -175,8 +193,9 @@ class PredictionWriter(L.Callback):
         return self._maker
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Know what predicts, whatever the data module."""
+        """Know what predicts, whatever the data module; start the threads that write."""
         self._made_by(trainer, pl_module)
+        self._threads = InOrder(self._take, THREADS, WAITING_PAIRS)
 
     def on_predict_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -193,14 +212,21 @@ class PredictionWriter(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write the batch's maps; a protein's seconds are its share, by L², of the batch's."""
+        """Have the batch's maps written; a protein's seconds are its share, by L², of the batch's."""
         seconds = time.perf_counter() - self._began
         total = sum(len(predicted) ** 2 for predicted in outputs)
         for predicted in outputs:
-            self.write(predicted, seconds * len(predicted) ** 2 / total)
+            work = self._work(predicted, seconds * len(predicted) ** 2 / total)
+            if self._threads is None:
+                self._take(work())
+            else:
+                self._threads.give(work, len(predicted) ** 2)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count the maps of all processes."""
+        """Wait for the last files, and count the maps of all processes."""
+        if self._threads is not None:
+            self._threads.finish()
+            self._threads = None
         own = torch.tensor(float(self.written), device=pl_module.device)
         self.written = int(trainer.strategy.reduce(own, reduce_op="sum"))
 
@@ -219,17 +245,35 @@ class PredictionWriter(L.Callback):
         Raises:
             ContactLMError: They cannot be written: the disk is full, say.
         """
+        self._take(self._work(predicted, seconds)())
+
+    def _work(self, predicted: ContactMap, seconds: float) -> Callable[[], _Written]:
+        """What any thread can do for a protein; its file's name depends on those given before, and is given now."""
         if self._maker is not None:
             predicted.how = {**predicted.how, "model_checksum": self._maker.model}
+        self.files.names.of(predicted.id)
+        return partial(self._write_files, predicted, seconds)
+
+    def _write_files(self, predicted: ContactMap, seconds: float) -> _Written:
         try:
             formats = self.files.write(predicted, self.files.formats)
-            self._append({**self._line(predicted, seconds), "formats": " ".join(formats)})
-            self._index.draw(predicted)
+            line = {**self._line(predicted, seconds), "formats": " ".join(formats)}
+        except OSError as error:
+            return _Written(predicted.id, {}, error=error)
+        return _Written(predicted.id, line, self._index.thumbnail_of(predicted))
+
+    def _take(self, written: _Written) -> None:
+        """Add a protein whose files are there to the summary; never called twice at once."""
+        try:
+            if written.error is not None:
+                raise written.error
+            self._append(written.line)
         except OSError as error:
             raise ContactLMError(
-                f"out: {predicted.id} cannot be written to {self.out} ({error.strerror}); {self.written} maps were "
+                f"out: {written.id} cannot be written to {self.out} ({error.strerror}); {self.written} maps were "
                 "written, and the same command goes on from there"
             ) from error
+        self._index.keep(written.id, written.thumbnail)
         self.written += 1
 
     def _line(self, predicted: ContactMap, seconds: float) -> dict[str, Any]:
@@ -252,8 +296,11 @@ class PredictionWriter(L.Callback):
             writer.writerow(line)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """After Ctrl-C, say what is done."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+        """Leave no half file; after Ctrl-C, say what is done."""
+        interrupted = isinstance(exception, KeyboardInterrupt)
+        if self._threads is not None:
+            self._threads.close(drop=interrupted)
+        if interrupted and trainer.is_global_zero:
             log.info("interrupted: %d maps written to %s; the same command goes on from there", self.written, self.out)
 
 
@@ -274,13 +321,11 @@ class OtherMaps:
             raise ContactLMError(f"beside: {folder} is no folder; give one that `contactlm predict` wrote")
         if self.folder.resolve() == out.resolve():
             raise ContactLMError(f"beside: {folder} is where the maps are written (out); give another model's folder")
-        self._names: FileNames | None = None
+        lines = read_summary(self.folder / SUMMARY)
+        self._names = FileNames({name: line["file"] for name, line in lines.items() if line.get("file")})
 
     def agreement_with(self, predicted: ContactMap) -> dict[str, str]:
         """Columns of the summary; none where the folder has no map of the same sequence under this id."""
-        if self._names is None:
-            lines = read_summary(self.folder / SUMMARY)
-            self._names = FileNames({name: line["file"] for name, line in lines.items() if line.get("file")})
         path = self.folder / f"{self._names.of(predicted.id)}.npz"
         if not path.is_file():
             return {}

@@ -22,6 +22,7 @@ from contactlm.cli.choice import plain_arguments
 from contactlm.cli.commands import description
 from contactlm.cli.configs import resolve_arguments
 from contactlm.cli.main import ContactCLI
+from contactlm.data.whole import most_chains
 from contactlm.model.loading import architecture_of
 from contactlm.modules.base import MapModule
 from contactlm.modules.step_cost import StepCost, pass_cost, step_cost
@@ -212,7 +213,7 @@ class PlanCLI(ContactCLI):
         longest = int(self.datamodule.chains["dev"].lengths.max())
         window = self.model.windows.window
         tokens = min(longest, window or longest) + _SPECIAL
-        rows = max(1, min(self.datamodule.eval_batch_size, self.model.windows.max_cost // tokens**2))
+        rows = max(1, min(most_chains(self.datamodule.evaluation_size, longest), self.model.windows.bound // tokens**2))
         most = pass_cost(self.new_module, rows, tokens, self._device)
         maps = 3 * 4 * longest**2  # probabilities, weights and labels
         return (

@@ -17,12 +17,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from contactlm.data.batches import CostBound, CostSampler, WholeBatches, check_positive, collate_weighted
+from contactlm.data.batches import CostBound, check_positive
 from contactlm.data.cache import StructureCache
 from contactlm.data.chain_sets import describe_chains
 from contactlm.data.complexes import join_chains, join_groups
 from contactlm.data.crop import CropScheme
-from contactlm.data.dataset import CropDataset, share_loader
+from contactlm.data.dataset import CropDataset
 from contactlm.data.groups import LazySequences, chain_keys, cluster_chains
 from contactlm.data.leakage import LeakSearch
 from contactlm.data.packed.manifest import ClusterRule
@@ -33,10 +33,12 @@ from contactlm.data.selection import Selection, by_length, name_problems, select
 from contactlm.data.sources import Source, find_sources, need_predict_paths, need_role
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
-from contactlm.data.stream import StreamLoader, StreamSampler
+from contactlm.data.stream import StreamLoader
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
+from contactlm.data.training_loader import Complete, training_loader
 from contactlm.data.training_set import NAME as KEPT_TRAINING
 from contactlm.data.training_set import kept_training
+from contactlm.data.whole import bound_for, whole_loader
 from contactlm.homology.cluster import ClusterOptions
 from contactlm.types import DataError
 
@@ -73,7 +75,8 @@ class ContactDataModule(L.LightningDataModule):
         batch_pairs: The same with a bound on B × L², which memory grows with; one of the two can be given.
         weights: ``"uniform"``: an epoch is every chain once; ``"cluster"``: one chain of each cluster of relatives, by
             turns, so that a chain weighs 1 / cluster size. Of complexes, those with related chains are a cluster.
-        eval_batch_size: Whole chains a dev, test or predict batch; only a matter of speed.
+        eval_batch_size: Whole chains a dev, test or predict batch; only a matter of speed. None: chains of like length,
+            as many as cost about what keeps the device busy.
         dev_fraction: Fraction of the groups of training chains held out as the dev set.
         split: What a group is. ``"cluster"``: all chains that are related in sequence, so that dev scores are not
             flattered by relatives trained on; ``"random"``: chains of identical sequence.
@@ -121,7 +124,7 @@ class ContactDataModule(L.LightningDataModule):
         batch_tokens: int | None = None,
         batch_pairs: int | None = None,
         weights: Literal["uniform", "cluster"] = "uniform",
-        eval_batch_size: int = 8,
+        eval_batch_size: int | None = None,
         dev_fraction: float = 0.1,
         split: Literal["cluster", "random"] = "cluster",
         cluster: ClusterOptions = ClusterOptions(),  # noqa: B008 - frozen; shown by --help
@@ -138,9 +141,8 @@ class ContactDataModule(L.LightningDataModule):
         synthetic: SyntheticOptions | None = None,
     ) -> None:
         super().__init__()
-        check_positive(
-            crop_length=crop_length, batch_size=batch_size, eval_batch_size=eval_batch_size, min_length=min_length
-        )
+        check_positive(crop_length=crop_length, batch_size=batch_size, min_length=min_length)
+        check_positive(eval_batch_size=1 if eval_batch_size is None else eval_batch_size)
         self.train_dir, self.test_dir, self.synthetic = train_dir, test_dir, synthetic
         self.train_ids, self.test_ids, self.download_dir, self.base_url = train_ids, test_ids, download_dir, base_url
         self.crop_length, self.crop, self.batch_size = crop_length, crop, batch_size
@@ -160,6 +162,7 @@ class ContactDataModule(L.LightningDataModule):
         self.identity: dict[str, NDArray[np.float32]] = {}
         self._chains: dict[str, ChainStore] = {}
         self._finished: Callable[[ChainStore], Collection[str]] | None = None
+        self._complete: Complete | None = None
         self.problems: dict[str, str] = {}
         self.predict_files: dict[str, Path] = {}  # structure files of chains to predict, by id
 
@@ -343,14 +346,12 @@ class ContactDataModule(L.LightningDataModule):
         )
         if self.weights == "cluster" and self._is_main_process:
             log.info("an epoch is one chain of each of %d clusters of %d chains", len(dataset), len(store))
-        if self.bound is None:
-            sampler = StreamSampler(len(dataset), self.batch_size, *self._rank())
-            return StreamLoader(dataset, sampler, self._progress, **options)
-        by_cost = CostSampler(dataset, self.bound, *self._rank())
-        if self._is_main_process:
-            log.info("%s", by_cost.describe())
-        collate_fn = partial(collate_weighted, mean_size=by_cost.mean_size)
-        return StreamLoader(WholeBatches(dataset), by_cost, self._progress, collate_fn=collate_fn, **options)
+        size = self.batch_size if self.bound is None else self.bound
+        return training_loader(dataset, size, self._rank(), self._progress, self._complete, **options)
+
+    def complete_batches(self, complete: Complete | None) -> None:
+        """Let ``complete`` add to every training batch, in the process that loads it; None: nothing is added."""
+        self._complete = complete
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Whole dev chains; an empty list when none are held out."""
@@ -368,7 +369,13 @@ class ContactDataModule(L.LightningDataModule):
         return self._whole(left) if len(left) else []
 
     def _whole(self, store: ChainStore) -> DataLoader[Any]:
-        return share_loader(store, self.eval_batch_size, *self._rank(), **self._loader_options())
+        return whole_loader(store, self.evaluation_size, *self._rank(), **self._loader_options())
+
+    @property
+    def evaluation_size(self) -> int | CostBound:
+        """Whole chains a dev, test or predict batch, or what such a batch may cost."""
+        device_type = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
+        return bound_for(device_type) if self.eval_batch_size is None else self.eval_batch_size
 
     def _loader_options(self) -> dict[str, Any]:
         return {

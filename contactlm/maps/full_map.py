@@ -21,6 +21,7 @@ How blocks are blended:
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
@@ -31,6 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from contactlm.alphabet import CLS, EOS, PAD
+from contactlm.maps.copies import Fetched, goes_on, sent
 from contactlm.maps.passes import (
     check_residue_tokens,
     checked_positions,
@@ -161,27 +163,40 @@ def _map_group(
     device: torch.device | str | None,
     tell_shown: bool,
 ) -> Iterator[FullMap]:
-    """Run all passes of a few chains, then yield their maps in order."""
+    """Run all passes of a few chains, then yield their maps in order.
+
+    While a device that goes on by itself computes a batch of passes, the probabilities of the one before come back
+    and are blended.
+    """
     plans = [plan_passes(len(chain), options) for chain in chains]
     blends = [_Blend(len(chain), plan) for chain, plan in zip(chains, plans, strict=True)]
     tasks = [(chain, piece) for chain, plan in enumerate(plans) for piece in plan]
     several = any(len(plan) > 1 for plan in plans)
     hidden = None if options.progress and several else True  # None: unless standard error is a terminal
+    coming: deque[tuple[list[tuple[int, Pass]], Fetched]] = deque()
+
+    def blend_next() -> None:
+        members, fetched = coming.popleft()
+        for (chain, piece), own in zip(members, fetched.wait(), strict=True):
+            blends[chain].add(piece, own[: piece.residues, : piece.residues])
+        bar.update(len(members))
+
     with tqdm(total=len(tasks), unit="pass", leave=False, disable=hidden, dynamic_ncols=True) as bar:
-        for batch in batch_by_cost([piece.residues + 2 for _, piece in tasks], options.max_cost):
+        for batch in batch_by_cost([piece.residues + 2 for _, piece in tasks], options.bound, options.token_cost):
             members = [tasks[k] for k in batch]
             logits = _run(logits_fn, [(chains[chain], piece) for chain, piece in members], device, tell_shown)
+            if goes_on(logits.device):
+                coming.append((members, Fetched(torch.sigmoid(logits))))
+                if len(coming) > 1:
+                    blend_next()
+                continue
             for (chain, piece), own in zip(members, logits, strict=True):
-                blends[chain].add(piece, own[: piece.residues, : piece.residues])
+                blends[chain].add(piece, own[: piece.residues, : piece.residues], torch.sigmoid)
             bar.update(len(batch))
+        while coming:
+            blend_next()
     for blend, plan in zip(blends, plans, strict=True):
-        probability = blend.finish()
-        if not math.isfinite(float(probability.sum())):
-            raise ModelError(
-                f"a map of {blend.length} residues: the model's logits are not finite; its weights are damaged, or "
-                "half precision is too little for it (trainer.precision)"
-            )
-        yield FullMap(probability, how_made(blend.length, plan, options, _BLEND))
+        yield FullMap(blend.finish(), how_made(blend.length, plan, options, _BLEND))
 
 
 def _run(
@@ -192,7 +207,7 @@ def _run(
     tokens, mask, positions = _collate(members)
     told = {"shown": [(chain.number, residues_of(piece)) for chain, piece in members]} if tell_shown else {}
     with torch.no_grad():
-        logits = logits_fn(tokens.to(on), mask.to(on), None if positions is None else positions.to(on), **told)
+        logits = logits_fn(sent(tokens, on), sent(mask, on), None if positions is None else sent(positions, on), **told)
     B, T = tokens.shape
     if logits.shape != (B, T - 2, T - 2):
         raise ModelError(
@@ -231,26 +246,49 @@ class _Blend:
     def __init__(self, length: int, plan: list[Pass]) -> None:
         self.length = length
         self._plan = plan
+        self._left = len(plan)
         self._map = torch.zeros(length, length) if len(plan) > 1 else torch.empty(0)
 
-    def add(self, piece: Pass, logits: Tensor) -> None:
-        """Take the contact logits (n, n) of a pass over n residues, on any device."""
+    def add(self, piece: Pass, values: Tensor, of: Callable[[Tensor], Tensor] = torch.clone) -> None:
+        """Take what a pass over n residues gave, (n, n), on any device.
+
+        Args:
+            piece: The pass.
+            values: Probabilities, or what ``of`` makes probabilities of.
+            of: Asked for the part that counts alone.
+        """
+        self._left -= 1
         if len(self._plan) == 1:
-            self._map = torch.sigmoid(logits).cpu().contiguous()
-            return
-        rows, columns = piece.block
-        block = torch.sigmoid(logits[: rows[1] - rows[0], columns[0] - columns[1] :])
-        block *= context_weights(rows, piece, self.length, block.device)[:, None]
-        block *= context_weights(columns, piece, self.length, block.device)
-        self._map[slice(*rows), slice(*columns)] += block.cpu()
+            self._map = of(values).cpu().contiguous()
+        else:
+            rows, columns = piece.block
+            block = of(values[: rows[1] - rows[0], columns[0] - columns[1] :])
+            block *= context_weights(rows, piece, self.length, block.device)[:, None]
+            block *= context_weights(columns, piece, self.length, block.device)
+            self._map[slice(*rows), slice(*columns)] += block.cpu()
+        if not self._left:
+            self._finish()
 
     def finish(self) -> Tensor:
-        """Divide by the sum of weights and mirror the upper triangle; probabilities float32 (L, L).
+        """The probabilities, float32 (L, L), of which all passes have come.
+
+        Raises:
+            ModelError: They are not finite.
+        """
+        if not math.isfinite(float(self._map.sum())):
+            raise ModelError(
+                f"a map of {self.length} residues: the model's logits are not finite; its weights are damaged, or "
+                "half precision is too little for it (trainer.precision)"
+            )
+        return self._map
+
+    def _finish(self) -> None:
+        """Divide by the sum of weights and mirror the upper triangle.
 
         The weights are summed again from the plan, a few rows at a time, instead of a second (L, L) buffer.
         """
         if len(self._plan) == 1:
-            return self._map
+            return
         weights = [tuple(context_weights(side, piece, self.length) for side in piece.block) for piece in self._plan]
         for top in range(0, self.length, _ROWS):
             bottom = min(top + _ROWS, self.length)
@@ -266,4 +304,3 @@ class _Blend:
             corner = strip[:, : bottom - top]
             corner.copy_(corner.triu() + corner.triu(1).T)
             self._map[bottom:, top:bottom] = strip[:, bottom - top :].T
-        return self._map

@@ -184,7 +184,7 @@ def jacobian_maps(
     hidden = None if windows.progress else True  # None: unless standard error is a terminal
     with tqdm(total=0, unit="sequence", leave=False, disable=hidden, dynamic_ncols=True) as bar:
         passes = _passes(_chains(chains, positions, options, windows, device, waiting), bar)
-        for batch in batches(passes, windows.max_cost):
+        for batch in batches(passes, windows.bound):
             run_batch(lm_logits, batch, options.logits_of)
             bar.update(len(batch))
             while waiting and waiting[0].is_finished:

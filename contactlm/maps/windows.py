@@ -17,6 +17,8 @@ from typing import Any
 
 from contactlm.types import DataError, ModelError
 
+MAX_COST = 4 * 1024**2  # token pairs of a batch, where nothing else is said
+
 Segment = tuple[int, int]  # residues start .. stop - 1 of the chain, counted from 0
 
 # The longest and shortest sequence of a batch: T² may differ by this factor before padding costs more than it saves.
@@ -32,7 +34,9 @@ class WindowOptions:
         overlap: Residues that neighbouring windows share at least; None means half the window. Less than half makes
             pairs rest on fewer windows; anything but half may take more passes.
         max_cost: Bound on the cost of one batch in token pairs, B × T² with T the longest (padded) sequence: what
-            the memory of attention grows with. A single pass that is larger runs alone.
+            the memory of attention grows with. A single pass that is larger runs alone. None: 4 million; on a GPU a
+            model that knows what its passes take sizes them by the memory that is free.
+        token_cost: What a token costs beside, in token pairs: B × (T² + ``token_cost`` T) is then bounded.
         progress: Show a progress bar for chains that take several passes.
 
     Raises:
@@ -41,7 +45,8 @@ class WindowOptions:
 
     window: int | None = 1022
     overlap: int | None = None
-    max_cost: int = 4 * 1024**2
+    max_cost: int | None = None
+    token_cost: int = 0
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -58,7 +63,14 @@ class WindowOptions:
                     f"overlap={self.overlap} with window={self.window}: windows that share all their residues never "
                     f"advance; give an overlap from 0 to {self.window - 1}, or None for half the window"
                 )
-        _check_count("max_cost", self.max_cost, least=1, remedy="give a number of token pairs, such as 4194304")
+        if self.max_cost is not None:
+            _check_count("max_cost", self.max_cost, least=1, remedy="give a number of token pairs, such as 4194304")
+        _check_count("token_cost", self.token_cost, least=0, remedy="give a number of token pairs, such as 0")
+
+    @property
+    def bound(self) -> int:
+        """``max_cost``, the default filled in."""
+        return MAX_COST if self.max_cost is None else self.max_cost
 
     @property
     def least_overlap(self) -> int | None:
@@ -149,12 +161,14 @@ def _distant_passes(length: int, window: int, starts: list[int], aligned: bool) 
     return passes
 
 
-def batch_by_cost(tokens: Sequence[int], max_cost: int) -> list[list[int]]:
-    """Group sequences of similar length so that B × T² of a batch, padding included, stays within a bound.
+def batch_by_cost(tokens: Sequence[int], max_cost: int, token_cost: int = 0) -> list[list[int]]:
+    """Group sequences of similar length so that the cost of a batch, padding included, stays within a bound.
 
     Args:
         tokens: T of each sequence, special tokens included.
-        max_cost: The bound, in token pairs. A sequence that exceeds it alone makes a batch alone.
+        max_cost: The bound on B × (T² + ``token_cost`` T), in token pairs. A sequence that exceeds it alone makes a
+            batch alone.
+        token_cost: What a token costs beside its pairs.
 
     Returns:
         Indices into ``tokens``, each in one batch, the longest first (what does not fit fails at once); sequences of
@@ -163,7 +177,7 @@ def batch_by_cost(tokens: Sequence[int], max_cost: int) -> list[list[int]]:
     batches: list[list[int]] = []
     for index in sorted(range(len(tokens)), key=lambda k: -tokens[k]):
         longest = tokens[batches[-1][0]] if batches else 0
-        fits = batches and (len(batches[-1]) + 1) * longest**2 <= max_cost
+        fits = batches and (len(batches[-1]) + 1) * (longest + token_cost) * longest <= max_cost
         if fits and tokens[index] ** 2 >= _LEAST_SHARE_OF_LONGEST * longest**2:
             batches[-1].append(index)
         else:

@@ -89,6 +89,17 @@ class ContactBackbone(nn.Module):
         """The attention that hands over contact shares."""
         return _ATTENTION[self.attention]
 
+    @property
+    def pass_bytes(self) -> tuple[int, int]:
+        """Bytes that a sequence takes in a pass without gradients, for each token and for each pair of tokens.
+
+        Bounds from above, of float32, beside the weights and the room that blocks of attention have.
+        """
+        config = self.esm.config
+        per_token = 4 * (8 * config.hidden_size + 3 * config.intermediate_size)
+        stored = 8 * config.num_attention_heads if self.attention == "plain" else 0
+        return per_token, 16 + stored
+
     def read(
         self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None
     ) -> tuple[Tensor, TokenLayout, Tensor]:

@@ -38,18 +38,21 @@ class Evidence(NamedTuple):
     touching: Tensor
 
     @classmethod
-    def none(cls, B: int, L: int, E: int, hits: int = 1, segments: int = 1) -> Evidence:
-        """Evidence of queries without hits, on the CPU."""
-        return cls(
-            states=torch.zeros(B, segments, E),
-            strand=torch.zeros(B, segments, dtype=torch.bool),
-            hit_of=torch.zeros(B, segments, dtype=torch.int64),
-            least=torch.full((B, segments), LARGE),
-            similarity=torch.zeros(B, hits, 2),
-            segment_of=torch.full((B, hits, L), NO_SEGMENT),
-            cb=torch.full((B, hits, L, 3), torch.nan),
-            touching=torch.zeros(B, segments, segments, dtype=torch.bool),
-        )
+    def none(
+        cls, B: int, L: int, E: int, hits: int = 1, segments: int = 1, device: torch.device | str = "cpu"
+    ) -> Evidence:
+        """Evidence of queries without hits."""
+        with torch.device(device):
+            return cls(
+                states=torch.zeros(B, segments, E),
+                strand=torch.zeros(B, segments, dtype=torch.bool),
+                hit_of=torch.zeros(B, segments, dtype=torch.int64),
+                least=torch.full((B, segments), LARGE),
+                similarity=torch.zeros(B, hits, 2),
+                segment_of=torch.full((B, hits, L), NO_SEGMENT),
+                cb=torch.full((B, hits, L, 3), torch.nan),
+                touching=torch.zeros(B, segments, segments, dtype=torch.bool),
+            )
 
     def on(self, device: torch.device) -> Evidence:
         """The same on another device."""

@@ -67,7 +67,7 @@ class RetrievalBackbone(ContactBackbone):
         logits, hidden = self.logits_and_hidden(tokens, mask, layout, positions, hidden=True)
         if evidence is None:
             B, T = tokens.shape
-            evidence = Evidence.none(B, T - 2, self.esm.config.hidden_size)
+            evidence = Evidence.none(B, T - 2, self.esm.config.hidden_size, device=tokens.device)
         evidence = evidence.on(tokens.device)
         states = self.family.final_norm(self.esm, hidden)
         logits = logits + self.decoder(states, positions, evidence, layout, self.operation)

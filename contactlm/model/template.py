@@ -15,6 +15,7 @@ SCALE = 10.0
 """The bias is so many times its weights: logits of a few units are then within reach of learning rates that suit
 attention's weights."""
 _RECOMPUTE_FROM = 512  # residues: from here on what a sample's pairs are told takes more memory than time
+_MOST_AT_ONCE = 8 * 1024**2  # pairs of all hits of a batch; each takes about 60 bytes on the way to the bias
 
 
 class TemplateBias(nn.Module):
@@ -28,58 +29,76 @@ class TemplateBias(nn.Module):
     0 at first.
     """
 
+    bounds: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(len(IDENTITY_BOUNDS) + 1, len(FEATURES)))
+        self.register_buffer("bounds", torch.tensor(IDENTITY_BOUNDS), persistent=False)
 
     def forward(self, evidence: Evidence) -> Tensor:
         """Return the bias (B, L, L), symmetric, float32 (float64 where the weights are)."""
         with torch.autocast(evidence.cb.device.type, enabled=False):
+            B, K, L, _ = evidence.cb.shape
             identity = evidence.similarity[..., 0].contiguous()
-            bounds = torch.tensor(IDENTITY_BOUNDS, device=identity.device)
-            weights = SCALE * self.weight[torch.bucketize(identity, bounds, right=True)]  # (B, K, features)
+            weights = SCALE * self.weight[torch.bucketize(identity, self.bounds, right=True)]  # (B, K, features)
             strands = evidence.touching & evidence.strand[:, :, None] & evidence.strand[:, None, :]
             parts = (weights, identity, evidence.cb, evidence.segment_of, evidence.touching, strands)
-            again = torch.is_grad_enabled() and evidence.cb.shape[2] >= _RECOMPUTE_FROM
-            of_samples = [
-                checkpoint(_bias, *sample, use_reentrant=False, preserve_rng_state=False) if again else _bias(*sample)
-                for sample in zip(*parts, strict=True)
+            again = torch.is_grad_enabled() and L >= _RECOMPUTE_FROM
+            count = max(1, -(-B * K * L * L // _MOST_AT_ONCE))
+            of_rows = [
+                checkpoint(_bias, rows, *parts, use_reentrant=False, preserve_rng_state=False)
+                if again
+                else _bias(rows, *parts)
+                for rows in _spans(L, count)
             ]
-            return torch.stack(of_samples)
+            return of_rows[0] if count == 1 else torch.cat(of_rows, 1)
+
+
+def _spans(length: int, count: int) -> list[slice]:
+    """Cut ``length`` rows into spans, about ``count`` of them."""
+    step = -(-length // count)
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def _bias(
-    weights: Tensor, identity: Tensor, cb: Tensor, segment_of: Tensor, touching: Tensor, strands: Tensor
+    rows: slice, weights: Tensor, identity: Tensor, cb: Tensor, segment_of: Tensor, touching: Tensor, strands: Tensor
 ) -> Tensor:
-    """The bias (L, L) of one query; arguments without the batch axis."""
-    features = pair_features(identity, cb, segment_of, touching, strands)
-    L = features.shape[-1]
-    return (weights.reshape(1, -1) @ features.flatten(2).flatten(0, 1).to(weights)).view(L, L)
+    """Some rows of the bias, (B, rows, L)."""
+    features = pair_features(identity, cb, segment_of, touching, strands, rows)
+    B, *_, some, L = features.shape
+    return (weights.reshape(B, 1, -1) @ features.view(B, -1, some * L).to(weights)).view(B, some, L)
 
 
 @torch.no_grad()
-def pair_features(identity: Tensor, cb: Tensor, segment_of: Tensor, touching: Tensor, strands: Tensor) -> Tensor:
-    """Tell what the hits of one query say of each pair.
+def pair_features(
+    identity: Tensor, cb: Tensor, segment_of: Tensor, touching: Tensor, strands: Tensor, rows: slice = slice(None)
+) -> Tensor:
+    """Tell what the hits of some queries say of each pair.
 
     Args:
-        identity: float32 (K,), pair identity of each hit.
-        cb: float32 (K, L, 3), as of :class:`~contactlm.model.evidence.Evidence`.
-        segment_of: int64 (K, L), as there.
-        touching: bool (S, S), as there.
-        strands: bool (S, S), of them those of two strands.
+        identity: float32 (B, K), pair identity of each hit.
+        cb: float32 (B, K, L, 3), as of :class:`~contactlm.model.evidence.Evidence`.
+        segment_of: int64 (B, K, L), as there.
+        touching: bool (B, S, S), as there.
+        strands: bool (B, S, S), of them those of two strands.
+        rows: The pairs' first residues.
 
     Returns:
-        float32 (K, features, L, L), symmetric in the last two; already weighted: summed over hits they are averages.
+        float32 (B, K, features, rows, L), symmetric in the last two where all rows are there; already weighted: summed
+        over hits they are averages.
     """
-    x, y, z = ((cb[:, :, None, axis] - cb[:, None, :, axis]).square() for axis in range(3))
+    x, y, z = ((cb[:, :, rows, None, axis] - cb[:, :, None, :, axis]).square() for axis in range(3))
     squared = x + y + z
-    weight = identity.clamp(min=LEAST_WEIGHT)[:, None, None] * squared.isfinite()
-    weight = weight / weight.sum(0).clamp(min=LEAST_WEIGHT)
+    weight = identity.clamp(min=LEAST_WEIGHT)[:, :, None, None] * squared.isfinite()
+    weight = weight / weight.sum(1, keepdim=True).clamp(min=LEAST_WEIGHT)
     contact = torch.sigmoid((CONTACT_THRESHOLD - squared.sqrt()) / SOFTNESS).nan_to_num_(0.0)
     # one more row and column, all false, for residues that are aligned with no segment
-    pairs = nn.functional.pad(torch.stack([touching, strands]), (0, 1, 0, 1))
-    S = touching.shape[0]
-    flat = torch.where(segment_of < 0, S, segment_of)
-    flat = flat[:, :, None] * (S + 1) + flat[:, None, :]
-    touch, of_strands = pairs.flatten(1)[:, flat.flatten()].view(2, *flat.shape).to(weight.dtype)
-    return torch.stack([weight, contact * weight, touch * weight, of_strands * weight], 1)
+    pairs = nn.functional.pad(torch.stack([touching, strands], 1), (0, 1, 0, 1))
+    S = touching.shape[1]
+    own = torch.where(segment_of < 0, S, segment_of)
+    index = own[:, :, rows, None] * (S + 1) + own[:, :, None, :]
+    touch, of_strands = (
+        pairs[:, kind].flatten(1).gather(1, index.flatten(1)).view(index.shape).to(weight.dtype) for kind in range(2)
+    )
+    return torch.stack([weight, contact * weight, touch * weight, of_strands * weight], 2)

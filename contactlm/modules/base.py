@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from types import EllipsisType
 from typing import Any, TypedDict
 
 import torch
@@ -13,21 +12,16 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from contactlm.alphabet import decode, encode
-from contactlm.maps.contact_map import ContactMap
-from contactlm.maps.full_map import FullMap, full_maps
+from contactlm.maps.full_map import FullMap
 from contactlm.maps.windows import WindowOptions
-from contactlm.metrics.calibration import Calibration
-from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.model.execution import check_crop_length, check_execution
 from contactlm.model.losses import contact_loss
 from contactlm.model.sharding import shard_layers
 from contactlm.modules.lockstep import Lockstep, evaluate_without_inference_mode, idle_tokens, is_last_step
+from contactlm.modules.map_predictor import MapPredictor, of_residues
 from contactlm.modules.optimization import Parts, adam, make_optimizer, schedule, step_plateaus
 from contactlm.modules.sharded_strategy import adopt
 from contactlm.modules.strategies import check_strategy
-from contactlm.modules.trained_weights import TrainedWeights
-from contactlm.structure.assembly import chain_numbers, residue_positions
 from contactlm.structure.labels import contact_labels
 from contactlm.types import ModelError
 
@@ -42,7 +36,7 @@ class Evaluated(TypedDict):
     chain_of: list[Tensor] | None  # of complexes: int64 (L,), each residue's chain number; on the CPU
 
 
-class MapModule(TrainedWeights):
+class MapModule(MapPredictor):
     """Trains, scores and predicts with a network that gives contact logits.
 
     The network comes ready-made, so that a subclass hands over its own and overrides what it learns: ``loss``,
@@ -198,28 +192,8 @@ class MapModule(TrainedWeights):
             indices=batch["indices"].tolist(),
             probability=[full.probability for full in maps],
             labels=labels,
-            chain_of=_of_residues(batch, "chain_of"),
+            chain_of=of_residues(batch, "chain_of"),
         )
-
-    def _full_maps(self, batch: dict[str, Any], progress: bool = False) -> list[FullMap]:
-        lengths = batch["lengths"].tolist()
-        chains = [tokens[1 : length + 1] for tokens, length in zip(batch["tokens"], lengths, strict=True)]
-        positions = _of_residues(batch, "positions", first=1)
-        windows = replace(self.windows, progress=progress)
-        return list(self.chain_maps(batch["ids"], chains, windows, positions))
-
-    def chain_maps(
-        self, ids: Sequence[str], chains: Sequence[Tensor], windows: WindowOptions, positions: Sequence[Any] | None
-    ) -> Iterator[FullMap]:
-        """Full-length maps of whole chains; override it where more is known of a chain than the residues of a pass.
-
-        Args:
-            ids: Their ids.
-            chains: Residue tokens (L,) of each.
-            windows: How they are cut into passes.
-            positions: Those of each one's residues, int64 (L,); None: 0 … L − 1 in all.
-        """
-        return full_maps(self._logits_of_pass, chains, windows, self.device, positions)
 
     def _logits_of_pass(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
         return self.contact_logits(self.own_tokens(tokens), attention_mask, positions)
@@ -231,96 +205,6 @@ class MapModule(TrainedWeights):
             ids: Chain ids, such as ``1abc_A``.
             sequences: Their sequences.
         """
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[ContactMap]:
-        """Contact maps of a batch of whole chains, with labels where coordinates are known."""
-        chain_of = _of_residues(batch, "chain_of")
-        predicted = []
-        with self.in_lockstep(batch_idx):
-            maps = self._full_maps(batch, progress=True)
-        for row, full in enumerate(maps):
-            length = len(full.probability)
-            cb = batch["cb"][row, :length]
-            sequence = decode(batch["tokens"][row, 1 : length + 1].cpu().numpy())
-            labels = contact_labels(cb) if torch.isfinite(cb).any() else None
-            if chain_of is not None:
-                full.how["chain_lengths"] = chain_of[row].bincount().tolist()
-            predicted.append(self.as_contact_map(batch["ids"][row], sequence, full, labels))
-        return predicted
-
-    def predict_map(
-        self,
-        sequence: str,
-        window: int | EllipsisType | None = ...,
-        overlap: int | EllipsisType | None = ...,
-        id: str = "query",
-        chain_lengths: Sequence[int] | None = None,
-    ) -> ContactMap:
-        """Predict the contact map of one sequence of any length.
-
-        Args:
-            sequence: L letters of the ESM alphabet.
-            window: Residues in one pass; None: one pass at any length; left out: as the module was made.
-            overlap: Residues that neighbouring windows share; None: half a window; left out: as the module was made,
-                half a window where ``window`` is given.
-            id: A name for the map.
-            chain_lengths: Of a complex, residues of each chain, whose sequences follow one another in ``sequence``.
-
-        Raises:
-            ValueError: A letter that is not of the alphabet.
-            ContactLMError: An empty sequence, window and overlap that do not fit, or chains of another length in all.
-        """
-        tokens, positions = torch.from_numpy(encode(sequence)), None
-        if chain_lengths is not None:
-            positions = torch.from_numpy(residue_positions(chain_lengths))
-            if len(positions) != len(tokens):
-                raise ModelError(f"chain_lengths: {len(positions)} residues in all, but the sequence has {len(tokens)}")
-        full = self._in_eval_mode(id, tokens, self.windows_with(window, overlap), positions)
-        if chain_lengths is not None:
-            full.how["chain_lengths"] = list(chain_lengths)
-        return self.as_contact_map(id, sequence, full)
-
-    def windows_with(self, window: int | EllipsisType | None, overlap: int | EllipsisType | None) -> WindowOptions:
-        """The module's own windows, but for what is given."""
-        if isinstance(overlap, EllipsisType):
-            overlap = self.windows.overlap if isinstance(window, EllipsisType) else None
-        return WindowOptions(self.windows.window if isinstance(window, EllipsisType) else window, overlap)
-
-    def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
-        """Put a full-length map together with its sequence, its truth and a note of how it was made."""
-        how = {**full.how, "model": self.hparams.get("pretrained") or "randomly initialised"}
-        truth = None if labels is None else labels.cpu().numpy()
-        probability, fitted = full.probability, self.applied_calibration
-        if fitted is not None:
-            lengths = how.get("chain_lengths")
-            chain_of = None if lengths is None else torch.from_numpy(chain_numbers(lengths))
-            probability = fitted.apply_map(probability, chain_of)
-            how["calibration"] = {name: fitted.to_dict()[name] for name in ("kind", "slope", "bias")}
-            if (expected := fitted.predicted_precision(full.probability, chain_of)) is not None:
-                how[CONFIDENCE] = round(expected, 4)
-        return ContactMap(id, sequence, probability.numpy(), truth, self.call_threshold, how)
-
-    @property
-    def applied_calibration(self) -> Calibration | None:
-        """What predicted probabilities are calibrated with; None: they are left as they are."""
-        return self.calibration if self.applies_calibration else None
-
-    @property
-    def call_threshold(self) -> float:
-        """Probability above which predicted pairs are called contacts."""
-        if self.threshold is not None:
-            return self.threshold
-        if self.applied_calibration is not None:
-            return self.applied_calibration.threshold
-        return 0.5 if self.tuned_threshold is None else self.tuned_threshold
-
-    def _in_eval_mode(self, id: str, tokens: Tensor, options: WindowOptions, positions: Tensor | None) -> FullMap:
-        training = self.training
-        self.eval()
-        try:
-            return next(iter(self.chain_maps([id], [tokens], options, [positions])))
-        finally:
-            self.train(training)
 
     def configure_model(self) -> None:
         """Let a strategy that spreads weights over processes (``fsdp``, ``ModelParallelStrategy``) do so by layers."""
@@ -360,16 +244,10 @@ class MapModule(TrainedWeights):
     def setup(self, stage: str) -> None:
         """Refuse what would not do what it promises: true half precision, and torch.compile."""
         check_execution(self, str(self.trainer.precision))
+        # A remark of Lightning's on the way: it takes the hooks of this module and not the data module's, as it should
+        warnings.filterwarnings("ignore", "You have overridden `(transfer_batch_to_device|on_before_batch_transfer)`")
 
     def on_fit_start(self) -> None:
         """Refuse crops that whole chains could not be scored with."""
         crop_length = getattr(self.trainer.datamodule, "crop_length", None)  # type: ignore[attr-defined]
         check_crop_length(crop_length, self.windows.window)
-
-
-def _of_residues(batch: Mapping[str, Any], name: str, first: int = 0) -> list[Tensor] | None:
-    """What only batches of complexes have: each protein's row from ``first``, without padding, on the CPU."""
-    if name not in batch:
-        return None
-    lengths = batch["lengths"].tolist()
-    return [row[first : first + length].cpu() for row, length in zip(batch[name], lengths, strict=True)]

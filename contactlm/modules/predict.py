@@ -115,7 +115,7 @@ def _predicted(
         chains = [_encoded(sequence, id) for id, sequence in zip(ids, group, strict=True)]
         number += len(group)
         with _ready(module, device) as there:
-            cost = min(windows.max_cost, CPU_COST) if there.type == "cpu" else windows.max_cost
+            cost = min(windows.bound, CPU_COST) if there.type == "cpu" else windows.max_cost
             maps = list(module.chain_maps(ids, chains, replace(windows, max_cost=cost), None))
         for id, sequence, full in zip(ids, group, maps, strict=True):
             yield module.as_contact_map(id, sequence, full)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from contactlm.modules.contact import prepare_head, published_calibration, publi
 from contactlm.modules.language_model import ESM2, LanguageModelModule
 from contactlm.modules.shares import own_share
 from contactlm.retrieval.copy_homolog import copy_contacts
+from contactlm.retrieval.crops import CropEvidence
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
 from contactlm.retrieval.engines import check_program
@@ -137,6 +137,7 @@ class RetrievalModule(LanguageModelModule):
         self._held_out: dict[str, set[str]] = {"ids": set(), "sequences": set()}
         self._evaluated = False  # whether dev and test proteins must not be evidence
         self._exclusion: Exclusion | None = None
+        self._in_loader: CropEvidence | None = None
         self._cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.evidence = self._source(database, self._cache_dir)
         self.evidence.shuffled = shuffled_hits
@@ -183,18 +184,23 @@ class RetrievalModule(LanguageModelModule):
     def setup(self, stage: str) -> None:
         """Take note of the dev and test proteins, which must not be evidence unless for predictions."""
         super().setup(stage)
-        # A remark of Lightning's on the way: it takes the hook of this module and not the data module's, as it should
-        warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer`")
         self._evaluated = stage != "predict"
         for role, store in self._stores().items():
             if role in HELD_OUT_ROLES:
                 self._hold_out(store.ids, _sequences(store))
         self._exclusion = None
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
+        if stage == "fit" and "train" in self._stores() and hasattr(data, "complete_batches"):
+            self._in_loader = self._crops(self._stores()["train"])
+            data.complete_batches(self._in_loader)
 
     def teardown(self, stage: str) -> None:
         """Free the frozen backbone."""
         super().teardown(stage)
         self.evidence.segment_states.encoder.release()
+        if self._in_loader is not None:
+            self._in_loader = None
+            self.trainer.datamodule.complete_batches(None)  # type: ignore[attr-defined]  # it may serve another module
 
     def hold_out(self, ids: Sequence[str], sequences: Sequence[str]) -> None:
         """From now on, use neither these proteins' own structures as evidence nor those of the run's dev and test."""
@@ -227,25 +233,25 @@ class RetrievalModule(LanguageModelModule):
             log.info("%d of %d %s chains have hits in %s", found, len(own), role, self.evidence.database.path)
         self.evidence.segment_states.encoder.release()
         self.trainer.strategy.barrier()
+        if self._in_loader is not None:
+            self._in_loader.exclusion = self.exclusion  # the loader's processes start later
 
     def _use_device(self) -> None:
         self.evidence.segment_states.encoder.device = self.device
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Add to a batch of training crops what is known of the residues they show."""
+        """Add to a batch of training crops what is known of the residues they show, unless its maker has done so."""
         if self.trainer.training and isinstance(batch, dict) and "evidence" not in batch:
             return {**batch, "evidence": self.crop_evidence(batch)}
         return batch
 
     def crop_evidence(self, batch: dict[str, Any]) -> Evidence:
         """What is known of the residues of a batch of training crops, on the CPU."""
-        store, shown = self._stores()["train"], []
-        sequences = [store.sequence_of(index) for index in batch["indices"].tolist()]
-        whole = self._of_chains(batch["ids"], sequences)
-        for row, (start, length) in enumerate(zip(batch["starts"].tolist(), batch["lengths"].tolist(), strict=True)):
-            residues = batch["residues"][row, :length] if "residues" in batch else torch.arange(start, start + length)
-            shown.append(whole[row].shown(residues.numpy()))
-        return self._collate(shown, batch["tokens"].shape[1] - 2)
+        self._use_device()
+        return self._crops(self._stores()["train"]).of(batch, self.exclusion)
+
+    def _crops(self, store: ChainStore) -> CropEvidence:
+        return CropEvidence(self.evidence, store, self.hits, self.backbone.esm.config.hidden_size)
 
     def _of_chains(self, ids: Sequence[str], sequences: Sequence[str]) -> list[ChainEvidence]:
         self._use_device()
@@ -288,7 +294,7 @@ class RetrievalModule(LanguageModelModule):
         """
         evidence = self._of_chains(ids, [decode(tokens.cpu().numpy()) for tokens in chains])
         logits_fn = partial(self._pass_logits, evidence)
-        maps = full_maps(logits_fn, chains, windows, self.device, positions, tell_shown=True)
+        maps = full_maps(logits_fn, chains, self.sized(windows), self.device, positions, tell_shown=True)
         for full, own in zip(maps, evidence, strict=True):
             full.how["hits"] = list(own.ids)
             yield full

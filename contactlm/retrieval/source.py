@@ -6,6 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,9 @@ class EvidenceSource:
         self.database = search.database
         self._kept: OrderedDict[tuple[str, str, str], ChainEvidence] = OrderedDict()
         self._bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": OrderedDict(), "_bytes": 0}  # another process makes it from what is on disk
 
     def of(self, ids: Sequence[str], sequences: Sequence[str], exclusion: Exclusion) -> list[ChainEvidence]:
         """Evidence of whole chains.

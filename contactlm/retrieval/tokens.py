@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from contactlm.model.evidence import NO_SEGMENT, Evidence
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import SegmentStates
 from contactlm.retrieval.hit import Hit, hits_cb
-from contactlm.structure.contacts import CONTACT_THRESHOLD
 from contactlm.structure.secondary import MIN_LENGTH, STRAND, Segment
 
 SEGMENT_STEP = 16
@@ -70,18 +70,22 @@ def chain_evidence(
         hits: Best first.
         length: Residues of the chain, L.
         database: Where the hits are from.
-        segment_states: Mean states of its segments.
+        segment_states: What is known of its segments.
     """
     segment_of = np.full((len(hits), length), NO_SEGMENT, np.int16)
     states: list[NDArray[np.float32]] = []
     found: list[tuple[int, Segment]] = []
+    touching: list[NDArray[np.bool_]] = []
     for number, hit in enumerate(hits):
-        for segment, state in zip(database.segments_of(hit.index), segment_states.of(hit.index), strict=True):
+        facts, counted = segment_states.of(hit.index), []
+        for own, segment in enumerate(database.segments_of(hit.index)):
             inside = (hit.hit_positions >= segment.start) & (hit.hit_positions < segment.stop)
             if inside.sum() >= MIN_LENGTH[segment.kind]:
                 segment_of[number, hit.query_positions[inside]] = len(found)
                 found.append((number, segment))
-                states.append(state)
+                states.append(facts.states[own])
+                counted.append(own)
+        touching.append(facts.touching[np.ix_(counted, counted)])
     similarity = [[hit.pair_identity, hit.coverage] for hit in hits]
     return ChainEvidence(
         ids=tuple(hit.id for hit in hits),
@@ -89,25 +93,19 @@ def chain_evidence(
         states=np.stack(states) if states else np.zeros((0, 0), np.float32),
         kinds=np.array([segment.kind for _, segment in found], np.uint8),
         hit_of=np.array([number for number, _ in found], np.int64),
-        touching=_touching(found, hits, database),
+        touching=_side_by_side(touching),
         segment_of=segment_of,
         cb=hits_cb(hits, length, database),
     )
 
 
-def _touching(
-    found: Sequence[tuple[int, Segment]], hits: Sequence[Hit], database: StructureDatabase
-) -> NDArray[np.bool_]:
-    """Which segments of one hit have a contact with each other, bool (S, S); none with itself."""
-    touching = np.zeros((len(found), len(found)), np.bool_)
-    for number, hit in enumerate(hits):
-        own = [(s, segment) for s, (of_hit, segment) in enumerate(found) if of_hit == number]
-        cb = database.cb_of(hit.index).astype(np.float64)
-        for n, (s, one) in enumerate(own):
-            for t, other in own[n + 1 :]:
-                apart = cb[one.start : one.stop, None] - cb[None, other.start : other.stop]
-                touching[s, t] = touching[t, s] = ((apart**2).sum(-1) < CONTACT_THRESHOLD**2).any()
-    return touching
+def _side_by_side(blocks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """One matrix with the blocks along its diagonal, and nothing beside them."""
+    ends = np.cumsum([0, *(len(block) for block in blocks)]).tolist()
+    whole = np.zeros((ends[-1], ends[-1]), np.bool_)
+    for block, (start, stop) in zip(blocks, pairwise(ends), strict=True):
+        whole[start:stop, start:stop] = block
+    return whole
 
 
 def collate_evidence(chains: Sequence[ChainEvidence], hits: int, width: int, length: int) -> Evidence:

@@ -1,9 +1,10 @@
 """Run a model on an accelerator that is not there; tell where tensors were and what would have waited for it.
 
-    python -m tests.model.on_fake_device fused training evaluation prediction
+    python -m tests.model.on_fake_device fused training evaluation prediction windows retrieval
 
 prints a JSON object: of every stage the devices of what it returns ("results") and of all on the way ("devices"), and
-the operations that wait ("waits").
+the operations that wait ("waits"). "windows" are the passes over a long chain, put together on the processor, and
+their results brought back there; "retrieval" is a step of training with evidence, which lies on the device.
 
 Tensors have shapes, dtypes and devices, but no data (``FakeTensorMode``): whatever asks for a number or mixes devices
 raises. PyTorch built without CUDA cannot run autograd on such "cuda" tensors; there, the accelerator is one that
@@ -21,6 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from contactlm import ContactModule
+from contactlm.maps.copies import Fetched
+from contactlm.maps.full_map import _Chain, _run
+from contactlm.maps.windows import WindowOptions, plan_passes
+from contactlm.model.evidence import Evidence
+from contactlm.model.loading import load_esm
+from contactlm.model.retrieval_backbone import RetrievalBackbone
 from contactlm.structure.labels import contact_labels
 
 TINY = {"num_hidden_layers": 3, "hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 96}
@@ -66,10 +73,12 @@ def moved(module, device):
 def run(attention, stages):
     device = accelerator()
     module = ContactModule(None, TINY, attention=attention)
+    reader = RetrievalBackbone(load_esm(None, TINY, 0), attention)
     B, L = 2, 40
     report = {}
     with FakeTensorMode():
         moved(module, device)
+        moved(reader, device)
         optimizer = torch.optim.SGD([x for x in module.parameters() if x.requires_grad], lr=0.1)
         batch = {
             "tokens": torch.empty(B, L + 2, dtype=torch.int64, device=device),
@@ -92,10 +101,23 @@ def run(attention, stages):
         def prediction():
             return module.contact_logits(batch["tokens"], batch["attention_mask"], batch["positions"]).sigmoid()
 
-        for stage in (training, evaluation, prediction):
+        def windows():
+            chain = _Chain(torch.empty(100, dtype=torch.uint8), None, 0)
+            passes = [(chain, piece) for piece in plan_passes(100, WindowOptions(window=40))]
+            probability = _run(module._logits_of_pass, passes, device, tell_shown=False).sigmoid()
+            return probability, Fetched(probability).wait()
+
+        evidence = Evidence.none(B, L, TINY["hidden_size"], hits=4, segments=16, device=device)
+
+        def retrieval():
+            loss = reader(batch["tokens"], batch["attention_mask"], batch["positions"], evidence).square().mean()
+            loss.backward()
+            return loss, [x.grad for x in reader.parameters() if x.grad is not None]
+
+        for stage in (training, evaluation, prediction, windows, retrieval):
             if stage.__name__ not in stages:
                 continue
-            with Watch() as watch, torch.set_grad_enabled(stage is training):
+            with Watch() as watch, torch.set_grad_enabled(stage in (training, retrieval)):
                 results = stage()
             report[stage.__name__] = {
                 "results": sorted({x.device.type for x in tree_leaves(results)}),

@@ -235,3 +235,18 @@ def test_long_chains_are_told_again_in_the_backward_pass(monkeypatch: pytest.Mon
         F.mse_loss(template(evidence), weights).backward()
         gradients.append(template.weight.grad)
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("most", [1 << 30, 3 * 4 * 24 * 5, 1])
+def test_samples_of_a_batch_do_not_meet(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once, or some rows of all at a time: what each one gives alone."""
+    evidence, template = made_evidence(4, 24), TemplateBias()
+    with torch.no_grad():
+        template.weight.normal_(generator=torch.Generator().manual_seed(2))
+    alone = torch.cat([template(Evidence(*(part[b : b + 1] for part in evidence))) for b in range(4)])
+    monkeypatch.setattr("contactlm.model.template._MOST_AT_ONCE", most)
+    together = template(evidence)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    weights = torch.randn(4, 24, 24, generator=torch.Generator().manual_seed(0))
+    gradients = [torch.autograd.grad((each * weights).sum(), template.weight)[0] for each in (alone, together)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)

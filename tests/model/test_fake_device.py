@@ -26,6 +26,16 @@ def test_a_step_of_the_fused_model_stays_on_the_device_and_waits_for_nothing():
 
 
 @pytest.mark.slow
+def test_passes_go_to_the_device_once_and_their_results_come_back_once():
+    report = found("fused", "windows", "retrieval")
+    device = report["device"]
+    windows, retrieval = report["windows"], report["retrieval"]
+    assert windows["results"] == windows["devices"] == sorted(["cpu", device])
+    assert windows["waits"] == ["aten._to_copy.default"] * 4  # tokens, mask and positions; probabilities
+    assert retrieval == {"results": [device], "devices": [device], "waits": []}
+
+
+@pytest.mark.slow
 def test_the_streamed_model_waits_once_a_step_for_the_layout_of_its_blocks():
     """The control: a transfer is seen where there is one."""
     report = found("streamed", "training")

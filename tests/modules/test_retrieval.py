@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 import contactlm
 from contactlm import ContactModule, RetrievalModule
@@ -282,8 +284,54 @@ def test_copying_is_scored_beside_the_model(
     assert logged["test/proteins@hit>=50"] == len(store) and logged["test/mcc@hit>=50"] == logged["test/mcc"]
 
 
+class Shown(Callback):
+    """Notes the evidence that batches bring."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Any]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        self.batches.append(batch)
+
+
+def test_evidence_comes_with_the_batches_whoever_loads_them(
+    tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, set_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[dict[str, Any]]] = []
+    for workers in (0, 2):
+        module, shown = made(tiny_esm, set_database, cache_dir=str(tmp_path)), Shown()
+        data = data_module(pdb_folders, batch_size=3, num_workers=workers, crop="two_segments")
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "crop_evidence", lambda *_: pytest.fail("made after the batch was loaded"))
+            trainer(tmp_path, shown, TokenBudget(5 * 3 * 32), num_sanity_val_steps=0).fit(module, data)
+        assert data._complete is None  # another module may use the data next
+        seen.append(shown.batches)
+        module._stores = lambda data=data: data.chains  # type: ignore[method-assign]
+        for batch in shown.batches:
+            expected = module.crop_evidence(batch)
+            for one, other in zip(batch["evidence"], expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    assert [batch["ids"] for batch in seen[0]] == [batch["ids"] for batch in seen[1]] and len(seen[0]) == 5
+    assert any((batch["evidence"].segment_of >= 0).any() for batch in seen[0])
+    for one, two in zip(*seen, strict=True):
+        for part, other in zip(one["evidence"], two["evidence"], strict=True):
+            torch.testing.assert_close(part, other, rtol=0, atol=0, equal_nan=True)
+
+
+def test_another_process_gets_no_evidence_but_makes_it(tiny_esm: Path, relatives: Path, tmp_path: Path) -> None:
+    """Of processes that are started anew, as on macOS and Windows."""
+    source = made(tiny_esm, relatives, cache_dir=str(tmp_path)).evidence
+    (before,) = source.of(["q"], [QUERY], Exclusion.nothing())
+    again = pickle.loads(pickle.dumps(source))
+    assert not again._kept and again._bytes == 0 and source._kept
+    (after,) = again.of(["q"], [QUERY], Exclusion.nothing())
+    for name, value in vars(before).items():
+        np.testing.assert_array_equal(value, getattr(after, name))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_gives_the_unbroken_run(
-    tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, set_database: Path
+    tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, set_database: Path, workers: int
 ) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -293,7 +341,8 @@ def test_resuming_gives_the_unbroken_run(
         module = made(tiny_esm, set_database)
         saver = ModelCheckpoint(path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
         runner = trainer(path, record, budget, flops, saver, enable_checkpointing=True)
-        runner.fit(module, data_module(pdb_folders, batch_size=3), ckpt_path=resume)
+        data = data_module(pdb_folders, batch_size=3, num_workers=0 if resume is None else workers)
+        runner.fit(module, data, ckpt_path=resume)
         return record, flops, module
 
     whole, flops, module = run(tmp_path / "whole")

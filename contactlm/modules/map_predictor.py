@@ -1,0 +1,174 @@
+"""From chains to contact maps: what predicts with a network that gives contact logits."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from types import EllipsisType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contactlm.alphabet import decode, encode
+from contactlm.maps.contact_map import ContactMap
+from contactlm.maps.full_map import FullMap, full_maps
+from contactlm.maps.windows import WindowOptions
+from contactlm.metrics.calibration import Calibration
+from contactlm.metrics.calibration_scores import CONFIDENCE
+from contactlm.modules.pass_size import sized
+from contactlm.modules.trained_weights import TrainedWeights
+from contactlm.structure.assembly import chain_numbers, residue_positions
+from contactlm.structure.labels import contact_labels
+from contactlm.types import ModelError
+
+
+class MapPredictor(TrainedWeights):
+    """Predicts full-length maps; :class:`contactlm.MapModule` adds how the network is trained and scored."""
+
+    backbone: Any
+    windows: WindowOptions
+    threshold: float | None
+
+    @abstractmethod
+    def _logits_of_pass(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
+        """Contact logits (B, T − 2, T − 2) of a batch of passes, whose tokens are those of the ESM alphabet."""
+
+    def in_lockstep(self, batch_idx: int) -> AbstractContextManager[None]:
+        """Where a step of an evaluation runs the network; see :meth:`contactlm.MapModule.in_lockstep`."""
+        return nullcontext()
+
+    def _full_maps(self, batch: dict[str, Any], progress: bool = False) -> list[FullMap]:
+        lengths, tokens = batch["lengths"].tolist(), batch["tokens"].cpu()  # passes are put together there
+        chains = [row[1 : length + 1] for row, length in zip(tokens, lengths, strict=True)]
+        positions = of_residues(batch, "positions", first=1)
+        windows = replace(self.windows, progress=progress)
+        return list(self.chain_maps(batch["ids"], chains, windows, positions))
+
+    def chain_maps(
+        self, ids: Sequence[str], chains: Sequence[Tensor], windows: WindowOptions, positions: Sequence[Any] | None
+    ) -> Iterator[FullMap]:
+        """Full-length maps of whole chains; override it where more is known of a chain than the residues of a pass.
+
+        Args:
+            ids: Their ids.
+            chains: Residue tokens (L,) of each.
+            windows: How they are cut into passes.
+            positions: Those of each one's residues, int64 (L,); None: 0 … L − 1 in all.
+        """
+        return full_maps(self._logits_of_pass, chains, self.sized(windows), self.device, positions)
+
+    def sized(self, windows: WindowOptions) -> WindowOptions:
+        """Windows whose batches fit the memory that is free, where ``max_cost`` leaves that open."""
+        return sized(windows, self.backbone, self.device)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; chains to predict stay on the CPU, where passes are put together and maps are needed."""
+        if self._trainer is not None and self.trainer.predicting and self._predicts_itself:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    @property
+    def _predicts_itself(self) -> bool:
+        """Whether the predict step is the one below, which moves what has to be moved."""
+        return type(self).predict_step is MapPredictor.predict_step
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[ContactMap]:
+        """Contact maps of a batch of whole chains, with labels where coordinates are known."""
+        chain_of = of_residues(batch, "chain_of")
+        predicted = []
+        with self.in_lockstep(batch_idx):
+            maps = self._full_maps(batch, progress=True)
+        for row, full in enumerate(maps):
+            length = len(full.probability)
+            cb = batch["cb"][row, :length]
+            sequence = decode(batch["tokens"][row, 1 : length + 1].cpu().numpy())
+            labels = contact_labels(cb) if torch.isfinite(cb).any() else None
+            if chain_of is not None:
+                full.how["chain_lengths"] = chain_of[row].bincount().tolist()
+            predicted.append(self.as_contact_map(batch["ids"][row], sequence, full, labels))
+        return predicted
+
+    def predict_map(
+        self,
+        sequence: str,
+        window: int | EllipsisType | None = ...,
+        overlap: int | EllipsisType | None = ...,
+        id: str = "query",
+        chain_lengths: Sequence[int] | None = None,
+    ) -> ContactMap:
+        """Predict the contact map of one sequence of any length.
+
+        Args:
+            sequence: L letters of the ESM alphabet.
+            window: Residues in one pass; None: one pass at any length; left out: as the module was made.
+            overlap: Residues that neighbouring windows share; None: half a window; left out: as the module was made,
+                half a window where ``window`` is given.
+            id: A name for the map.
+            chain_lengths: Of a complex, residues of each chain, whose sequences follow one another in ``sequence``.
+
+        Raises:
+            ValueError: A letter that is not of the alphabet.
+            ContactLMError: An empty sequence, window and overlap that do not fit, or chains of another length in all.
+        """
+        tokens, positions = torch.from_numpy(encode(sequence)), None
+        if chain_lengths is not None:
+            positions = torch.from_numpy(residue_positions(chain_lengths))
+            if len(positions) != len(tokens):
+                raise ModelError(f"chain_lengths: {len(positions)} residues in all, but the sequence has {len(tokens)}")
+        full = self._in_eval_mode(id, tokens, self.windows_with(window, overlap), positions)
+        if chain_lengths is not None:
+            full.how["chain_lengths"] = list(chain_lengths)
+        return self.as_contact_map(id, sequence, full)
+
+    def windows_with(self, window: int | EllipsisType | None, overlap: int | EllipsisType | None) -> WindowOptions:
+        """The module's own windows, but for what is given."""
+        if isinstance(overlap, EllipsisType):
+            overlap = self.windows.overlap if isinstance(window, EllipsisType) else None
+        return WindowOptions(self.windows.window if isinstance(window, EllipsisType) else window, overlap)
+
+    def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
+        """Put a full-length map together with its sequence, its truth and a note of how it was made."""
+        how = {**full.how, "model": self.hparams.get("pretrained") or "randomly initialised"}
+        truth = None if labels is None else labels.cpu().numpy()
+        probability, fitted = full.probability, self.applied_calibration
+        if fitted is not None:
+            lengths = how.get("chain_lengths")
+            chain_of = None if lengths is None else torch.from_numpy(chain_numbers(lengths))
+            probability = fitted.apply_map(probability, chain_of)
+            how["calibration"] = {name: fitted.to_dict()[name] for name in ("kind", "slope", "bias")}
+            if (expected := fitted.predicted_precision(full.probability, chain_of)) is not None:
+                how[CONFIDENCE] = round(expected, 4)
+        return ContactMap(id, sequence, probability.numpy(), truth, self.call_threshold, how)
+
+    @property
+    def applied_calibration(self) -> Calibration | None:
+        """What predicted probabilities are calibrated with; None: they are left as they are."""
+        return self.calibration if self.applies_calibration else None
+
+    @property
+    def call_threshold(self) -> float:
+        """Probability above which predicted pairs are called contacts."""
+        if self.threshold is not None:
+            return self.threshold
+        if self.applied_calibration is not None:
+            return self.applied_calibration.threshold
+        return 0.5 if self.tuned_threshold is None else self.tuned_threshold
+
+    def _in_eval_mode(self, id: str, tokens: Tensor, options: WindowOptions, positions: Tensor | None) -> FullMap:
+        training = self.training
+        self.eval()
+        try:
+            return next(iter(self.chain_maps([id], [tokens], options, [positions])))
+        finally:
+            self.train(training)
+
+
+def of_residues(batch: Mapping[str, Any], name: str, first: int = 0) -> list[Tensor] | None:
+    """What only batches of complexes have: each protein's row from ``first``, without padding, on the CPU."""
+    if name not in batch:
+        return None
+    lengths = batch["lengths"].tolist()
+    return [row[first : first + length].cpu() for row, length in zip(batch[name], lengths, strict=True)]
