@@ -10,7 +10,7 @@ from Bio.PDB import PDBParser
 from Bio.SeqUtils import seq1
 
 from contactlm.data.synthetic import SyntheticOptions, nth_protein, write_synthetic
-from contactlm.data.synthetic.bundle import BUNDLE, LOOSE_BUNDLE, STRAND, bundle_protein
+from contactlm.data.synthetic.bundle import BUNDLE, LOOSE_BUNDLE, STRAND, _loop_library, bundle_protein
 from contactlm.data.synthetic.fold import SyntheticProtein
 from contactlm.data.synthetic.geometry import backbone, c_beta, end_frame
 from contactlm.data.synthetic.loops import close_loops
@@ -118,14 +118,11 @@ def test_a_bundle_is_a_pure_function_of_its_options(bundles: list[SyntheticProte
     np.testing.assert_array_equal(bundle_protein(np.random.default_rng(1), 300).coords, bundles[1].coords)
 
 
-def test_another_style_shares_no_pair_of_letters_and_has_longer_loops(bundles: list[SyntheticProtein]) -> None:
+def test_another_style_shares_no_pair_of_letters_and_has_longer_loops() -> None:
     assert not set(BUNDLE.pairs.items()) & set(LOOSE_BUNDLE.pairs.items())
     loose = bundle_protein(np.random.default_rng(1), 300, LOOSE_BUNDLE)
-    shortest = [
-        min(stop - first for kind, first, stop in protein.segments if kind == "loop" and stop - first > 2)
-        for protein in (loose, *bundles)
-    ]  # turns have two residues
-    assert shortest[0] > max(shortest[1:]) + 2
+    one_site_on = [{len(loop.phi) for loop in _loop_library(0, 1, 0, style.slack)} for style in (BUNDLE, LOOSE_BUNDLE)]
+    assert max(one_site_on[0]) < min(one_site_on[1])
     letters = [(loose.sequence[a], loose.sequence[b]) for a, b in loose.facing]
     assert np.mean([LOOSE_BUNDLE.pairs[a] == b for a, b in letters]) > 0.8
     assert np.mean([BUNDLE.pairs.get(a) == b for a, b in letters]) < 0.1
