@@ -14,6 +14,8 @@ HAIRPINS = World("hairpins", {"n_train": 24, "n_test": 3, "min_length": 60, "max
 CROPS = Arm("crops", "crop40", "random", 40, 4, 1, 3e-3)
 WHOLE = Arm("whole", "whole", "cut", 1020, 1, 4, 3e-3)
 BUDGETS = (1_000, 1_200, 2_400)
+BACKBONE = Path(__file__).parents[1] / "benchmarks" / "backbone"
+CHECKSUM = "86ba6e12239633e1db613da187b6c221cc7a0d2604586aade772fd1d56b0a5c7"
 
 
 @pytest.mark.slow
@@ -56,3 +58,25 @@ def test_a_run_is_that_of_the_command_line(tiny_esm: Path, tmp_path: Path, monke
         assert ours[name] == theirs[name]
     for role in ("dev", "test"):
         assert {n: ours[f"{role}_{n}"] for n in SCORES} == pytest.approx({n: theirs[role][n] for n in SCORES}, abs=1e-7)
+
+
+@pytest.mark.slow
+def test_two_arms_on_the_shipped_backbone_give_the_scores_they_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tolerances are for other machines: sums in another order lead the training a little elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    data = [
+        "--data.synthetic={folder: bundles, kind: bundle, n_train: 10, n_test: 3, min_length: 300, max_length: 450}"
+    ]
+    data += [f"--model.pretrained={BACKBONE}", "--data.cache_dir=cache", "--trainer.val_check_interval=1000"]
+    whole = ["--data.batch_size=1", "--trainer.accumulate_grad_batches=2", "--name=whole"]
+    assert main(["fit", "--config=synthetic_long", "--config=crop200", "--budget.max_tokens=30000", *data]) == 0
+    assert (
+        main(["fit", "--config=synthetic_long", "--config=full1020", "--budget.max_tokens=30000", *data, *whole]) == 0
+    )
+    crops, chains = (read_run(tmp_path / "runs" / arm / "version_0") for arm in ("crop200", "whole"))
+    assert crops["equal"]["backbone"] == chains["equal"]["backbone"] == CHECKSUM
+    assert (crops["steps"], chains["steps"]) == (10, 46)
+    assert crops["test"]["mcc_sep6"] == pytest.approx(0.276, abs=0.03)
+    assert chains["test"]["mcc_sep6"] == pytest.approx(0.410, abs=0.03)
