@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_samples.py PHASE --out DIR [--world bundle loose_bundle] [--runs FILE] [--most N]
 
 Phases, in this order; each passes over what is done, so that a command that was killed can be given again:
-  backbones  `contactlm fit --config synthetic_pretrain` with seeds 0, 1, 2, exported merged to DIR/WORLD/backbone<seed>;
+  backbones  `contactlm fit --config synthetic_pretrain`, seeds 0, 1, 2, exported merged to DIR/WORLD/backbone<seed>;
              that of world `bundle` and seed 0 is tests/benchmarks/backbone
   choose     every sample x samples a step x learning rate on backbone 0, 200,000 tokens, scored on dev only
   final      each sample at what dev chose, beside the shipped crop200 and full1020 and whole chains in batches by cost:
