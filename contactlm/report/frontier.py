@@ -95,15 +95,16 @@ def frontier_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
 def draw_frontier(points: Sequence[Point]) -> Figure:
     """Draw test scores by tokens, FLOPs and seconds of training, a line for each arm through its budgets.
 
-    Points are means over backbones and seeds, bars their standard errors.
+    Points are means over backbones and seeds, bars their standard errors. What is not known of any run is left out.
     """
     arms = list(dict.fromkeys(point.arm for point in points))
     styles = arm_styles(arms)
+    costs = [cost for cost in COSTS if any(point.mean(COSTS[cost]) for point in points)]
     rows = -(-len(arms) // 5)
-    figure = Figure(figsize=(12, 3.4 * len(DRAWN) + 0.3 * rows), dpi=150, layout="constrained")
-    grid = figure.subplots(len(DRAWN), len(COSTS), sharey="row", squeeze=False)
+    figure = Figure(figsize=(4 * len(costs), 3.4 * len(DRAWN) + 0.3 * rows), dpi=150, layout="constrained")
+    grid = figure.subplots(len(DRAWN), len(costs), sharey="row", squeeze=False)
     for row, score in zip(grid, DRAWN, strict=True):
-        for ax, cost in zip(row, COSTS, strict=True):
+        for ax, cost in zip(row, costs, strict=True):
             for arm in arms:
                 _draw(ax, [point for point in points if point.arm == arm], cost, score, styles[arm])
             _label(ax, cost)

@@ -8,6 +8,7 @@ Phases, in this order; each passes over what is done, so that a command that was
   choose     every sample x samples a step x learning rate on backbone 0, 200,000 tokens, scored on dev only
   final      each sample at what dev chose, beside the shipped crop200 and full1020 and whole chains in batches by cost:
              3 backbones x 3 seeds, test scored at 100,000, 200,000 and 500,000 tokens of one run
+  seconds    100,000 tokens of every final arm on a quiet machine, without counting FLOPs: what `report` tells of time
   report     run directories of the final runs below DIR/report, and `contactlm report` of them
   check      one run with the command line and one here: their scores must be the same
 
@@ -15,7 +16,7 @@ Worlds are sets of synthetic proteins: `bundle`, of 300 to 1,200 residues, on wh
 200 to 800 residues with another alphabet and longer loops, which only confirms or denies. Learning rates are constant:
 at 100,000 tokens a run of 500,000 has the model that a run of 100,000 ends with (tests/cli/test_samples.py). Every run
 is one line for each of its budgets in FILE (DIR/samples.csv unless given), with the checksum of the backbone and the
-commit. `seconds` is time within training batches, the counting of FLOPs included, beside whatever else ran.
+commit. `seconds` is time within training batches beside whatever else ran; only those of the phase seconds count.
 """
 
 from __future__ import annotations
@@ -150,6 +151,11 @@ def final(world: World, given: argparse.Namespace) -> None:
     run_all("final", world, finals(world, given), BUDGETS, given)
 
 
+def seconds(world: World, given: argparse.Namespace) -> None:
+    todo = [(arm, 0, 0) for arm in final_arms(read_rows(given.runs))]
+    run_all("seconds", world, todo, BUDGETS[:1], given)
+
+
 def run_all(
     phase: str, world: World, todo: Iterable[tuple[Arm, int, int]], budgets: tuple[int, ...], given: argparse.Namespace
 ) -> None:
@@ -163,7 +169,7 @@ def run_all(
         if left == 0:
             return
         left -= 1
-        results = train(arm, world, backbone, seed, budgets, given.out, test=phase == "final")
+        results = train(arm, world, backbone, seed, budgets, given.out, phase == "final", phase != "seconds")
         about = {**key, "backbone_seed": backbone_seed, "commit": commit(), **arm.columns()}
         append([{**about, **result} for result in results], given.runs)
         sys.stdout.write(f"{' '.join(key.values())}: {results[-1]}\n")
@@ -240,7 +246,14 @@ def report(world: World, given: argparse.Namespace) -> None:
     sys.stdout.write("\n".join(write_report([runs], given.out / "report" / world.name)) + "\n")
 
 
-PHASES = {"backbones": backbones, "choose": choose, "final": final, "report": report, "check": check}
+PHASES = {
+    "backbones": backbones,
+    "choose": choose,
+    "final": final,
+    "seconds": seconds,
+    "report": report,
+    "check": check,
+}
 
 if __name__ == "__main__":
     main()

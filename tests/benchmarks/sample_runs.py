@@ -135,14 +135,14 @@ def copied(state: Any) -> Any:
 def spending(trainer: L.Trainer) -> dict[str, Any]:
     """What a run has spent so far."""
     found = {type(callback): callback for callback in trainer.callbacks}  # type: ignore[attr-defined]
-    budget, meter, record = (found[kind] for kind in (TokenBudget, FlopsMeter, RunRecord))
+    budget, record = found[TokenBudget], found[RunRecord]
     seconds = record.training["seconds"]["training"]
     spent = {"tokens": budget.tokens, "residues": budget.residues, "steps": trainer.global_step}
-    return {**spent, "flops": meter.total, "seconds": seconds}
+    return {**spent, "flops": found[FlopsMeter].total if FlopsMeter in found else None, "seconds": seconds}
 
 
 def train(
-    arm: Arm, world: World, backbone: Path, seed: int, budgets: Sequence[int], out: Path, test: bool
+    arm: Arm, world: World, backbone: Path, seed: int, budgets: Sequence[int], out: Path, test: bool, meter: bool = True
 ) -> list[dict[str, Any]]:
     """Train as `contactlm fit --config synthetic_long` does, with one look at dev, in the end.
 
@@ -154,6 +154,7 @@ def train(
         budgets: Tokens, ascending; the last one ends the run.
         out: Where proteins and cache are.
         test: Whether to score the test set, once at each budget.
+        meter: Whether to count FLOPs, which takes time where batches are of many shapes.
 
     Returns:
         A line for each budget: what was spent, and the scores; dev of the last one only.
@@ -163,7 +164,7 @@ def train(
     seed_everything(seed, verbose=False)
     data = data_module(arm, world, seed, out)
     snapshots = Snapshots(budgets[:-1])
-    trainer = make_trainer(arm, budgets[-1], snapshots)
+    trainer = make_trainer(arm, budgets[-1], [FlopsMeter()] if meter else [], snapshots)
     module = ContactModule(str(backbone), optimizer=partial(torch.optim.Adam, lr=arm.rate))
     trainer.fit(module, datamodule=data)
     dev = {f"dev_{name}": float(trainer.callback_metrics[f"dev/{name}"]) for name in SCORES}
@@ -193,7 +194,7 @@ def data_module(arm: Arm, world: World, seed: int, out: Path) -> ContactDataModu
     )
 
 
-def make_trainer(arm: Arm, budget: int, snapshots: Snapshots) -> L.Trainer:
+def make_trainer(arm: Arm, budget: int, meters: list[L.Callback], snapshots: Snapshots) -> L.Trainer:
     evaluation = ContactEvaluation(write_rows=False, calibration=None)
     return L.Trainer(
         accelerator="cpu",
@@ -209,7 +210,7 @@ def make_trainer(arm: Arm, budget: int, snapshots: Snapshots) -> L.Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[TokenBudget(budget), FlopsMeter(), LossGuard(), evaluation, RunRecord(arm.name), snapshots],
+        callbacks=[TokenBudget(budget), *meters, LossGuard(), evaluation, RunRecord(arm.name), snapshots],
     )
 
 
@@ -221,16 +222,24 @@ def set_facts(data: ContactDataModule) -> dict[str, str]:
 
 
 def write_records(rows: Sequence[Mapping[str, str]], world: World, folder: Path) -> Path:
-    """Write what `contactlm report` reads: a run directory for every budget of the final runs."""
+    """Write what `contactlm report` reads: a run directory for every budget of the final runs.
+
+    Seconds are those of the phase seconds, by tokens; those taken beside other work are left out.
+    """
+    paces = {
+        row["arm"]: float(row["seconds"]) / int(row["tokens"])
+        for row in rows
+        if (row["phase"], row["world"]) == ("seconds", world.name)
+    }
     for row in rows:
         if (row["phase"], row["world"]) == ("final", world.name):
             name = f"{row['arm']}/backbone{row['backbone_seed']}-seed{row['seed']}-{row['budget']}"
-            write_run(folder / name, record_of(row))
+            write_run(folder / name, record_of(row, paces.get(row["arm"])))
     return folder
 
 
-def record_of(row: Mapping[str, str]) -> dict[str, Any]:
-    """A line of the table as the record of a run."""
+def record_of(row: Mapping[str, str], pace: float | None) -> dict[str, Any]:
+    """A line of the table as the record of a run; `pace` is in seconds a token."""
     numbers = {name: int(row[name]) for name in ("tokens", "residues", "steps", "flops")}
     spent = {name: numbers[name] for name in ("steps", "tokens", "flops")}
     scores = {
@@ -265,7 +274,7 @@ def record_of(row: Mapping[str, str]) -> dict[str, Any]:
             "synthetic": True,
         },
         **numbers,
-        "seconds": {"training": float(row["seconds"])},
+        "seconds": {"training": None if pace is None else pace * numbers["tokens"]},
         **scores,
         "tested_at": spent,
         "dev_history": [spent | scores["dev"]] if scores["dev"] else [],
