@@ -131,8 +131,10 @@ def data_locations(trainer: L.Trainer) -> dict[str, str]:
 def scheme_facts(trainer: L.Trainer) -> dict[str, Any]:
     """What arms differ in: how training samples are cut and batched."""
     data = trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
-    names = ("crop", "crop_length", "true_ends", "batch_size", "batch_tokens", "batch_pairs", "weights")
+    names = ("crop", "crop_length", "true_ends", "batch_size", "weights")
     facts = {name: getattr(data, name) for name in names if hasattr(data, name)}
+    if (bound := getattr(data, "bound", None)) is not None:
+        facts |= {"batch_size": None, f"batch_{bound.unit}": bound.most}
     return facts | {"accumulate_grad_batches": trainer.accumulate_grad_batches}
 
 

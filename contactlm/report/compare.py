@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from contactlm.report.read import Run
 
 SETS = ("train", "dev", "test")  # null: the run knows no such set
+MOST_NAMED = 6  # directories in a line
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,15 @@ def _overlap(better: Spread, other: Spread) -> bool:
     return better.mean - better.sd <= other.mean + other.sd
 
 
-def group_equal(runs: Sequence[Run]) -> list[list[Run]]:
-    """Sort runs into groups whose members are equal in everything that should be equal.
+def group_equal(runs: Sequence[Run], but: Collection[str] = ()) -> list[list[Run]]:
+    """Sort runs into groups whose members are equal in everything that should be equal, but what is named.
 
     What a run does not have (a test run: a budget) agrees with everything: a run that trained nothing stands in every
     group it agrees with, for comparison.
     """
     groups: list[list[Run]] = []
     for run in sorted(runs, key=lambda run: -len(_facts(run))):  # those that say most decide
-        fitting = [group for group in groups if not differences([*group, run])]
+        fitting = [group for group in groups if not differences([*group, run]).keys() - set(but)]
         if run.trained and fitting:
             fitting = [max(fitting, key=len)]
         for group in fitting:
@@ -150,11 +151,12 @@ def remarks(runs: Sequence[Run]) -> list[str]:
 
 
 def describe(values: dict[str, list[Run]], arms: bool = True) -> str:
-    """Each value with the runs that have it: by arms, or by directories."""
+    """Each value with the runs that have it: by arms, or by directories, of many only their number."""
     parts = []
     for value, runs in values.items():
         names = dict.fromkeys(run.arm if arms else str(run.path) for run in runs)
-        parts.append(f"{value} ({', '.join(names)})")
+        told = ", ".join(names) if arms or len(names) <= MOST_NAMED else f"{len(runs)} runs"
+        parts.append(f"{value} ({told})")
     return "; ".join(parts)
 
 

@@ -16,6 +16,7 @@ from contactlm.types import ContactLMError
 FINISHED = "finished"
 METRICS = "metrics.csv"
 PROTEINS = "test_scores.csv"
+Pair = tuple[str, int | None]  # what a run starts from, its backbone and its seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,16 @@ class Run:
     def equal(self) -> dict[str, Any]:
         """What has to be equal in runs that are compared."""
         return self.record["equal"]
+
+    @property
+    def budget(self) -> int:
+        """Tokens that the run was given; without a limit, those it took."""
+        return self.equal.get("budget") or self.record["tokens"]
+
+    @property
+    def pair(self) -> Pair:
+        """What runs of two arms share that are compared one with one: the backbone by checksum, and the seed."""
+        return str(self.equal.get("backbone")), self.seed
 
     @property
     def reads(self) -> dict[str, Any]:

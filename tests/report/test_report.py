@@ -25,6 +25,7 @@ from tests.report.made_runs import LOOKS, STEPS_PER_LOOK, TOKENS_PER_STEP, chain
 CROP, FULL = (0.40, 0.44, 0.42), (0.20, 0.24, 0.19)
 Folders = tuple[Path, Path]
 FILES = {"mcc.png", "mcc_sep6.png", "p_at_L_long.png", "table.csv", "table.md", "curves.csv", "report.html"}
+OVER_BUDGETS = {"frontier.png", "frontier.csv", "paired.csv"}
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_means_and_sds_over_seeds_are_those_of_numpy(two_arms: Path, tmp_path: P
 def test_the_files_of_a_report(two_arms: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert report(two_arms, "--out", tmp_path / "out") == 0
     out = tmp_path / "out"
-    assert {path.name for path in out.iterdir()} == {*FILES, "report.md"}
+    assert {path.name for path in out.iterdir()} == {*FILES, *OVER_BUDGETS, "report.md"}
     for name in ("mcc", "mcc_sep6", "p_at_L_long"):
         with Image.open(out / f"{name}.png") as image:
             assert min(image.size) > 600
@@ -195,14 +196,14 @@ def test_unequal_runs_are_not_mixed_unless_asked(two_arms: Path, tmp_path: Path,
     out = tmp_path / "out"
     assert report(two_arms, "--out", out) == 0
     assert "differs: budget: 323,200 (" in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {"set1", "set2", "report.md", "report.html"}
+    assert {path.name for path in out.iterdir()} == {"set1", "set2", "paired.csv", "report.md", "report.html"}
     assert {path.name for path in (out / "set1").iterdir()} == FILES
     means = [row for row in rows_of(out / "set1" / "table.csv") if (row["row"], row["arm"]) == ("mean", "crop200")]
     assert math.isclose(float(means[0]["test_mcc_sep6"]), np.mean(CROP)) and means[0]["seed"] == "3"
 
     assert report(two_arms, "--out", out, "--mixed") == 0
     assert "differs within this table: budget: 323,200 (" in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {*FILES, "report.md"}  # the sets of before are gone
+    assert {path.name for path in out.iterdir()} == {*FILES, *OVER_BUDGETS, "report.md"}  # the sets of before are gone
     means = [row for row in rows_of(out / "table.csv") if (row["row"], row["arm"]) == ("mean", "crop200")]
     assert math.isclose(float(means[0]["test_mcc_sep6"]), np.mean((*CROP, 0.9)))
 

@@ -3,11 +3,13 @@
 The ladders stand on a lattice of two rows. The chain goes up one ladder's first strand and down the second strand of
 the same or of a nearby ladder, along one row and back along the other, so that the two strands of a ladder may be 2 or
 1,000 residues apart in the sequence. What tells which strands belong together is their address: letters that recur
-within a strand and whose partners recur in the other.
+within a strand and whose partners recur in the other. Letters, the order they recur in, and loops are a style.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -28,16 +30,64 @@ from contactlm.structure.contacts import CONTACT_THRESHOLD
 
 STRAND = 9  # residues of every strand
 SPACING = 20.0  # Å between neighbouring ladders
-HYDROPHOBIC_PAIRS = dict(zip("VIFYML", "IVYFLM", strict=True))
-POLAR_PAIRS = dict(zip("TRKEQH", "RTEKHQ", strict=True))
-PAIR_OF = HYDROPHOBIC_PAIRS | POLAR_PAIRS
 FIDELITY = 0.95  # the other strand residues carry any letter of a strand
-LOOP_LETTERS = "PSGDNA"
 MIN_LENGTH = 150
-RESIDUES_PER_LADDER = 39.0  # on average, loops included
 
 _VARIANTS, _VARIANTS_TRIED, _TRIES = 48, 16, 128
 _NEAR = 4  # sites: loops that start farther apart do not meet
+
+
+@dataclass(frozen=True, eq=False)
+class Style:
+    """What the proteins of one world have in common.
+
+    Attributes:
+        name: What :class:`~contactlm.data.synthetic.SyntheticOptions` calls it.
+        hydrophobic: Letters of strands, and the partner of each.
+        polar: Likewise; the two kinds take turns along a strand.
+        address: Which of the four letters of an address stands where in a strand.
+        loop: Letters of loops; proline first.
+        turns: The two letters of a turn.
+        slack: Residues of the shortest loops over what their distance asks for.
+        residues_per_ladder: On average, loops included.
+    """
+
+    name: str
+    hydrophobic: Mapping[str, str]
+    polar: Mapping[str, str]
+    address: tuple[int, ...]
+    loop: str
+    turns: tuple[str, ...]
+    slack: int
+    residues_per_ladder: float
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """All letters of strands, and the partner of each."""
+        return {**self.hydrophobic, **self.polar}
+
+
+BUNDLE = Style(
+    "bundle",
+    dict(zip("VIFYML", "IVYFLM", strict=True)),
+    dict(zip("TRKEQH", "RTEKHQ", strict=True)),
+    (0, 1, 0, 1, 2, 3, 2, 3, 2),
+    "PSGDNA",
+    TURNS[0].motifs,
+    0,
+    39.0,
+)
+LOOSE_BUNDLE = Style(
+    "loose_bundle",
+    dict(zip("ALWCMF", "LACWFM", strict=True)),
+    dict(zip("NSDRQT", "SNRDTQ", strict=True)),
+    (0, 1, 2, 3, 0, 1, 2, 3, 0),
+    "PGEHKY",
+    ("KG", "EG", "HG"),
+    4,
+    45.0,
+)
+STYLES = {style.name: style for style in (BUNDLE, LOOSE_BUNDLE)}
 
 
 class Site(NamedTuple):
@@ -47,12 +97,13 @@ class Site(NamedTuple):
     row: int
 
 
-def bundle_protein(rng: np.random.Generator, length: int) -> SyntheticProtein:
+def bundle_protein(rng: np.random.Generator, length: int, style: Style = BUNDLE) -> SyntheticProtein:
     """Draw one long protein.
 
     Args:
         rng: Where all chance comes from.
         length: Residues to aim at, at least 150; met within about a tenth, as ladders come in pairs.
+        style: Its letters and loops.
 
     Returns:
         The protein; its segments are ``strand`` and ``loop``.
@@ -62,12 +113,12 @@ def bundle_protein(rng: np.random.Generator, length: int) -> SyntheticProtein:
     """
     if length < MIN_LENGTH:
         raise ValueError(f"a bundle has at least {MIN_LENGTH} residues, not {length}")
-    columns = max(2, round(length / (2 * RESIDUES_PER_LADDER)))
+    columns = max(2, round(length / (2 * style.residues_per_ladder)))
     while True:
         up, down = _visits(rng, columns)
-        loops = _choose_loops(rng, up, down)
+        loops = _choose_loops(rng, up, down, style.slack)
         if loops is not None:
-            return _assemble(rng, up, down, loops)
+            return _assemble(rng, up, down, loops, style)
 
 
 # -- the way of the chain --------------------------------------------------------------------------------------------
@@ -125,7 +176,7 @@ def _at(site: Site) -> Floats:
 
 
 @cache
-def _loop_library(strand: int, columns: int, rows: int) -> tuple[Loop, ...]:
+def _loop_library(strand: int, columns: int, rows: int, slack: int) -> tuple[Loop, ...]:
     """Loops from the end of a strand at one site to the start of the other strand, some sites away.
 
     They keep clear of the ladders of every site around, so that only loops can be in each other's way.
@@ -133,10 +184,11 @@ def _loop_library(strand: int, columns: int, rows: int) -> tuple[Loop, ...]:
     strands, turn, *psi = _ladder()
     if (strand, columns, rows) == (0, 0, 0):
         return (Loop(turn, np.array([phi for phi, _ in TURNS[0].residues])),)
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((strand, columns + 8, rows + 8))))
+    decided_by = (strand, columns + 8, rows + 8) if slack == 0 else (strand, columns + 8, rows + 8, slack)
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(decided_by)))
     anchor = strands[1 - strand, 0, :3] + _at(Site(columns, rows))
     distance = float(np.linalg.norm(anchor[0] - strands[strand, -1, 2]))
-    shortest = 3 + int(np.ceil(distance / 3.3))
+    shortest = 3 + int(np.ceil(distance / 3.3)) + slack
     sites = [Site(c, r) for c in range(-3, 4) for r in range(-1, 2)]
     ladders = np.concatenate([strands.reshape(-1, 4, 3) + _at(site) for site in sites])
     before, after = strands[strand, -1:], strands[1 - strand, :1] + _at(Site(columns, rows))
@@ -178,7 +230,7 @@ def _stray_contacts(one: Floats, other: Floats) -> tuple[NDArray[np.int64], NDAr
     return j[touching], j[overlap]
 
 
-def _choose_loops(rng: np.random.Generator, up: list[Site], down: list[Site]) -> list[Loop] | None:
+def _choose_loops(rng: np.random.Generator, up: list[Site], down: list[Site], slack: int) -> list[Loop] | None:
     """One loop, placed, for every step of the way, none of which runs into another.
 
     Loops are placed in random order, each the variant that touches the others least. One that finds no room takes it:
@@ -192,7 +244,7 @@ def _choose_loops(rng: np.random.Generator, up: list[Site], down: list[Site]) ->
             return [placed[k] for k in range(len(way) - 1)]
         k = waiting.pop(0)
         near = [m for m in placed if m % 2 == k % 2 and np.abs(_at(way[m]) - _at(way[k])).max() <= _NEAR * SPACING]
-        library = _loop_library(k % 2, way[k + 1].column - way[k].column, way[k + 1].row - way[k].row)
+        library = _loop_library(k % 2, way[k + 1].column - way[k].column, way[k + 1].row - way[k].row, slack)
         if not library:
             return None
         variants = [library[v] for v in rng.permutation(len(library))[:_VARIANTS_TRIED]]
@@ -218,45 +270,45 @@ def _best_variant(variants: list[Loop], placed: dict[int, Loop]) -> tuple[Loop, 
 # -- sequence --------------------------------------------------------------------------------------------------------
 
 
-def _addresses(rng: np.random.Generator, count: int) -> list[str]:
-    """Different addresses of four letters: hydrophobic and polar of a strand's first half, then of its second."""
-    hydrophobic, polar = list(HYDROPHOBIC_PAIRS), list(POLAR_PAIRS)
+def _addresses(rng: np.random.Generator, count: int, style: Style) -> list[str]:
+    """Different addresses of four letters: hydrophobic and polar by turns."""
+    hydrophobic, polar = list(style.hydrophobic), list(style.polar)
     found: dict[str, None] = {}
     while len(found) < count:
         found["".join(str(rng.choice(letters)) for letters in (hydrophobic, polar) * 2)] = None
     return list(found)
 
 
-def _strand_sequences(rng: np.random.Generator, address: str) -> tuple[str, str]:
+def _strand_sequences(rng: np.random.Generator, address: str, style: Style) -> tuple[str, str]:
     """The two strands of a ladder: residue k of the first faces residue STRAND − 1 − k of the second."""
-    half = STRAND // 2
-    one = [address[k % 2 if k < half else 2 + k % 2] for k in range(STRAND)]
-    two = [PAIR_OF[letter] for letter in reversed(one)]
+    one = [address[k] for k in style.address]
+    two = [style.pairs[letter] for letter in reversed(one)]
     strands = []
     for strand in (one, two):
         kept = rng.random(STRAND) < FIDELITY
         strands.append(
-            "".join(a if keep else str(rng.choice(list(PAIR_OF))) for a, keep in zip(strand, kept, strict=True))
+            "".join(a if keep else str(rng.choice(list(style.pairs))) for a, keep in zip(strand, kept, strict=True))
         )
     return strands[0], strands[1]
 
 
-def _loop_sequence(rng: np.random.Generator, loop: Loop, is_turn: bool) -> str:
+def _loop_sequence(rng: np.random.Generator, loop: Loop, is_turn: bool, style: Style) -> str:
     """Letters that allow the loop's phi: glycine alone where it is unusual, proline only near −65 degrees."""
     if is_turn:
-        return str(rng.choice(TURNS[0].motifs))
+        return str(rng.choice(style.turns))
     letters = []
     for phi in loop.phi:
-        allowed = "G" if not -170.0 <= phi <= -40.0 else LOOP_LETTERS if -90.0 < phi < -50.0 else LOOP_LETTERS[1:]
+        allowed = "G" if not -170.0 <= phi <= -40.0 else style.loop if -90.0 < phi < -50.0 else style.loop[1:]
         letters.append(str(rng.choice(list(allowed))))
     return "".join(letters)
 
 
-def _assemble(rng: np.random.Generator, up: list[Site], down: list[Site], loops: list[Loop]) -> SyntheticProtein:
+def _assemble(
+    rng: np.random.Generator, up: list[Site], down: list[Site], loops: list[Loop], style: Style
+) -> SyntheticProtein:
     strands, *_ = _ladder()
-    sequences = {
-        site: _strand_sequences(rng, address) for site, address in zip(up, _addresses(rng, len(up)), strict=True)
-    }
+    addresses = _addresses(rng, len(up), style)
+    sequences = {site: _strand_sequences(rng, address, style) for site, address in zip(up, addresses, strict=True)}
     way = [(kind, site) for pair in zip(up, down, strict=True) for kind, site in enumerate(pair)]
     sequence, parts = "", []
     segments: list[tuple[str, int, int]] = []
@@ -266,7 +318,7 @@ def _assemble(rng: np.random.Generator, up: list[Site], down: list[Site], loops:
         pieces = [("strand", sequences[site][kind], strands[kind] + _at(site))]
         if k < len(loops):
             is_turn = kind == 0 and way[k + 1][1] == site
-            pieces.append(("loop", _loop_sequence(rng, loops[k], is_turn), loops[k].coords))
+            pieces.append(("loop", _loop_sequence(rng, loops[k], is_turn, style), loops[k].coords))
         for name, letters, coords in pieces:
             segments.append((name, len(sequence), len(sequence) + len(letters)))
             sequence += letters

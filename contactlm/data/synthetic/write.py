@@ -16,7 +16,7 @@ from Bio.Data.IUPACData import protein_letters_1to3
 from contactlm.atomic import atomic_file
 from contactlm.data.files import is_structure_file
 from contactlm.data.synthetic import bundle, fold
-from contactlm.data.synthetic.bundle import bundle_protein
+from contactlm.data.synthetic.bundle import STYLES, bundle_protein
 from contactlm.data.synthetic.fold import SyntheticProtein, synthetic_protein
 from contactlm.data.synthetic.geometry import with_cb
 from contactlm.types import DataError
@@ -25,7 +25,7 @@ MANIFEST = "synthetic.json"
 GENERATOR_VERSION = 1  # raise it whenever the same options give other proteins
 MAX_PROTEINS = 20_000  # of a split: entry codes have three digits of base 36 for both
 
-_MIN_LENGTH = {"hairpins": fold.MIN_LENGTH, "bundle": bundle.MIN_LENGTH}
+_MIN_LENGTH = {"hairpins": fold.MIN_LENGTH, **dict.fromkeys(STYLES, bundle.MIN_LENGTH)}
 _SPLITS = ("train", "test")
 _THREE = {one: three.upper() for one, three in protein_letters_1to3.items()}
 
@@ -44,7 +44,8 @@ class SyntheticOptions:
         max_length: Residues of the longest one. Bundles meet their length within about a tenth.
         seed: Another seed, other proteins.
         kind: ``"hairpins"`` have contacts of short and medium range. ``"bundle"`` makes long proteins (300 to 1,200
-            residues, say) with contacts at every range; drawing one takes a second or two.
+            residues, say) with contacts at every range; drawing one takes a second or two. ``"loose_bundle"``: the
+            same with another alphabet, another order of letters and longer loops, to see whether a result holds.
     """
 
     folder: str
@@ -53,7 +54,7 @@ class SyntheticOptions:
     min_length: int = 60
     max_length: int = 120
     seed: int = 0
-    kind: Literal["hairpins", "bundle"] = "hairpins"
+    kind: Literal["hairpins", "bundle", "loose_bundle"] = "hairpins"
 
     def __post_init__(self) -> None:
         if self.kind not in _MIN_LENGTH:
@@ -111,7 +112,8 @@ def nth_protein(options: SyntheticOptions, split: str, index: int) -> SyntheticP
     seed = np.random.SeedSequence((options.seed, _SPLITS.index(split), index))
     rng = np.random.Generator(np.random.Philox(seed))
     length = int(rng.integers(options.min_length, options.max_length + 1))
-    return synthetic_protein(rng, length) if options.kind == "hairpins" else bundle_protein(rng, length)
+    style = STYLES.get(options.kind)
+    return synthetic_protein(rng, length) if style is None else bundle_protein(rng, length, style)
 
 
 def _expected_files(options: SyntheticOptions, folder: Path) -> Iterator[tuple[Path, tuple[str, int]]]:

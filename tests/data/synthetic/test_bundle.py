@@ -10,7 +10,7 @@ from Bio.PDB import PDBParser
 from Bio.SeqUtils import seq1
 
 from contactlm.data.synthetic import SyntheticOptions, nth_protein, write_synthetic
-from contactlm.data.synthetic.bundle import PAIR_OF, STRAND, bundle_protein
+from contactlm.data.synthetic.bundle import BUNDLE, LOOSE_BUNDLE, STRAND, _loop_library, bundle_protein
 from contactlm.data.synthetic.fold import SyntheticProtein
 from contactlm.data.synthetic.geometry import backbone, c_beta, end_frame
 from contactlm.data.synthetic.loops import close_loops
@@ -92,7 +92,7 @@ def test_facing_residues_are_close_and_complementary(bundles: list[SyntheticProt
         ca = protein.coords[:, 1]
         assert _distance(ca[i], ca[j]).min() > 4.0 and _distance(ca[i], ca[j]).max() < 6.0
         letters = [(protein.sequence[a], protein.sequence[b]) for a, b in protein.facing]
-        assert np.mean([PAIR_OF[a] == b for a, b in letters]) > 0.8
+        assert np.mean([BUNDLE.pairs[a] == b for a, b in letters]) > 0.8
         strands = [(first, stop) for kind, first, stop in protein.segments if kind == "strand"]
         assert all(stop - first == STRAND for first, stop in strands)
         assert len(protein.facing) == STRAND * len(strands) / 2
@@ -107,7 +107,7 @@ def test_strands_that_pair_can_be_told_from_those_that_do_not(bundles: list[Synt
         partner = {start[i]: start[j - STRAND + 1] for i, j in protein.facing if i in start and j - STRAND + 1 in start}
         assert len(partner) == len(strands) / 2
         for one, other in partner.items():
-            wanted = "".join(PAIR_OF[letter] for letter in reversed(strands[one]))
+            wanted = "".join(BUNDLE.pairs[letter] for letter in reversed(strands[one]))
             agree = [sum(a == b for a, b in zip(wanted, strand, strict=True)) for strand in strands]
             right.append(int(np.argmax(agree)) == other)
     assert np.mean(right) > 0.95  # a few addresses lose letters that matter
@@ -116,6 +116,21 @@ def test_strands_that_pair_can_be_told_from_those_that_do_not(bundles: list[Synt
 def test_a_bundle_is_a_pure_function_of_its_options(bundles: list[SyntheticProtein]) -> None:
     assert bundle_protein(np.random.default_rng(1), 300).sequence == bundles[1].sequence
     np.testing.assert_array_equal(bundle_protein(np.random.default_rng(1), 300).coords, bundles[1].coords)
+
+
+def test_another_style_shares_no_pair_of_letters_and_has_longer_loops() -> None:
+    assert not set(BUNDLE.pairs.items()) & set(LOOSE_BUNDLE.pairs.items())
+    loose = bundle_protein(np.random.default_rng(1), 300, LOOSE_BUNDLE)
+    one_site_on = [{len(loop.phi) for loop in _loop_library(0, 1, 0, style.slack)} for style in (BUNDLE, LOOSE_BUNDLE)]
+    assert max(one_site_on[0]) < min(one_site_on[1])
+    letters = [(loose.sequence[a], loose.sequence[b]) for a, b in loose.facing]
+    assert np.mean([LOOSE_BUNDLE.pairs[a] == b for a, b in letters]) > 0.8
+    assert np.mean([BUNDLE.pairs.get(a) == b for a, b in letters]) < 0.1
+    i, j = np.triu_indices(len(loose.sequence), 2)
+    assert _distance(loose.coords[i][:, :, None], loose.coords[j][:, None]).min() > 2.49
+    ca = loose.coords[:, 1]
+    np.testing.assert_allclose(_distance(ca[:-1], ca[1:]), 3.81, atol=0.01)
+    assert abs(len(loose.sequence) / 300 - 1) < 0.2
 
 
 @pytest.mark.parametrize("length", [150, 300, 600])

@@ -1,0 +1,133 @@
+"""The frontier: what every arm reaches with how many tokens, FLOPs and seconds, over all budgets and backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+from contactlm.report.compare import by_arm, group_equal
+from contactlm.report.confounds import samples_a_step
+from contactlm.report.figure import FIGURES, arm_styles
+from contactlm.report.paired import COSTS, SCORES, comparable
+from contactlm.report.read import Run
+
+DRAWN = ("mcc_sep6", "p_at_L_long")
+AXES = {"tokens": "training tokens", "FLOPs": "FLOPs of training", "seconds": "seconds of training"}
+MAY_DIFFER = ("budget", "backbone")
+
+
+@dataclass(frozen=True)
+class Point:
+    """What an arm reaches with a budget.
+
+    Attributes:
+        arm: The arm.
+        budget: Tokens.
+        runs: One for each backbone and seed.
+    """
+
+    arm: str
+    budget: int
+    runs: list[Run]
+
+    def mean(self, value: Callable[[Run], float | None]) -> float | None:
+        """Mean over the runs; None where one does not know it."""
+        values = [value(run) for run in self.runs]
+        return None if None in values else float(np.mean(values))  # type: ignore[arg-type]  # none is None
+
+    def error(self, score: str) -> float:
+        """Standard error of a score's mean over the runs; 0 for one run."""
+        values = [run.test[score] for run in self.runs if score in run.test]
+        return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def whole_experiments(runs: Sequence[Run]) -> list[list[Run]]:
+    """Groups of trained and tested runs that differ in nothing but arm, seed, budget and backbone."""
+    return [group for group in group_equal(comparable(runs), MAY_DIFFER) if len(by_arm(group)) > 1]
+
+
+def frontier_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
+    """Points over the backbones and seeds that every arm has at every budget it was run with.
+
+    Args:
+        runs: Of one experiment; see :func:`whole_experiments`.
+
+    Returns:
+        The points, arm by arm; and what had to be left out for it, in words.
+    """
+    cells: dict[tuple[str, int], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.arm, run.budget)):
+        cells.setdefault((run.arm, run.budget), []).append(run)
+    common = set.intersection(*({run.pair for run in members} for members in cells.values()))
+    points = [Point(*cell, [run for run in members if run.pair in common]) for cell, members in cells.items()]
+    left_out = sum(len(members) for members in cells.values()) - sum(len(point.runs) for point in points)
+    if not common:
+        return [], ["no frontier: there is no backbone and seed that every arm was run with"]
+    why = f"left out of the frontier: {left_out} runs from a backbone and seed that not every arm has at every budget"
+    return points, [why] if left_out else []
+
+
+def frontier_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Rows of ``frontier.csv``."""
+    return [
+        {
+            "arm": point.arm,
+            "budget": point.budget,
+            "runs": len(point.runs),
+            "backbones": len({run.pair[0] for run in point.runs}),
+            **{name.lower(): point.mean(value) for name, value in COSTS.items()},
+            "steps": point.mean(lambda run: run.record["steps"]),
+            "samples_a_step": samples_a_step(point.runs[0]),
+            **{f"test_{score}": point.mean(lambda run, s=score: run.test.get(s)) for score in SCORES},  # type: ignore[misc]  # the default binds it
+            **{f"se_{score}": point.error(score) for score in SCORES},
+        }
+        for point in points
+    ]
+
+
+def draw_frontier(points: Sequence[Point]) -> Figure:
+    """Draw test scores by tokens, FLOPs and seconds of training, a line for each arm through its budgets.
+
+    Points are means over backbones and seeds, bars their standard errors. What is not known of any run is left out.
+    """
+    arms = list(dict.fromkeys(point.arm for point in points))
+    styles = arm_styles(arms)
+    costs = [cost for cost in COSTS if any(point.mean(COSTS[cost]) for point in points)]
+    rows = -(-len(arms) // 5)
+    figure = Figure(figsize=(4 * len(costs), 3.4 * len(DRAWN) + 0.3 * rows), dpi=150, layout="constrained")
+    grid = figure.subplots(len(DRAWN), len(costs), sharey="row", squeeze=False)
+    for row, score in zip(grid, DRAWN, strict=True):
+        for ax, cost in zip(row, costs, strict=True):
+            for arm in arms:
+                _draw(ax, [point for point in points if point.arm == arm], cost, score, styles[arm])
+            _label(ax, cost)
+        row[0].set_ylabel(f"test {FIGURES[score]}")
+    handles = [Line2D([], [], marker="o", markersize=4, label=arm, **styles[arm]) for arm in arms]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize="small")
+    return figure
+
+
+def _draw(ax: Axes, points: Sequence[Point], cost: str, score: str, style: dict[str, Any]) -> None:
+    known = [(p.mean(COSTS[cost]), p.mean(lambda run: run.test.get(score)), p.error(score)) for p in points]
+    placed = sorted((x, y, error) for x, y, error in known if x and y is not None)
+    if placed:
+        x, y, errors = zip(*placed, strict=True)
+        ax.errorbar(x, y, yerr=errors, marker="o", markersize=4, linewidth=1.5, elinewidth=1, capsize=2, **style)
+
+
+def _label(ax: Axes, cost: str) -> None:
+    ax.set_xscale("log")
+    ax.set_xlabel(AXES[cost])
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.xaxis.set_minor_formatter(EngFormatter(sep=""))
+    ax.tick_params(axis="x", which="both", labelsize="x-small")
+    ax.grid(color="#dddddd", linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_axisbelow(True)
