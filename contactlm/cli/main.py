@@ -60,6 +60,7 @@ from contactlm.types import ContactLMError, ModelError
 
 log = logging.getLogger(__name__)
 
+HOW_HELD = ("pretrained", "backbone_dtype", "quantization")  # of the backbone: flags come before a checkpoint's
 KINDS = (
     "Files of a map; html: a page; csv: its pairs; pml, cxc, pdb: on its structure, for PyMOL, ChimeraX, as B-factors."
 )
@@ -152,14 +153,17 @@ class ContactCLI(LightningCLI):
             path = self.config[subcommand]["ckpt_path"] = self._find_last(self.config[subcommand])
         if path and path not in NOT_PATHS:
             check_checkpoint(path)
-        given = self.config[subcommand]["model"]["pretrained"]
+        model = self.config[subcommand]["model"]
+        given = {name: model[name] for name in HOW_HELD if name in model}
         if path and is_sharded(path):  # Lightning reads the options from a file
             self.config[subcommand]["ckpt_path"] = str(Path(path) / INDEX)
         super()._parse_ckpt_path()
         self.config[subcommand]["ckpt_path"] = path
-        if any(argument.startswith("--model.pretrained") for argument in self.arguments):
-            # the weights may lie elsewhere than when they were trained on; a checksum tells whether they are the same
-            self.config[subcommand]["model"]["pretrained"] = given
+        for name, value in given.items():
+            # the weights may lie elsewhere than when they were trained on, or be held otherwise; a checksum tells
+            # whether they are the same
+            if any(argument.partition("=")[0] == f"--model.{name}" for argument in self.arguments):
+                self.config[subcommand]["model"][name] = value
 
     def _find_last(self, config: Mapping[str, Any]) -> str | None:
         """Where the newest run of this name can go on; None, and a note, when there is nothing to go on with.
