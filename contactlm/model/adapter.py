@@ -47,6 +47,8 @@ class Adapter:
         lora: How the adapters are made.
         tuned_threshold: Found on dev; None where the directory does not tell.
         calibration: Fitted on dev; None likewise.
+        held: How the frozen weights were held it was trained on, where that was not in float32: ``backbone_dtype``,
+            ``quantization``.
         weights: By their names in the file.
     """
 
@@ -55,6 +57,7 @@ class Adapter:
     lora: LoraOptions
     tuned_threshold: float | None
     calibration: Calibration | None
+    held: dict[str, str]
     weights: dict[str, Tensor]
 
 
@@ -145,6 +148,7 @@ def read_adapter(directory: str | Path) -> Adapter:
         lora=_lora_options(directory, config),
         tuned_threshold=about.get("tuned_threshold"),
         calibration=calibration_of(about),
+        held=dict(about.get("held", {})),
         weights=weights,
     )
 

@@ -127,13 +127,14 @@ class ContactModule(LanguageModelModule):
         Args:
             directory: With ``adapter_config.json`` and ``adapter_model.safetensors``.
             pretrained: Hub name or directory of the backbone; None: the one that the adapter names.
-            options: Other arguments of this class; ``lora`` is decided by the adapter.
+            options: Other arguments of this class; ``lora`` is decided by the adapter, ``backbone_dtype`` and
+                ``quantization``, where they are left out, by how it was trained.
 
         Raises:
-            ModelError: No such adapter, one that is not plain LoRA, or another backbone than it was trained on.
+            ModelError: No such adapter, one of another kind than LoRA, or another backbone than it was trained on.
         """
         adapter = read_adapter(directory)
-        module = cls(pretrained or adapter.backbone, lora=adapter.lora, **options)
+        module = cls(pretrained or adapter.backbone, lora=adapter.lora, **{**adapter.held, **options})
         if adapter.backbone_checksum not in (None, module.backbone_checksum):
             raise ModelError(
                 f"{directory}: the adapter was trained on {adapter.backbone} (checksum {adapter.backbone_checksum}), "
