@@ -32,6 +32,7 @@ from contactlm.callbacks.progress import BudgetProgressBar
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.callbacks.writer import PredictionWriter
+from contactlm.cli.adapters import check_adapters
 from contactlm.cli.choice import NOT_PATHS, chosen_class, plain_arguments
 from contactlm.cli.commands import ABOUT, COMMANDS, SOME_SKIPPED, answer
 from contactlm.cli.configs import BASE, resolve_arguments
@@ -76,6 +77,7 @@ class ContactCLI(LightningCLI):
         self.arguments, self.peers = list(args), peers
         self.status = 0
         base = [str(config_folder() / BASE)]
+        check_adapters(args)
         super().__init__(
             chosen_class(args),
             ContactDataModule,
