@@ -198,16 +198,16 @@ def _linear_maps(layers: nn.Module) -> list[tuple[str, nn.Linear]]:
 def _let_go(esm: Any) -> None:
     """Copy in float32 what is left in a file's mapped memory, which stays mapped as long as one tensor lies in it."""
     for part in esm.modules():
-        held = [*part._parameters.values(), *part._buffers.values()]
-        for tensor in held:
-            if tensor is not None and not isinstance(part, (FrozenLinear, QuantizedLinear)):
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+            if not isinstance(part, (FrozenLinear, QuantizedLinear)):
                 tensor.data = tensor.data.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
         if isinstance(part, (FrozenLinear, QuantizedLinear)) and part.bias is not None:
             part.bias.data = part.bias.data.to(torch.float32, copy=True)
 
 
 def _quantize(linear: Any, quantization: QuantizationName | str, product: torch.dtype) -> None:
-    weight = linear._parameters.pop("weight").detach()
+    weight = linear.weight.detach()
+    del linear.weight  # which the class below makes anew each time
     linear.__class__ = QuantizedLinear
     linear.quantization, linear.product = quantization, product
     packed, scales = _packed(weight, quantization)

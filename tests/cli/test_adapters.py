@@ -16,7 +16,7 @@ from contactlm.types import ModelError
     [
         (["--model.lora.use_dorra", "true"], r"lora: there is no option 'use_dorra'; did you mean use_dora\?"),
         (["--model.lora={r: 3, ranks: 4}"], "there is no option 'ranks'"),
-        (["--model.lora.class_path", "peft.IA3Config"], "peft.IA3Config: .*IA.*3 learns a scale .* use_dora true"),
+        (["--model.lora.class_path", "peft.IA3Config"], "peft.IA3Config: .*IA.*learns a scale .*use_dora true"),
         (["--model.lora.class_path=peft.AdaLoraConfig", "--model.lora.init_args.r=3"], "budget of tokens ends it"),
         (["--model.lora.class_path", "peft.BOFTConfig"], "adapters here are LoRA's and DoRA's"),
         (["--config", "CONFIG"], "there is no option .rang. .options: r, alpha"),
