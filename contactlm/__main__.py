@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -17,6 +18,8 @@ def main() -> int:
             return status
         if not sys.stderr.isatty():  # no bar, of ours or others', shall fill a log file; read when tqdm is imported
             os.environ.setdefault("TQDM_MININTERVAL", "30")
+        # where bitsandbytes is installed, PEFT imports it, and on some CPUs it then asks for a package of kernels
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         # model_class and class_path may name a file in the folder at hand; last, so that it hides nothing
         sys.path.append("")
         from contactlm.cli.main import main as run  # seconds may pass here

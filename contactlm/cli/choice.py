@@ -37,7 +37,7 @@ def chosen_class(arguments: Sequence[str]) -> type[MapModule]:
             class has.
     """
     given: dict[str, Any] = {}
-    for option, value in _pairs(arguments):
+    for option, value in option_pairs(arguments):
         if option in CONFIG:
             content = content_of(value)
             given.update({name: content[name] for name in (OPTION, "ckpt_path") if name in content})
@@ -95,7 +95,7 @@ def _plain(option: str, value: str) -> list[str] | None:
     return None
 
 
-def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
+def option_pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Every option with its value; of an option without one, the next argument."""
     split = [argument.partition("=") for argument in arguments]
     return [

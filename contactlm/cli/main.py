@@ -32,6 +32,7 @@ from contactlm.callbacks.progress import BudgetProgressBar
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.callbacks.writer import PredictionWriter
+from contactlm.cli.adapters import check_adapters
 from contactlm.cli.choice import NOT_PATHS, chosen_class, plain_arguments
 from contactlm.cli.commands import ABOUT, COMMANDS, SOME_SKIPPED, answer
 from contactlm.cli.configs import BASE, resolve_arguments
@@ -60,6 +61,7 @@ from contactlm.types import ContactLMError, ModelError
 
 log = logging.getLogger(__name__)
 
+HOW_HELD = ("pretrained", "backbone_dtype", "quantization")  # of the backbone: flags come before a checkpoint's
 KINDS = (
     "Files of a map; html: a page; csv: its pairs; pml, cxc, pdb: on its structure, for PyMOL, ChimeraX, as B-factors."
 )
@@ -75,6 +77,7 @@ class ContactCLI(LightningCLI):
         self.arguments, self.peers = list(args), peers
         self.status = 0
         base = [str(config_folder() / BASE)]
+        check_adapters(args)
         super().__init__(
             chosen_class(args),
             ContactDataModule,
@@ -152,14 +155,17 @@ class ContactCLI(LightningCLI):
             path = self.config[subcommand]["ckpt_path"] = self._find_last(self.config[subcommand])
         if path and path not in NOT_PATHS:
             check_checkpoint(path)
-        given = self.config[subcommand]["model"]["pretrained"]
+        model = self.config[subcommand]["model"]
+        given = {name: model[name] for name in HOW_HELD if name in model}
         if path and is_sharded(path):  # Lightning reads the options from a file
             self.config[subcommand]["ckpt_path"] = str(Path(path) / INDEX)
         super()._parse_ckpt_path()
         self.config[subcommand]["ckpt_path"] = path
-        if any(argument.startswith("--model.pretrained") for argument in self.arguments):
-            # the weights may lie elsewhere than when they were trained on; a checksum tells whether they are the same
-            self.config[subcommand]["model"]["pretrained"] = given
+        for name, value in given.items():
+            # the weights may lie elsewhere than when they were trained on, or be held otherwise; a checksum tells
+            # whether they are the same
+            if any(argument.partition("=")[0] == f"--model.{name}" for argument in self.arguments):
+                self.config[subcommand]["model"][name] = value
 
     def _find_last(self, config: Mapping[str, Any]) -> str | None:
         """Where the newest run of this name can go on; None, and a note, when there is nothing to go on with.

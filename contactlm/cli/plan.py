@@ -232,9 +232,19 @@ class PlanCLI(ContactCLI):
         return lines
 
     def _ways(self) -> dict[str, Callable[[], MapModule]]:
+        given = self.new_module.keywords
+        less: dict[str, Any] = {}
+        if given.get("activation_checkpointing") is False:
+            less["activation_checkpointing"] = True
+        frozen = given.get("lora") is not None or given.get("freeze_backbone")
+        if frozen and not given.get("quantization") and given.get("backbone_dtype", "bfloat16") in (None, "float32"):
+            less["backbone_dtype"] = "bfloat16"
         ways: dict[str, Callable[[], MapModule]] = {"as it is": self.new_module}
-        if self.new_module.keywords.get("activation_checkpointing") is False:
-            ways["with model.activation_checkpointing"] = partial(self.new_module, activation_checkpointing=True)
+        ways |= {
+            f"with {_told(name, value)}": partial(self.new_module, **{name: value}) for name, value in less.items()
+        }
+        if len(less) > 1:
+            ways["with both"] = partial(self.new_module, **less)
         return ways
 
     def _measured(self, seen: Seen) -> list[str]:
@@ -262,6 +272,10 @@ class PlanCLI(ContactCLI):
             return f"{_size(torch.cuda.max_memory_allocated(self._device))} on the GPU"
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return f"{_size(most)} of the process, the libraries included"
+
+
+def _told(name: str, value: Any) -> str:
+    return f"model.{name}" if value is True else f"model.{name} {value}"
 
 
 def _weight(batch: dict[str, Any]) -> int:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from contactlm.metrics.calibration import Calibration
 from contactlm.model.families.registry import family_of
+from contactlm.model.frozen_weights import whole_weights
 from contactlm.model.loading import OWN_HEAD
-from contactlm.model.lora import LoraOptions
+from contactlm.model.lora import ALL_LINEAR, BIASES, INITS, LoraOptions
 from contactlm.types import ModelError
 
 ABOUT_FILE = "contactlm.json"  # what an export says about itself
@@ -27,8 +28,13 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _ADAPTER = "default"  # PEFT's name for the only adapter there is
 _HEAD, _TRAINED_HEAD = "contact_head.", f"contact_head.modules_to_save.{_ADAPTER}."
+_MAGNITUDE = "lora_magnitude_vector"  # of DoRA; PEFT's files leave out that it is a weight
 # Settings that change what an adapter computes and that LoraOptions has no word for; all are off by default.
-_UNSUPPORTED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "lora_bias", "layers_to_transform")
+_UNSUPPORTED = (
+    *("lora_bias", "fan_in_fan_out", "exclude_modules", "layers_pattern", "layer_replication", "target_parameters"),
+    *("trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config"),
+    *("velora_config", "monteclora_config"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Adapter:
         lora: How the adapters are made.
         tuned_threshold: Found on dev; None where the directory does not tell.
         calibration: Fitted on dev; None likewise.
+        held: How the frozen weights were held it was trained on, where that was not in float32: ``backbone_dtype``,
+            ``quantization``.
         weights: By their names in the file.
     """
 
@@ -49,6 +57,7 @@ class Adapter:
     lora: LoraOptions
     tuned_threshold: float | None
     calibration: Calibration | None
+    held: dict[str, str]
     weights: dict[str, Tensor]
 
 
@@ -77,23 +86,23 @@ def save_adapter(esm: Any, backbone: str, directory: Path) -> None:
 
 
 def save_merged(esm: Any, directory: Path) -> None:
-    """Write a plain checkpoint that the stock class loads: W + (alpha / r) B A, and the trained contact head.
+    """Write a plain float32 checkpoint that the stock class loads: W + (alpha / r) B A, and the trained contact head.
 
-    Stock classes other than ``EsmModel`` know no contact head, and leave it aside.
+    Of DoRA every row has the length that was learned. W is what the model computes with: where frozen weights are held
+    in fewer bits, the rounded values. Stock classes other than ``EsmModel`` know no contact head, and leave it aside.
 
     Args:
         esm: The backbone, with or without adapters in it; left as it is.
         directory: An existing folder.
     """
     family = family_of(esm.config)
-    weights = {name.replace(".base_layer.", "."): weight for name, weight in esm.state_dict().items()}
+    weights = {name.replace(".base_layer.", "."): weight for name, weight in whole_weights(esm).items()}
     if has_adapters(esm):
         trained = {n.replace(_TRAINED_HEAD, _HEAD): w for n, w in weights.items() if n.startswith(_TRAINED_HEAD)}
         weights = {n: w for n, w in weights.items() if "lora_" not in n and not n.startswith(_HEAD)} | trained
         for name, module in esm.named_modules():
             if isinstance(module, LoraLayer):
-                update = module.get_delta_weight(_ADAPTER).detach()
-                weights[f"{name}.weight"] = weights[f"{name}.weight"] + update
+                weights[f"{name}.weight"] = _adapted(weights[f"{name}.weight"], module)
     with torch.device("meta"):  # a frame for the weights, without a second copy of them
         plain = family.model_class(copy.deepcopy(esm.config), **family.model_options)
     plain.load_state_dict({name: weight.detach().cpu() for name, weight in weights.items()}, assign=True)
@@ -104,6 +113,15 @@ def save_merged(esm: Any, directory: Path) -> None:
     if not family.published_head:
         config[OWN_HEAD] = True
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _adapted(weight: Tensor, layer: LoraLayer) -> Tensor:
+    """A layer's weight (out, in) with its adapter."""
+    adapted = weight + layer.get_delta_weight(_ADAPTER).detach()
+    magnitudes = getattr(layer, _MAGNITUDE, {})
+    if _ADAPTER not in magnitudes:
+        return adapted
+    return adapted * (magnitudes[_ADAPTER].weight.detach() / adapted.norm(dim=1)).unsqueeze(1)
 
 
 def read_adapter(directory: str | Path) -> Adapter:
@@ -130,6 +148,7 @@ def read_adapter(directory: str | Path) -> Adapter:
         lora=_lora_options(directory, config),
         tuned_threshold=about.get("tuned_threshold"),
         calibration=calibration_of(about),
+        held=dict(about.get("held", {})),
         weights=weights,
     )
 
@@ -195,28 +214,43 @@ def calibration_of(about: Mapping[str, Any]) -> Calibration | None:
 
 def _adapter_weights(esm: Any) -> dict[str, Tensor]:
     """The backbone's own tensors that an adapter holds, by their names in PEFT's files."""
+    biases = ".base_layer.bias" if esm.peft_config[_ADAPTER].bias == "lora_only" else None
     return {
-        "base_model.model." + name.replace(_TRAINED_HEAD, _HEAD).replace(f".{_ADAPTER}.", "."): weight
+        "base_model.model." + _name_in_file(name): weight
         for name, weight in esm.state_dict().items()
-        if ".lora_" in name or name.startswith(_TRAINED_HEAD)
+        if ".lora_" in name or name.startswith(_TRAINED_HEAD) or (biases and name.endswith(biases))
     }
+
+
+def _name_in_file(name: str) -> str:
+    name = name.replace(_TRAINED_HEAD, _HEAD).replace(f".{_ADAPTER}.", ".")
+    return name.removesuffix(".weight") if _MAGNITUDE in name else name
 
 
 def _lora_options(directory: Path, config: Mapping[str, Any]) -> LoraOptions:
     kind, targets, bias = config.get("peft_type"), config.get("target_modules"), config.get("bias", "none")
     odd = [name for name in _UNSUPPORTED if config.get(name)]
     odd += [f"peft_type {kind!r}"] if kind != "LORA" else []
-    odd += [f"bias {bias!r}"] if bias != "none" else []
-    listed = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
+    odd += [f"bias {bias!r}"] if bias not in BIASES else []
+    first = config.get("init_lora_weights", True)
+    odd += [f"init_lora_weights {first!r}"] if first not in INITS else []
+    listed = targets == ALL_LINEAR or (isinstance(targets, list) and all(isinstance(target, str) for target in targets))
     odd += [] if listed else [f"target_modules {targets!r}"]
     if odd or targets is None:
         raise ModelError(
-            f"{directory}: {', '.join(odd)} in {CONFIG_FILE}; only plain LoRA with a list of target modules can be read"
+            f"{directory}: {', '.join(odd)} in {CONFIG_FILE}; only LoRA and DoRA with a list of target modules can be "
+            "read"
         )
-    known = LoraConfig()
+    known, layers = LoraConfig(), config.get("layers_to_transform")
     return LoraOptions(
         r=config.get("r", known.r),
         alpha=config.get("lora_alpha", known.lora_alpha),
         dropout=config.get("lora_dropout", known.lora_dropout),
-        target_modules=tuple(sorted(targets)),
+        target_modules=targets if targets == ALL_LINEAR else tuple(sorted(targets)),
+        layers_to_transform=[layers] if isinstance(layers, int) else layers,
+        rank_pattern=config.get("rank_pattern") or None,
+        alpha_pattern=config.get("alpha_pattern") or None,
+        use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
+        bias=bias,
     )

@@ -12,7 +12,7 @@ from contactlm.model.contact_attention import contact_attention, contact_attenti
 from contactlm.model.families.registry import family_of
 from contactlm.model.fused.op import contact_attention_fused
 from contactlm.model.loading import backbone_checksum, load_esm
-from contactlm.model.lora import contact_regression
+from contactlm.model.lora import contact_regression, warn_of_idle_adapters
 from contactlm.model.trunk import Attention, read_batch
 from contactlm.types import ModelError
 
@@ -44,6 +44,9 @@ class ContactBackbone(nn.Module):
 
     Raises:
         ModelError: Another ``attention``, or a backbone with dropout on its attention maps.
+
+    Warns:
+        UserWarning: Adapters in parts that are not run, which learn nothing.
     """
 
     def __init__(self, esm: Any, attention: AttentionName = "auto", whole: bool = False) -> None:
@@ -63,6 +66,7 @@ class ContactBackbone(nn.Module):
         for module in (getattr(esm, "pooler", None), *unread):
             if module is not None:
                 module.requires_grad_(False)
+        warn_of_idle_adapters(esm, unread)
 
     def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Predict contact logits.

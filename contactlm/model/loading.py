@@ -43,8 +43,13 @@ _PROBE_SECONDS = 10
 _UNFIT = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, StrictDataclassError)
 
 
-def load_esm(pretrained: str | None, architecture: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
+def load_esm(
+    pretrained: str | None, architecture: Mapping[str, Any] | None = None, seed: int = 0, as_stored: bool = False
+) -> Any:
     """Load a backbone with its contact head, in float32 and in evaluation mode.
+
+    On a CPU float32 weights are those of the file, mapped into memory: they take room when they are read, which the
+    system takes back when it needs it.
 
     Args:
         pretrained: Hub name, or local directory saved from ``EsmForMaskedLM``, ``EsmModel``, ``EsmcForMaskedLM``,
@@ -53,6 +58,7 @@ def load_esm(pretrained: str | None, architecture: Mapping[str, Any] | None = No
             configuration (``num_hidden_layers``, ``hidden_size``, ``num_attention_heads``, ``intermediate_size``, …);
             what is left out is as in ESM2, ESM C or ProtBert.
         seed: Decides every weight that is not loaded. The global generators are left alone.
+        as_stored: Whether weights are left in the dtype of the file; what reads them makes float32 of them.
 
     Returns:
         The backbone, without a pooler. Its contact head is zero where the family has no published one, and none was
@@ -71,7 +77,7 @@ def load_esm(pretrained: str | None, architecture: Mapping[str, Any] | None = No
         raise ModelError(f"backbone: give pretrained (hub name or directory) or architecture; {given} was given")
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.random.default_generator.manual_seed(seed)
-        return _random(architecture or {}) if pretrained is None else _load(pretrained)
+        return _random(architecture or {}) if pretrained is None else _load(pretrained, as_stored)
 
 
 def architecture_of(pretrained: str) -> dict[str, Any]:
@@ -143,25 +149,25 @@ def _zero_head(model: Any) -> Any:
     return model
 
 
-def _load(pretrained: str) -> Any:
+def _load(pretrained: str, as_stored: bool) -> Any:
     directory = Path(pretrained).expanduser()
     if directory.is_dir():
         _require_complete(directory)
-        return _from_pretrained(str(directory), local_files_only=True)
+        return _from_pretrained(str(directory), as_stored, local_files_only=True)
     if pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1:
         raise ModelError(f"{pretrained}: no such directory; give a directory with config.json or a hub name")
     try:
-        return _from_pretrained(pretrained, local_files_only=True)
+        return _from_pretrained(pretrained, as_stored, local_files_only=True)
     except _NotFoundError:
         _require_hub(pretrained)
-    return _from_pretrained(pretrained, local_files_only=False)
+    return _from_pretrained(pretrained, as_stored, local_files_only=False)
 
 
 class _NotFoundError(ModelError):
     """Files that are not where they were looked for."""
 
 
-def _from_pretrained(name: str, local_files_only: bool) -> Any:
+def _from_pretrained(name: str, as_stored: bool, local_files_only: bool) -> Any:
     made = "a model"
     try:
         values, _ = PreTrainedConfig.get_config_dict(name, local_files_only=local_files_only)
@@ -174,7 +180,7 @@ def _from_pretrained(name: str, local_files_only: bool) -> Any:
             name,
             local_files_only=local_files_only,
             output_loading_info=True,
-            dtype=torch.float32,
+            dtype="auto" if as_stored else torch.float32,
             **family.model_options,
         )
     except OSError as error:

@@ -16,6 +16,7 @@ from contactlm.metrics.calibration import Calibration
 from contactlm.model.adapter import calibration_of, load_adapter, read_about, read_adapter
 from contactlm.model.backbone import AttentionName, ContactBackbone
 from contactlm.model.families.registry import family_of
+from contactlm.model.frozen_weights import DtypeName, QuantizationName
 from contactlm.model.lora import LoraOptions, contact_regression
 from contactlm.modules.checkpoint import CONTACT_HEAD
 from contactlm.modules.language_model import ESM2, LanguageModelModule
@@ -50,6 +51,10 @@ class ContactModule(LanguageModelModule):
             same loss and gradients in less memory and more time.
         init_seed: Seed of a randomly initialised backbone.
         loss_min_separation: Pairs closer in sequence, |i − j|, are left out of the loss.
+        backbone_dtype: Of the frozen weights, and of products with them: ``bfloat16`` takes half the memory. Adapters,
+            contact head, layer norms, positions, attention maps and loss stay float32. Null is float32.
+        quantization: Hold the frozen weights in 8 or 4 bits (``int8``, ``nf4``), for which ``contactlm[quant]`` is
+            installed; products are in ``backbone_dtype``.
         window: Residues in one pass when whole chains are scored; None: one pass at any length. Families with learned
             positions take as many as they reach.
         overlap: Residues that neighbouring windows share; None: half a window.
@@ -89,6 +94,8 @@ class ContactModule(LanguageModelModule):
         overlap: int | None = None,
         threshold: float | None = None,
         head: str | None = None,
+        backbone_dtype: DtypeName | None = "float32",
+        quantization: QuantizationName | None = None,
     ) -> None:
         super().__init__(
             partial(_network, attention, train_head, pretrained is None and head is None),
@@ -100,6 +107,8 @@ class ContactModule(LanguageModelModule):
             init_seed,
             loss_min_separation,
             head,
+            backbone_dtype,
+            quantization,
             optimizer=optimizer,
             head_lr_factor=head_lr_factor,
             scheduler=scheduler,
@@ -118,13 +127,14 @@ class ContactModule(LanguageModelModule):
         Args:
             directory: With ``adapter_config.json`` and ``adapter_model.safetensors``.
             pretrained: Hub name or directory of the backbone; None: the one that the adapter names.
-            options: Other arguments of this class; ``lora`` is decided by the adapter.
+            options: Other arguments of this class; ``lora`` is decided by the adapter, ``backbone_dtype`` and
+                ``quantization``, where they are left out, by how it was trained.
 
         Raises:
-            ModelError: No such adapter, one that is not plain LoRA, or another backbone than it was trained on.
+            ModelError: No such adapter, one of another kind than LoRA, or another backbone than it was trained on.
         """
         adapter = read_adapter(directory)
-        module = cls(pretrained or adapter.backbone, lora=adapter.lora, **options)
+        module = cls(pretrained or adapter.backbone, lora=adapter.lora, **{**adapter.held, **options})
         if adapter.backbone_checksum not in (None, module.backbone_checksum):
             raise ModelError(
                 f"{directory}: the adapter was trained on {adapter.backbone} (checksum {adapter.backbone_checksum}), "

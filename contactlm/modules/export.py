@@ -128,7 +128,7 @@ def _describe(module: ContactModule, directory: Path, **texts: str) -> None:
     (directory / "README.md").write_text(readme, encoding="utf-8")
     fitted = None if module.calibration is None else module.calibration.to_dict()
     about = {"version": __version__, "tuned_threshold": tuned, "calibration": fitted}
-    about["trained_on"] = module.hparams["pretrained"]
+    about |= {"trained_on": module.hparams["pretrained"], "held": module.held}
     write_about(directory, {**about, "backbone_checksum": module.backbone_checksum})
 
 

@@ -124,7 +124,9 @@ class JacobianModule(LanguageModelModule):
     def run_facts(self) -> dict[str, dict[str, Any]]:
         """For ``run.json``, and for what predictions were made from: how the Jacobian is taken."""
         how = self._how
-        return {"reads": {"symmetrise": how.when, "masked": how.masked, "substitutions": how.substitutions}}
+        own = {"symmetrise": how.when, "masked": how.masked, "substitutions": how.substitutions}
+        held = super().run_facts
+        return {**held, "reads": {**held["reads"], **own}}
 
     def contact_logits(
         self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
@@ -170,7 +172,7 @@ class JacobianModule(LanguageModelModule):
             open_cache_folder(root)
             self._checksum = backbone_checksum(self.backbone)[:16]
         precision = "32-true" if self._trainer is None else str(self.trainer.precision)
-        return root / FOLDER / f"{self._checksum}_{precision}"
+        return root / FOLDER / "_".join([self._checksum, precision, *self.held.values()])
 
     def configure_model(self) -> None:
         """As of any module; the checksum that names the folder is taken while this process has whole weights."""

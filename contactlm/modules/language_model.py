@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from types import EllipsisType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from contactlm.maps.contact_map import ContactMap
@@ -15,11 +16,13 @@ from contactlm.maps.windows import WindowOptions
 from contactlm.model.backbone import backbone_checksum, load_esm
 from contactlm.model.families.family import Family
 from contactlm.model.families.registry import family_of
+from contactlm.model.frozen_weights import DtypeName, QuantizationName, check_frozen, is_narrow, narrow
 from contactlm.model.head_file import put_head
-from contactlm.model.lora import LoraOptions, add_lora, contact_regression, lora_targets
+from contactlm.model.lora import LoraOptions, add_lora, contact_regression, lora_targets, read_options
 from contactlm.model.trunk import checkpoint_layers
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import CHECKPOINT_KEY
+from contactlm.types import ModelError
 
 FITTED_HEAD = "fitted_head"  # where a checkpoint says that it holds one, trained further or not
 ESM2 = "facebook/esm2_t6_8M_UR50D"
@@ -43,6 +46,8 @@ class LanguageModelModule(MapModule):
             same loss and gradients in less memory and more time.
         init_seed: Seed of a randomly initialised backbone.
         loss_min_separation: Pairs closer in sequence, |i − j|, are left out of the loss.
+        backbone_dtype: Of the frozen weights, and of products with them; null is float32.
+        quantization: Hold the frozen weights in 8 or 4 bits (bitsandbytes, ``contactlm[quant]``).
         options: As of :class:`contactlm.MapModule`: ``optimizer``, ``scheduler``, ``window``, ….
 
     Raises:
@@ -60,10 +65,13 @@ class LanguageModelModule(MapModule):
         init_seed: int = 0,
         loss_min_separation: int = 1,
         head: str | None = None,
+        backbone_dtype: DtypeName | None = "float32",
+        quantization: QuantizationName | None = None,
         **options: Any,
     ) -> None:
-        lora = LoraOptions(**lora) if isinstance(lora, Mapping) else lora  # a checkpoint holds plain values
-        esm = load_esm(pretrained, architecture, init_seed)
+        check_frozen(backbone_dtype, quantization, all_weights=lora is None and not freeze_backbone)
+        lora = read_options(lora) if isinstance(lora, Mapping) else lora  # a checkpoint holds plain values
+        esm = load_esm(pretrained, architecture, init_seed, as_stored=is_narrow(backbone_dtype, quantization))
         checksum = backbone_checksum(esm) if pretrained is not None else None
         if head is not None:
             put_head(esm, head, checksum or backbone_checksum(esm))
@@ -72,6 +80,7 @@ class LanguageModelModule(MapModule):
             add_lora(esm, lora)
         elif freeze_backbone:
             esm.requires_grad_(False)
+        narrow(esm, backbone_dtype, quantization)  # after the checksum, which is of the file's weights
         if activation_checkpointing:
             checkpoint_layers(family_of(esm.config).layers(esm))
         super().__init__(network(esm), loss_min_separation=loss_min_separation, **options)
@@ -87,6 +96,8 @@ class LanguageModelModule(MapModule):
                 "freeze_backbone": freeze_backbone,
                 "init_seed": init_seed,
                 "loss_min_separation": loss_min_separation,
+                "backbone_dtype": backbone_dtype,
+                "quantization": quantization,
             }
         )
 
@@ -108,6 +119,30 @@ class LanguageModelModule(MapModule):
         own, self._head_is_fitted = self._head_is_fitted, bool(about.get(FITTED_HEAD, False))
         super().on_load_checkpoint(checkpoint)
         self._head_is_fitted |= own
+
+    @property
+    def held(self) -> dict[str, str]:
+        """How frozen weights are held, where that is not in float32."""
+        names = ("backbone_dtype", "quantization")
+        return {name: self.hparams[name] for name in names if self.hparams.get(name) not in (None, "float32")}
+
+    @property
+    def run_facts(self) -> dict[str, dict[str, Any]]:
+        """For ``run.json``, and for what predictions were made from: how frozen weights are held."""
+        return {"equal": dict(self.held), "reads": dict(self.held)}
+
+    def on_train_epoch_start(self) -> None:
+        """Refuse to train weights that a callback has unfrozen and that are held in few bits.
+
+        Raises:
+            ModelError: There are some.
+        """
+        unfit = [name for name, p in self.named_parameters() if p.requires_grad and p.dtype == torch.bfloat16]
+        if unfit:
+            raise ModelError(
+                f"{len(unfit)} weights in bfloat16 are to learn, such as {unfit[0]}: a step is less than what is lost "
+                "in rounding; leave them frozen, or set backbone_dtype to float32"
+            )
 
     @property
     def family(self) -> Family:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,9 @@ from contactlm.alphabet import decode
 from contactlm.data.cache_folder import default_cache_dir
 from contactlm.data.store import ChainStore
 from contactlm.maps.full_map import FullMap, Shown, WindowOptions, full_maps
-from contactlm.model.backbone import AttentionName, backbone_checksum, load_esm
+from contactlm.model.backbone import AttentionName, backbone_checksum
 from contactlm.model.evidence import Evidence
+from contactlm.model.frozen_weights import is_narrow, load_frozen
 from contactlm.model.lora import contact_regression
 from contactlm.model.retrieval_backbone import RetrievalBackbone
 from contactlm.modules.base import Evaluated
@@ -144,9 +146,13 @@ class RetrievalModule(LanguageModelModule):
         self.exclusion  # noqa: B018 - complains about a max_identity out of range
 
     def _source(self, database: StructureDatabase, cache_dir: Path) -> EvidenceSource:
-        first = (self.hparams[name] for name in ("pretrained", "architecture", "init_seed"))
+        pretrained, architecture, seed, *held = (
+            self.hparams[name] for name in ("pretrained", "architecture", "init_seed", "backbone_dtype", "quantization")
+        )
         checksum = self.backbone_checksum or backbone_checksum(self.backbone.esm)
-        encoder = FrozenEncoder(partial(load_esm, *first), checksum)
+        if is_narrow(*held):  # whose states are others
+            checksum = hashlib.sha256(f"{checksum} {held}".encode()).hexdigest()
+        encoder = FrozenEncoder(partial(load_frozen, pretrained, architecture, seed, *held), checksum)
         search = StructureSearch(database, SearchOptions(hits=self.hits), cache_dir)
         return EvidenceSource(search, SegmentStates(database, encoder, cache_dir))
 
@@ -175,10 +181,10 @@ class RetrievalModule(LanguageModelModule):
         database = self.evidence.database
         chains = {"chains": len(database), "residues": len(database.store.tokens), "checksum": database.fingerprint}
         names = ("hits", "decoder_layers", "decoder_width", "template_bias")
-        reads = {name: self.hparams[name] for name in names}
+        held, reads = super().run_facts, {name: self.hparams[name] for name in names}
         return {
-            "equal": {"structures": chains, "max_identity": self.max_identity},
-            "reads": reads | {"shuffled_hits": self.evidence.shuffled},
+            "equal": {**held["equal"], "structures": chains, "max_identity": self.max_identity},
+            "reads": held["reads"] | reads | {"shuffled_hits": self.evidence.shuffled},
         }
 
     def setup(self, stage: str) -> None:

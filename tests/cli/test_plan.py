@@ -32,9 +32,23 @@ def test_a_plan_tells_what_a_run_takes(
     assert steps == -(-16800 // batches) or abs(steps - 16800 / batches) <= 1
     assert re.search(r"memory +\d+ MB a step of 4 x 42 tokens on cpu, precision 32-true: weights \d+ MB", told)
     rows = [int(n) for n in re.findall(r"up to (\d+) x 42 tokens", told)]
-    assert len(rows) == 2 and rows[1] > rows[0] > 100
+    assert len(rows) == 4 and rows[0] > 100 and max(rows[:3]) < rows[3]  # less kept, fewer bits, both
     assert re.search(r"measured +[\d.]+ s a step of the largest batch", told)
     assert not (tmp_path / "runs").exists()  # nothing was run
+
+
+@pytest.mark.slow
+def test_weights_in_fewer_bits_take_less(
+    tiny_esm: Path, pdb_folders: tuple[Path, Path], tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = "{num_hidden_layers: 2, hidden_size: 256, num_attention_heads: 4, intermediate_size: 1024}"
+    random = ["--model.pretrained=null", f"--model.architecture={sizes}"]
+    assert main(plan(tiny_esm, pdb_folders, *random, "--model.backbone_dtype=bfloat16", "--memory=1GB")) == 0
+    told = capsys.readouterr().out
+    weights = float(re.search(r"weights ([\d.]+) MB", told)[1])  # type: ignore[index]
+    assert weights == pytest.approx(2 * 12 * 256**2 * 2 / 1e6, abs=0.6)  # 2 bytes of each of 12 width² a layer
+    assert len(re.findall(r"up to \d+ x 42", told)) == 2  # fewer bits are no way to make it smaller any more
 
 
 @pytest.mark.slow
@@ -43,7 +57,7 @@ def test_what_does_not_fit_is_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(plan(tiny_esm, pdb_folders, "--memory", "100KB")) == 0
-    assert capsys.readouterr().out.count("not one sequence of 42") == 2
+    assert capsys.readouterr().out.count("not one sequence of 42") == 4
 
 
 def test_what_is_wrong_is_one_message(

@@ -5,6 +5,7 @@
 prints a JSON object: of every stage the devices of what it returns ("results") and of all on the way ("devices"), and
 the operations that wait ("waits"). "windows" are the passes over a long chain, put together on the processor, and
 their results brought back there; "retrieval" is a step of training with evidence, which lies on the device.
+``fused,backbone_dtype=bfloat16`` is a module with options.
 
 Tensors have shapes, dtypes and devices, but no data (``FakeTensorMode``): whatever asks for a number or mixes devices
 raises. PyTorch built without CUDA cannot run autograd on such "cuda" tensors; there, the accelerator is one that
@@ -70,9 +71,10 @@ def moved(module, device):
     return module
 
 
-def run(attention, stages):
+def run(way, stages):
     device = accelerator()
-    module = ContactModule(None, TINY, attention=attention)
+    attention, *options = way.split(",")
+    module = ContactModule(None, TINY, attention=attention, **dict(option.split("=") for option in options))
     reader = RetrievalBackbone(load_esm(None, TINY, 0), attention)
     B, L = 2, 40
     report = {}

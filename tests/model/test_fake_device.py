@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -16,9 +17,18 @@ def found(*arguments):
     return json.loads(done.stdout)
 
 
+NEEDS_CODEC = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+HELD = [
+    "fused",
+    "fused,backbone_dtype=bfloat16",
+    pytest.param("fused,backbone_dtype=bfloat16,quantization=nf4", marks=NEEDS_CODEC),
+]
+
+
 @pytest.mark.slow
-def test_a_step_of_the_fused_model_stays_on_the_device_and_waits_for_nothing():
-    report = found("fused", "training", "evaluation", "prediction")
+@pytest.mark.parametrize("way", HELD)
+def test_a_step_of_the_fused_model_stays_on_the_device_and_waits_for_nothing(way):
+    report = found(way, "training", "evaluation", "prediction")
     device = report.pop("device")
     assert device != "cpu" and report.keys() == {"training", "evaluation", "prediction"}
     for stage, seen in report.items():

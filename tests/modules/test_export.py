@@ -230,14 +230,14 @@ def test_other_adapters_are_refused(tmp_path: Path, tiny_esm: Path) -> None:
     out = export_adapter(trained(tiny_esm), tmp_path / "adapter")
     config_file, weights_file = out / "adapter_config.json", out / "adapter_model.safetensors"
     config = json.loads(config_file.read_text())
-    odd = ({"use_dora": True}, {"peft_type": "IA3"}, {"bias": "all"}, {"rank_pattern": {"query": 2}})
+    odd = ({"lora_bias": True}, {"peft_type": "IA3"}, {"bias": "all"}, {"init_lora_weights": "pissa"})
     for content in ("[]", json.dumps({**config, "base_model_name_or_path": 7})):
         config_file.write_text(content)
         with pytest.raises(ModelError, match="the adapter cannot be read"):
             ContactModule.from_adapter(out)
     for change in (*odd, {"target_modules": ["query", 7]}):
         config_file.write_text(json.dumps({**config, **change}))
-        with pytest.raises(ModelError, match=f"{next(iter(change))}.* only plain LoRA"):
+        with pytest.raises(ModelError, match=f"{next(iter(change))}.* only LoRA and DoRA"):
             ContactModule.from_adapter(out)
     config_file.write_text(json.dumps({**config, "r": 4}))
     with pytest.raises(ModelError, match=r"does not fit.*has shape \(8, 32\)"):
