@@ -118,6 +118,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--program", choices=("auto", "builtin", "mmseqs"), default="builtin")
     parser.add_argument("--mutated", action="store_true")
+    parser.add_argument(
+        "--cache", type=Path, help="folder for finished blocks, from which a run that was ended goes on"
+    )
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--simulated", type=int, default=0, help="number of simulated pairs to look for")
     args = parser.parse_args()
@@ -141,7 +144,7 @@ def main() -> None:
         sequences = (with_mutated if args.mutated else with_shuffled)(real, n, rng)
         mean = np.mean([len(sequence) for sequence in sequences])
         began, busy, _ = spent()
-        clusters = cluster_sequences(sequences, ClusterOptions(program=args.program), threads=args.threads)
+        clusters = cluster_sequences(sequences, ClusterOptions(program=args.program), args.cache, args.threads)
         ended, worked, memory = spent()
         print(
             f"{n} chains, {mean:.0f} residues on average, {args.program}: {clusters.max() + 1} clusters in "
