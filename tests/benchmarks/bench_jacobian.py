@@ -46,11 +46,10 @@ def stock_model(attention: str) -> Any:
     from transformers import EsmForMaskedLM
 
     from contactlm.model.loading import load_esm
-    from contactlm.model.masked_lm import load_language_model_head
 
     esm = load_esm(None, ARCHITECTURE, seed=0)
     model = EsmForMaskedLM(esm.config)
-    model.esm, model.lm_head = esm, load_language_model_head(esm, None)
+    model.esm = esm
     model.set_attn_implementation(attention)
     return model.eval()
 
