@@ -201,3 +201,17 @@ def test_positions_are_handed_on(name):
         expected = stock_contacts(model, stock_model(model, name), tokens, name, positions + offset)
     torch.testing.assert_close(jumped, expected, rtol=0, atol=1e-10)
     assert (jumped - plain).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["ESM-1b", "ESM-1v", "ProtBert"])
+def test_a_jump_that_learned_positions_do_not_reach_is_shortened(name):
+    """A pass of two segments 500 apart is, to the stock model, one whose last token has the last learned position."""
+    model, tokens = small_model(name).double(), family_tokens(name, [21])
+    positions = torch.arange(23).unsqueeze(0)
+    far = torch.where(positions < 11, positions, positions + 500)
+    reached = torch.where(positions < 11, positions, positions + 57 - 22)
+    with torch.no_grad():
+        found = ContactBackbone(model)(tokens, positions=far)
+        own = reached + (0 if name == "ProtBert" else 2)
+        expected = stock_contacts(model, stock_model(model, name), tokens, name, own)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
