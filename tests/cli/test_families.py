@@ -213,6 +213,16 @@ def test_a_benchmark_takes_a_fitted_head(tmp_path: Path, capsys: pytest.CaptureF
     assert "goes on one backbone; give one --model.pretrained" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("module_class", [ContactModule, ContrastiveModule])
+def test_a_pass_for_the_sake_of_other_processes_has_the_familys_tokens(module_class: type) -> None:
+    module = module_class(None, architecture=architecture("ProtBert"), lora=None)
+    shown: list[list[list[int]]] = []
+    module.backbone.register_forward_pre_hook(lambda _, given: shown.append(given[0].tolist()))
+    module.idle_pass()
+    known = FAMILIES["ProtBert"].tokens
+    assert shown == [[[known.cls, known.letters["X"], known.eos]]]
+
+
 @pytest.mark.parametrize("name", ["ESM-1b", "ESM C", "ProtBert"])
 def test_checkpointed_layers_give_the_same_gradients(name: str) -> None:
     found = []
