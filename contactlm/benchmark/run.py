@@ -43,10 +43,12 @@ class Candidate:
     Attributes:
         name: In tables.
         location: A checkpoint, an exported folder, or a published model's name or folder.
+        head: A contact head's file for a published model, in the place of its own.
     """
 
     name: str
     location: str
+    head: str | None = None
 
     def load(self) -> MapModule:
         """Make the model, on a GPU where there is one.
@@ -54,7 +56,7 @@ class Candidate:
         Raises:
             ContactLMError: It cannot be loaded.
         """
-        module = load_model(self.location)
+        module = load_model(self.location, self.head)
         return module.to(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else module
 
 

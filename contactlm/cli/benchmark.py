@@ -49,7 +49,7 @@ def benchmark_command(arguments: Sequence[str]) -> int:
     )
     out = Path(given.out).expanduser()
     database = Path(given.database).expanduser() if given.database else None
-    candidates = [Candidate(*pair) for pair in _named(given).items()]
+    candidates = [Candidate(*pair, given.head) for pair in _named(given).items()]
     results = run_benchmark(given.names, candidates, BenchmarkOptions(source, cache_dir, out, database))
     sys.stdout.write(f"{write_page(results)}\nwritten to {out / REPORT} and the tables beside it\n")
     return SOME_SKIPPED if any(counts(result.checked)["missing"] for result in results) else 0
@@ -80,6 +80,8 @@ def _named(given: argparse.Namespace) -> dict[str, str]:
     if odd:
         raise ModelError(f"ckpt_path: {odd[0]} does not end in .ckpt; give a checkpoint that `contactlm fit` wrote")
     locations = list(dict.fromkeys([*given.ckpt_path, *given.pretrained]))
+    if given.head is not None and (given.ckpt_path or len(given.pretrained) != 1):
+        raise ModelError(f"model.head: {given.head} goes on one backbone; give one --model.pretrained, no --ckpt_path")
     if not locations:
         raise ModelError(
             "no model is given: --ckpt_path FILE for checkpoints, --model.pretrained NAME for published models"
@@ -118,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model.pretrained", dest="pretrained", nargs="+", default=[], metavar="NAME",
         help="Published models by hub name or folder, with their own contact head.",
     )  # fmt: skip
+    add("--model.head", dest="head", metavar="FILE", help="Contact head of `contactlm head fit`, for one of those.")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--structures", metavar="DIR", help="Folder of structure files, called as entries are; no network."

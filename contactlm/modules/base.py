@@ -180,7 +180,7 @@ class MapModule(MapPredictor):
     def idle_pass(self) -> None:
         """Run the network as :meth:`contact_logits` does, for the sake of other processes; nobody reads the result."""
         with torch.no_grad():
-            self.backbone(idle_tokens(self.device))
+            self.backbone(self.own_tokens(idle_tokens(self.device)))
 
     def _evaluate(self, batch: dict[str, Any]) -> Evaluated:
         return self._with_labels(batch, self._full_maps(batch))

@@ -87,15 +87,9 @@ class ContrastiveModule(LanguageModelModule):
     def contact_logits(
         self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Compute logits whose sigmoid is (1 + cos) / 2.
+        """Compute logits whose sigmoid is (1 + cos) / 2, within ±14.6.
 
-        Args:
-            tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
-            attention_mask: (B, T), true on tokens, false on padding; None: wherever ``tokens`` is not ``<pad>``.
-            positions: int64 (B, T), the tokens' positions in the protein, for the rotary embedding; None: 0 … T − 1.
-
-        Returns:
-            float32 (B, T − 2, T − 2), symmetric, within ±14.6; 0 where a residue is padding.
+        Arguments and shape are those of :meth:`contactlm.MapModule.contact_logits`.
         """
         return cosine_logits(self.cosine(tokens, attention_mask, positions))
 
@@ -111,7 +105,7 @@ class ContrastiveModule(LanguageModelModule):
     def idle_pass(self) -> None:
         """Run backbone and projection for the sake of other processes."""
         with torch.no_grad():
-            self.cosine(idle_tokens(self.device))
+            self.cosine(self.own_tokens(idle_tokens(self.device)))
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """InfoNCE of pairs drawn anew, averaged per protein.

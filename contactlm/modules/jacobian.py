@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from transformers import EsmModel
 
 from contactlm.alphabet import PAD
 from contactlm.data.cache_folder import default_cache_dir, open_cache_folder
@@ -23,6 +22,7 @@ from contactlm.maps.jacobian import AMINO_ACIDS, JacobianOptions, jacobian_maps
 from contactlm.maps.score_scale import Logistic, fit_logistic, ranks, threshold_of_top
 from contactlm.maps.windows import WindowOptions
 from contactlm.model.backbone import backbone_checksum
+from contactlm.model.families.registry import family_of
 from contactlm.model.lora import LoraOptions
 from contactlm.model.masked_lm import MaskedLanguageModel, load_language_model_head
 from contactlm.modules.base import Evaluated
@@ -56,8 +56,8 @@ class JacobianModule(LanguageModelModule):
     Args:
         pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format, with the language-model
             head. None: a randomly initialised backbone from ``architecture``.
-        architecture: Values of ``transformers.EsmConfig`` for a randomly initialised backbone; needs ``pretrained``
-            to be None.
+        architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
+            out: ``esm``); needs ``pretrained`` to be None.
         symmetrise: Whether the Jacobian is made symmetric ``"before"`` the norm, as in the paper's script, or the map
             ``"after"`` it. None: before, and after if ``masked``.
         masked: Put ``<mask>`` at each position instead of each amino acid: 19 times as fast, and another quantity.
@@ -133,14 +133,12 @@ class JacobianModule(LanguageModelModule):
     ) -> Tensor:
         """Compute logits of the probabilities (of the ranks, before a fit), one sequence after another.
 
-        Args:
-            tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
-            attention_mask: (B, T), true on tokens, false on padding; None: wherever ``tokens`` is not ``<pad>``.
-            positions: int64 (B, T), the tokens' positions in the protein, for the rotary embedding; None: 0 … T − 1.
+        Arguments and shape are those of :meth:`contactlm.MapModule.contact_logits`; there is no gradient.
 
-        Returns:
-            float32 (B, T − 2, T − 2), symmetric, without a gradient; 0 where a residue is padding.
+        Raises:
+            ModelError: A token of the family that the ESM alphabet has not (SaProt's with structure).
         """
+        tokens = self.family.tokens.common(tokens)
         mask = tokens != PAD if attention_mask is None else attention_mask.bool()
         lengths = (mask.sum(1) - 2).tolist()
         chains = [row[1 : length + 1] for row, length in zip(tokens, lengths, strict=True)]
@@ -156,9 +154,12 @@ class JacobianModule(LanguageModelModule):
     ) -> Iterator[ScoredMap]:
         """Full-length maps of whole chains, with their scores."""
         how = replace(self._how, folder=self._folder())
-        for made in jacobian_maps(self.backbone, chains, how, windows, self.device, positions):
+        for made in jacobian_maps(self._letter_logits, chains, how, windows, self.device, positions):
             p = {"p": RANKED if self.score_fit is None else LOGISTIC}
             yield ScoredMap(self._probability(made.scores), {**made.how, **p}, made.scores)
+
+    def _letter_logits(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
+        return self.backbone(self.own_tokens(tokens), attention_mask, positions)
 
     def _probability(self, scores: Tensor) -> Tensor:
         if self.score_fit is None:
@@ -233,8 +234,9 @@ class JacobianModule(LanguageModelModule):
         return None
 
 
-def _network(pretrained: str | None, seed: int, esm: EsmModel) -> MaskedLanguageModel:
-    return MaskedLanguageModel(esm, load_language_model_head(esm, pretrained, seed), AMINO_ACIDS)
+def _network(pretrained: str | None, seed: int, esm: Any) -> MaskedLanguageModel:
+    letters = family_of(esm.config).tokens.own(torch.tensor(AMINO_ACIDS)).tolist()
+    return MaskedLanguageModel(esm, load_language_model_head(esm, pretrained, seed), letters)
 
 
 def _known_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

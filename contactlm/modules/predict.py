@@ -164,15 +164,20 @@ def _device_of(module: MapModule, device: Device) -> torch.device:
     return torch.accelerator.current_accelerator() or module.device
 
 
-def load_model(model: Model) -> MapModule:
-    """Make a module from a checkpoint, an export or a published ESM2; a module is given back as it is."""
+def load_model(model: Model, head: str | None = None) -> MapModule:
+    """Make a module from a checkpoint, an export or a published language model; a module is given back as it is.
+
+    Args:
+        model: Where it is.
+        head: A contact head's file for a published one, in the place of its own.
+    """
     if isinstance(model, MapModule):
         return model
     if (Path(model).expanduser() / CONFIG_FILE).is_file():
         return ContactModule.from_adapter(model)
     if str(model).endswith(".ckpt"):
         return _from_checkpoint(model)
-    return ContactModule(str(model), lora=None, freeze_backbone=True, train_head=False)
+    return ContactModule(str(model), lora=None, freeze_backbone=True, train_head=False, head=head)
 
 
 def _from_checkpoint(path: str | Path) -> MapModule:

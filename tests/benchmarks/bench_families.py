@@ -78,6 +78,15 @@ def build(name: str, variant: str, layers: int | None) -> Run:
     return Run(esm, lambda tokens: stock_contacts(esm, tokens))
 
 
+def share_weights(first: torch.nn.Module, other: torch.nn.Module) -> None:
+    """Let a variant have the frozen weights of the first one, which are the same numbers: all fit into memory."""
+    frozen = {name.removeprefix("esm."): p for name, p in first.named_parameters() if not p.requires_grad}
+    for name, parameter in other.named_parameters():
+        same = frozen.get(name.removeprefix("esm."))
+        if same is not None and not parameter.requires_grad and torch.equal(parameter, same):
+            parameter.data = same.data
+
+
 def stock_contacts(esm: Any, tokens: torch.Tensor) -> torch.Tensor:
     """As transformers' ``predict_contacts`` computes them, for classes that have no such method."""
     maps = torch.cat(esm(tokens, output_attentions=True).attentions, 1)[..., 1:-1, 1:-1]
@@ -98,7 +107,10 @@ def measure(request: dict[str, Any]) -> dict[str, float]:
     """Seconds of every variant, or megabytes of one."""
     name, variants, layers = request["name"], request["variants"], request["layers"]
     samples, residues, backward = CASES[request["case"]]
-    runs = {variant: build(name, variant, layers) for variant in variants}
+    runs: dict[str, Run] = {}
+    for variant in variants:
+        runs[variant] = build(name, variant, layers)
+        share_weights(runs[variants[0]].model, runs[variant].model)
     tokens = batch(name, samples, residues)
     for run in runs.values():
         once(run, batch(name, 1, 16), backward)

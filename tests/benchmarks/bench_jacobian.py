@@ -10,6 +10,8 @@ The ESM2-8M architecture with random weights, float32, one protein of random res
   ours      contactlm's MaskedLanguageModel and categorical_jacobian: exact; in bfloat16 (autocast); and in float32
             with the 9 likeliest substitutions of 19. Beside the last two, how far their maps agree with the first
   trunk     transformers' EsmModel with fused attention on the same sequences, no head, nothing kept
+  products  the matrix products of the 19 sequences a position that an exact Jacobian needs, and nothing else: what is
+            left when attention, norms and activations cost nothing
 Variants run turn by turn in one process, over the same number of positions (--positions, 0: all). Processor time
 counts, so that other work on the machine matters little, and the shortest of some rounds; seconds are those of the
 whole protein, by the share of its positions. Memory is the peak resident set over the loaded model, of the whole
@@ -36,7 +38,7 @@ from torch import Tensor
 ARCHITECTURE = {"num_hidden_layers": 6, "hidden_size": 320, "num_attention_heads": 20, "intermediate_size": 1280}
 LOOPS = ("loop eager", "loop sdpa", "loop fair-esm")
 OURS = ("ours", "ours bf16", "ours 9 of 19")
-VARIANTS = (*LOOPS, *OURS, "trunk")
+VARIANTS = (*LOOPS, *OURS, "trunk", "products")
 FASTER = 2.0
 Done = tuple[Tensor | None, float]  # the scores, None where positions are left out; and the share that was run
 Maps = Callable[[Tensor, int], Done]
@@ -46,11 +48,10 @@ def stock_model(attention: str) -> Any:
     from transformers import EsmForMaskedLM
 
     from contactlm.model.loading import load_esm
-    from contactlm.model.masked_lm import load_language_model_head
 
     esm = load_esm(None, ARCHITECTURE, seed=0)
     model = EsmForMaskedLM(esm.config)
-    model.esm, model.lm_head = esm, load_language_model_head(esm, None)
+    model.esm = esm
     model.set_attn_implementation(attention)
     return model.eval()
 
@@ -68,6 +69,8 @@ def build(variant: str) -> Maps:
         return lambda tokens, positions: published(lambda rows: stock(rows).logits, tokens, positions)
     if variant == "trunk":
         return trunk()
+    if variant == "products":
+        return products
     return ours(variant == "ours bf16", 9 if variant == "ours 9 of 19" else None)
 
 
@@ -139,6 +142,23 @@ def trunk() -> Maps:
         return None, positions / len(tokens)
 
     return run
+
+
+def products(tokens: Tensor, positions: int) -> Done:
+    """By torch's linear layers, in batches as ours are."""
+    from contactlm.maps.jacobian_batches import CPU_COST
+
+    E, inner, T = ARCHITECTURE["hidden_size"], ARCHITECTURE["intermediate_size"], len(tokens) + 2
+    shapes = [*([(E, E)] * 4 + [(inner, E), (E, inner)]) * ARCHITECTURE["num_hidden_layers"], (E, E), (20, E)]
+    weights = [torch.randn(shape) for shape in shapes]
+    sequences, batch = positions * 19, max(1, CPU_COST // T**2)
+    given = {width: torch.randn(batch, T, width) for width in (E, inner)}
+    with torch.no_grad():
+        for start in range(0, sequences, batch):
+            some = min(batch, sequences - start)
+            for weight in weights:
+                torch.nn.functional.linear(given[weight.shape[1]][:some], weight)
+    return None, positions / len(tokens)
 
 
 def peak() -> float:
@@ -213,7 +233,7 @@ def main() -> None:
         seconds = measure_time(runs, length, min(args.positions or length, length), args.repeats)
         print(f"{length} residues, {args.threads} threads")
         for name in variants:
-            memory = "" if args.no_memory else f", {memory_of(name, length, args.threads):.0f} MB"
+            memory = "" if name == "products" or args.no_memory else f", {memory_of(name, length, args.threads):.0f} MB"
             print(f"  {name:<14} {seconds[name]:8.1f} s{memory}", flush=True)
         for name in OURS:
             ratios = ", ".join(f"{seconds[loop] / seconds[name]:.2f} x {loop}" for loop in LOOPS if loop in seconds)
@@ -223,6 +243,8 @@ def main() -> None:
                 "met" if min(seconds[loop] / seconds[name] for loop in LOOPS if loop in seconds) >= FASTER else "MISSED"
             )
             print(f"  {name}: {ratios} (bound {FASTER:g}: {verdict}); {share:.0%} of the trunk's forwards a second")
+        most = ", ".join(f"{seconds[loop] / seconds['products']:.2f} x {loop}" for loop in LOOPS if loop in seconds)
+        print(f"  were all but the products free: {most}", flush=True)
         if not args.no_error:
             for name in OURS[1:]:
                 print(f"  {name} against ours: {error_of(runs[name], runs['ours'], length)}", flush=True)

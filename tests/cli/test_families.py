@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import warnings
 from pathlib import Path
@@ -15,8 +16,10 @@ from contactlm.callbacks.run_facts import family_facts, weights_facts
 from contactlm.cli.main import main
 from contactlm.model.backbone import load_esm
 from contactlm.modules.contact import PRIOR_LOGIT
+from contactlm.modules.export import export_adapter
 from contactlm.types import ModelError
 from tests.model.families import ARCHITECTURES, FAMILIES, architecture, small_model, stock_model
+from tests.modules.test_head_fit import head_of
 
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSLAKWKRQTLGQHDFSAGEGLYTHMKALRPDEDRLS"
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false"]
@@ -41,7 +44,8 @@ def the_run(folder: Path) -> dict:
 
 @UNTRAINED
 @pytest.mark.parametrize(
-    "name", ["ESM C", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ESM-1b", "SaProt", "ProtBert"))]
+    "name",
+    ["ESM C", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ESM-1b", "ESM-1v", "SaProt", "ProtBert"))],
 )
 def test_an_arm_runs_with_the_backbone_alone(name: str, tmp_path: Path, pdb_folders: tuple[Path, Path]) -> None:
     backbone = saved(name, tmp_path)
@@ -60,6 +64,7 @@ def test_an_arm_runs_with_the_backbone_alone(name: str, tmp_path: Path, pdb_fold
     with np.load(next((tmp_path / "maps").glob("*.npz"))) as archive:
         assert archive["probability"].shape == (len(SEQUENCE), len(SEQUENCE))
     assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / "adapter")]) == 0
+    assert main(["plan", "--config", "crop200", *given, *shape]) == 0
 
 
 @pytest.mark.parametrize("name", ["ESM C", pytest.param("ProtBert", marks=pytest.mark.slow)])
@@ -136,13 +141,20 @@ def test_residue_embeddings_are_learned_with_any_family(name: str) -> None:
     module = ContrastiveModule(None, architecture=architecture(name), lora=None, projection_dim=8)
     tokens = module.own_tokens(torch.tensor([[0, *range(4, 24), 2], [0, *range(4, 14), 2, *[1] * 10]]))
     logits = module.contact_logits(tokens)
+    for made in (module.predict_map(SEQUENCE), *predict_contacts([SEQUENCE, SEQUENCE[:30]], module)):
+        assert np.isfinite(made.probability).all() and made.how["family"] == name
+    with pytest.raises(ModelError, match="only models with a contact head can be exported"):
+        export_adapter(module, Path("adapter"))
     assert logits.shape == (2, 20, 20) and not logits[1, 10:].any() and logits[1, :10, :10].std() > 0
     logits.sum().backward()
     assert module.projection.weight.grad.abs().max() > 0
 
 
 @UNTRAINED
-@pytest.mark.parametrize("name", ["ESM-1v", "ESM C", "ProtBert"])
+@pytest.mark.parametrize(
+    "name",
+    ["ESM-1v", "ESM C", "ProtBert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ESM-1b", "SaProt"))],
+)
 def test_known_structures_are_read_with_any_family(name: str, tmp_path: Path, pdb_folders: tuple[Path, Path]) -> None:
     pytest.importorskip("pyhmmer")
     from contactlm.modules.retrieval import RetrievalModule
@@ -163,13 +175,52 @@ def test_known_structures_are_read_with_any_family(name: str, tmp_path: Path, pd
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_jacobian_says_which_families_it_reads(name: str) -> None:
-    if not name.startswith("ESM-1") and name != "ESM2":
-        with pytest.raises(ModelError, match=f"{name} has another head or other tokens: read its attention maps"):
-            JacobianModule(None, architecture=architecture(name))
-        return
+def test_the_jacobian_reads_every_family(name: str) -> None:
     made = JacobianModule(None, architecture=architecture(name)).eval().predict_map(SEQUENCE[:12])
     assert made.how["family"] == name and np.isfinite(made.probability).all()
+
+
+@UNTRAINED
+def test_a_benchmark_takes_backbones_of_all_families_at_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    backbones = [str(saved(name, tmp_path)) for name in ARCHITECTURES]
+    given = ["--model.pretrained", *backbones, "--out", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]
+    with pytest.warns(UserWarning, match="reads no attention map"):  # ESM C's and ProtBert's
+        assert main(["benchmark", "smoke", *given]) == 0
+    assert "8 chains asked, 8 found" in capsys.readouterr().out
+    assert {len(own) for own in auprc_of(tmp_path / "out").values()} == {8}
+    assert auprc_of(tmp_path / "out").keys() >= {Path(backbone).name for backbone in backbones}
+
+
+def auprc_of(out: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for row in csv.DictReader((out / "scores_smoke.csv").open()):
+        found.setdefault(row["predictor"], []).append(float(row["auprc_sep6"]))
+    return found
+
+
+def test_a_benchmark_takes_a_fitted_head(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    backbone = str(saved("ESM C", tmp_path))
+    where = ["--out", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")]
+    scores = []
+    for seed in range(2):
+        head = head_of(Path(backbone), tmp_path / "head.safetensors", seed)
+        assert main(["benchmark", "smoke", "--model.pretrained", backbone, "--model.head", str(head), *where]) == 0
+        scores.append(auprc_of(tmp_path / "out")["ESMC"])
+    assert scores[0] != scores[1]  # one head's kept scores are not another's
+    assert (
+        main(["benchmark", "smoke", "--model.pretrained", backbone, backbone + "/", "--model.head", "h", *where]) == 1
+    )
+    assert "goes on one backbone; give one --model.pretrained" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module_class", [ContactModule, ContrastiveModule])
+def test_a_pass_for_the_sake_of_other_processes_has_the_familys_tokens(module_class: type) -> None:
+    module = module_class(None, architecture=architecture("ProtBert"), lora=None)
+    shown: list[list[list[int]]] = []
+    module.backbone.register_forward_pre_hook(lambda _, given: shown.append(given[0].tolist()))
+    module.idle_pass()
+    known = FAMILIES["ProtBert"].tokens
+    assert shown == [[[known.cls, known.letters["X"], known.eos]]]
 
 
 @pytest.mark.parametrize("name", ["ESM-1b", "ESM C", "ProtBert"])

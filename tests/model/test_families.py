@@ -82,26 +82,48 @@ def test_batches_equal_single_sequences(name):
         torch.testing.assert_close(logits[sample, :n, :n], alone, rtol=0, atol=1e-10)
 
 
+def gradients(model, name, dtype, stock=False):
+    """Of a weighted sum of contact logits, by parameter: the stock model's, or what of ours learns."""
+    model, tokens = copy.deepcopy(model).to(dtype), family_tokens(name, [13, 7])
+    wish = torch.randn(2, 13, 13, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+    if not stock:
+        (ContactBackbone(model).train()(tokens) * wish).sum().backward()
+        learning = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
+        assert len(learning) > 30 and all(gradient is not None for gradient in learning.values())
+        return learning
+    theirs = stock_model(model, name)
+    (stock_contacts(model, theirs, tokens, name) * wish).sum().backward()
+    head = {key: p.grad for key, p in model.named_parameters() if "contact_head" in key}
+    return {key: p.grad for key, p in theirs.named_parameters()} | head
+
+
 @EVERY
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-9), (torch.float32, 2e-4)])
-def test_all_gradients_are_those_of_stored_maps(name, dtype, atol):
-    ours, tokens = small_model(name).to(dtype), family_tokens(name, [13, 7])
-    theirs = copy.deepcopy(ours)
-    stock = stock_model(theirs, name)
-    generator = torch.Generator().manual_seed(3)
-    backbone = ContactBackbone(ours).train()
-    wish = torch.randn(2, 13, 13, generator=generator, dtype=dtype)
-    (backbone(tokens) * wish).sum().backward()
-    (stock_contacts(theirs, stock, tokens, name) * wish).sum().backward()
-    expected = {**dict(stock.named_parameters()), **{k: p for k, p in theirs.named_parameters() if "contact_head" in k}}
-    learning = {key: p for key, p in ours.named_parameters() if p.requires_grad}
-    assert len(learning) > 30
-    for key, parameter in learning.items():
-        assert parameter.grad is not None, key
-        scale = max(1.0, float(expected[key].grad.abs().max()))
-        torch.testing.assert_close(parameter.grad / scale, expected[key].grad / scale, rtol=0, atol=atol)
-    for key in set(dict(ours.named_parameters())) - set(learning):  # feeds no attention map
-        assert expected[key].grad is None or not expected[key].grad.any(), key
+def test_all_gradients_are_those_of_stored_maps(name):
+    model = small_model(name)
+    found, expected = gradients(model, name, torch.float64), gradients(model, name, torch.float64, stock=True)
+    for key, gradient in found.items():
+        scale = max(1.0, float(expected[key].abs().max()))
+        torch.testing.assert_close(gradient / scale, expected[key] / scale, rtol=0, atol=1e-10)
+    for key in expected.keys() - found.keys():  # feeds no attention map
+        assert expected[key] is None or not expected[key].any(), key
+
+
+@EVERY
+@pytest.mark.parametrize("seed", range(2))
+def test_gradients_in_float32_are_as_near_to_exact_ones_as_the_stock_models(name, seed):
+    """To 1e-5 of their length, all together; each parameter's too, or to within twice what the stock class is off."""
+    model = small_model(name, seed)
+    exact = gradients(model, name, torch.float64)
+    ours, theirs = (gradients(model, name, torch.float32, stock) for stock in (False, True))
+
+    def error(found, keys):
+        off = torch.stack([(found[key].double() - exact[key]).norm() for key in keys]).norm()
+        return float(off / torch.stack([exact[key].norm() for key in keys]).norm())
+
+    assert error(ours, exact) < 1e-5
+    for key, gradient in exact.items():
+        if gradient.norm() > 1e-9:  # a key's bias moves no attention
+            assert error(ours, [key]) < max(1e-5, 2 * error(theirs, [key])), key
 
 
 @EVERY
@@ -179,3 +201,17 @@ def test_positions_are_handed_on(name):
         expected = stock_contacts(model, stock_model(model, name), tokens, name, positions + offset)
     torch.testing.assert_close(jumped, expected, rtol=0, atol=1e-10)
     assert (jumped - plain).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["ESM-1b", "ESM-1v", "ProtBert"])
+def test_a_jump_that_learned_positions_do_not_reach_is_shortened(name):
+    """A pass of two segments 500 apart is, to the stock model, one whose last token has the last learned position."""
+    model, tokens = small_model(name).double(), family_tokens(name, [21])
+    positions = torch.arange(23).unsqueeze(0)
+    far = torch.where(positions < 11, positions, positions + 500)
+    reached = torch.where(positions < 11, positions, positions + 57 - 22)
+    with torch.no_grad():
+        found = ContactBackbone(model)(tokens, positions=far)
+        own = reached + (0 if name == "ProtBert" else 2)
+        expected = stock_contacts(model, stock_model(model, name), tokens, name, own)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from transformers.models.esmc.tokenization_esmc import EsmcTokenizer
 
 from contactlm.alphabet import CLS, EOS, LETTERS, MASK, PAD, encode
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
+from contactlm.model.families import esmc, saprot
+from contactlm.model.families.family import Family
 from contactlm.model.families.protbert import VOCABULARY as PROTBERT
 from contactlm.model.families.registry import family_of
 from contactlm.model.families.saprot import VOCABULARY as SAPROT
@@ -257,3 +261,12 @@ def test_a_configuration_alone_tells_sizes_and_kind(name, tmp_path):
     assert {k: w.shape for k, w in again.state_dict().items()} == {
         k: w.shape for k, w in small_model(name).state_dict().items()
     }
+
+
+def test_the_recipe_for_a_family_names_what_it_takes():
+    text = (Path(__file__).parents[2] / ".github" / "CONTRIBUTING.md").read_text()
+    recipe = text[text.index("**A family of language models.**") : text.index("**A loss, a kind of label")]
+    assert {f"`{name}`" for name in Family.__abstractmethods__} <= set(re.findall(r"`\w+`", recipe))
+    for name, file in (("ESM C", esmc.__file__), ("SaProt", saprot.__file__)):
+        lines = len(Path(file).read_text().splitlines())
+        assert re.search(rf"{name}\b[^;]*?\b{lines} lines", recipe), f"{name}: {lines} lines"

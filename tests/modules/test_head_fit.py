@@ -164,7 +164,7 @@ def test_a_fitted_head_travels_in_checkpoints(esmc: Path, tmp_path: Path, option
     np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("name", ["ESM C", "ProtBert", "SaProt", "ESM-1b"])
+@pytest.mark.parametrize("name", ["ESM C", "ProtBert", "SaProt", "ESM-1b", "ESM-1v"])
 def test_exports_of_every_family_are_read_back(name: str, tmp_path: Path) -> None:
     small_model(name).save_pretrained(tmp_path / "model")
     module = ContactModule(str(tmp_path / "model"))

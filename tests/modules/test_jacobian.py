@@ -24,6 +24,8 @@ from contactlm.maps.agreement import agreement
 from contactlm.maps.contact_map import RANKED
 from contactlm.maps.jacobian import categorical_jacobian
 from contactlm.maps.score_scale import Logistic, fit_logistic, ranks, threshold_of_top
+from contactlm.modules.export import export_adapter
+from contactlm.modules.jacobian import LOGISTIC
 from contactlm.modules.sharded_file import load_file
 from contactlm.types import ModelError
 from tests.conftest import random_sequence
@@ -249,6 +251,12 @@ def test_a_checkpoint_keeps_the_two_numbers(flow: Path) -> None:
     kept = torch.load(path, weights_only=True)["state_dict"]
     assert loaded.score_fit == tuple(kept["slope_and_intercept"].tolist())
     assert set(kept) == {"slope_and_intercept"}  # no weights of the backbone
+    sequence = random_sequence(8, 20)
+    made = predict_contacts(sequence, path)
+    assert not made.is_ranked and made.how["p"] == LOGISTIC
+    np.testing.assert_allclose(made.probability, loaded.predict_map(sequence).probability, atol=1e-5)
+    with pytest.raises(ModelError, match=r"reads its maps from a language-model head, .* keep the checkpoint"):
+        export_adapter(loaded, path.parent / "adapter")
     with pytest.raises(ModelError, match="holds a language-model head"):
         ContactModule.load_from_checkpoint(path, weights_only=True)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import EsmConfig, EsmModel
+from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 from transformers.models.esm.modeling_esm import EsmLayer
 
-from contactlm.model.families.family import Family
+from contactlm.model.families.family import Family, LanguageModelHead
 from contactlm.model.remade import cheap
 from contactlm.model.trunk import SharingLayer, rotary_angles, rotate
 from contactlm.types import ModelError
@@ -38,6 +38,7 @@ class EsmFamily(Family):
     """What the models of ``EsmModel`` share."""
 
     config_class, stock_class, model_class, layer_class = EsmConfig, EsmModel, EsmModel, SharingEsmLayer
+    masked_lm_class = EsmForMaskedLM
     model_options: Mapping[str, Any] = {"add_pooling_layer": False}
 
     def layers(self, model: Any) -> nn.ModuleList:
@@ -53,6 +54,11 @@ class EsmFamily(Family):
         last = model.encoder.layer[-1]
         attention = (last.attention.self.value, last.attention.output)
         return [*attention, last.LayerNorm, last.intermediate, last.output, model.encoder.emb_layer_norm_after]
+
+    def language_model_head(self, model: Any) -> LanguageModelHead:
+        """Its decoder's weights are the embeddings, its bias lies beside."""
+        head = model.lm_head
+        return LanguageModelHead(nn.Sequential(head.dense, nn.GELU(), head.layer_norm), head.decoder.weight, head.bias)
 
     def check(self, name: str, config: Any) -> None:
         """Refuse other tokens, decoders and folding models."""

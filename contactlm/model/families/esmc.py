@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers.models.esmc.configuration_esmc import EsmcConfig
-from transformers.models.esmc.modeling_esmc import EsmcLayer, EsmcModel
+from transformers.models.esmc.modeling_esmc import EsmcForMaskedLM, EsmcLayer, EsmcModel
 
-from contactlm.model.families.family import ContactHead, Family, Tokens
+from contactlm.model.families.family import ContactHead, Family, LanguageModelHead, Tokens
 from contactlm.model.remade import cheap
 from contactlm.model.trunk import SharingLayer, rotary_angles, rotate
 from contactlm.types import ModelError
@@ -53,6 +53,7 @@ class EsmC(Family):
     defaults: Mapping[str, Any] = {"vocab_size": 64, "attention_dropout": 0.0}
     lora_targets = ("q_proj", "k_proj")
     config_class, stock_class, model_class, layer_class = EsmcConfig, EsmcModel, EsmcWithHead, SharingEsmcLayer
+    masked_lm_class = EsmcForMaskedLM
 
     def layers(self, model: Any) -> nn.ModuleList:
         """All in one list."""
@@ -74,6 +75,12 @@ class EsmC(Family):
         """Value, output and feed-forward of the last layer, the final layer norm."""
         last = model.layers[-1]
         return [last.self_attn.v_proj, last.self_attn.o_proj, last.post_attention_layernorm, last.mlp, model.norm]
+
+    def language_model_head(self, model: Any) -> LanguageModelHead:
+        """Its decoder has weights of its own."""
+        head = model.lm_head
+        transform = nn.Sequential(head.dense, nn.GELU(), head.layer_norm)
+        return LanguageModelHead(transform, head.decoder.weight, head.decoder.bias)
 
     def attention_dropout(self, config: Any) -> float:
         """Named otherwise here."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,41 @@ class Tokens:
         table = [special.get(number, self.letters.get(name, self.unk)) for number, name in enumerate(VOCABULARY)]
         return torch.tensor(table, device=tokens.device)[tokens.long()]
 
+    def common(self, tokens: Tensor) -> Tensor:
+        """Turn the family's own numbers back into those of the ESM alphabet; any shape.
+
+        Of several letters that the family does not tell apart it is the first: the family reads the same.
+
+        Raises:
+            ModelError: A number that stands for nothing in the ESM alphabet.
+        """
+        if self.letters is None:
+            return tokens
+        table = torch.full((self.size,), -1)
+        every = self.own(torch.arange(len(VOCABULARY))).tolist()
+        for number in reversed(range(len(every))):
+            table[every[number]] = number
+        found = table.to(tokens.device)[tokens.long()]
+        if (found < 0).any():
+            raise ModelError(
+                f"tokens: {int(tokens[found < 0][0])} stands for no letter of the ESM alphabet, which this takes"
+            )
+        return found
+
+
+class LanguageModelHead(NamedTuple):
+    """What makes logits of masked residues out of final states.
+
+    Attributes:
+        transform: (…, E) to (…, E).
+        weight: (V, E), V tokens of the vocabulary.
+        bias: (V,).
+    """
+
+    transform: nn.Module
+    weight: Tensor
+    bias: Tensor
+
 
 class Family(ABC):
     """One family; its methods take a model of it, with adapters in it or without.
@@ -66,6 +101,7 @@ class Family(ABC):
     config_class: Any
     stock_class: Any  # the one of transformers
     model_class: Any  # the same with a contact head
+    masked_lm_class: Any  # the stock class that predicts masked residues
     layer_class: type[nn.Module]  # the stock layer, which is also called for its contact shares
 
     def describes(self, config: Mapping[str, Any]) -> bool:
@@ -98,6 +134,10 @@ class Family(ABC):
     @abstractmethod
     def after_the_last_maps(self, model: Any) -> Sequence[nn.Module]:
         """What feeds nothing but final states, and no attention map."""
+
+    @abstractmethod
+    def language_model_head(self, model: Any) -> LanguageModelHead:
+        """The head of a model of ``masked_lm_class``."""
 
     def reach(self, config: Any) -> int | None:
         """Most tokens in one pass, where positions are learned; None: no such bound."""

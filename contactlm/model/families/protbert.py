@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
 from contactlm.alphabet import LETTERS
-from contactlm.model.families.family import ContactHead, Family, Tokens
+from contactlm.model.families.family import ContactHead, Family, LanguageModelHead, Tokens
 from contactlm.model.trunk import SharingLayer, rotate
 from contactlm.types import ModelError
 
@@ -66,6 +66,7 @@ class ProtBert(Family):
         "max_position_embeddings": 40000,
     }
     config_class, stock_class, model_class, layer_class = BertConfig, BertModel, BertWithHead, SharingBertLayer
+    masked_lm_class = BertForMaskedLM
 
     def layers(self, model: Any) -> nn.ModuleList:
         """Its encoder's."""
@@ -83,6 +84,11 @@ class ProtBert(Family):
         """Value, output and feed-forward of the last layer."""
         last = model.encoder.layer[-1]
         return [last.attention.self.value, last.attention.output, last.intermediate, last.output]
+
+    def language_model_head(self, model: Any) -> LanguageModelHead:
+        """Its decoder's weights are the embeddings."""
+        head = model.cls.predictions
+        return LanguageModelHead(head.transform, head.decoder.weight, head.bias)
 
     def reach(self, config: Any) -> int:
         """All of the learned positions are used."""
