@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -228,19 +229,32 @@ class RetrievalModule(LanguageModelModule):
             raise ModelError("RetrievalModule searches with whole chains: train it with a ContactDataModule")
         self._use_device()
         part, parts = own_share(self.trainer, self._cache_dir)
+        hit = torch.zeros(len(self.evidence.database), dtype=torch.int64, device=self.device)
         for role in ("train", "dev"):
-            store = self._stores().get(role)
-            own = range(part, 0 if store is None else len(store), parts)
-            found = 0
-            for start in range(0, len(own), _PREPARED_AT_A_TIME):
-                some = own[start : start + _PREPARED_AT_A_TIME]
-                ids, sequences = zip(*((store.ids[i], store.sequence_of(i)) for i in some), strict=True)  # type: ignore[union-attr]
-                found += sum(bool(each.ids) for each in self.evidence.of(ids, sequences, self.exclusion))
-            log.info("%d of %d %s chains have hits in %s", found, len(own), role, self.evidence.database.path)
+            hit[self._search(role, part, parts)] = 1
+        hit = self.trainer.strategy.reduce(hit, reduce_op="sum")  # several processes may have hit the same chain
+        for index in hit.nonzero().flatten().tolist()[part::parts]:
+            self.evidence.segment_states.of(index)
         self.evidence.segment_states.encoder.release()
         self.trainer.strategy.barrier()
         if self._in_loader is not None:
             self._in_loader.exclusion = self.exclusion  # the loader's processes start later
+
+    def _search(self, role: str, part: int, parts: int) -> list[int]:
+        """Search with this process's share of a role's chains, equal ones in one share; what they hit."""
+        store = self._stores().get(role)
+        if store is None:
+            return []
+        own = [i for i in range(len(store)) if zlib.crc32(store.tokens_of(i).tobytes()) % parts == part]
+        with_hits, found = 0, set[int]()  # all alignments would be much to keep
+        for start in range(0, len(own), _PREPARED_AT_A_TIME):
+            some = own[start : start + _PREPARED_AT_A_TIME]
+            ids, sequences = [store.ids[i] for i in some], [store.sequence_of(i) for i in some]
+            for hits in self.evidence.hits(ids, sequences, self.exclusion):
+                with_hits += bool(hits)
+                found.update(hit.index for hit in hits)
+        log.info("%d of %d %s chains have hits in %s", with_hits, len(own), role, self.evidence.database.path)
+        return sorted(found)
 
     def _use_device(self) -> None:
         self.evidence.segment_states.encoder.device = self.device

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,27 @@ class ShardedStrategy(ModelParallelStrategy):
     """
 
     lightning_restore_optimizer = True  # as every other strategy has it
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Within it gradients are summed in this process, for the batch that ends with a step to reduce them.
+
+        Only where what is trained, whole, is no more than this process's share of all weights (adapters, heads): a
+        process that summed the gradients of all weights would hold them whole, which is what spreading is to avoid.
+        """
+        spread = _spread_parts(self.model) if self._trains_little() else []
+        for part in spread:
+            part.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for part in spread:
+                part.set_requires_gradient_sync(True, recurse=False)
+
+    def _trains_little(self) -> bool:
+        weights = [] if self.model is None else list(self.model.parameters())
+        trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+        return trained * self.world_size <= sum(weight.numel() for weight in weights)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights that a checkpoint holds; a collective call."""
@@ -116,6 +138,13 @@ class ShardedStrategy(ModelParallelStrategy):
                 if number in state["state"]
             }
             optimizer.load_state_dict({**state, "state": spread})
+
+
+def _spread_parts(model: Any) -> list[Any]:
+    """The parts of a model whose weights are gathered, and gradients reduced, together."""
+    from torch.distributed.fsdp import FSDPModule  # not in every build of torch
+
+    return [part for part in model.modules() if isinstance(part, FSDPModule)]
 
 
 def local_part(whole: Tensor, like: Tensor) -> Tensor:

@@ -51,15 +51,20 @@ class EvidenceSource:
         keys = [(name, sequence, exclusion.digest) for name, sequence in zip(ids, sequences, strict=True)]
         made = {key: self._kept.get(key) for key in keys}
         missing = [key for key, evidence in made.items() if evidence is None]
-        found = self.search.search([key[1] for key in missing], [key[0] for key in missing], exclusion)
+        found = self.hits([key[0] for key in missing], [key[1] for key in missing], exclusion)
         for key, hits in zip(missing, found, strict=True):
-            if self.shuffled:
-                hits = self._shuffle(key[0], key[1], hits, exclusion)
             made[key] = self._keep(key, chain_evidence(hits, len(key[1]), self.database, self.segment_states))
         for key in keys:
             if key in self._kept:
                 self._kept.move_to_end(key)
         return [evidence for key in keys if (evidence := made[key]) is not None]
+
+    def hits(self, ids: Sequence[str], sequences: Sequence[str], exclusion: Exclusion) -> list[list[Hit]]:
+        """The chains of the database that evidence is made of; arguments as of :meth:`of`."""
+        found = self.search.search(sequences, ids, exclusion)
+        if not self.shuffled:
+            return found
+        return [self._shuffle(*each, exclusion) for each in zip(ids, sequences, found, strict=True)]
 
     def _keep(self, key: tuple[str, str, str], evidence: ChainEvidence) -> ChainEvidence:
         self._kept[key] = evidence

@@ -1,12 +1,16 @@
 """What several processes cost: a step's callbacks and reductions, and the memory of a step whose weights are spread.
 
     python -m tests.benchmarks.bench_devices callbacks [--steps 60] [--rounds 3]
+    python -m tests.benchmarks.bench_devices accumulation [--steps 60] [--rounds 3]
     python -m tests.benchmarks.bench_devices memory [--layers 33] [--width 1280] [--heads 20] [--length 62]
 
 ``callbacks`` trains a tiny model on one and on two processes of this machine (gloo), in turns: without callbacks; with
 budget, FLOPs, guard, throughput and checkpoint, whose numbers travel in one reduction; and with a reduction for each of
 them, as it was before. Medians of a step's processor time in the first process, ratios within the run, and the tenth
 percentile of the time that a step's sums take on the clock (the two processes wait for each other in the rest).
+
+``accumulation`` trains the adapters of a small model that is spread over two processes (FSDP2), eight batches a step,
+in turns: gradients reduced once a step, as they are, and at each batch. Medians of a batch's seconds on the clock.
 
 ``memory`` takes one optimizer step (Adam, all weights, activation checkpointing) of a model of the architecture of
 ESM2-650M with random weights, on one process and spread over two (FSDP2): peak resident memory of each process, what
@@ -20,6 +24,8 @@ import os
 import resource
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
@@ -33,21 +39,24 @@ from contactlm import ContactDataModule, ContactModule
 from contactlm.callbacks import FlopsMeter, SafeCheckpoint, TokenBudget, step_sums
 from contactlm.callbacks.guard import LossGuard
 from contactlm.callbacks.throughput import ThroughputMeter
+from contactlm.modules.sharded_strategy import ShardedStrategy
 from tests.conftest import random_sequence, write_pdb
 from tests.processes import run_ranks
 
+SMALL = {"num_hidden_layers": 6, "hidden_size": 320, "num_attention_heads": 20, "intermediate_size": 1280}
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 
 
 class Clock(L.Callback):
-    """Processor seconds of this process from one batch's start to the next one's."""
+    """Seconds from one batch's start to the next one's: processor time of this process, or by another clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.process_time) -> None:
         self.starts: list[float] = []
+        self.now = now
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Look at the clock."""
-        self.starts.append(time.process_time())
+        self.starts.append(self.now())
 
 
 class Timed:
@@ -103,6 +112,28 @@ def steps_of(world: int, folder: Path, steps: int, rounds: int) -> dict[str, flo
     return {name: median(seconds) for name, seconds in taken.items()} | sums
 
 
+def accumulated(folder: Path, steps: int, rounds: int) -> dict[str, float]:
+    """Median seconds of a batch, eight a step, by when gradients are reduced; of whole steps, since batches differ."""
+    once, taken = ShardedStrategy.block_backward_sync, dict[str, list[float]]()
+    for _ in range(rounds):
+        for name, block in (("once a step", once), ("at each batch", lambda _: nullcontext())):
+            ShardedStrategy.block_backward_sync = block  # type: ignore[method-assign,assignment]
+            strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)
+            clock, module = Clock(time.perf_counter), ContactModule(None, architecture=SMALL)
+            options = {"strategy": strategy, "devices": 2, "accumulate_grad_batches": 8, "max_epochs": -1}
+            fit(module, folder, -(-steps // 8), 30, clock, enable_checkpointing=False, **options)
+            every_eighth = clock.starts[8::8]  # the first step warms up
+            taken.setdefault(name, []).extend((stop - start) / 8 for start, stop in pairwise(every_eighth))
+    return {name: median(seconds) for name, seconds in taken.items()}
+
+
+def accumulation(folder: Path, steps: int, rounds: int) -> None:
+    """Print what reducing at each batch costs."""
+    taken = run_ranks(accumulated, 2, folder, steps, rounds, folder=folder.parent, timeout=3600)[0]
+    once = taken["once a step"]
+    print("2 processes: " + ", ".join(f"{n} {1000 * each:.2f} ms ({each / once:.3f})" for n, each in taken.items()))
+
+
 def peak_of_step(world: int, folder: Path, architecture: dict[str, int], length: int) -> float:
     """Peak resident memory of this process in one step, in GB."""
     strategy: dict[str, Any] = {}
@@ -133,7 +164,7 @@ def memory(folder: Path, architecture: dict[str, int], length: int) -> None:
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("callbacks", "memory"))
+    parser.add_argument("what", choices=("callbacks", "accumulation", "memory"))
     for name, value in {"steps": 60, "rounds": 3, "layers": 33, "width": 1280, "heads": 20, "length": 62}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
@@ -144,6 +175,8 @@ def main() -> None:
             write_pdb(folder / f"t{i}.pdb", {"A": random_sequence(i, max(40, given.length + 10))}, seed=i)
         if given.what == "callbacks":
             callbacks(folder, given.steps, given.rounds)
+        elif given.what == "accumulation":
+            accumulation(folder, given.steps, given.rounds)
         else:
             sizes = {"num_hidden_layers": given.layers, "hidden_size": given.width, "num_attention_heads": given.heads}
             memory(folder, {**sizes, "intermediate_size": 4 * given.width}, given.length)

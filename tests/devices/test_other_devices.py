@@ -13,7 +13,18 @@ from contactlm.data.batches import CostBound, CostSampler
 from contactlm.data.dataset import CropDataset
 from contactlm.modules.sharded_file import load_file
 from tests.callbacks.test_callbacks import data_module
-from tests.devices.commands import KINDS, Folders, checkpoint, fits, run_commands, run_of, same_state, start_ranks
+from tests.devices.commands import (
+    IN_PARTS,
+    KINDS,
+    SHARDED,
+    Folders,
+    checkpoint,
+    fits,
+    run_commands,
+    run_of,
+    same_state,
+    start_ranks,
+)
 from tests.processes import output
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -63,14 +74,26 @@ def go_on(folder: Path, commands: list[list[list[str]]], processes: list[int], s
     return texts
 
 
-def test_one_process_two_and_one_again_are_the_unbroken_run(
-    one: Path, work: Path, tiny_esm: Path, pdb_folders: Folders
+def spread(processes: int) -> list[str]:
+    sizes = [f"--trainer.strategy.data_parallel_size={processes}", f"--trainer.devices={processes}"]
+    return [*SHARDED, IN_PARTS, *sizes]
+
+
+WAYS: dict[str, list[tuple[int, list[str]]]] = {  # processes, and how they are told of each other
+    "replicated": [(1, []), (2, DDP), (1, [])],
+    "spread": [(2, spread(2)), (3, spread(3)), (1, [])],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_runs_on_other_processes_are_the_unbroken_run(
+    one: Path, work: Path, tiny_esm: Path, pdb_folders: Folders, way: str
 ) -> None:
-    kind, last = {"lora": KINDS["lora"]}, "--ckpt_path=last"
-    alone = fits(tiny_esm, pdb_folders, kind, last, "--data.batch_size=6")
-    shared = fits(tiny_esm, pdb_folders, kind, last, "--data.batch_size=3", *DDP)
-    folder = work / "there-and-back"
-    texts = go_on(folder, [alone, shared, alone], [1, 2, 1], [1, 2, None])
+    processes = [world for world, _ in WAYS[way]]
+    own = [[f"--data.batch_size={6 // world}", "--ckpt_path=last", *options] for world, options in WAYS[way]]
+    commands = [fits(tiny_esm, pdb_folders, {"lora": KINDS["lora"]}, *options) for options in own]
+    folder = work / f"other-{way}"
+    texts = go_on(folder, commands, processes, [1, 2, None])
     same_state(load_file(checkpoint(run_of(folder, version=2))), load_file(checkpoint(run_of(one))))
     data = data_module(pdb_folders, batch_size=6)
     data.setup("fit")
@@ -79,9 +102,10 @@ def test_one_process_two_and_one_again_are_the_unbroken_run(
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         expected += [list(zip(batch["ids"], batch["starts"].tolist(), strict=True)) for batch in loader]
     assert seen(folder) == expected[:5]  # what one process takes, in its order
-    changed = "had {} samples a step (processes x batch_size), now {}: the same samples, step by step"
+    changed = "had {} x {} samples a step (processes x batch_size), now {} x {}: the same samples, step by step"
     assert "samples a step" not in texts[0]
-    assert changed.format("1 x 6", "2 x 3") in texts[1] and changed.format("2 x 3", "1 x 6") in texts[2]
+    for text, before, now in zip(texts[1:], processes, processes[1:], strict=False):
+        assert changed.format(before, 6 // before, now, 6 // now) in text
 
 
 def test_batches_by_cost_go_on_with_what_is_left(work: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
