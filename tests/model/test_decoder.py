@@ -244,7 +244,7 @@ def test_samples_of_a_batch_do_not_meet(most: int, monkeypatch: pytest.MonkeyPat
     with torch.no_grad():
         template.weight.normal_(generator=torch.Generator().manual_seed(2))
     alone = torch.cat([template(Evidence(*(part[b : b + 1] for part in evidence))) for b in range(4)])
-    monkeypatch.setattr("contactlm.model.template._MOST_AT_ONCE", most)
+    monkeypatch.setattr("contactlm.model.template._MOST_IN_CACHES", most)
     together = template(evidence)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     weights = torch.randn(4, 24, 24, generator=torch.Generator().manual_seed(0))
