@@ -438,6 +438,20 @@ def test_another_backbone_never_meets_these_states(tmp_path: Path, tiny_esm: Pat
     assert torch.equal(evidence_of(trained, QUERY).states, states[0])  # they are the frozen backbone's
 
 
+def test_weights_in_fewer_bits_have_states_of_their_own(tmp_path: Path, tiny_esm: Path, relatives: Path) -> None:
+    modules = [
+        made(tiny_esm, relatives, cache_dir=str(tmp_path), **options)
+        for options in ({}, {"backbone_dtype": "bfloat16"})
+    ]
+    exact, rounded = (evidence_of(module, QUERY).states for module in modules)
+    assert exact.dtype == rounded.dtype == torch.float32
+    assert 0 < float((exact - rounded).abs().max()) < 0.1  # neither met the other's in the cache
+    assert modules[0].backbone_checksum == modules[1].backbone_checksum
+    assert modules[1].run_facts["equal"]["backbone_dtype"] == "bfloat16"
+    a, b = (awake(module).predict_map(QUERY).probability for module in modules)
+    assert 0 < np.abs(a - b).mean() < 0.05
+
+
 @pytest.mark.slow
 def test_fit_test_validate_predict(
     tmp_path: Path,
