@@ -1,5 +1,6 @@
 """Token budget, FLOPs, evaluation, records and writers as Lightning callbacks."""
 
+from contactlm.callbacks.batch_size import AutoBatchSize
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.checkpoint import SafeCheckpoint
 from contactlm.callbacks.dashboard import TensorBoardDashboard
@@ -12,6 +13,7 @@ from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.callbacks.writer import PredictionWriter
 
 __all__ = [
+    "AutoBatchSize",
     "ContactEvaluation",
     "FlopsMeter",
     "LossGuard",

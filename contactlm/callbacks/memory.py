@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from contactlm.callbacks.flops import shape_key
+from contactlm.modules.contact import ContactModule
+from contactlm.modules.fitting import Make, memory_for, resized, shorter_crop, told_size, twin, ways, what_fits
+from contactlm.modules.step_cost import step_cost
+from contactlm.types import ModelError
+
+log = logging.getLogger(__name__)
 
 _SIGNS = ("out of memory", "DefaultCPUAllocator: can't allocate memory", "_STATUS_ALLOC_FAILED")
 _TO_TRAIN = (
@@ -20,6 +28,7 @@ _TO_EVALUATE = (
     "lower model.window (residues in one pass) or data.eval_batch_size; set trainer.precision to bf16-mixed; or take a "
     "smaller model.pretrained"
 )
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # products, by trainer.precision
 _DOING = {
     "train": "training on",
     "sanity_check": "scoring",
@@ -51,12 +60,16 @@ def memory_advice(error: BaseException) -> str | None:
 class MemoryAdvice(L.Callback):
     """Notes on an error for want of memory what was done at the moment, on what batch, and what would lower it.
 
+    Of a training step of a :class:`contactlm.ContactModule` it says by the arithmetic of ``contactlm plan`` what the
+    step takes, by part, and what would fit into the memory that the process can have.
+
     The error itself goes on unchanged. From Python 3.11 its note is shown below the traceback; the command line shows
     the note and no traceback. Works in any Lightning project.
     """
 
     def __init__(self) -> None:
         self._stage, self._batch = "", ""
+        self._shapes: dict[str, torch.Tensor] = {}
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -64,6 +77,8 @@ class MemoryAdvice(L.Callback):
         """Remember the batch's shape, whatever is done with it."""
         self._stage = str(trainer.state.stage.value) if trainer.state.stage is not None else ""
         self._batch = _describe(batch)
+        is_ours = isinstance(pl_module, ContactModule) and "cb" in batch
+        self._shapes = resized(batch, len(batch["tokens"])) if is_ours else {}
 
     on_validation_batch_start = on_train_batch_start
     on_test_batch_start = on_train_batch_start
@@ -75,9 +90,46 @@ class MemoryAdvice(L.Callback):
             return
         doing = f"while {_DOING.get(self._stage, 'working on')} {self._batch}" if self._batch else "before any batch"
         remedy = _TO_TRAIN if self._stage in ("train", "") else _TO_EVALUATE
-        note = f"out of memory {doing}, precision {trainer.precision}: {remedy} ({_first_line(exception)})"
+        plan = self._plan(trainer, pl_module) if self._stage == "train" else ""
+        note = f"out of memory {doing}, precision {trainer.precision}: {plan}{remedy} ({_first_line(exception)})"
         # what add_note does, which Python 3.10 does not have yet
         exception.__notes__ = [*getattr(exception, "__notes__", []), note]  # type: ignore[attr-defined]  # see above
+
+    def _plan(self, trainer: L.Trainer, pl_module: L.LightningModule) -> str:
+        """What the step takes and what would fit; empty where that cannot be told."""
+        strategy = trainer.strategy
+        one_device = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))  # others spread the weights
+        if not self._shapes or not one_device or not isinstance(pl_module, ContactModule):
+            return ""
+        memory, mixed = memory_for(pl_module.device), MIXED.get(str(trainer.precision))
+        try:
+            return _told_plan(twin(pl_module), self._shapes, memory, pl_module.device, mixed)
+        except (ModelError, RuntimeError, MemoryError) as error:  # it must not stand before the error it explains
+            log.debug("no plan of the step: %s", error)
+            return ""
+
+
+def _told_plan(
+    make: Make, batch: dict[str, Any], memory: float | None, device: torch.device, precision: torch.dtype | None
+) -> str:
+    """Say what a step takes, by part, and what would fit."""
+    rows = len(batch["tokens"])
+    cost = step_cost(make, batch, device, precision, count_flops=False)
+    parts = ", ".join(f"{name} {told_size(size)}" for name, size in cost.parts.items())
+    needs = f"by the plan (contactlm plan) the step takes {told_size(cost.total)} ({parts})"
+    if memory is None:
+        return f"{needs}; "
+    needs += f", and this process can have {told_size(memory)}"
+    if cost.total <= memory:
+        return f"{needs}: the plan does not see what else takes memory; "
+    found = []
+    for way in ways(make, device, precision):
+        fit = what_fits(way, batch, memory, device)
+        told = "the batch as it is" if fit.rows >= rows else f"data.batch_size {fit.rows}" if fit.rows else ""
+        found += [f"{told} with {way.options}" if way.options else told] if told else []
+    crop = shorter_crop(ways(make, device, precision)[0], batch, memory, device)
+    found += [] if crop is None else [f"data.crop_length {crop}"]
+    return f"{needs}; what would fit: {', or '.join(found) or 'no batch of this model'}; "
 
 
 def _describe(batch: Any) -> str:

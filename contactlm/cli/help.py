@@ -24,6 +24,7 @@ GROUPS = {
     "dashboard": "what TensorBoard shows",
     "record": "run.json, which contactlm report reads",
     "memory": "advice when memory runs out",
+    "auto_batch_size": "data.batch_size auto",
     "flops": "floating point operations",
 }
 LAST = {"trainer": "the run: devices, precision, validation, loggers (options of lightning.Trainer)"}

@@ -6,7 +6,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import Strategy
 
 from contactlm.callbacks.budget import count_tokens
+from contactlm.callbacks.memory import MIXED
 from contactlm.cli.choice import plain_arguments
 from contactlm.cli.commands import description
 from contactlm.cli.configs import resolve_arguments
@@ -25,6 +26,7 @@ from contactlm.cli.main import ContactCLI
 from contactlm.data.whole import most_chains
 from contactlm.model.loading import architecture_of
 from contactlm.modules.base import MapModule
+from contactlm.modules.fitting import Fit, Way, resized, shorter_crop, told_size, ways, what_fits
 from contactlm.modules.step_cost import StepCost, pass_cost, step_cost
 from contactlm.types import ContactLMError, ModelError
 
@@ -37,7 +39,6 @@ SEEN = 200  # batches that are made to learn how large they are
 MEASURED = 3  # steps
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _SPECIAL = 2  # <cls> and <eos>
-_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def plan_command(arguments: Sequence[str]) -> int:
@@ -152,7 +153,7 @@ class PlanCLI(ContactCLI):
 
     @property
     def _precision(self) -> torch.dtype | None:
-        return _MIXED.get(str(self.trainer.precision))
+        return MIXED.get(str(self.trainer.precision))
 
     def _look_at_batches(self) -> Seen:
         loader: Any = self.datamodule.train_dataloader()
@@ -195,15 +196,8 @@ class PlanCLI(ContactCLI):
 
     def _of_memory(self, seen: Seen, cost: StepCost) -> list[str]:
         rows, longest = seen.largest["tokens"].shape
-        parts = {
-            "weights": cost.weights,
-            "gradients": cost.trained,
-            "optimizer": cost.optimizer,
-            "activations": cost.activations,
-            "passing": cost.passing,
-        }
-        told = ", ".join(f"{name} {_size(value)}" for name, value in parts.items())
-        title = f"memory      {_size(cost.total)} a step of {rows} x {longest} tokens on {self._device.type}"
+        told = ", ".join(f"{name} {told_size(value)}" for name, value in cost.parts.items())
+        title = f"memory      {told_size(cost.total)} a step of {rows} x {longest} tokens on {self._device.type}"
         lines = [f"{title}, precision {self.trainer.precision}: {told}"]
         if "dev" in self.datamodule.chains and len(self.datamodule.chains["dev"]):
             lines.append(f"            {self._of_evaluation(cost)}")
@@ -216,36 +210,26 @@ class PlanCLI(ContactCLI):
         rows = max(1, min(most_chains(self.datamodule.evaluation_size, longest), self.model.windows.bound // tokens**2))
         most = pass_cost(self.new_module, rows, tokens, self._device)
         maps = 3 * 4 * longest**2  # probabilities, weights and labels
-        return (
-            f"{_size(cost.weights + cost.optimizer + most + maps)} a look at dev, in passes of {rows} x {tokens} tokens"
-        )
+        whole = told_size(cost.weights + cost.optimizer + most + maps)
+        return f"{whole} a look at dev, in passes of {rows} x {tokens} tokens"
 
     def _what_fits(self, seen: Seen, memory: int) -> list[str]:
         """The largest batch of this length in so much memory, as it is and with what makes it smaller."""
         longest = seen.largest["tokens"].shape[1]
         lines: list[str] = []
-        for how, make in self._ways().items():
-            one, two = (step_cost(make, _repeat(seen.largest, n), self._device, self._precision).total for n in (1, 2))
-            rows = 1 + (memory - one) // max(two - one, 1) if one <= memory else 0
-            told = f"up to {rows} x {longest} tokens" if rows > 0 else f"not one sequence of {longest} ({_size(one)})"
-            lines.append(f"{f'fits {_size(memory)}' if not lines else '':<11} {how}: {told}")
+        found = ways(self.new_module, self._device, self._precision)
+        for way in found:
+            fit = what_fits(way, seen.largest, memory, self._device)
+            told = f"up to {fit.rows} x {longest} tokens" if fit.rows else self._shorter(way, seen, fit, memory)
+            how = f"with {way.options}" if way.options else "as it is"
+            lines.append(f"{f'fits {told_size(memory)}' if not lines else '':<11} {how}: {told}")
         return lines
 
-    def _ways(self) -> dict[str, Callable[[], MapModule]]:
-        given = self.new_module.keywords
-        less: dict[str, Any] = {}
-        if given.get("activation_checkpointing") is False:
-            less["activation_checkpointing"] = True
-        frozen = given.get("lora") is not None or given.get("freeze_backbone")
-        if frozen and not given.get("quantization") and given.get("backbone_dtype", "bfloat16") in (None, "float32"):
-            less["backbone_dtype"] = "bfloat16"
-        ways: dict[str, Callable[[], MapModule]] = {"as it is": self.new_module}
-        ways |= {
-            f"with {_told(name, value)}": partial(self.new_module, **{name: value}) for name, value in less.items()
-        }
-        if len(less) > 1:
-            ways["with both"] = partial(self.new_module, **less)
-        return ways
+    def _shorter(self, way: Way, seen: Seen, fit: Fit, memory: int) -> str:
+        longest = seen.largest["tokens"].shape[1]
+        crop = shorter_crop(way, resized(seen.largest, 1), memory, self._device)
+        instead = "" if crop is None else f"; one of data.crop_length {crop} fits"
+        return f"not one sequence of {longest} ({told_size(fit.one)}){instead}"
 
     def _measured(self, seen: Seen) -> list[str]:
         """Seconds and memory of three real steps of the largest batch, with random weights."""
@@ -269,29 +253,10 @@ class PlanCLI(ContactCLI):
 
     def _most_memory(self) -> str:
         if self._device.type == "cuda":
-            return f"{_size(torch.cuda.max_memory_allocated(self._device))} on the GPU"
+            return f"{told_size(torch.cuda.max_memory_allocated(self._device))} on the GPU"
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return f"{_size(most)} of the process, the libraries included"
-
-
-def _told(name: str, value: Any) -> str:
-    return f"model.{name}" if value is True else f"model.{name} {value}"
+        return f"{told_size(most)} of the process, the libraries included"
 
 
 def _weight(batch: dict[str, Any]) -> int:
     return int(batch["tokens"].numel() * batch["tokens"].shape[1])
-
-
-def _repeat(batch: dict[str, Any], rows: int) -> dict[str, Any]:
-    """A batch of so many sequences like the first."""
-    size = len(batch["tokens"])
-    return {
-        name: value[:1].repeat(rows, *[1] * (value.ndim - 1))
-        if isinstance(value, torch.Tensor) and value.ndim and len(value) == size
-        else value
-        for name, value in batch.items()
-    }
-
-
-def _size(value: float) -> str:
-    return f"{value / 1e9:,.1f} GB" if value >= 1e9 else f"{value / 1e6:,.0f} MB"

@@ -52,7 +52,18 @@ class StepCost:
     @property
     def total(self) -> int:
         """The most bytes at one time."""
-        return self.weights + self.trained + self.optimizer + self.activations + self.passing
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by part, as they are told."""
+        return {
+            "weights": self.weights,
+            "gradients": self.trained,
+            "optimizer": self.optimizer,
+            "activations": self.activations,
+            "passing": self.passing,
+        }
 
 
 class StorageMeter(TorchDispatchMode):
@@ -128,6 +139,7 @@ def step_cost(
     batch: Mapping[str, Any],
     device: torch.device | str = "cpu",
     precision: torch.dtype | None = None,
+    count_flops: bool = True,
 ) -> StepCost:
     """Tell what one training step costs, the optimizer's part included.
 
@@ -136,6 +148,7 @@ def step_cost(
         batch: As the data module gives it; only shapes and dtypes of its tensors count.
         device: Where the step would run; a device this PyTorch was built without cannot be asked about.
         precision: Of the large products, for mixed precision; None: that of the weights.
+        count_flops: Whether to take a second step for them; else there are 0.
 
     Raises:
         ModelError: What a step does depends on its numbers, as what a contrastive loss draws.
@@ -169,7 +182,8 @@ def step_cost(
         optimizer.step()
         state = _bytes(leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor))
         with FlopCounterMode(display=False) as counter:  # which keeps what is to go: not while memory is counted
-            step()
+            if count_flops:
+                step()
     given = _bytes(leaf for leaf in tree_leaves(fake) if isinstance(leaf, Tensor))
     passing = max(peak - after_forward - gradients, 0)
     return StepCost(_bytes(weights), gradients, state, after_forward + given, passing, counter.get_total_flops())

@@ -114,8 +114,10 @@ def measure(size: str, variant: str, case: str, device: str) -> dict[str, float]
     made: Any = module.configure_optimizers()
     once(module, made, {k: v[:1, :30] if k != "cb" else v[:1, :28] for k, v in batch(case).items()}, device)
     loaded = forget_peak(device)
+    began = time.process_time()
     seconds = once(module, made, batch(case), device)
-    return {"model": loaded - before, "step": peak(device) - loaded, "seconds": seconds}
+    processor = time.process_time() - began
+    return {"model": loaded - before, "step": peak(device) - loaded, "seconds": seconds, "processor": processor}
 
 
 def build(make: Callable[[], MapModule], device: str) -> MapModule:
@@ -193,9 +195,10 @@ def row_of(size: str, variant: str, case: str, args: argparse.Namespace) -> dict
     row: dict[str, Any] = {"size": size, "variant": variant, "case": case}
     row |= {name: round(value / (1 if name == "tflop" else 1e9), 2) for name, value in planned.items()}
     if reason := why_not(size, variant, cost, args):
-        return row | {"step": "", "all": "", "seconds": "", "not run": reason}
+        return row | dict.fromkeys(("step", "all", "seconds", "processor"), "") | {"not run": reason}
     seen = in_own_process([size, variant, case, args.device], args.threads, args.mmap)
-    measured = {"step": seen["step"] / 1e9, "all": (seen["model"] + seen["step"]) / 1e9, "seconds": seen["seconds"]}
+    measured = {"step": seen["step"] / 1e9, "all": (seen["model"] + seen["step"]) / 1e9}
+    measured |= {name: seen[name] for name in ("seconds", "processor")}
     return row | {name: round(value, 2) for name, value in measured.items()} | {"not run": ""}
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.data import DataLoader
 
 from contactlm import ContactModule
 from contactlm.callbacks.memory import MemoryAdvice, is_out_of_memory, memory_advice
 from contactlm.cli.main import main
+from contactlm.model.loading import architecture_of
+from contactlm.modules.fitting import crop_batch, resized, told_size
+from contactlm.modules.step_cost import step_cost
 from tests.callbacks.test_callbacks import ForeignModule, data_module, trainer
 from tests.conftest import random_sequence
 
@@ -81,6 +86,39 @@ def test_training(
     assert "Tried to allocate 20.00 GiB" in message if kind == "cuda" else "4611686018427387904 bytes" in message
 
 
+def test_the_message_says_what_would_fit(
+    tmp_path: Path, tiny_esm: Path, pdb_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Starved(ContactModule):
+        def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+            if torch.is_grad_enabled() and not isinstance(logits, FakeTensor):
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            return super().loss(logits, labels)
+
+    def note(memory: float | None) -> str:
+        monkeypatch.setattr("contactlm.callbacks.memory.memory_for", lambda _: memory)
+        module = Starved(str(tiny_esm))
+        with pytest.raises(torch.cuda.OutOfMemoryError) as error:
+            trainer(tmp_path, MemoryAdvice()).fit(module, data_module(pdb_folders))
+        assert next(module.parameters()).device.type == "cpu"  # the module itself is as it was
+        return getattr(error.value, "__notes__", [""])[0]
+
+    batch, sizes = crop_batch(4, 30), architecture_of(str(tiny_esm))
+    costs = {
+        way: [
+            step_cost(partial(ContactModule, None, sizes, **options), resized(batch, rows)).total for rows in (2, 3, 4)
+        ]
+        for way, options in (("", {}), ("checkpointed", {"activation_checkpointing": True}))
+    }
+    two_fit = note((costs[""][0] + costs[""][1]) / 2)
+    assert f"the step takes {told_size(costs[''][2])} (weights " in two_fit and "activations" in two_fit
+    assert "what would fit: data.batch_size 2, or " in two_fit and "data.crop_length" in two_fit
+    assert "with model.activation_checkpointing true" in two_fit
+    assert (costs["checkpointed"][2] < costs[""][1]) == ("the batch as it is with model.act" in two_fit)
+    assert "no batch of this model" in note(1000) and "what would fit" not in note(None)
+    assert "does not see what else" in note(1e15)
+
+
 def test_scoring_and_predicting(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +135,7 @@ def test_scoring_and_predicting(
 def test_before_any_batch(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("contactlm.modules.language_model.load_esm", lambda *_: ask_for_too_much())
+    monkeypatch.setattr("contactlm.modules.language_model.load_esm", lambda *_, **__: ask_for_too_much())
     assert message_of(capsys, ["fit", *arguments]).startswith("contactlm: error: out of memory (")
 
 
