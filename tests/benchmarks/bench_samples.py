@@ -39,7 +39,7 @@ from contactlm.report.read import find_runs
 from contactlm.report.table import grid
 from contactlm.runs.record_file import read_run
 from tests.benchmarks.sample_runs import BUDGETS, COLUMNS, SCORES, TODAY, Arm, World, train, write_records
-from tests.benchmarks.sample_verdict import verdict_table
+from tests.benchmarks.sample_verdict import outcome_table, verdict_table
 
 WORLDS = {
     "bundle": World("bundle", {"kind": "bundle", "min_length": 300, "max_length": 1200}),
@@ -266,7 +266,8 @@ def report(world: World, given: argparse.Namespace) -> None:
     """Write run directories of the final runs, compare them, and say whether an arm is ahead of both shipped ones."""
     runs = write_records(read_rows(given.runs), world, given.out / "report" / world.name / "runs")
     sys.stdout.write("\n".join(write_report([runs], given.out / "report" / world.name)) + "\n\n")
-    sys.stdout.write(f"{verdict_table(find_runs([runs]).runs)}\n")
+    found = find_runs([runs]).runs
+    sys.stdout.write(f"{verdict_table(found)}\n\n{outcome_table(found)}\n")
 
 
 PHASES = {
