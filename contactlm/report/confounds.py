@@ -60,7 +60,7 @@ def _also(ours: Sequence[Run], theirs: Sequence[Run]) -> list[str]:
     if abs(steps[0] - steps[1]) > STEP * max(steps):
         found.append(f"{steps[0]:,.0f} steps against {steps[1]:,.0f}")
     if samples[0] != samples[1]:
-        found.append(f"{samples[0]} samples a step against {samples[1]}")
+        found.append(f"samples a step {samples[0]} against {samples[1]}")
     if rates[0] != rates[1]:
         found.append(f"learning rate {rates[0]} against {rates[1]}")
     return found

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from contactlm.report.compare import by_arm, group_equal
 from contactlm.report.confounds import samples_a_step
@@ -54,7 +54,7 @@ def whole_experiments(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def frontier_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
-    """Points over the backbones and seeds that every arm has at every budget it was run with.
+    """Points over the backbones and seeds that every arm was run with; a budget that lacks one of them gives no point.
 
     Args:
         runs: Of one experiment; see :func:`whole_experiments`.
@@ -65,12 +65,13 @@ def frontier_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
     cells: dict[tuple[str, int], list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.arm, run.budget)):
         cells.setdefault((run.arm, run.budget), []).append(run)
-    common = set.intersection(*({run.pair for run in members} for members in cells.values()))
-    points = [Point(*cell, [run for run in members if run.pair in common]) for cell, members in cells.items()]
+    common = set.intersection(*({run.pair for run in members} for members in by_arm(runs).values()))
+    shared = {cell: [run for run in members if run.pair in common] for cell, members in cells.items()}
+    points = [Point(*cell, members) for cell, members in shared.items() if {run.pair for run in members} == common]
     left_out = sum(len(members) for members in cells.values()) - sum(len(point.runs) for point in points)
     if not common:
         return [], ["no frontier: there is no backbone and seed that every arm was run with"]
-    why = f"left out of the frontier: {left_out} runs from a backbone and seed that not every arm has at every budget"
+    why = f"left out of the frontier: {left_out} runs, so that every point is of the same backbones and seeds"
     return points, [why] if left_out else []
 
 
@@ -126,7 +127,8 @@ def _label(ax: Axes, cost: str) -> None:
     ax.set_xscale("log")
     ax.set_xlabel(AXES[cost])
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.xaxis.set_minor_formatter(EngFormatter(sep=""))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.tick_params(axis="x", which="both", labelsize="x-small")
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)

@@ -152,15 +152,22 @@ def _compare(
             continue
         most = COSTS[cost](other)
         course = [run for run in ours[pair] if run.budget == budget] if cost == "tokens" else ours[pair]
-        reached = _at_cost(course, cost, most, score)
+        reached = score_at_cost(course, cost, most, score)
         if reached is not None:
             values[pair] = reached[0] - other.test[score]
             shares.append(reached[1])
     return dict(sorted(values.items(), key=str)), shares
 
 
-def _at_cost(runs: Sequence[Run], cost: str, most: float | None, score: str) -> tuple[float, float] | None:
-    """An arm's score at a cost, and how much of the cost it has spent; None where it has no run so cheap."""
+def score_at_cost(runs: Sequence[Run], cost: str, most: float | None, score: str) -> tuple[float, float] | None:
+    """An arm's score at a cost, and how much of the cost it has spent; None where it has no run so cheap.
+
+    Args:
+        runs: Of one arm, backbone and seed, each of another budget.
+        cost: See :data:`COSTS`.
+        most: Of that.
+        score: Such as ``mcc_sep6``.
+    """
     points = [(spent, run.test[score]) for run in runs if (spent := COSTS[cost](run)) and score in run.test]
     if not points or not most:
         return None

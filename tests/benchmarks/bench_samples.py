@@ -8,8 +8,9 @@ Phases, in this order; each passes over what is done, so that a command that was
   choose     every sample x samples a step x learning rate on backbone 0, 200,000 tokens, scored on dev only
   final      each sample at what dev chose, beside the shipped crop200 and full1020 and whole chains in batches by cost:
              3 backbones x 3 seeds, test scored at 100,000, 200,000 and 500,000 tokens of one run
+  real       real proteins (--structures), the 8M architecture with random weights that all learn, 1 M tokens, 3 seeds
   seconds    100,000 tokens of every final arm on a quiet machine, without counting FLOPs: what `report` tells of time
-  report     run directories of the final runs below DIR/report, and `contactlm report` of them
+  report     run directories of the final runs below DIR/report, `contactlm report` of them, and the verdict
   check      one run with the command line and one here: their scores must be the same
 
 Worlds are sets of synthetic proteins: `bundle`, of 300 to 1,200 residues, on which all is chosen; `loose_bundle`, of
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import subprocess
 import sys
@@ -31,10 +33,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from contactlm.atomic import atomic_path
+from contactlm.cli.report import write_report
 from contactlm.modules.contact import ContactModule
+from contactlm.report.read import find_runs
 from contactlm.report.table import grid
-from tests.benchmarks.sample_runs import BUDGETS, COLUMNS, SCORES, TODAY, Arm, World, train
+from contactlm.runs.record_file import read_run
+from tests.benchmarks.sample_runs import BUDGETS, COLUMNS, SCORES, TODAY, Arm, World, train, write_records
+from tests.benchmarks.sample_verdict import outcome_table, verdict_table
 
 WORLDS = {
     "bundle": World("bundle", {"kind": "bundle", "min_length": 300, "max_length": 1200}),
@@ -54,6 +59,16 @@ SHIPPED = (
 BACKBONE = Path(__file__).parent / "backbone"
 STEP_SIZES = (4, 2, 8, 1, 16)  # samples a step
 RATES = (TODAY, 1e-2, 1e-3)
+EIGHT_M = {"num_hidden_layers": 6, "hidden_size": 320, "num_attention_heads": 20, "intermediate_size": 1280}
+# Real chains, trained from scratch: the shipped arms, and each sample at the steps of the other's.
+REAL_RATE, REAL_BUDGETS = 1e-3, (400_000, 1_000_000)
+REAL_ARMS = (
+    Arm("crop200", "crop200", "random", 200, 16, 1, REAL_RATE),
+    Arm("full1020", "whole", "cut", 1020, 2, 8, REAL_RATE),
+    Arm("twoseg", "twoseg200", "two_segments", 200, 16, 1, REAL_RATE),
+    Arm.of_step("whole-13", "whole", "cut", 1020, 13, REAL_RATE),  # about the steps of crop200
+    Arm.of_step("crop200-24", "crop200", "random", 200, 24, REAL_RATE),  # about the steps of full1020
+)
 CHOICE_BUDGET, SEEDS = 200_000, (0, 1, 2)
 
 
@@ -62,6 +77,7 @@ def main() -> None:
     parser.add_argument("phase", choices=list(PHASES))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--world", nargs="+", default=["bundle"], choices=list(WORLDS))
+    parser.add_argument("--structures", type=Path, help="real ones, for the phase real")
     parser.add_argument("--runs", type=Path)
     parser.add_argument("--most", type=int, default=sys.maxsize, help="runs of this command")
     given = parser.parse_args()
@@ -81,11 +97,12 @@ def make_backbone(world: World, out: Path, seed: int) -> Path:
     if (world.name, seed) == ("bundle", 0):
         return BACKBONE
     home, final = out / world.name, out / world.name / f"backbone{seed}"
+    kind = (world.synthetic or {})["kind"]
     if not final.is_dir():
         home.mkdir(parents=True, exist_ok=True)
         fit = ["fit", "--config", "synthetic_pretrain", "--name", f"pretrain{seed}", "--ckpt_path", "last"]
         fit += ["--seed_everything", str(seed), "--model.init_seed", str(seed)]
-        fit += [f"--data.synthetic.kind={world.synthetic['kind']}", f"--data.cache_dir={out / 'cache'}"]
+        fit += [f"--data.synthetic.kind={kind}", f"--data.cache_dir={out / 'cache'}"]
         contactlm(fit, home)
         last = f"runs/pretrain{seed}/version_0/checkpoints/last.ckpt"
         contactlm(["export", "--merge", "--ckpt_path", last, "--out", str(final)], home)
@@ -151,6 +168,14 @@ def final(world: World, given: argparse.Namespace) -> None:
     run_all("final", world, finals(world, given), BUDGETS, given)
 
 
+def real(world: World, given: argparse.Namespace) -> None:
+    if given.structures is None:
+        raise SystemExit("phase real: give --structures, a folder with train/ and test/")
+    folder = given.structures.resolve()
+    world = World("real", None, structures=folder, architecture=EIGHT_M, precision="bf16-mixed")
+    run_all("final", world, ((arm, -1, seed) for seed in SEEDS for arm in REAL_ARMS), REAL_BUDGETS, given)
+
+
 def seconds(world: World, given: argparse.Namespace) -> None:
     todo = [(arm, 0, 0) for arm in final_arms(read_rows(given.runs))]
     run_all("seconds", world, todo, BUDGETS[:1], given)
@@ -161,8 +186,8 @@ def run_all(
 ) -> None:
     left = given.most
     for arm, backbone_seed, seed in todo:
-        backbone = make_backbone(world, given.out, backbone_seed)
-        checksum = ContactModule(str(backbone)).backbone_checksum
+        backbone = None if world.architecture else make_backbone(world, given.out, backbone_seed)
+        checksum = "random" if backbone is None else ContactModule(str(backbone)).backbone_checksum
         key = {"phase": phase, "world": world.name, "arm": arm.name, "backbone": str(checksum), "seed": str(seed)}
         if any(all(row[name] == value for name, value in key.items()) for row in read_rows(given.runs)):
             continue
@@ -184,13 +209,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def append(rows: list[dict[str, Any]], path: Path) -> None:
-    """Add the lines of a run, all of them or none."""
+    """Add the lines of a run in one write, so that two processes may share the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = read_rows(path)
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    if not path.is_file():
         writer.writeheader()
-        writer.writerows([*before, *({name: plain(row.get(name)) for name in COLUMNS} for row in rows)])
+    writer.writerows({name: plain(row.get(name)) for name in COLUMNS} for row in rows)
+    with path.open("a", newline="", encoding="utf-8") as handle:
+        handle.write(text.getvalue())
 
 
 def plain(value: Any) -> Any:
@@ -227,8 +254,6 @@ def check(world: World, given: argparse.Namespace) -> None:
     fit += [f"--model.pretrained={backbone}", f"--budget.max_tokens={budget}", "--trainer.val_check_interval=1000"]
     fit += [f"--data.synthetic.folder={world.folder(given.out)}", f"--data.cache_dir={given.out / 'cache'}"]
     contactlm(fit, given.out / world.name)
-    from contactlm.runs.record_file import read_run
-
     newest = max((given.out / world.name / "runs" / "check").glob("version_*"), key=lambda path: path.stat().st_mtime)
     theirs = read_run(newest)
     for name in SCORES:
@@ -238,18 +263,18 @@ def check(world: World, given: argparse.Namespace) -> None:
 
 
 def report(world: World, given: argparse.Namespace) -> None:
-    """Write run directories of the final runs, and compare them."""
-    from contactlm.cli.report import write_report
-    from tests.benchmarks.sample_runs import write_records
-
+    """Write run directories of the final runs, compare them, and say whether an arm is ahead of both shipped ones."""
     runs = write_records(read_rows(given.runs), world, given.out / "report" / world.name / "runs")
-    sys.stdout.write("\n".join(write_report([runs], given.out / "report" / world.name)) + "\n")
+    sys.stdout.write("\n".join(write_report([runs], given.out / "report" / world.name)) + "\n\n")
+    found = find_runs([runs]).runs
+    sys.stdout.write(f"{verdict_table(found)}\n\n{outcome_table(found)}\n")
 
 
 PHASES = {
     "backbones": backbones,
     "choose": choose,
     "final": final,
+    "real": real,
     "seconds": seconds,
     "report": report,
     "check": check,

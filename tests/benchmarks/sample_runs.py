@@ -34,16 +34,42 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class World:
-    """Proteins to train and test on, by options of `SyntheticOptions`."""
+    """Proteins to train and test on, and what a run starts from.
+
+    Attributes:
+        name: Of the world.
+        synthetic: Options of `SyntheticOptions`; None: real structures.
+        structures: Folder of real structures, with train/ and test/.
+        architecture: Of random weights, all of which learn; None: a trained backbone with LoRA.
+        precision: Of the trainer.
+    """
 
     name: str
-    synthetic: dict[str, Any]
+    synthetic: dict[str, Any] | None
+    structures: Path | None = None
+    architecture: dict[str, Any] | None = None
+    precision: Any = "32-true"
+
+    def sources(self, out: Path) -> dict[str, Any]:
+        """Where the data module finds the proteins."""
+        if self.structures is not None:
+            return {"train_dir": str(self.structures / "train"), "test_dir": str(self.structures / "test")}
+        return {"synthetic": self.options(out), "split": "random"}
+
+    def module(self, backbone: Path | None, seed: int, rate: float) -> ContactModule:
+        """The model before the first step."""
+        adam = partial(torch.optim.Adam, lr=rate)
+        if backbone is not None:
+            return ContactModule(str(backbone), optimizer=adam)
+        return ContactModule(
+            None, architecture=self.architecture, lora=None, head_lr_factor=10.0, init_seed=seed, optimizer=adam
+        )
 
     def folder(self, out: Path) -> Path:
         return out / self.name / "runs" / "long-bundles"
 
     def options(self, out: Path) -> SyntheticOptions:
-        return SyntheticOptions(str(self.folder(out)), **{"n_train": 160, "n_test": 24, **self.synthetic})
+        return SyntheticOptions(str(self.folder(out)), **{"n_train": 160, "n_test": 24, **(self.synthetic or {})})
 
 
 @dataclass(frozen=True)
@@ -142,14 +168,21 @@ def spending(trainer: L.Trainer) -> dict[str, Any]:
 
 
 def train(
-    arm: Arm, world: World, backbone: Path, seed: int, budgets: Sequence[int], out: Path, test: bool, meter: bool = True
+    arm: Arm,
+    world: World,
+    backbone: Path | None,
+    seed: int,
+    budgets: Sequence[int],
+    out: Path,
+    test: bool,
+    meter: bool = True,
 ) -> list[dict[str, Any]]:
     """Train as `contactlm fit --config synthetic_long` does, with one look at dev, in the end.
 
     Args:
         arm: The scheme.
         world: The proteins.
-        backbone: Folder of the weights to start from.
+        backbone: Folder of the weights to start from; None: random ones of the run's seed.
         seed: Of the run.
         budgets: Tokens, ascending; the last one ends the run.
         out: Where proteins and cache are.
@@ -164,8 +197,8 @@ def train(
     seed_everything(seed, verbose=False)
     data = data_module(arm, world, seed, out)
     snapshots = Snapshots(budgets[:-1])
-    trainer = make_trainer(arm, budgets[-1], [FlopsMeter()] if meter else [], snapshots)
-    module = ContactModule(str(backbone), optimizer=partial(torch.optim.Adam, lr=arm.rate))
+    trainer = make_trainer(arm, world, budgets[-1], [FlopsMeter()] if meter else [], snapshots)
+    module = world.module(backbone, seed, arm.rate)
     trainer.fit(module, datamodule=data)
     dev = {f"dev_{name}": float(trainer.callback_metrics[f"dev/{name}"]) for name in SCORES}
     ends = {**snapshots.taken, budgets[-1]: (trained_weights(module), spending(trainer))}
@@ -182,8 +215,7 @@ def train(
 
 def data_module(arm: Arm, world: World, seed: int, out: Path) -> ContactDataModule:
     return ContactDataModule(
-        synthetic=world.options(out),
-        split="random",
+        **world.sources(out),
         crop=arm.crop,
         crop_length=arm.crop_length,
         batch_size=arm.batch_size,
@@ -194,10 +226,11 @@ def data_module(arm: Arm, world: World, seed: int, out: Path) -> ContactDataModu
     )
 
 
-def make_trainer(arm: Arm, budget: int, meters: list[L.Callback], snapshots: Snapshots) -> L.Trainer:
+def make_trainer(arm: Arm, world: World, budget: int, meters: list[L.Callback], snapshots: Snapshots) -> L.Trainer:
     evaluation = ContactEvaluation(write_rows=False, calibration=None)
     return L.Trainer(
         accelerator="cpu",
+        precision=world.precision,
         max_epochs=-1,
         min_epochs=0,
         check_val_every_n_epoch=None,
@@ -234,11 +267,11 @@ def write_records(rows: Sequence[Mapping[str, str]], world: World, folder: Path)
     for row in rows:
         if (row["phase"], row["world"]) == ("final", world.name):
             name = f"{row['arm']}/backbone{row['backbone_seed']}-seed{row['seed']}-{row['budget']}"
-            write_run(folder / name, record_of(row, paces.get(row["arm"])))
+            write_run(folder / name, record_of(row, world, paces.get(row["arm"])))
     return folder
 
 
-def record_of(row: Mapping[str, str], pace: float | None) -> dict[str, Any]:
+def record_of(row: Mapping[str, str], world: World, pace: float | None) -> dict[str, Any]:
     """A line of the table as the record of a run; `pace` is in seconds a token."""
     numbers = {name: int(row[name]) for name in ("tokens", "residues", "steps", "flops")}
     spent = {name: numbers[name] for name in ("steps", "tokens", "flops")}
@@ -267,11 +300,11 @@ def record_of(row: Mapping[str, str], pace: float | None) -> dict[str, Any]:
         "equal": {
             "budget": int(row["budget"]),
             **{role: chain_set(row[f"{role}_set"]) for role in ("train", "test")},
-            "precision": "32-true",
+            "precision": world.precision,
             "family": "ESM2",
-            "weights": "pretrained",
+            "weights": "random" if world.architecture else "pretrained",
             "backbone": row["backbone"],
-            "synthetic": True,
+            "synthetic": world.synthetic is not None,
         },
         **numbers,
         "seconds": {"training": None if pace is None else pace * numbers["tokens"]},

@@ -17,8 +17,9 @@ from lightning.pytorch.loggers import CSVLogger
 from contactlm import ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, RunRecord, TokenBudget
 from contactlm.callbacks.flops import flop_counter
-from contactlm.callbacks.run_facts import weights_facts
+from contactlm.callbacks.run_facts import scheme_facts, weights_facts
 from contactlm.cli.main import main
+from contactlm.data.batches import CostBound
 from contactlm.data.chain_sets import fingerprint
 from contactlm.runs.record_file import read_run, write_run
 from contactlm.types import ContactLMError
@@ -257,3 +258,12 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.Mo
         record._write(SimpleNamespace(is_global_zero=True), module, "running")  # type: ignore[arg-type]
     text = "run.json cannot be written (No space left on device): the run goes on, and it is tried again"
     assert warnings == [text]  # once
+
+
+def test_batches_by_cost_are_told_by_their_bound() -> None:
+    data = SimpleNamespace(crop="whole", crop_length=200, batch_size=16, bound=CostBound("tokens", 2048))
+    facts = scheme_facts(SimpleNamespace(datamodule=data, accumulate_grad_batches=1))  # type: ignore[arg-type]  # that is all it looks at
+    assert facts["batch_tokens"] == 2048 and facts["batch_size"] is None
+    data.bound = None
+    facts = scheme_facts(SimpleNamespace(datamodule=data, accumulate_grad_batches=1))  # type: ignore[arg-type]  # likewise
+    assert facts["batch_size"] == 16 and "batch_tokens" not in facts

@@ -26,6 +26,7 @@ TESTED = {
     "crop200": set(),
     "crop384": {"data.crop_length", "data.batch_size"},
     "twoseg": {"data.crop"},
+    "twoseg384": {"data.crop", "data.crop_length", "data.batch_size"},
     "fullft": {"model.lora"},
     "headonly": {"model.lora", "model.freeze_backbone"},
     "zeroshot": {"model.lora", "model.freeze_backbone", "model.train_head", "trainer.max_steps"},
@@ -55,6 +56,7 @@ CROPS = {
     "cut200": ("cut", 200, 16),
     "crop384": ("random", 384, 8),
     "twoseg": ("two_segments", 200, 16),
+    "twoseg384": ("two_segments", 384, 2),
 }
 TOKENS_OF_A_LOOK = 20 * 16 * 202  # batches of crop200 between two looks at the dev set
 

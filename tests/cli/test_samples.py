@@ -10,7 +10,8 @@ from contactlm.cli.main import main
 from contactlm.runs.record_file import read_run
 from tests.benchmarks.sample_runs import SCORES, Arm, World, train
 
-HAIRPINS = World("hairpins", {"n_train": 24, "n_test": 3, "min_length": 60, "max_length": 90})
+OPTIONS = {"n_train": 24, "n_test": 3, "min_length": 60, "max_length": 90}
+HAIRPINS = World("hairpins", OPTIONS)
 CROPS = Arm("crops", "crop40", "random", 40, 4, 1, 3e-3)
 WHOLE = Arm("whole", "whole", "cut", 1020, 1, 4, 3e-3)
 BUDGETS = (1_000, 1_200, 2_400)
@@ -42,7 +43,7 @@ def test_a_run_is_that_of_the_command_line(tiny_esm: Path, tmp_path: Path, monke
     options = {
         "seed_everything": 1,
         "data.synthetic.folder": HAIRPINS.folder(tmp_path),
-        **{f"data.synthetic.{name}": value for name, value in HAIRPINS.synthetic.items()},
+        **{f"data.synthetic.{name}": value for name, value in OPTIONS.items()},
         "data.synthetic.kind": "hairpins",
         "data.crop_length": CROPS.crop_length,
         "data.batch_size": CROPS.batch_size,

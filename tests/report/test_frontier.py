@@ -134,7 +134,13 @@ def test_points_are_means_over_what_every_arm_was_run_with(experiment: Path, tmp
     # an arm that lacks a backbone takes that backbone from all
     make(tmp_path / "more", "crop200", "dddd", 0, 500_000)
     points, left_out = frontier_points(find_runs([experiment, tmp_path / "more"]).runs)
-    assert len(left_out) == 1 and "1 runs" in left_out[0] and {len(point.runs) for point in points} == {6}
+    assert "left out of the frontier: 1 runs" in left_out[0] and {len(point.runs) for point in points} == {6}
+    # and a budget that was tried once gives no point
+    make(tmp_path / "more", "whole", "aaaa", 0, 300_000)
+    points, left_out = frontier_points(find_runs([experiment, tmp_path / "more"]).runs)
+    assert "2 runs" in left_out[0] and len(points) == 6
+    points, left_out = frontier_points(find_runs([tmp_path / "more"]).runs)
+    assert points == [] and "no backbone and seed that every arm" in left_out[0]
 
 
 def test_what_else_differs_is_told(experiment: Path) -> None:
@@ -155,7 +161,7 @@ def test_what_else_differs_is_told(experiment: Path) -> None:
     lines = confounds([*runs, *others], "crop200")
     # steps and rates alone are what an arm tests
     assert [line.split()[1] for line in lines] == ["whole", "by-cost"]
-    assert "as many as fit samples a step against 16; learning rate 0.01 against 0.0001" in lines[1]
+    assert "samples a step as many as fit against 16; learning rate 0.01 against 0.0001" in lines[1]
     assert list(by_arm(runs)) == ["crop200", "whole"]
 
 

@@ -196,7 +196,7 @@ def test_unequal_runs_are_not_mixed_unless_asked(two_arms: Path, tmp_path: Path,
     out = tmp_path / "out"
     assert report(two_arms, "--out", out) == 0
     assert "differs: budget: 323,200 (" in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {"set1", "set2", "paired.csv", "report.md", "report.html"}
+    assert {path.name for path in out.iterdir()} == {"set1", "set2", *OVER_BUDGETS, "report.md", "report.html"}
     assert {path.name for path in (out / "set1").iterdir()} == FILES
     means = [row for row in rows_of(out / "set1" / "table.csv") if (row["row"], row["arm"]) == ("mean", "crop200")]
     assert math.isclose(float(means[0]["test_mcc_sep6"]), np.mean(CROP)) and means[0]["seed"] == "3"
