@@ -154,9 +154,30 @@ class MapModule(MapPredictor):
         with self.own_draws():
             scores = self.batch_scores(batch)
             loss = self.loss(scores, self.training_labels(batch["cb"]))
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]), sync_dist=True)
+        shown = self._is_read_every_step
+        self.log("train/loss", loss, prog_bar=shown, batch_size=len(batch["tokens"]), sync_dist=True)
         # batches of bounded cost differ in size: weighted by it, every protein counts the same
         return loss * batch["loss_weight"] if "loss_weight" in batch else loss
+
+    def step_flops(self, batch: dict[str, Any]) -> tuple[int, int] | None:
+        """What a step of training on a batch costs, from sizes alone; nobody knows it of a network handed over.
+
+        Args:
+            batch: Of crops, as ``training_step`` takes it.
+
+        Returns:
+            FLOPs of the matrix products of the whole step, and of its forward pass; None: they have to be counted, as
+            :class:`contactlm.callbacks.FlopsMeter` does. It also counts the first batch, and believes the figures of
+            this method only where they are what it counted.
+        """
+        return None
+
+    @property
+    def _is_read_every_step(self) -> bool:
+        """Whether there is a progress bar that wants the loss as a number after every step, which the device has to
+        compute first; not so one that reads it when it is drawn."""
+        bar = getattr(self._trainer, "progress_bar_callback", None)
+        return bar is not None and not getattr(bar, "reads_loss_when_drawn", False)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
         """Full-length maps of a batch of whole chains, with their labels."""

@@ -20,6 +20,7 @@ from contactlm.model.backbone import AttentionName, backbone_checksum, load_esm
 from contactlm.model.evidence import Evidence
 from contactlm.model.lora import contact_regression
 from contactlm.model.retrieval_backbone import RetrievalBackbone
+from contactlm.model.step_flops import retrieval_flops
 from contactlm.modules.base import Evaluated
 from contactlm.modules.checkpoint import CHECKPOINT_KEY
 from contactlm.modules.contact import prepare_head, published_calibration, published_threshold
@@ -159,6 +160,14 @@ class RetrievalModule(LanguageModelModule):
         parts = (self.backbone.decoder, self.backbone.template)
         own = [parameter for part in parts if part is not None for parameter in part.parameters()]
         return [*super().lr_factors(), (own, self.decoder_lr_factor)]
+
+    def step_flops(self, batch: dict[str, Any]) -> tuple[int, int] | None:
+        """FLOPs of a step of training and of its forward pass, from sizes alone; None: they have to be counted."""
+        if "evidence" not in batch:
+            return None
+        segments, hits = batch["evidence"].states.shape[1], batch["evidence"].cb.shape[1]
+        flops = retrieval_flops(self.backbone, *batch["tokens"].shape, segments, hits)
+        return None if flops is None else (flops.total, flops.forward)
 
     @property
     def exclusion(self) -> Exclusion:
