@@ -69,7 +69,8 @@ def train(
     module = kind(str(tiny_esm), optimizer=sgd, **model)
     data = data_module(folders, batch_size=batch_size)
     runner = trainer(
-        Path.cwd(), watch, budget, flops, evaluation, num_sanity_val_steps=0, gradient_clip_val=1.0, **processes(world_size), **options,
+        Path.cwd(), watch, budget, flops, evaluation, num_sanity_val_steps=0, gradient_clip_val=1.0,
+        **processes(world_size), **options,
     )  # fmt: skip
     runner.fit(module, data)
     metrics = {name: float(value) for name, value in runner.callback_metrics.items()}

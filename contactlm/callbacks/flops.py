@@ -26,7 +26,7 @@ class FlopsMeter(L.Callback):
     What counts are matrix products and attention, with what is computed a second time in the backward pass by streamed
     attention and by layers under activation checkpointing. A module with a method ``step_flops(batch)``, as those of
     this package have, tells what a batch costs by a closed formula, ``(all, forward)`` or None. The first batch of a
-    run is counted by ``torch.utils.flop_counter`` while it is trained on, which takes several times as long on the host.
+    run is counted by ``torch.utils.flop_counter`` while it is trained on, which takes the host several times as long.
     Where both come to the same, the formula is believed from then on. Where they do not, or there is none, the first
     batch of every shape is counted; later batches of that shape cost the same. Saved in checkpoints. Logs
     ``flops/total``. The share of the forward pass is in ``forward``.
@@ -122,7 +122,7 @@ class FlopsMeter(L.Callback):
         self._is_believed = told == counted
         if not self._is_believed:
             log.info(
-                "%s.step_flops tells (all, forward) = %s, but %s were counted: the first batch of every shape is counted",
+                "%s.step_flops tells (all, forward) = %s, but %s were counted: so is the first batch of every shape",
                 name, told, counted,
             )  # fmt: skip
 

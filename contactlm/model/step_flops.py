@@ -1,8 +1,8 @@
 """What the matrix products of a training step cost, told from sizes alone.
 
 A product of (m, k) and (k, n) costs 2 m k n, and as much again for the gradient of each factor that somebody asks for.
-Everything else (norms, activations, embeddings, losses) is left out, as ``torch.utils.flop_counter`` leaves it out: on a
-step of the models of this package both come to the same number, and a test holds them to it.
+Everything else (norms, activations, embeddings, losses) is left out, as ``torch.utils.flop_counter`` leaves it out: on
+a step of the models of this package both come to the same number, and a test holds them to it.
 
 Axis letters: B batch, T tokens, L residues (T − 2), H heads, D head width, C layers x heads, S segments, K hits.
 """
@@ -123,7 +123,8 @@ class StepFlops:
         x, end = any(wanted), self.forward
         for group in then:
             end = self.forward  # what comes last is not computed again: its output is read by nobody
-            x = any([self.linear(part, rows, x or norms) for part in group]) or x or asked
+            of_parts = [self.linear(part, rows, x or norms) for part in group]
+            x = any(of_parts) or x or asked
         if getattr(layer, "gradient_checkpointing", False):
             self.backward += end - before
         return x

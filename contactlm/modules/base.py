@@ -174,8 +174,10 @@ class MapModule(MapPredictor):
 
     @property
     def _is_read_every_step(self) -> bool:
-        """Whether there is a progress bar that wants the loss as a number after every step, which the device has to
-        compute first; not so one that reads it when it is drawn."""
+        """Whether a progress bar wants the loss as a number after every step, which the device has to compute first.
+
+        Not so one that reads it when it is drawn.
+        """
         bar = getattr(self._trainer, "progress_bar_callback", None)
         return bar is not None and not getattr(bar, "reads_loss_when_drawn", False)
 
