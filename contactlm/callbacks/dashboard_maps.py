@@ -107,7 +107,12 @@ class PrecisionRecall:
     """Precision and recall of all pairs of all proteins with |i − j| ≥ 6, at 201 thresholds, from two histograms."""
 
     def __init__(self) -> None:
-        self.histogram = torch.zeros(2, CURVE_POINTS, dtype=torch.int64)  # no contact, contact
+        self._counted: Tensor | None = None
+
+    @property
+    def histogram(self) -> Tensor:
+        """How many pairs are in each bin, int64 (2, 201): no contacts, contacts; where the maps were."""
+        return torch.zeros(2, CURVE_POINTS, dtype=torch.int64) if self._counted is None else self._counted
 
     def add(self, outputs: Mapping[str, Any]) -> None:
         """Count a batch's pairs; the keys are those of :meth:`Exhibits.add`, with ``chain_of`` for complexes."""
@@ -116,7 +121,8 @@ class PrecisionRecall:
             for pairs, contacts, _ in ranked.bands[1:]:  # |i − j| >= 6
                 over = torch.stack([reaching(part, cuts) for part in (pairs, contacts)])
                 every, touching = over - torch.nn.functional.pad(over[:, 1:], (0, 1))
-                self.histogram = self.histogram.to(over.device) + torch.stack([every - touching, touching])
+                counts = torch.stack([every - touching, touching])
+                self._counted = counts if self._counted is None else self._counted + counts
 
     def curve(self, histogram: Tensor | None = None) -> dict[str, NDArray[np.float64]]:
         """Counts, precision and recall of the pairs at or above each threshold k / 200, k = 0 … 200.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from contactlm.metrics.ranked import BAND_STARTS, BANDS
+from contactlm.metrics.ranked import BAND_STARTS, BANDS, by_numpy
 
 Kind = Literal["temperature", "platt"]
 KINDS = ("temperature", "platt")
@@ -136,8 +136,7 @@ def _mean_of_top(probability: Tensor, chain_of: Tensor | None) -> Tensor:
     if chain_of is not None:
         chain_of = chain_of.to(far.device)
         far |= (chain_of != chain_of[:, None]) & (position > position[:, None])
-    on_cpu = far.device.type == "cpu"  # elsewhere the number of pairs would have to be waited for
-    pairs = probability[far] if on_cpu else torch.where(far, probability, -1.0).flatten()
+    pairs = probability[far] if by_numpy(probability) else torch.where(far, probability, -1.0).flatten()
     top = pairs.topk(min(len(probability), len(pairs))).values.double()
     there = top >= 0
     return torch.where(there, top, 0.0).sum() / there.sum()

@@ -25,6 +25,7 @@ from contactlm.metrics.calibration import (
     bin_logits,
     fit_bands,
     fit_confidence,
+    logit,
 )
 from contactlm.metrics.protein_states import Maps, ProteinStates, each_protein
 from contactlm.metrics.ranked import (
@@ -32,6 +33,7 @@ from contactlm.metrics.ranked import (
     Ranked,
     RankedMap,
     above,
+    by_numpy,
     cuts_on,
     precision_at,
     predicted_counts,
@@ -87,7 +89,7 @@ class CalibrationScores(ProteinStates):
             ranked = rank_maps(*zip(*maps, strict=True), chain_of) if maps else []
         for (p, _), pairs, name, index, own in zip(maps, ranked, ids, numbers, chains, strict=True):
             expected = None if self.calibration is None else self.calibration.expected_precision(p.detach(), own)
-            self.append("expected", torch.tensor([math.nan]) if expected is None else expected[None])
+            self.append("expected", torch.full((1,), math.nan, device=p.device) if expected is None else expected[None])
             self._add(pairs)
             self.append("key", torch.tensor([[index, _checksum(name)]]))
 
@@ -193,7 +195,8 @@ def calibrated_pairs(calibration: Calibration, ranked: RankedMap) -> RankedMap:
     """Calibrate the pairs of a protein: within a range their order stays."""
 
     def moved(values: Tensor, band: int) -> Tensor:
-        return torch.where(values >= 0, calibration.apply(values, torch.tensor(band)), values)
+        calibrated = torch.sigmoid(calibration.slope[band] * logit(values) + calibration.bias[band])
+        return torch.where(values >= 0, calibrated, values)
 
     bands = (Ranked(moved(own.pairs, k), moved(own.contacts, k), own.sizes) for k, own in enumerate(ranked.bands))
     return ranked._replace(bands=tuple(bands))
@@ -201,7 +204,7 @@ def calibrated_pairs(calibration: Calibration, ranked: RankedMap) -> RankedMap:
 
 def sum_of_places(ordered: Tensor, start: Tensor, stop: Tensor | int) -> Tensor:
     """Sum of the values at places start … stop − 1, float64 ()."""
-    if ordered.device.type == "cpu":
+    if by_numpy(ordered):
         return ordered[int(start) : int(stop)].sum(dtype=torch.float64)
     place = torch.arange(len(ordered), device=ordered.device)
     return torch.where((place >= start) & (place < stop), ordered, 0.0).sum(dtype=torch.float64)
@@ -246,7 +249,7 @@ def loss_sums(bands: Sequence[Ranked]) -> Tensor:
 
 def _total(values: Tensor, of: Tensor) -> Tensor:
     """Sum of values of pairs, float64 (); what stands in the place of no pair is left out."""
-    if of.device.type != "cpu":
+    if not by_numpy(of):
         values = torch.where(of >= 0, values, 0.0)
     return values.sum(dtype=torch.float64)
 

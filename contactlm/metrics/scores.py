@@ -167,7 +167,7 @@ def range_counts(bands: Tensor) -> Tensor:
 def ranking_values(ranked: RankedMap) -> Tensor:
     """The scores that need no threshold, float64 (13,), as :data:`RANKING_NAMES` has them; NaN where undefined."""
     far = ranked.bands[RANGES["sep6"]]
-    taken = ranked.residues // torch.tensor(TOP_FRACTIONS).to(ranked.residues.device, non_blocking=True)
+    taken = torch.stack([ranked.residues // fraction for fraction in TOP_FRACTIONS])
     areas = [average_precision(far), *(average_precision([band]) for band in far)]
     return torch.cat([precision_at(far, taken).flatten(), torch.stack(areas)])
 

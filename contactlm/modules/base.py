@@ -31,9 +31,9 @@ class Evaluated(TypedDict):
 
     ids: list[str]
     indices: list[int]
-    probability: list[Tensor]  # float32 (L, L) in [0, 1], on the CPU
-    labels: list[Tensor]  # int8 (L, L): 1 contact, 0 none, −1 unknown; on the CPU
-    chain_of: list[Tensor] | None  # of complexes: int64 (L,), each residue's chain number; on the CPU
+    probability: list[Tensor]  # float32 (L, L) in [0, 1], where the model is
+    labels: list[Tensor]  # int8 (L, L): 1 contact, 0 none, −1 unknown; likewise
+    chain_of: list[Tensor] | None  # of complexes: int64 (L,), each residue's chain number; likewise
 
 
 class MapModule(MapPredictor):
@@ -206,16 +206,21 @@ class MapModule(MapPredictor):
             self.backbone(idle_tokens(self.device))
 
     def _evaluate(self, batch: dict[str, Any]) -> Evaluated:
-        return self._with_labels(batch, self._full_maps(batch))
+        return self._with_labels(batch, self._full_maps(batch, on_device=True))
 
     def _with_labels(self, batch: dict[str, Any], maps: Sequence[FullMap]) -> Evaluated:
-        labels = [contact_labels(cb[:length]).cpu() for cb, length in zip(batch["cb"], batch["lengths"], strict=True)]
+        probability, chain_of = [full.probability for full in maps], of_residues(batch, "chain_of")
+        labels = [
+            contact_labels(cb[: len(own)].to(own.device)) for cb, own in zip(batch["cb"], probability, strict=True)
+        ]
+        if chain_of is not None:
+            chain_of = [numbers.to(own.device) for numbers, own in zip(chain_of, probability, strict=True)]
         return Evaluated(
             ids=batch["ids"],
             indices=batch["indices"].tolist(),
-            probability=[full.probability for full in maps],
+            probability=probability,
             labels=labels,
-            chain_of=of_residues(batch, "chain_of"),
+            chain_of=chain_of,
         )
 
     def _logits_of_pass(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:

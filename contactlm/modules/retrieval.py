@@ -317,7 +317,7 @@ class RetrievalModule(LanguageModelModule):
         evaluated = super()._evaluate(batch)
         copied, nearest = [], []
         for row, own in enumerate(self._of_chains(batch["ids"], sequences)):
-            chain_of = None if evaluated["chain_of"] is None else evaluated["chain_of"][row].numpy()
+            chain_of = None if evaluated["chain_of"] is None else evaluated["chain_of"][row].cpu().numpy()
             copied.append(torch.from_numpy(copy_contacts(own.cb, own.similarity[:, 0].tolist(), chain_of=chain_of)))
             identity, coverage = own.similarity[0].tolist() if own.ids else (math.nan, math.nan)
             nearest.append((identity, coverage))
