@@ -57,8 +57,8 @@ class FullMap:
     """Contact probabilities of a whole chain.
 
     Attributes:
-        probability: float32 (L, L), on the CPU unless ``WindowOptions.on_device`` says otherwise, each within [0, 1], symmetric: a blended map to the last bit, a map of
-            one pass as the model's logits are.
+        probability: float32 (L, L), on the CPU unless ``WindowOptions.on_device`` says otherwise, each within [0, 1],
+            symmetric: a blended map to the last bit, a map of one pass as the model's logits are.
         how: How it was made, in plain values: ``length``, ``window``, ``overlap`` (residues that neighbouring windows
             share at least), ``passes`` (number by kind: ``whole`` chain, contiguous ``window``, ``two_segments``),
             ``blend`` and the package's ``version``.

@@ -85,8 +85,9 @@ def scored(module, cb, device):
     outputs |= {"copied": [copied, copied], "nearest": [(0.3, 1.0)] * 2}
     evaluation.on_validation_batch_end(None, module, outputs, None, 0)
     curve.add(outputs)
-    counted = [getattr(metric, name) for metric in (evaluation._scores, evaluation._hits.copied, *evaluation._reliability)
-               for name in metric._row_shapes if name not in ("key", "id_bytes", "noted")]  # fmt: skip
+    metrics = (evaluation._scores, evaluation._hits.copied, *evaluation._reliability)
+    on_processor = ("key", "id_bytes", "noted")  # which nobody has to ask for
+    counted = [getattr(each, name) for each in metrics for name in each._row_shapes if name not in on_processor]
     return [outputs["probability"], outputs["labels"], curve.histogram, counted]
 
 
