@@ -86,7 +86,7 @@ class CalibrationScores(ProteinStates):
         chains: Sequence[Tensor | None] = [None] * len(ids) if chain_of is None else chain_of
         maps = list(each_protein(probability, labels))
         if ranked is None:
-            ranked = rank_maps(*zip(*maps, strict=True), chain_of) if maps else []
+            ranked = rank_maps([p for p, _ in maps], [y for _, y in maps], chain_of)
         for (p, _), pairs, name, index, own in zip(maps, ranked, ids, numbers, chains, strict=True):
             expected = None if self.calibration is None else self.calibration.expected_precision(p.detach(), own)
             self.append("expected", torch.full((1,), math.nan, device=p.device) if expected is None else expected[None])

@@ -228,7 +228,7 @@ class ContactScores(ProteinStates):
         if len(notes) != (len(ids) if self.notes else 0):
             raise ValueError(f"got {len(notes)} rows of notes, and {len(ids)} ids with {len(self.notes)} notes each")
         if ranked is None:
-            ranked = rank_maps(*zip(*maps, strict=True), chain_of, OURS.length) if maps else []
+            ranked = rank_maps([p for p, _ in maps], [y for _, y in maps], chain_of, OURS.length)
         for own, name, index in zip(ranked, ids, numbers, strict=True):
             self._add(own, name, index)
         if self.notes:

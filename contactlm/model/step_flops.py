@@ -214,7 +214,8 @@ def _add_decoder(
     flops.linear(decoder.segments.states, B * S, False)
     flops.linear(decoder.segments.numbers, B * S, False)
     flops.linear(decoder.enter, B * T, asked)
-    for layer in decoder.layers:
+    layers: list[Any] = list(decoder.layers)
+    for layer in layers:
         width = layer.ask.out_features
         shape = (B, width // HEAD_WIDTH, T, HEAD_WIDTH)
         flops.linear(layer.offer, B * (S + 1), True)

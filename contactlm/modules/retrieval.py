@@ -166,7 +166,8 @@ class RetrievalModule(LanguageModelModule):
         if "evidence" not in batch:
             return None
         segments, hits = batch["evidence"].states.shape[1], batch["evidence"].cb.shape[1]
-        flops = retrieval_flops(self.backbone, *batch["tokens"].shape, segments, hits)
+        B, T = batch["tokens"].shape
+        flops = retrieval_flops(self.backbone, B, T, segments, hits)
         return None if flops is None else (flops.total, flops.forward)
 
     @property
