@@ -64,13 +64,13 @@ def train(
 ) -> dict[str, Any]:
     """Train in this process, one of ``world_size``; what came of it, as plain values."""
     torch.manual_seed(0)
-    watch, budget, flops, evaluation = Watch(), TokenBudget(tokens), FlopsMeter(), ContactEvaluation()
+    watch, budget, flops, evaluation = Watch(), TokenBudget(tokens, look_every=0.3), FlopsMeter(), ContactEvaluation()
     kind = RetrievalModule if "index" in model else ContactModule
     module = kind(str(tiny_esm), optimizer=sgd, **model)
     data = data_module(folders, batch_size=batch_size)
     runner = trainer(
-        Path.cwd(), watch, budget, flops, evaluation, val_check_interval=2, check_val_every_n_epoch=None,
-        num_sanity_val_steps=0, gradient_clip_val=1.0, **processes(world_size), **options,
+        Path.cwd(), watch, budget, flops, evaluation, num_sanity_val_steps=0, gradient_clip_val=1.0,
+        **processes(world_size), **options,
     )  # fmt: skip
     runner.fit(module, data)
     metrics = {name: float(value) for name, value in runner.callback_metrics.items()}

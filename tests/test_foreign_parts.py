@@ -92,7 +92,8 @@ def loops_count_batches() -> None:
 
 def a_trainer_has_what_its_connectors_set() -> None:
     names = ("callbacks", "datamodule", "fast_dev_run", "log_every_n_steps", "accumulate_grad_batches")
-    assert {*names, "gradient_clip_val"} <= vars(a_trainer()).keys()
+    assert {*names, "gradient_clip_val", "val_check_batch", "_logger_connector"} <= vars(a_trainer()).keys()
+    assert (a_trainer().val_check_interval, a_trainer().check_val_every_n_epoch) == (1.0, 1)  # where left alone
 
 
 def a_module_without_a_trainer_says_so() -> None:
@@ -241,6 +242,7 @@ def a_parser_lists_its_options() -> None:
 
 Check = tuple[str, ...] | Callable[[], None] | None
 CLI, CHECKPOINT = "lightning.pytorch.cli:LightningCLI", "lightning.pytorch.callbacks:ModelCheckpoint"
+LOGS = "lightning.pytorch.trainer.connectors.logger_connector.logger_connector:_LoggerConnector"
 EPOCH_LOOP = "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop"
 SPEED = "lightning.fabric.utilities.throughput:get_available_flops"
 TO_SAVE = ("self", "trainer", "monitor_candidates")
@@ -259,8 +261,11 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("lightning", f"{CHECKPOINT}._monitor_candidates", "callbacks/checkpoint.py", ("self", "trainer")),
     ("lightning", "ModelCheckpoint._last_global_step_saved", "callbacks/checkpoint.py", a_checkpoint_callback_believes),
     ("lightning", "ModelCheckpoint._last_checkpoint_saved", "callbacks/checkpoint.py", a_checkpoint_callback_believes),
-    ("lightning", f"{EPOCH_LOOP}._should_check_val_fx", "callbacks/checkpoint.py", ("self", "data_fetcher")),
-    ("lightning", "fit_loop._data_fetcher", "callbacks/checkpoint.py", loops_count_batches),
+    ("lightning", f"{EPOCH_LOOP}._should_check_val_fx", "callbacks/moments.py", ("self", "data_fetcher")),
+    ("lightning", "fit_loop._data_fetcher", "callbacks/moments.py", loops_count_batches),
+    ("lightning", f"{LOGS}.should_update_logs", "callbacks/moments.py", None),
+    ("lightning", "Trainer._logger_connector", "callbacks/moments.py", a_trainer_has_what_its_connectors_set),
+    ("lightning", "Trainer.val_check_batch", "callbacks/budget.py", a_trainer_has_what_its_connectors_set),
     ("lightning", "fit_loop.epoch_loop.val_loop.batch_progress", "callbacks/checkpoint.py", loops_count_batches),
     ("lightning", "fit_loop.epoch_loop.batch_progress", "callbacks/budget.py", loops_count_batches),
     ("lightning", "fit_loop.epoch_loop.max_steps", "cli/main.py", loops_count_batches),

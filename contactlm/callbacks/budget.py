@@ -1,24 +1,32 @@
-"""TokenBudget: stop a run when it has processed so many tokens."""
+"""TokenBudget: stop a run when it has processed so many tokens; space the looks at dev in between."""
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
+import torch
 
+from contactlm.callbacks.moments import is_time_to_log
 from contactlm.callbacks.step_sums import StepSums
 from contactlm.types import ContactLMError
 
 Count = Callable[[Any], tuple[int, int]]
+BY_SHARE = sys.maxsize  # batches between two looks at dev, where the budget tells when they are: no run has so many
+_ROUNDING = 1e-9  # 0.15 / 0.05 is a little less than 3
 
 
 def count_tokens(batch: Any) -> tuple[int, int]:
     """Count a batch of ``ContactDataModule``: (tokens, residues).
 
-    Tokens are what the computation costs: B x T, padding and special tokens included.
+    Tokens are what the computation costs: B x T, padding and special tokens included. Residues were counted where the
+    batch was made: asking the device for them would wait for it.
     """
-    return batch["tokens"].numel(), int(batch["lengths"].sum())
+    residues = batch["residue_count"] if "residue_count" in batch else int(batch["lengths"].sum())
+    return batch["tokens"].numel(), residues
 
 
 class TokenBudget(L.Callback):
@@ -30,12 +38,19 @@ class TokenBudget(L.Callback):
     does, so that no gradient is thrown away. Logs ``budget/tokens``, ``budget/residues`` and ``budget/fraction``; on
     several processes without a limit, accumulated batches are added up at the end of their step.
 
+    Looks at the dev set are spaced by the share of the run that is over: every 5 % of the budget (of ``max_steps`` or
+    ``max_epochs`` of the trainer, where these come first), after the optimizer step that completes it, the same in all
+    processes. So runs whose batches differ in size look equally often. A trainer with a ``val_check_interval`` or
+    ``check_val_every_n_epoch`` of its own keeps it, and so does one without a budget. In a project of your own put this
+    callback before those that ask the trainer how it validates (``EarlyStopping``).
+
     Args:
         max_tokens: The budget; None counts without a limit.
         count: Gives (tokens, residues) of a batch; the default reads batches of ``ContactDataModule``.
+        look_every: Share of the run between two looks at the dev set; None: Lightning's own rules alone.
 
     Raises:
-        ContactLMError: The budget is not positive.
+        ContactLMError: The budget is not positive, or the share not above 0 and at most 1.
 
     Examples:
         >>> import lightning as L
@@ -46,16 +61,25 @@ class TokenBudget(L.Callback):
         (0, 0.0, False)
     """
 
-    def __init__(self, max_tokens: int | None = 5_000_000, count: Count = count_tokens) -> None:
+    def __init__(
+        self, max_tokens: int | None = 5_000_000, count: Count = count_tokens, look_every: float | None = 0.05
+    ) -> None:
         if max_tokens is not None and max_tokens < 1:
             raise ContactLMError(f"budget.max_tokens is {max_tokens}; it must be at least 1 (null: no limit)")
-        self.max_tokens = max_tokens
+        if look_every is not None and not 0 < look_every <= 1:
+            raise ContactLMError(
+                f"budget.look_every is {look_every}; it must be above 0 and at most 1 (0.05: 20 looks at dev; null: as "
+                "trainer.val_check_interval and trainer.check_val_every_n_epoch say)"
+            )
+        self.max_tokens, self.look_every = max_tokens, look_every
         self.count = count
         self.tokens = 0
         self.residues = 0
         self._own = [0, 0]  # tokens and residues of this process that are not summed yet
         self._coming = [0, 0]  # those of all processes that are summed, of batches that have not ended
         self._is_last_of_epoch: bool | None = None  # known, while Lightning is told that it is
+        self._looked_after = -1  # batches: when the last look at dev that was due by its share was
+        self._looks = 0  # those that were due up to the last step
 
     @property
     def fraction(self) -> float:
@@ -67,6 +91,13 @@ class TokenBudget(L.Callback):
         """Whether the run has to stop."""
         return self.max_tokens is not None and self.tokens >= self.max_tokens
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take the looks at dev over from a trainer that was not told when they are to be."""
+        left_alone = (trainer.val_check_interval, trainer.check_val_every_n_epoch) == (1.0, 1)
+        wanted = None not in (self.look_every, self.max_tokens) and not trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector sets it
+        if stage == "fit" and wanted and left_alone:
+            trainer.val_check_interval, trainer.check_val_every_n_epoch = BY_SHARE, None
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop before the first batch when a resumed run has spent its budget already."""
         trainer.should_stop |= self.spent
@@ -74,8 +105,11 @@ class TokenBudget(L.Callback):
         StepSums.of(trainer).join(self, self._give, self._take)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The same where a strategy loads a checkpoint late."""
+        """The same where a strategy loads a checkpoint late; find out how many looks at dev are over."""
         trainer.should_stop |= self.spent
+        if trainer.val_check_interval == BY_SHARE:
+            self._looks = self._due(trainer)
+            self._tell_look(trainer, self._looked_after == trainer.fit_loop.total_batch_idx + 1)
 
     def _give(self) -> list[int]:
         own, self._own = self._own, [0, 0]
@@ -109,15 +143,44 @@ class TokenBudget(L.Callback):
         self.residues += self._coming[1]
         self._coming = [0, 0]
         trainer.should_stop |= self.spent
-        pl_module.log("budget/tokens", float(self.tokens))
-        pl_module.log("budget/residues", float(self.residues))
+        if trainer.val_check_interval == BY_SHARE:
+            self._space_looks(trainer)
+        if is_time_to_log(trainer):
+            self._log(pl_module)
+
+    def _log(self, pl_module: L.LightningModule) -> None:
+        # tensors on the CPU stay there; a number would be copied to the device
+        pl_module.log("budget/tokens", torch.tensor(float(self.tokens)))
+        pl_module.log("budget/residues", torch.tensor(float(self.residues)))
         if self.max_tokens is not None:
-            pl_module.log("budget/fraction", self.fraction, prog_bar=True)
+            pl_module.log("budget/fraction", torch.tensor(self.fraction), prog_bar=True)
+
+    def _space_looks(self, trainer: L.Trainer) -> None:
+        """Look at dev when the step has completed another part of the run."""
+        due = self._looks if trainer.fit_loop._should_accumulate() else self._due(trainer)
+        if due > self._looks:
+            self._looked_after = trainer.fit_loop.total_batch_idx + 1
+        self._tell_look(trainer, due > self._looks)
+        self._looks = due
+
+    def _due(self, trainer: L.Trainer) -> int:
+        """How many looks at dev are due up to here."""
+        loop, shares = trainer.fit_loop, [self.fraction]
+        if trainer.max_steps > 0:
+            shares.append(trainer.global_step / trainer.max_steps)
+        if trainer.max_epochs is not None and trainer.max_epochs > 0 and math.isfinite(trainer.num_training_batches):
+            shares.append((loop.total_batch_idx + 1) / (trainer.max_epochs * trainer.num_training_batches))
+        return math.floor(max(shares) / (self.look_every or 1.0) + _ROUNDING)
+
+    def _tell_look(self, trainer: L.Trainer, now: bool) -> None:
+        """Lightning validates when so many batches are over, or a multiple of it."""
+        trainer.val_check_batch = trainer.fit_loop.total_batch_idx + 1 if now else BY_SHARE
 
     def state_dict(self) -> dict[str, int]:
-        """What was spent."""
-        return {"tokens": self.tokens, "residues": self.residues}
+        """What was spent, and after how many batches the last look at dev was due."""
+        return {"tokens": self.tokens, "residues": self.residues, "looked_after": self._looked_after}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on from what was spent."""
         self.tokens, self.residues = state_dict["tokens"], state_dict["residues"]
+        self._looked_after = state_dict.get("looked_after", -1)

@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from contactlm.atomic import remove_temporaries
+from contactlm.callbacks.moments import validation_follows
 from contactlm.callbacks.step_sums import StepSums
 from contactlm.data.store import ChainStore
 from contactlm.data.training_set import NAME as KEPT_TRAINING
@@ -131,7 +132,7 @@ class SafeCheckpoint(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write ``last.ckpt`` when it is time, or when a signal came."""
-        self._validation_is_due = _validation_follows(trainer)
+        self._validation_is_due = validation_follows(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # at the end of training the last validation comes first
         self._save_if_due(trainer, trainer.should_stop and not self._validation_is_due)
@@ -328,15 +329,3 @@ def _begin_next_epoch(trainer: L.Trainer) -> None:
 def _failures(trainer: L.Trainer) -> int:
     """Writes that failed so far in this process."""
     return getattr(trainer.strategy.checkpoint_io, "failures", 0)
-
-
-def _validation_follows(trainer: L.Trainer) -> bool:
-    """Whether a validation comes right after this training batch."""
-    loop = trainer.fit_loop
-    if loop._data_fetcher is None or not sum(_as_list(trainer.num_val_batches)):
-        return False
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]

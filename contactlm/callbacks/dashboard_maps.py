@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contactlm.maps.contact_map import ContactMap
-from contactlm.metrics.ranked import BAND_STARTS
-from contactlm.metrics.scores import select_pairs
+from contactlm.metrics.ranked import cuts_on, reaching
+from contactlm.metrics.ranked_batch import RankedBatch
 
 LENGTHS = (50, 100, 200, 400)  # residues: the proteins nearest to these lengths are drawn
 PICTURE_INCHES, PICTURE_DPI = (5.6, 5.25), 100
@@ -87,20 +87,42 @@ def draw(exhibit: Exhibit, threshold: float) -> NDArray[np.uint8]:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def _curve_cuts() -> tuple[float, ...]:
+    """The least float32 that is in each bin: times 200, and rounded to float32, it is at least the bin's number."""
+    cuts = []
+    for number in range(CURVE_POINTS):
+        cut = np.float32(number / (CURVE_POINTS - 1))
+        while cut * np.float32(CURVE_POINTS - 1) < number:
+            cut = np.nextafter(cut, np.float32(2))
+        while number and np.nextafter(cut, np.float32(0)) * np.float32(CURVE_POINTS - 1) >= number:
+            cut = np.nextafter(cut, np.float32(0))
+        cuts.append(float(cut))
+    return tuple(cuts)
+
+
+_CURVE_CUTS = _curve_cuts()
+
+
 class PrecisionRecall:
     """Precision and recall of all pairs of all proteins with |i − j| ≥ 6, at 201 thresholds, from two histograms."""
 
     def __init__(self) -> None:
-        self.histogram = torch.zeros(2, CURVE_POINTS, dtype=torch.int64)  # no contact, contact
+        self._counted: Tensor | None = None
+
+    @property
+    def histogram(self) -> Tensor:
+        """How many pairs are in each bin, int64 (2, 201): no contacts, contacts; where the maps were."""
+        return torch.zeros(2, CURVE_POINTS, dtype=torch.int64) if self._counted is None else self._counted
 
     def add(self, outputs: Mapping[str, Any]) -> None:
         """Count a batch's pairs; the keys are those of :meth:`Exhibits.add`, with ``chain_of`` for complexes."""
-        chains = outputs.get("chain_of") or [None] * len(outputs["ids"])
-        for probability, labels, chain_of in zip(outputs["probability"], outputs["labels"], chains, strict=True):
-            pairs = select_pairs(probability, labels, chain_of).within(BAND_STARTS[0])
-            bins = (pairs.probability * (CURVE_POINTS - 1)).long()
-            code = bins + pairs.contact.long() * CURVE_POINTS
-            self.histogram += torch.bincount(code, minlength=2 * CURVE_POINTS).view(2, -1).cpu()
+        for ranked in RankedBatch.of(outputs).maps:
+            cuts = cuts_on(_CURVE_CUTS, ranked.near.device)
+            for pairs, contacts, _ in ranked.bands[1:]:  # |i − j| >= 6
+                over = torch.stack([reaching(part, cuts) for part in (pairs, contacts)])
+                every, touching = over - torch.nn.functional.pad(over[:, 1:], (0, 1))
+                counts = torch.stack([every - touching, touching])
+                self._counted = counts if self._counted is None else self._counted + counts
 
     def curve(self, histogram: Tensor | None = None) -> dict[str, NDArray[np.float64]]:
         """Counts, precision and recall of the pairs at or above each threshold k / 200, k = 0 … 200.

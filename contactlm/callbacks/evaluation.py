@@ -14,6 +14,7 @@ from contactlm.metrics.calibration import KINDS, Calibration, Kind
 from contactlm.metrics.calibration_scores import CalibrationScores
 from contactlm.metrics.complex_scores import ComplexScores
 from contactlm.metrics.hit_scores import HitScores
+from contactlm.metrics.ranked_batch import RankedBatch
 from contactlm.metrics.scores import MAIN_NAMES, means_by, nan_mean
 from contactlm.metrics.strata import training_stratum
 from contactlm.runs.directory import run_directory
@@ -29,7 +30,9 @@ class ContactEvaluation(L.Callback):
 
     The module's validation and test steps return a dictionary with ``ids``, ``probability`` (one (L, L) map in [0, 1]
     a protein), ``labels`` (int8 (L, L), 1 / 0 / −1) and, to tell proteins of one name apart, ``indices``. Any
-    LightningModule that does so can use this callback; :class:`contactlm.ContactModule` does.
+    LightningModule that does so can use this callback; :class:`contactlm.ContactModule` does. Maps and labels may lie
+    on an accelerator: what is counted stays there until the evaluation is over, but for one question a batch, whether
+    its values are probabilities.
 
     Every score is the mean over proteins; see :mod:`contactlm.metrics.scores` for names and meaning. The trivial
     predictor "contact iff |i − j| ≤ 2" is logged beside them as ``trivial_…``. The threshold with the best dev
@@ -117,14 +120,16 @@ class ContactEvaluation(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add the batch's proteins."""
+        """Add the batch's proteins; their pairs are chosen and put in order once for all scores."""
         probability, labels, ids = (outputs[name] for name in ("probability", "labels", "ids"))
-        indices, chain_of = (outputs.get(name) for name in ("indices", "chain_of"))
-        self._scores.update(probability, labels, ids, indices, chain_of)
+        indices, chain_of, copied = (outputs.get(name) for name in ("indices", "chain_of", "copied"))
+        ranked = RankedBatch.of(outputs)
+        self._scores.update(probability, labels, ids, indices, chain_of, ranked=ranked.maps)
         self._complexes.update(probability, labels, ids, indices, chain_of)
-        self._hits.update(outputs.get("copied"), labels, ids, indices, chain_of, outputs.get("nearest", ()))
+        of_copied = None if copied is None else ranked.rank(copied, labels)
+        self._hits.update(copied, labels, ids, indices, chain_of, outputs.get("nearest", ()), of_copied)
         for scores in self._reliability:
-            scores.update(probability, labels, ids, indices, chain_of)
+            scores.update(probability, labels, ids, indices, chain_of, ranked.maps)
 
     on_test_batch_end = on_validation_batch_end
 

@@ -1,7 +1,8 @@
-"""FlopsMeter: floating point operations of training, measured once for every batch shape."""
+"""FlopsMeter: floating point operations of training, told from sizes, and counted where nobody can tell."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from contactlm.callbacks.moments import is_time_to_log
 from contactlm.callbacks.step_sums import StepSums
+
+log = logging.getLogger(__name__)
 
 FUSED_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FUSED_ON_CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -19,9 +23,12 @@ FUSED_ON_CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_c
 class FlopsMeter(L.Callback):
     """Counts the forward and backward FLOPs of training, summed over all processes.
 
-    The first batch of every shape is counted by ``torch.utils.flop_counter`` while it is trained on (matrix products
-    and attention; with what is computed a second time in the backward pass, by streamed attention and by layers under
-    activation checkpointing); later batches of that shape cost the same. Saved in checkpoints. Logs
+    What counts are matrix products and attention, with what is computed a second time in the backward pass by streamed
+    attention and by layers under activation checkpointing. A module with a method ``step_flops(batch)``, as those of
+    this package have, tells what a batch costs by a closed formula, ``(all, forward)`` or None. The first batch of a
+    run is counted by ``torch.utils.flop_counter`` while it is trained on, which takes the host several times as long.
+    Where both come to the same, the formula is believed from then on. Where they do not, or there is none, the first
+    batch of every shape is counted; later batches of that shape cost the same. Saved in checkpoints. Logs
     ``flops/total``. The share of the forward pass is in ``forward``.
 
     Fused attention counts by the same formula on every device (on the CPU, PyTorch's own counter sees nothing of it);
@@ -33,6 +40,8 @@ class FlopsMeter(L.Callback):
         self.forward = 0
         self.by_shape: dict[str, int] = {}
         self.forward_by_shape: dict[str, int] = {}
+        self._told: dict[str, tuple[int, int] | None] = {}  # by the module's formula, of shapes that were not counted
+        self._is_believed: bool | None = None  # the formula; None: it was not compared yet
         self._counting: tuple[ExitStack, FlopCounterMode] | None = None
         self._forward_counted = 0
         self._at = ""  # shapes of the batch at hand
@@ -45,6 +54,7 @@ class FlopsMeter(L.Callback):
         recomputing = any(getattr(module, "gradient_checkpointing", False) for module in pl_module.modules())
         self._marks = " recomputed" if recomputing else ""
         self._own = [0, 0]
+        self._told, self._is_believed = {}, None
         StepSums.of(trainer).join(self, self._give, self._take)
 
     def _give(self) -> list[int]:
@@ -58,10 +68,15 @@ class FlopsMeter(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start to count when no batch of this shape was seen before."""
+        """Start to count when no batch of this shape was seen before, and the module cannot tell what it costs."""
         self._noted = None
         self._at = self._key(batch)
-        if self._at not in self.by_shape:
+        if self._at in self.by_shape:
+            return
+        if self._at not in self._told:
+            tell = getattr(pl_module, "step_flops", None)
+            self._told[self._at] = tell(batch) if tell is not None and self._is_believed is not False else None
+        if self._told[self._at] is None or not self._is_believed:
             stack, self._forward_counted = ExitStack(), 0
             self._counting = stack, stack.enter_context(flop_counter())
 
@@ -79,8 +94,10 @@ class FlopsMeter(L.Callback):
         """Add what the batch took, less what was noted of it before."""
         if self._counting is not None:
             taken = self._counting[1].get_total_flops(), self._forward_counted
-        else:
+        elif self._at in self.by_shape:
             taken = self.by_shape[self._at], self.forward_by_shape[self._at]
+        else:
+            taken = self._told[self._at] or (0, 0)
         before, self._noted = self._noted or (0, 0), taken
         self._own = [own + new - old for own, new, old in zip(self._own, taken, before, strict=True)]
 
@@ -91,9 +108,23 @@ class FlopsMeter(L.Callback):
         self._note()
         if self._counting is not None and self._noted is not None:
             self.by_shape[self._at], self.forward_by_shape[self._at] = self._noted
+            self._compare(type(pl_module).__name__, self._noted)
             self._stop()
         StepSums.of(trainer).settle(trainer)
-        pl_module.log("flops/total", float(self.total))
+        if is_time_to_log(trainer):
+            pl_module.log("flops/total", torch.tensor(float(self.total)))  # on the CPU: no copy to the device
+
+    def _compare(self, name: str, counted: tuple[int, int]) -> None:
+        """Find out whether the module's formula can be believed."""
+        told = self._told.pop(self._at)
+        if told is None:
+            return
+        self._is_believed = told == counted
+        if not self._is_believed:
+            log.info(
+                "%s.step_flops tells (all, forward) = %s, but %s were counted: so is the first batch of every shape",
+                name, told, counted,
+            )  # fmt: skip
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Stop counting when a batch does not come to its end."""

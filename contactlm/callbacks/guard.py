@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from contactlm.callbacks.moments import is_time_to_log
 from contactlm.callbacks.step_sums import StepSums
 from contactlm.types import ContactLMError, TrainingError
 
@@ -196,7 +197,8 @@ class LossGuard(L.Callback):
     ) -> None:
         """Log how many steps were skipped so far."""
         self._clip_again(trainer)
-        pl_module.log("train/skipped_steps", float(self.skipped))
+        if is_time_to_log(trainer):
+            pl_module.log("train/skipped_steps", torch.tensor(float(self.skipped)))  # on the CPU: no copy to the device
 
     def state_dict(self) -> dict[str, int]:
         """The counts."""

@@ -19,6 +19,7 @@ from contactlm.data.progress import has_terminal
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 0.2
+LOSS = "train/loss"
 BAR = "{desc} {percentage:3.0f}%|{bar}| "
 
 
@@ -35,6 +36,8 @@ class BudgetProgressBar(TQDMProgressBar):
     Args:
         seconds_between_lines: How often a line is written where there is no terminal; 0: never.
     """
+
+    reads_loss_when_drawn = True  # a module need not log it for the bar: Lightning would ask the device every step
 
     def __init__(self, seconds_between_lines: float = 30.0) -> None:
         super().__init__()
@@ -182,9 +185,18 @@ class BudgetProgressBar(TQDMProgressBar):
         spent = 0 if self._budget is None else self._budget.tokens
         return self.train_description, min(100.0, 100 * spent / max(limit, 1)), f"{limit:,}"
 
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What is logged with ``prog_bar=True``, and the loss."""
+        return {**self._loss(), **super().get_metrics(trainer, pl_module)}
+
+    def _loss(self) -> dict[str, float]:
+        loss = self.trainer.callback_metrics.get(LOSS)
+        return {} if loss is None else {LOSS: float(loss)}
+
     def status(self) -> str:
         """What stands behind the bar: loss, scores, speed, and the time left to the end of the budget."""
-        shown = {name: value for name, value in self.trainer.progress_bar_metrics.items() if name != "budget/fraction"}
+        shown = {**self._loss(), **self.trainer.progress_bar_metrics}
+        shown.pop("budget/fraction", None)
         parts = [f"{name.removeprefix('train/').replace('/', ' ')} {value:.3f}" for name, value in shown.items()]
         if self._budget is None or self._began is None:
             return ", ".join(parts)

@@ -13,6 +13,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.flops import FlopsMeter
+from contactlm.callbacks.moments import is_time_to_log
 from contactlm.callbacks.run_facts import find_callback
 from contactlm.types import ContactLMError
 
@@ -87,8 +88,9 @@ class ThroughputMeter(L.Callback):
         if budget is None:
             return
         self._marks.append(_Mark(self._seconds, budget.tokens, budget.residues, 0 if meter is None else meter.total))
-        for name, value in self.rates(trainer.world_size).items():
-            pl_module.log(f"speed/{name}", value)
+        if is_time_to_log(trainer):
+            for name, value in self.rates(trainer.world_size).items():
+                pl_module.log(f"speed/{name}", torch.tensor(value))  # on the CPU: no copy to the device
 
     def rates(self, processes: int = 1) -> dict[str, float]:
         """The speed over the last batches: empty before two batches have ended."""

@@ -37,6 +37,7 @@ QUIET_WARNINGS = (
     ".*in eval mode at the start of training.*",
     ".*isinstance\\(treespec.*",
     ".*self.log\\('(dev|test)/.*sync_dist=True.*",  # these are scores of all processes already
+    "The number of training batches .* is smaller than the logging interval.*",  # steps are counted across epochs
     "MLFlow only allows .* in metric name.*",  # test/mcc@id<30 becomes test/mccid30 there
 )
 QUIET_LOGS = ("lightning.pytorch", "lightning.fabric")  # seeds, tips and devices; warnings do not come this way

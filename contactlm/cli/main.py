@@ -233,6 +233,11 @@ class ContactCLI(LightningCLI):
             callbacks = [*callbacks, BudgetProgressBar()]
         if config["enable_model_summary"] is None:
             config["enable_model_summary"] = False  # one line says enough
+        budget = next(callback for callback in callbacks if isinstance(callback, TokenBudget))
+        if config["val_check_interval"] is None:
+            if config["check_val_every_n_epoch"] is not None:
+                budget.look_every = None
+            config["check_val_every_n_epoch"] = config["check_val_every_n_epoch"] or 1  # then the budget's to say
         return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:

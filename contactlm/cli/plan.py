@@ -185,14 +185,20 @@ class PlanCLI(ContactCLI):
             return [f"compute     {cost.flops / 1e9:,.1f} GFLOPs the largest batch; no budget of tokens is set"]
         batches = max(1, -(-budget // a_batch))
         steps, gflops = batches / accumulated, cost.flops / 1e9 * budget / seen.largest["tokens"].numel()
-        every = self._get(self.config, "trainer")["val_check_interval"]
-        looks = int(batches // every) if isinstance(every, int) and "dev" in self.datamodule.chains else 0
+        looks = self._looks(batches) if "dev" in self.datamodule.chains else 0
         epochs = batches / seen.per_epoch
         return [
             f"steps       about {steps:,.0f} optimizer steps to {budget:,} tokens ({epochs:,.1f} epochs), "
             f"{looks:,} looks at dev",
             f"compute     about {gflops:,.0f} GFLOPs ({cost.flops / 1e9:,.1f} the largest batch)",
         ]
+
+    def _looks(self, batches: float) -> int:
+        every, share = self._get(self.config, "trainer")["val_check_interval"], None
+        if every is None:
+            share = self._get(self.config_init, "budget").look_every
+            return round(1 / share) if share else 0
+        return int(batches // every) if isinstance(every, int) else 0
 
     def _of_memory(self, seen: Seen, cost: StepCost) -> list[str]:
         rows, longest = seen.largest["tokens"].shape

@@ -58,6 +58,7 @@ class Batch(PositionedBatch):
     lengths: Tensor  # int64 (B,): residues
     starts: Tensor  # int64 (B,): first residue of each crop in its chain
     indices: Tensor  # int64 (B,): each chain's number in its store
+    residue_count: int  # the sum of lengths, known without asking the device
 
 
 class CropDataset(Dataset[Sample]):
@@ -176,6 +177,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         lengths=torch.tensor(lengths),
         starts=torch.tensor([sample["start"] for sample in samples]),
         indices=torch.tensor([sample["index"] for sample in samples]),
+        residue_count=sum(lengths),
     )
     if "positions" in samples[0]:
         batch["positions"] = _positions(samples, L)
@@ -261,4 +263,5 @@ def _no_chains(_: Sequence[None]) -> Batch:
         lengths=nothing,
         starts=nothing,
         indices=nothing,
+        residue_count=0,
     )

@@ -57,8 +57,8 @@ class FullMap:
     """Contact probabilities of a whole chain.
 
     Attributes:
-        probability: float32 (L, L) on the CPU, each within [0, 1], symmetric: a blended map to the last bit, a map of
-            one pass as the model's logits are.
+        probability: float32 (L, L), on the CPU unless ``WindowOptions.on_device`` says otherwise, each within [0, 1],
+            symmetric: a blended map to the last bit, a map of one pass as the model's logits are.
         how: How it was made, in plain values: ``length``, ``window``, ``overlap`` (residues that neighbouring windows
             share at least), ``passes`` (number by kind: ``whole`` chain, contiguous ``window``, ``two_segments``),
             ``blend`` and the package's ``version``.
@@ -169,7 +169,8 @@ def _map_group(
     and are blended.
     """
     plans = [plan_passes(len(chain), options) for chain in chains]
-    blends = [_Blend(len(chain), plan) for chain, plan in zip(chains, plans, strict=True)]
+    stays = torch.device(device) if options.on_device and device is not None else torch.device("cpu")
+    blends = [_Blend(len(chain), plan, stays) for chain, plan in zip(chains, plans, strict=True)]
     tasks = [(chain, piece) for chain, plan in enumerate(plans) for piece in plan]
     several = any(len(plan) > 1 for plan in plans)
     hidden = None if options.progress and several else True  # None: unless standard error is a terminal
@@ -185,7 +186,7 @@ def _map_group(
         for batch in batch_by_cost([piece.residues + 2 for _, piece in tasks], options.bound, options.token_cost):
             members = [tasks[k] for k in batch]
             logits = _run(logits_fn, [(chains[chain], piece) for chain, piece in members], device, tell_shown)
-            if goes_on(logits.device):
+            if goes_on(logits.device) and stays.type == "cpu":
                 coming.append((members, Fetched(torch.sigmoid(logits))))
                 if len(coming) > 1:
                     blend_next()
@@ -195,8 +196,24 @@ def _map_group(
             bar.update(len(batch))
         while coming:
             blend_next()
+    _check_finite(blends)
     for blend, plan in zip(blends, plans, strict=True):
-        yield FullMap(blend.finish(), how_made(blend.length, plan, options, _BLEND))
+        yield FullMap(blend.probability, how_made(blend.length, plan, options, _BLEND))
+
+
+def _check_finite(blends: list[_Blend]) -> None:
+    """Ask the device once whether all maps are finite.
+
+    Raises:
+        ModelError: One is not.
+    """
+    sums = torch.stack([blend.probability.sum() for blend in blends]).tolist() if blends else []
+    for blend, total in zip(blends, sums, strict=True):
+        if not math.isfinite(total):
+            raise ModelError(
+                f"a map of {blend.length} residues: the model's logits are not finite; its weights are damaged, or "
+                "half precision is too little for it (trainer.precision)"
+            )
 
 
 def _run(
@@ -241,13 +258,17 @@ class _Blend:
     Args:
         length: L of the chain.
         plan: All its passes.
+        device: Where the map is to be.
+
+    Attributes:
+        probability: float32 (L, L), once all passes have come.
     """
 
-    def __init__(self, length: int, plan: list[Pass]) -> None:
+    def __init__(self, length: int, plan: list[Pass], device: torch.device) -> None:
         self.length = length
-        self._plan = plan
+        self._plan, self._device = plan, device
         self._left = len(plan)
-        self._map = torch.zeros(length, length) if len(plan) > 1 else torch.empty(0)
+        self.probability = torch.zeros(length, length, device=device) if len(plan) > 1 else torch.empty(0)
 
     def add(self, piece: Pass, values: Tensor, of: Callable[[Tensor], Tensor] = torch.clone) -> None:
         """Take what a pass over n residues gave, (n, n), on any device.
@@ -259,28 +280,15 @@ class _Blend:
         """
         self._left -= 1
         if len(self._plan) == 1:
-            self._map = of(values).cpu().contiguous()
+            self.probability = of(values).to(self._device).contiguous()
         else:
             rows, columns = piece.block
             block = of(values[: rows[1] - rows[0], columns[0] - columns[1] :])
             block *= context_weights(rows, piece, self.length, block.device)[:, None]
             block *= context_weights(columns, piece, self.length, block.device)
-            self._map[slice(*rows), slice(*columns)] += block.cpu()
+            self.probability[slice(*rows), slice(*columns)] += block.to(self._device)
         if not self._left:
             self._finish()
-
-    def finish(self) -> Tensor:
-        """The probabilities, float32 (L, L), of which all passes have come.
-
-        Raises:
-            ModelError: They are not finite.
-        """
-        if not math.isfinite(float(self._map.sum())):
-            raise ModelError(
-                f"a map of {self.length} residues: the model's logits are not finite; its weights are damaged, or "
-                "half precision is too little for it (trainer.precision)"
-            )
-        return self._map
 
     def _finish(self) -> None:
         """Divide by the sum of weights and mirror the upper triangle.
@@ -289,10 +297,13 @@ class _Blend:
         """
         if len(self._plan) == 1:
             return
-        weights = [tuple(context_weights(side, piece, self.length) for side in piece.block) for piece in self._plan]
+        weights = [
+            tuple(context_weights(side, piece, self.length, self._device) for side in piece.block)
+            for piece in self._plan
+        ]
         for top in range(0, self.length, _ROWS):
             bottom = min(top + _ROWS, self.length)
-            strip = self._map[top:bottom, top:]
+            strip = self.probability[top:bottom, top:]
             total = torch.zeros_like(strip)
             for piece, (of_rows, of_columns) in zip(self._plan, weights, strict=True):
                 (start, stop), (first, last) = piece.block
@@ -303,4 +314,4 @@ class _Blend:
             strip.div_(total).clamp_(0, 1)
             corner = strip[:, : bottom - top]
             corner.copy_(corner.triu() + corner.triu(1).T)
-            self._map[bottom:, top:bottom] = strip[:, bottom - top :].T
+            self.probability[bottom:, top:bottom] = strip[:, bottom - top :].T

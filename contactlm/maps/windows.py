@@ -38,6 +38,7 @@ class WindowOptions:
             model that knows what its passes take sizes them by the memory that is free.
         token_cost: What a token costs beside, in token pairs: B × (T² + ``token_cost`` T) is then bounded.
         progress: Show a progress bar for chains that take several passes.
+        on_device: Leave the maps where the model is, for who reads them there; else they come to the CPU.
 
     Raises:
         ModelError: A value makes no sense.
@@ -48,6 +49,7 @@ class WindowOptions:
     max_cost: int | None = None
     token_cost: int = 0
     progress: bool = False
+    on_device: bool = False
 
     def __post_init__(self) -> None:
         if self.window is not None:

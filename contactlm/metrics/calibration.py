@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from contactlm.metrics.ranked import BAND_STARTS, BANDS
+from contactlm.metrics.ranked import BAND_STARTS, BANDS, by_numpy
 
 Kind = Literal["temperature", "platt"]
 KINDS = ("temperature", "platt")
@@ -90,11 +90,15 @@ class Calibration:
         Returns:
             0 … 1; None where that was not fitted, or the map has no long-range pairs.
         """
-        mean = mean_of_top(_long_pairs(probability, chain_of), len(probability))
-        if self.confidence is None or mean is None:
+        found = self.expected_precision(probability, chain_of)
+        return None if found is None or bool(found.isnan()) else float(found)
+
+    def expected_precision(self, probability: Tensor, chain_of: Tensor | None = None) -> Tensor | None:
+        """The same where the map is, float32 (): NaN where it has no long-range pairs; None where it was not fitted."""
+        if self.confidence is None:
             return None
         slope, bias = self.confidence
-        return float(torch.sigmoid(slope * logit(torch.tensor(mean)) + bias))
+        return torch.sigmoid(slope * logit(_mean_of_top(probability, chain_of)) + bias)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: lists, numbers and text."""
@@ -125,18 +129,17 @@ def bands_of(separation: Tensor) -> Tensor:
     return torch.bucketize(separation, edges, right=True)
 
 
-def mean_of_top(probability: Tensor, count: int) -> float | None:
-    """Mean of the ``count`` highest values, or of all where there are fewer; None without any."""
-    count = min(count, len(probability))
-    return float(torch.topk(probability, count).values.double().mean()) if count else None
-
-
-def _long_pairs(probability: Tensor, chain_of: Tensor | None) -> Tensor:
+def _mean_of_top(probability: Tensor, chain_of: Tensor | None) -> Tensor:
+    """Mean of the L most probable long-range pairs of a map (L, L), float64 (); NaN where it has none."""
     position = torch.arange(len(probability), device=probability.device)
     far = position - position[:, None] >= BAND_STARTS[-1]
     if chain_of is not None:
+        chain_of = chain_of.to(far.device)
         far |= (chain_of != chain_of[:, None]) & (position > position[:, None])
-    return probability[far]
+    pairs = probability[far] if by_numpy(probability) else torch.where(far, probability, -1.0).flatten()
+    top = pairs.topk(min(len(probability), len(pairs))).values.double()
+    there = top >= 0
+    return torch.where(there, top, 0.0).sum() / there.sum()
 
 
 def bin_logits() -> Tensor:

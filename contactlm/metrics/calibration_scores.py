@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,21 @@ from contactlm.metrics.calibration import (
     bin_logits,
     fit_bands,
     fit_confidence,
+    logit,
 )
 from contactlm.metrics.protein_states import Maps, ProteinStates, each_protein
-from contactlm.metrics.ranked import BANDS, Ranked, RankedMap, precision_at, predicted_counts, rank_map
+from contactlm.metrics.ranked import (
+    BANDS,
+    Ranked,
+    RankedMap,
+    above,
+    by_numpy,
+    cuts_on,
+    precision_at,
+    predicted_counts,
+    rank_maps,
+    reaching,
+)
 from contactlm.metrics.scores import RANGES, mcc, nan_mean
 from contactlm.metrics.thresholds import threshold_grid, tune_threshold
 
@@ -66,21 +79,25 @@ class CalibrationScores(ProteinStates):
         ids: Sequence[str],
         indices: Sequence[int] | None = None,
         chain_of: Sequence[Tensor] | None = None,
+        ranked: Sequence[RankedMap] | None = None,
     ) -> None:
         """Add proteins; the arguments and errors are those of :meth:`contactlm.metrics.ContactScores.update`."""
         numbers = [-1] * len(ids) if indices is None else [int(index) for index in indices]
         chains: Sequence[Tensor | None] = [None] * len(ids) if chain_of is None else chain_of
-        for (p, y), name, index, own in zip(each_protein(probability, labels), ids, numbers, chains, strict=True):
-            expected = None if self.calibration is None else self.calibration.predicted_precision(p.detach(), own)
-            self.append("expected", torch.tensor([math.nan if expected is None else expected]))
-            self._add(rank_map(p, y, own))
+        maps = list(each_protein(probability, labels))
+        if ranked is None:
+            ranked = rank_maps([p for p, _ in maps], [y for _, y in maps], chain_of)
+        for (p, _), pairs, name, index, own in zip(maps, ranked, ids, numbers, chains, strict=True):
+            expected = None if self.calibration is None else self.calibration.expected_precision(p.detach(), own)
+            self.append("expected", torch.full((1,), math.nan, device=p.device) if expected is None else expected[None])
+            self._add(pairs)
             self.append("key", torch.tensor([[index, _checksum(name)]]))
 
     def _add(self, ranked: RankedMap) -> None:
         long = ranked.bands[-1]
-        highest = long.pairs[len(long.pairs) - min(ranked.residues, len(long.pairs)) :]
-        mean = float(highest.mean(dtype=np.float64)) if len(highest) else math.nan
-        self.append("top", torch.tensor([[mean, precision_at(long, [ranked.residues])[0]]]))
+        taken = torch.minimum(ranked.residues, long.sizes[0])
+        mean = sum_of_places(long.pairs, len(long.pairs) - taken, len(long.pairs)) / taken
+        self.append("top", torch.stack([mean, precision_at([long], ranked.residues[None])[0, 0]])[None])
         if self.calibration is not None:
             ranked = calibrated_pairs(self.calibration, ranked)
         self.append("bins", reliability_sums(ranked.bands)[None])
@@ -177,11 +194,20 @@ class CalibrationScores(ProteinStates):
 def calibrated_pairs(calibration: Calibration, ranked: RankedMap) -> RankedMap:
     """Calibrate the pairs of a protein: within a range their order stays."""
 
-    def moved(values: NDArray[np.float32], band: int) -> NDArray[np.float32]:
-        return calibration.apply(torch.from_numpy(values), torch.tensor(band)).numpy()
+    def moved(values: Tensor, band: int) -> Tensor:
+        calibrated = torch.sigmoid(calibration.slope[band] * logit(values) + calibration.bias[band])
+        return torch.where(values >= 0, calibrated, values)
 
-    bands = tuple(Ranked(*(moved(part, k) for part in band)) for k, band in enumerate(ranked.bands))
-    return ranked._replace(bands=bands)
+    bands = (Ranked(moved(own.pairs, k), moved(own.contacts, k), own.sizes) for k, own in enumerate(ranked.bands))
+    return ranked._replace(bands=tuple(bands))
+
+
+def sum_of_places(ordered: Tensor, start: Tensor, stop: Tensor | int) -> Tensor:
+    """Sum of the values at places start … stop − 1, float64 ()."""
+    if by_numpy(ordered):
+        return ordered[int(start) : int(stop)].sum(dtype=torch.float64)
+    place = torch.arange(len(ordered), device=ordered.device)
+    return torch.where((place >= start) & (place < stop), ordered, 0.0).sum(dtype=torch.float64)
 
 
 def reliability_sums(bands: Sequence[Ranked]) -> Tensor:
@@ -189,15 +215,16 @@ def reliability_sums(bands: Sequence[Ranked]) -> Tensor:
 
     A probability on a bin's edge is in the lower bin, as of scikit-learn's ``calibration_curve``.
     """
-    edges = _lower32(np.linspace(0, 1, BINS + 1)[1:-1])
-    sums = np.zeros((len(bands), BINS, 3))
-    for own, (pairs, contacts) in zip(sums, bands, strict=True):
-        cuts, hits = (np.searchsorted(part, edges, side="right") for part in (pairs, contacts))
-        running = np.concatenate([[0.0], np.cumsum(pairs, dtype=np.float64)])
-        bounds = np.concatenate([[0], cuts, [len(pairs)]])
-        own[:, 0], own[:, 1] = np.diff(bounds), np.diff(np.concatenate([[0], hits, [len(contacts)]]))
-        own[:, 2] = np.diff(running[bounds])
-    return torch.from_numpy(sums)
+    edges = cuts_on(_BIN_EDGES, bands[0].sizes.device)
+    sums = []
+    for pairs, contacts, sizes in bands:
+        over = torch.stack([above(part, edges) for part in (pairs, contacts)])
+        over = torch.cat([sizes[:, None], over, torch.zeros_like(sizes[:, None])], dim=1)
+        within = -over.diff(dim=1).double()
+        bounds = len(pairs) - over[0]
+        of_bins = [sum_of_places(pairs, start, stop) for start, stop in pairwise(bounds)]
+        sums.append(torch.stack([*within, torch.stack(of_bins)], dim=-1))
+    return torch.stack(sums)
 
 
 def _lower32(values: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -206,30 +233,40 @@ def _lower32(values: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.where(rounded > values, np.nextafter(rounded, np.float32(0)), rounded)
 
 
+_BIN_EDGES = tuple(_lower32(np.linspace(0, 1, BINS + 1)[1:-1]).tolist())
+
+
 def loss_sums(bands: Sequence[Ranked]) -> Tensor:
     """Sums of squared errors and of log losses by range, float64 (4, 2)."""
     sums = []
-    for pairs, contacts in bands:
-        p, hit = (np.clip(part, LEAST, 1 - LEAST) for part in (pairs, contacts))
-        squared = np.square(pairs, dtype=np.float64).sum() - 2 * contacts.sum(dtype=np.float64) + len(contacts)
-        log_loss = (np.log1p(-hit) - np.log(hit)).sum(dtype=np.float64) - np.log1p(-p).sum(dtype=np.float64)
-        sums.append([squared, log_loss])
-    return torch.tensor(sums, dtype=torch.float64)
+    for pairs, contacts, _ in bands:
+        p, hit = (part.clamp(LEAST, 1 - LEAST) for part in (pairs, contacts))
+        squared = _total(pairs.double().square(), pairs) + _total(1 - 2 * contacts.double(), contacts)
+        log_loss = _total((-hit).log1p() - hit.log(), contacts) - _total((-p).log1p(), pairs)
+        sums.append(torch.stack([squared, log_loss]))
+    return torch.stack(sums)
+
+
+def _total(values: Tensor, of: Tensor) -> Tensor:
+    """Sum of values of pairs, float64 (); what stands in the place of no pair is left out."""
+    if not by_numpy(of):
+        values = torch.where(of >= 0, values, 0.0)
+    return values.sum(dtype=torch.float64)
 
 
 def logit_histogram(bands: Sequence[Ranked]) -> Tensor:
     """Count pairs by range, truth (other, contact) and log-odds: int32 (4, 2, 256)."""
-    between = (bin_logits()[1:] + bin_logits()[:-1]) / 2
-    edges = torch.sigmoid(between).float().numpy()
-    counts = np.zeros((len(bands), 2, LOGIT_BINS), np.int32)
-    for own, (pairs, contacts) in zip(counts, bands, strict=True):
-        below = [np.searchsorted(part, edges) for part in (pairs, contacts)]
-        every, own[1] = (
-            np.diff(np.concatenate([[0], cuts, [len(part)]]))
-            for cuts, part in zip(below, (pairs, contacts), strict=True)
-        )
-        own[0] = every - own[1]
-    return torch.from_numpy(counts)
+    edges = cuts_on(_LOGIT_EDGES, bands[0].sizes.device)
+    counts = []
+    for pairs, contacts, sizes in bands:
+        over = torch.stack([reaching(part, edges) for part in (pairs, contacts)])
+        over = torch.cat([sizes[:, None], over, torch.zeros_like(sizes[:, None])], dim=1)
+        every, touching = -over.diff(dim=1)
+        counts.append(torch.stack([every - touching, touching]))
+    return torch.stack(counts).int()
+
+
+_LOGIT_EDGES = tuple(torch.sigmoid((bin_logits()[1:] + bin_logits()[:-1]) / 2).float().tolist())
 
 
 def calibrated_threshold(calibration: Calibration, histogram: Tensor) -> float:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from contactlm.metrics.contracts import OURS
 from contactlm.metrics.protein_states import Maps, ProteinStates, each_protein
-from contactlm.metrics.ranked import BANDS, RankedMap, predicted_counts, rank_map, trivial_counts
+from contactlm.metrics.ranked import BANDS, RankedMap, predicted_counts, rank_maps, trivial_counts
 from contactlm.metrics.scores import (
     MAIN_NAMES,
     MCC_NAMES,
+    RANGES,
     RANKING_NAMES,
     check_threshold,
     confusion,
@@ -28,10 +29,10 @@ from contactlm.metrics.scores import (
     nan_mean,
     precision_at_l,
     range_counts,
-    ranking_scores,
+    ranking_values,
     select_pairs,
 )
-from contactlm.metrics.thresholds import THRESHOLD_STEPS, threshold_confusion, tune_threshold
+from contactlm.metrics.thresholds import GRID, THRESHOLD_STEPS, tune_threshold
 from contactlm.types import DataError
 
 POOLED_NAMES = ("mcc", "mcc_sep6")
@@ -182,7 +183,8 @@ class ContactScores(ProteinStates):
             "counts": ((3, BANDS, 2, 2), torch.int64),  # at the threshold, at the tuned one, the trivial predictor's
             "ranking": ((len(RANKING_NAMES),), torch.float32),
             "curve": ((THRESHOLD_STEPS - 1,), torch.float32),
-            "key": ((3,), torch.int64),  # index in the data set, resolved residues, bytes of the id
+            "residues": ((), torch.int64),  # resolved ones
+            "key": ((2,), torch.int64),  # index in the data set, bytes of the id
             "id_bytes": ((), torch.uint8),
         }
         super().__init__(rows | ({"noted": ((len(notes),), torch.float32)} if notes else {}), **kwargs)
@@ -200,8 +202,9 @@ class ContactScores(ProteinStates):
         indices: Sequence[int] | None = None,
         chain_of: Sequence[Tensor] | None = None,
         notes: Sequence[Sequence[float]] = (),
+        ranked: Sequence[RankedMap] | None = None,
     ) -> None:
-        """Add proteins.
+        """Add proteins. What is counted stays where the labels are.
 
         Args:
             probability: Values in [0, 1], one map (L, L), a batch (B, L, L) or a sequence of maps; not logits.
@@ -211,6 +214,8 @@ class ContactScores(ProteinStates):
                 (same id and index), as distributed samplers give them to even out the ranks, is counted once.
             chain_of: Of complexes, each one's chain numbers (L,): see :func:`contactlm.metrics.scores.select_pairs`.
             notes: Each protein's numbers, in the order of their names; needed where there are names.
+            ranked: Their pairs in order, where they were put there already: of ``probability``, ``labels`` and
+                ``chain_of`` nothing else is read then.
 
         Raises:
             ValueError: Shapes or numbers do not fit, or values outside [0, 1].
@@ -222,21 +227,22 @@ class ContactScores(ProteinStates):
             raise ValueError(f"got {len(maps)} maps, {len(ids)} ids and {len(numbers)} indices")
         if len(notes) != (len(ids) if self.notes else 0):
             raise ValueError(f"got {len(notes)} rows of notes, and {len(ids)} ids with {len(self.notes)} notes each")
-        chains: Sequence[Tensor | None] = [None] * len(ids) if chain_of is None else chain_of
-        for (p, y), name, index, of_residues in zip(maps, ids, numbers, chains, strict=True):
-            self._add(rank_map(p, y, of_residues, OURS.length), name, index)
+        if ranked is None:
+            ranked = rank_maps([p for p, _ in maps], [y for _, y in maps], chain_of, OURS.length)
+        for own, name, index in zip(ranked, ids, numbers, strict=True):
+            self._add(own, name, index)
         if self.notes:
             self.append("noted", torch.tensor([list(row) for row in notes]).view(-1, len(self.notes)))
 
     def _add(self, ranked: RankedMap, name: str, index: int) -> None:
         tuned = self.threshold if self.tuned_threshold is None else self.tuned_threshold
-        at_thresholds = predicted_counts(ranked, [self.threshold, tuned])
-        ranking = ranking_scores(ranked)
+        counts = predicted_counts(ranked, (self.threshold, tuned, *GRID))
         spelled = list(name.encode())
-        self.append("counts", torch.cat([at_thresholds, trivial_counts(ranked)[None]])[None])
-        self.append("ranking", torch.tensor([[ranking[score] for score in RANKING_NAMES]]))
-        self.append("curve", mcc(threshold_confusion(ranked))[0][None])
-        self.append("key", torch.tensor([[index, ranked.residues, len(spelled)]]))
+        self.append("counts", torch.cat([counts[:2], trivial_counts(ranked)[None]])[None])
+        self.append("ranking", ranking_values(ranked)[None])
+        self.append("curve", mcc(counts[2:, RANGES["sep6"]].sum(1))[0][None])
+        self.append("residues", ranked.residues[None])
+        self.append("key", torch.tensor([[index, len(spelled)]]))
         self.append("id_bytes", torch.tensor(spelled))
 
     def compute(self) -> dict[str, float]:
@@ -251,12 +257,13 @@ class ContactScores(ProteinStates):
             DataError: Two different proteins share id and index.
         """
         names, kept = self._distinct()
-        counts, ranking, keys = (self.gathered(state)[kept] for state in ("counts", "ranking", "key"))
+        names_of = ("counts", "ranking", "key", "residues")
+        counts, ranking, keys, residues = (self.gathered(state)[kept] for state in names_of)
         self._curves = self.gathered("curve")[kept]
         tuned = self.tuned_threshold is not None
         self._proteins = [
-            {"id": name, "index": int(k[0])} | _protein_row(int(k[1]), c, r, tuned)
-            for name, k, c, r in zip(names, keys, counts, ranking, strict=True)
+            {"id": name, "index": int(k[0])} | _protein_row(int(n), c, r, tuned)
+            for name, k, n, c, r in zip(names, keys, residues, counts, ranking, strict=True)
         ]
         if self.notes:
             for row, noted in zip(self._proteins, self.gathered("noted")[kept].tolist(), strict=True):
@@ -289,16 +296,16 @@ class ContactScores(ProteinStates):
 
     def _distinct(self) -> tuple[list[str], list[int]]:
         """Ids and row numbers of the proteins, each once, sorted by index and id (so by nothing a rank decides)."""
-        keys = self.gathered("key").tolist()
+        keys, sizes = self.gathered("key").tolist(), self.gathered("residues").tolist()
         spelled = bytes(self.gathered("id_bytes").tolist())
         first: dict[tuple[int, str], int] = {}
         begin = 0
         truth = self.gathered("counts")[:, 0].sum(-1).flatten(1).tolist()
-        for row, (index, residues, length) in enumerate(keys):
+        for row, (index, length) in enumerate(keys):
             name = spelled[begin : begin + length].decode()
             begin += length
             seen = first.setdefault((index, name), row)
-            if (keys[seen][1], truth[seen]) != (residues, truth[row]):
+            if (sizes[seen], truth[seen]) != (sizes[row], truth[row]):
                 raise DataError(
                     f"two different proteins are called {name} (index {index}): "
                     "give each its own id, or pass indices that tell them apart"

@@ -81,9 +81,9 @@ def contract_scores(
     labels = torch.from_numpy(contact_map(coordinates, contract.cutoff))
     ranked = rank_map(torch.as_tensor(probability), labels, length=contract.length)
     long = ranked.bands[-1]
-    wanted = [ranked.residues // fraction for fraction in TOP_FRACTIONS]
-    scores = {}
-    for fraction, count, precision in zip(TOP_FRACTIONS, wanted, precision_at(long, wanted), strict=True):
+    wanted = [int(ranked.residues) // fraction for fraction in TOP_FRACTIONS]
+    scores, (precisions,) = {}, precision_at([long], wanted).tolist()
+    for fraction, count, precision in zip(TOP_FRACTIONS, wanted, precisions, strict=True):
         if contract.short_of_pairs == "missed" and len(long.pairs) < count:
             precision *= len(long.pairs) / count
         scores[precision_name(fraction, LONG)] = precision

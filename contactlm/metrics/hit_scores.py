@@ -11,6 +11,7 @@ from torch import Tensor
 
 from contactlm.metrics.classes import ContactScores
 from contactlm.metrics.protein_states import Maps
+from contactlm.metrics.ranked import RankedMap
 from contactlm.metrics.scores import MAIN_NAMES, means_by
 from contactlm.metrics.strata import COPY, HIT_COVERAGE, HIT_IDENTITY, hit_stratum
 
@@ -37,6 +38,7 @@ class HitScores:
         indices: Sequence[int] | None = None,
         chain_of: Sequence[Tensor] | None = None,
         nearest: Sequence[tuple[float, float]] = (),
+        ranked: Sequence[RankedMap] | None = None,
     ) -> None:
         """Add the proteins of a batch.
 
@@ -48,6 +50,7 @@ class HitScores:
             chain_of: As there.
             nearest: Pair identity of each protein's best hit and the share of the protein that it covers, both 0 … 1;
                 NaN: it has none.
+            ranked: The pairs of what is copied, in order, where they were put there already.
 
         Raises:
             ValueError: Shapes or numbers do not fit, or values outside [0, 1].
@@ -55,7 +58,7 @@ class HitScores:
         if copied is None:
             self.copied.update([], [], [])  # a metric that was never updated warns
         else:
-            self.copied.update(copied, labels, ids, indices, chain_of, nearest)
+            self.copied.update(copied, labels, ids, indices, chain_of, nearest, ranked)
 
     def compute(self) -> dict[str, float]:
         """Means of the main scores as ``copy_…``; empty without any protein. On several ranks a collective call."""

@@ -55,19 +55,26 @@ class ProteinStates(Metric):
         self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def append(self, name: str, rows: Tensor) -> None:
-        """Add rows (n, ...) to a state, on the metric's device."""
-        getattr(self, name).append(rows.to(self.device, self._row_shapes[name][1]))
+        """Add rows (n, ...) to a state; they stay where they are until processes exchange them."""
+        getattr(self, name).append(rows.to(self._row_shapes[name][1]))
 
     def gathered(self, name: str) -> Tensor:
         """All rows of a state, on the CPU; merged states are one tensor already."""
         shape, dtype = self._row_shapes[name]
         state = getattr(self, name)
         parts = [state] if isinstance(state, Tensor) else state
+        if len({part.device for part in parts}) == 1:  # one transfer, not one a protein
+            return torch.cat(list(parts)).cpu()
         return torch.cat([torch.zeros((0, *shape), dtype=dtype), *(part.cpu() for part in parts)])
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the states of all ranks; one without a protein offers rows of the right shape, but none of them."""
+        """Gather the states of all ranks, from the metric's device.
+
+        A rank without a protein offers rows of the right shape, but none of them.
+        """
         for name, (shape, dtype) in self._row_shapes.items():
-            if isinstance(getattr(self, name), list) and not getattr(self, name):
-                setattr(self, name, [torch.zeros((0, *shape), dtype=dtype, device=self.device)])
+            rows = getattr(self, name)
+            if isinstance(rows, list):
+                parts = rows or [torch.zeros((0, *shape), dtype=dtype)]
+                setattr(self, name, [part.to(self.device) for part in parts])
         super().sync(*args, **kwargs)

@@ -4,20 +4,21 @@ A pair is known by its probability, its truth and the band its separation falls 
 hold all there is to know: those of all its pairs, and those of its contacts. Sorting numbers without carrying places
 along takes a third of the time, and every count after it is a binary search for a few values.
 
-Pairs are chosen and put in order where the map is, and counted on the host. Counts stay integers, and every formula is
-evaluated in float64, so no product of counts overflows and the result does not depend on the device. Probabilities
-are compared in float32.
+All of it happens where the map is, and nothing is asked for on the way: on an accelerator, scores stay there until
+somebody reads them. How many pairs of a map are scored would have to be asked for; so lists have their full length
+there, with −1, which is below every cut, in the place of what is no scored pair. Counts stay integers, and every
+formula is evaluated in float64, so no product of counts overflows and the result does not depend on the device.
+Probabilities are compared in float32.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from contactlm.structure.contacts import TRIVIAL_REACH
@@ -26,6 +27,7 @@ from contactlm.structure.contacts import TRIVIAL_REACH
 BAND_STARTS = (6, 12, 24)
 BANDS = len(BAND_STARTS) + 1
 _EDGES = (1, *BAND_STARTS)
+_NO_PAIR = -1.0
 LengthRule = Literal["resolved", "last-resolved", "full"]  # which residues the L of P@L counts
 
 
@@ -35,15 +37,18 @@ class Ranked(NamedTuple):
     Attributes:
         pairs: float32 (N,), the probabilities of all of them.
         contacts: float32 (P,), those of the pairs that are contacts.
+        sizes: int64 (2,), how many of each there are. On the CPU these are N and P; elsewhere the first of each list
+            are −1, and no pairs.
     """
 
-    pairs: NDArray[np.float32]
-    contacts: NDArray[np.float32]
+    pairs: Tensor
+    contacts: Tensor
+    sizes: Tensor
 
     @classmethod
     def of(cls, probability: Tensor, contact: Tensor) -> Ranked:
         """Put pairs in order: probabilities (N,), and bool (N,), which are contacts."""
-        return cls(_sorted(probability.float()), _sorted(_chosen(probability, contact)))
+        return _ranked(probability.float(), torch.ones_like(contact), contact)
 
 
 class RankedMap(NamedTuple):
@@ -51,45 +56,88 @@ class RankedMap(NamedTuple):
 
     Attributes:
         bands: Those with |i − j| of 1-5, 6-11, 12-23, >= 24; in a complex, pairs between chains are in the last.
-        near: How many pairs the trivial predictor calls contacts (|i − j| <= 2), and how many of them are.
-        residues: The L of P@L: the number of resolved residues, unless a contract counts otherwise.
+        near: int64 (2,), how many pairs the trivial predictor calls contacts (|i − j| <= 2), and how many of them are.
+        residues: int64 (), the L of P@L: the number of resolved residues, unless a contract counts otherwise.
     """
 
     bands: tuple[Ranked, ...]
-    near: tuple[int, int]
-    residues: int
+    near: Tensor
+    residues: Tensor
 
 
-def check_probability(probability: Tensor) -> None:
+class Selection(NamedTuple):
+    """Which pairs of a protein are scored: for each band where they lie in the flat map, which are, and which touch.
+
+    Attributes:
+        places: int64 (N,) or, of the last band, None: the whole map.
+        scored: bool (N,), or (L, L).
+        contacts: Likewise.
+        near: As of :class:`RankedMap`.
+        residues: Likewise.
+    """
+
+    places: tuple[Tensor | None, ...]
+    scored: tuple[Tensor, ...]
+    contacts: tuple[Tensor, ...]
+    near: Tensor
+    residues: Tensor
+
+    def rank(self, probability: Tensor) -> RankedMap:
+        """Put the pairs of a map (L, L) in order; its values are looked at by :func:`check_probability`."""
+        probability = probability.detach().to(self.near.device)
+        flat = probability.reshape(-1)
+        bands = (
+            _ranked(probability if place is None else flat[place], scored, contacts)
+            for place, scored, contacts in zip(self.places, self.scored, self.contacts, strict=True)
+        )
+        return RankedMap(tuple(bands), self.near, self.residues)
+
+
+def check_probability(*probabilities: Tensor) -> None:
     """Refuse logits.
 
+    Args:
+        probabilities: Maps; those on one accelerator are asked together.
+
     Raises:
-        ValueError: A value is outside [0, 1] or NaN, or the tensor holds no floating-point numbers.
+        ValueError: A value is outside [0, 1] or NaN, or a tensor holds no floating-point numbers.
     """
-    if not probability.is_floating_point():
-        raise ValueError(f"expected floating-point probabilities, got a tensor of {probability.dtype}")
-    if probability.numel() == 0:
+    for probability in probabilities:
+        if not probability.is_floating_point():
+            raise ValueError(f"expected floating-point probabilities, got a tensor of {probability.dtype}")
+    extremes = [torch.stack(torch.aminmax(values.detach())).float() for values in probabilities if values.numel()]
+    if not extremes:
         return
-    low, high = (float(v) for v in torch.aminmax(probability.detach()))
-    if not (low >= 0.0 and high <= 1.0):
-        raise ValueError(
-            f"expected probabilities in [0, 1], got values from {low:.4g} to {high:.4g}: "
-            "these look like logits (or NaN); apply torch.sigmoid first"
-        )
+    for low, high in torch.stack(extremes).tolist():
+        if not (low >= 0.0 and high <= 1.0):
+            raise ValueError(
+                f"expected probabilities in [0, 1], got values from {low:.4g} to {high:.4g}: "
+                "these look like logits (or NaN); apply torch.sigmoid first"
+            )
 
 
-def check_maps(probability: Tensor, labels: Tensor) -> None:
+def check_shapes(probability: Tensor, labels: Tensor) -> None:
     """Refuse what is not one protein's map and its labels.
 
     Raises:
-        ValueError: Shapes differ or are not square, or ``probability`` is not made of probabilities.
+        ValueError: Shapes differ or are not square.
     """
     if probability.ndim != 2 or probability.shape[0] != probability.shape[1] or probability.shape != labels.shape:
         raise ValueError(
             f"probability {tuple(probability.shape)} and labels {tuple(labels.shape)} "
             "must both be one protein's (L, L) map"
         )
-    check_probability(probability)
+
+
+def check_maps(probability: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
+    """Refuse what are not maps of probabilities and their labels; an accelerator is asked once.
+
+    Raises:
+        ValueError: Shapes do not fit, or values outside [0, 1].
+    """
+    for maps in zip(probability, labels, strict=True):
+        check_shapes(*maps)
+    check_probability(*probability)
 
 
 def rank_map(
@@ -101,75 +149,112 @@ def rank_map(
 
     Args:
         probability: Floating point (L, L) in [0, 1]; only its upper triangle is scored.
-        labels: (L, L), 1 contact, 0 none, negative unknown; on the same device.
+        labels: (L, L), 1 contact, 0 none, negative unknown; where it is, all is done.
         chain_of: Of a complex, each residue's chain number, (L,); None: a single chain.
         length: Which residues are counted as the L of P@L: those resolved, all up to the last resolved one, or all.
 
     Raises:
         ValueError: Shapes differ or are not square, or ``probability`` is not made of probabilities.
     """
+    check_maps([probability], [labels])
+    return select(labels, chain_of, length).rank(probability)
+
+
+def rank_maps(
+    probability: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    chain_of: Sequence[Tensor | None] | None = None,
+    length: LengthRule = "resolved",
+) -> list[RankedMap]:
+    """Do so for several proteins; an accelerator is asked once, whether all are probabilities."""
     check_maps(probability, labels)
-    probability, labels = probability.detach(), labels.detach()
+    chains = [None] * len(labels) if chain_of is None else chain_of
+    return [select(y, own, length).rank(p) for p, y, own in zip(probability, labels, chains, strict=True)]
+
+
+def select(labels: Tensor, chain_of: Tensor | None = None, length: LengthRule = "resolved") -> Selection:
+    """Choose the pairs that are scored; the arguments are those of :func:`rank_map`."""
+    labels = labels.detach()
+    L, device = len(labels), labels.device
     known, contact = labels >= 0, labels == 1
-    residues = _length(known, length)
-    far = [tuple(_chosen(probability, mask.triu(_EDGES[-1])) for mask in (known, contact))]
-    bands: list[Ranked] = []
-    near = (0, 0)
+    far = _triangle(L, _EDGES[-1], device)
+    chain_of = None if chain_of is None else chain_of.to(device)
+    if chain_of is not None:
+        far = far | (_triangle(L, 1, device) & (chain_of[:, None] != chain_of))
+    flat_known, flat_contact = known.reshape(-1), contact.reshape(-1)
+    places: list[Tensor | None] = []
+    chosen: list[tuple[Tensor, Tensor]] = []
+    near = torch.zeros(2, dtype=torch.int64, device=device)
     for start, end in zip(_EDGES, BAND_STARTS, strict=False):
-        row, column = _strip(len(labels), start, end, labels.device)
-        place = row * len(labels) + column
-        chosen, touching, value = (part.flatten()[place] for part in (known, contact, probability))
+        row, column, inside = _strip(L, start, end, device)
+        place = row * L + column
+        scored, touching = flat_known[place], flat_contact[place]
+        if inside is not None:
+            scored = scored & inside
         if chain_of is not None:
-            apart = chain_of.to(row.device)[row] != chain_of.to(row.device)[column]
-            far.append(tuple(_chosen(value, mask & apart) for mask in (chosen, touching)))
-            chosen, touching = chosen & ~apart, touching & ~apart
+            scored = scored & (chain_of[row] == chain_of[column])
+        touching = touching & scored
         if start == 1:
             reach = column - row <= TRIVIAL_REACH
-            near = int((chosen & reach).sum()), int((touching & reach).sum())
-        bands.append(Ranked(*(_sorted(_chosen(value, mask)) for mask in (chosen, touching))))
-    last = Ranked(*(_sorted(torch.cat(part)) for part in zip(*far, strict=True)))
-    return RankedMap((*bands, last), near, residues)
+            near = torch.stack([(scored & reach).sum(), (touching & reach).sum()])
+        places.append(place)
+        chosen.append((scored, touching))
+    chosen.append((known & far, contact & far))
+    scored_of, contacts_of = zip(*chosen, strict=True)
+    return Selection((*places, None), scored_of, contacts_of, near, _length(known, length))
 
 
-def _strip(L: int, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the pairs with start <= j - i < end."""
+def by_numpy(tensor: Tensor) -> bool:
+    """Whether a tensor lies where NumPy can work on it.
+
+    There it sorts and selects in vector instructions, where the processor has them: two to ten times as fast. And
+    there the number of pairs costs nothing, so that lists need not be filled up.
+    """
+    return tensor.device.type == "cpu"
+
+
+def _triangle(L: int, start: int, device: torch.device) -> Tensor:
+    """Bool (L, L), true where j − i >= start."""
+    return torch.ones(L, L, dtype=torch.bool, device=device).triu(start)
+
+
+def _strip(L: int, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rows and columns of the pairs with start <= j - i < end, and which of them there are; None: all."""
     row = torch.arange(L, device=device)[:, None]
     column = row + torch.arange(start, end, device=device)
-    inside = column < L
-    return row.expand_as(column)[inside], column[inside]
+    inside, row = column < L, row.expand_as(column)
+    if by_numpy(row):
+        return row[inside], column[inside], None
+    return row.flatten(), column.clamp(max=max(L - 1, 0)).flatten(), inside.flatten()
 
 
-# On the CPU NumPy does these in vector instructions, where the processor has them: two to ten times as fast.
-
-
-def _length(known: Tensor, rule: LengthRule) -> int:
+def _length(known: Tensor, rule: LengthRule) -> Tensor:
     """The L of P@L; a residue is resolved when it has a pair with a known label."""
     if rule == "full":
-        return len(known)
-    if known.device.type == "cpu":
-        resolved = np.flatnonzero(known.numpy().any(0) | known.numpy().any(1))
+        return torch.tensor(len(known), device=known.device)
+    if by_numpy(known):
+        resolved = torch.from_numpy(known.numpy().any(0) | known.numpy().any(1))
     else:
-        resolved = (known.any(0) | known.any(1)).nonzero().squeeze(1).cpu().numpy()
-    if rule == "last-resolved":
-        return int(resolved[-1]) + 1 if len(resolved) else 0
-    return len(resolved)
+        resolved = known.any(0) | known.any(1)
+    if rule == "resolved":
+        return resolved.sum()
+    places = torch.arange(1, len(known) + 1, device=known.device) * resolved
+    return places.max() if len(known) else resolved.sum()
 
 
-def _chosen(values: Tensor, mask: Tensor) -> Tensor:
-    """The values at which a mask is true, float32."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(values.float().numpy()[mask.numpy()])
-    return values[mask].float()
+def _ranked(values: Tensor, scored: Tensor, contacts: Tensor) -> Ranked:
+    """Put those values in order at which a mask is true, and those at which the other one is."""
+    if by_numpy(values):
+        lists = [np.sort(values.float().numpy()[mask.numpy()]) for mask in (scored, contacts)]
+        pairs, touching = map(torch.from_numpy, lists)
+        return Ranked(pairs, touching, torch.tensor([len(part) for part in lists]))
+    pairs, touching = (
+        torch.where(mask, values.float(), _NO_PAIR).flatten().sort().values for mask in (scored, contacts)
+    )
+    return Ranked(pairs, touching, torch.stack([scored.sum(), contacts.sum()]))
 
 
-def _sorted(values: Tensor) -> NDArray[np.float32]:
-    """In ascending order, on the host."""
-    if values.device.type == "cpu":
-        return np.sort(values.numpy())
-    return torch.sort(values).values.cpu().numpy()
-
-
-def predicted_counts(ranked: RankedMap, thresholds: Sequence[float] | NDArray[np.float32]) -> Tensor:
+def predicted_counts(ranked: RankedMap, thresholds: Sequence[float]) -> Tensor:
     """Confusion counts by band at each threshold: a pair is predicted when its probability is strictly above it.
 
     Sums over bands give the counts of the ranges in :data:`contactlm.metrics.scores.RANGES`; sums over proteins give
@@ -177,41 +262,50 @@ def predicted_counts(ranked: RankedMap, thresholds: Sequence[float] | NDArray[np
 
     Args:
         ranked: Of one protein.
-        thresholds: T of them; compared in float32.
+        thresholds: T of them, in [0, 1]; compared in float32.
 
     Returns:
-        int64 (T, 4, 2, 2) on the CPU: ``[[tn, fp], [fn, tp]]``.
+        int64 (T, 4, 2, 2): ``[[tn, fp], [fn, tp]]``.
     """
-    cuts = np.asarray(thresholds, np.float32)
-    counts = np.empty((len(cuts), BANDS, 2, 2), np.int64)
-    for k, (pairs, contacts) in enumerate(ranked.bands):
-        tp = _above(contacts, cuts)
-        fp = _above(pairs, cuts) - tp
-        counts[:, k, 0, 0], counts[:, k, 0, 1] = len(pairs) - len(contacts) - fp, fp
-        counts[:, k, 1, 0], counts[:, k, 1, 1] = len(contacts) - tp, tp
-    return torch.from_numpy(counts)
+    cuts = cuts_on(tuple(thresholds), ranked.near.device)
+    called, tp = (torch.stack([above(band[part], cuts) for band in ranked.bands], dim=1) for part in (0, 1))
+    pairs, positive = torch.stack([band.sizes for band in ranked.bands]).unbind(1)
+    fp, fn = called - tp, positive - tp
+    return torch.stack([pairs - called - fn, fp, fn, tp], dim=-1).view(-1, BANDS, 2, 2)
 
 
-def _above(ordered: NDArray[np.float32], cuts: NDArray[np.float32]) -> NDArray[np.int64]:
-    """How many values are strictly above each cut."""
-    return len(ordered) - np.searchsorted(ordered, cuts, side="right")
+@lru_cache(maxsize=64)
+def cuts_on(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Values to compare probabilities with, float32, on a device, where they stay."""
+    return torch.empty(len(values), device=device).copy_(torch.tensor(values, dtype=torch.float32))
 
 
-def _from(ordered: NDArray[np.float32], cuts: NDArray[np.float32]) -> NDArray[np.int64]:
-    """How many values are not below each cut."""
-    return len(ordered) - np.searchsorted(ordered, cuts)
+def above(ordered: Tensor, cuts: Tensor) -> Tensor:
+    """How many values are strictly above each cut, which is not negative."""
+    return len(ordered) - _places(ordered, cuts, right=True)
+
+
+def reaching(ordered: Tensor, cuts: Tensor) -> Tensor:
+    """How many values are not below each cut, which is not negative."""
+    return len(ordered) - _places(ordered, cuts, right=False)
+
+
+def _places(ordered: Tensor, cuts: Tensor, right: bool) -> Tensor:
+    """Where cuts would stand in a list."""
+    if by_numpy(ordered):  # NumPy goes on from the last cut's place where cuts ascend
+        return torch.from_numpy(np.searchsorted(ordered.numpy(), cuts.numpy(), side="right" if right else "left"))
+    return torch.searchsorted(ordered, cuts, right=right)
 
 
 def trivial_counts(ranked: RankedMap) -> Tensor:
-    """Confusion counts of the trivial predictor (contact if and only if |i − j| <= 2): int64 (4, 2, 2) on the CPU."""
-    counts = []
-    for (pairs, contacts), (called, right) in zip(ranked.bands, (ranked.near, *[(0, 0)] * (BANDS - 1)), strict=True):
-        wrong, negative = called - right, len(pairs) - len(contacts)
-        counts.append([[negative - wrong, wrong], [len(contacts) - right, right]])
-    return torch.tensor(counts)
+    """Confusion counts of the trivial predictor (contact if and only if |i − j| <= 2): int64 (4, 2, 2)."""
+    pairs, contacts = torch.stack([band.sizes for band in ranked.bands]).unbind(1)
+    called, right = (torch.nn.functional.pad(count[None], (0, BANDS - 1)) for count in ranked.near)
+    wrong = called - right
+    return torch.stack([pairs - contacts - wrong, wrong, contacts - right, right], dim=-1).view(BANDS, 2, 2)
 
 
-def average_precision(bands: Sequence[Ranked]) -> float:
+def average_precision(bands: Sequence[Ranked]) -> Tensor:
     """Area under the precision-recall curve as scikit-learn's ``average_precision_score`` takes it.
 
     Σ_n (R_n − R_{n−1}) P_n over the distinct probabilities, so ties need no order. Recall rises at those of contacts
@@ -222,38 +316,48 @@ def average_precision(bands: Sequence[Ranked]) -> float:
         bands: Whose pairs are taken together.
 
     Returns:
-        The area, or NaN without a single contact (recall is undefined then).
+        The area, float64 (), NaN without a single contact (recall is undefined then).
     """
-    contacts = bands[0].contacts if len(bands) == 1 else np.sort(np.concatenate([band.contacts for band in bands]))
-    if not len(contacts):
-        return math.nan
-    called = sum(_from(band.pairs, contacts) for band in bands)
-    return float(np.mean(_from(contacts, contacts) / called))
+    contacts = bands[0].contacts
+    if len(bands) > 1:
+        joined = torch.cat([band.contacts for band in bands])
+        contacts = torch.from_numpy(np.sort(joined.numpy())) if by_numpy(joined) else joined.sort().values
+    called = sum(reaching(band.pairs, contacts) for band in bands)
+    precision = reaching(contacts, contacts).double() / called
+    total = sum(band.sizes[1] for band in bands)
+    return torch.where(contacts >= 0, precision, 0.0).sum() / total
 
 
-def precision_at(band: Ranked, counts: Sequence[int]) -> list[float]:
-    """Precision of the most probable pairs.
+def precision_at(bands: Sequence[Ranked], counts: Tensor | Sequence[int]) -> Tensor:
+    """Precision of the most probable pairs of each band.
 
     Where the cut falls among pairs of equal probability, the value is the expectation over all their orders; so it
     does not depend on the order of the pairs, on the device, or on chance. Where fewer pairs exist than are to be
     taken, it is the precision of all of them.
 
     Args:
-        band: The pairs.
-        counts: How many of them to take.
+        bands: Whose pairs are taken, each by itself.
+        counts: How many of them to take, int64 (n,).
 
     Returns:
-        A precision for each, NaN when nothing can be taken (no pairs, or a count of 0).
+        float64 (bands, n), NaN where nothing can be taken (no pairs, or a count of 0).
     """
-    taken = [min(count, len(band.pairs)) for count in counts]
-    cuts = band.pairs[[len(band.pairs) - count for count in taken if count]]
-    above, reached, right_above, right_reached = (
-        iter(f(part, cuts).tolist()) for part in band for f in (_above, _from)
+    wanted = torch.as_tensor(counts, device=bands[0].sizes.device)
+    taken = torch.minimum(wanted, torch.stack([band.sizes[:1] for band in bands]))
+    cuts = [_cut(own, count) for own, count in zip(bands, taken, strict=True)]
+    over, reached = (
+        torch.stack([count(part, cut) for own, cut in zip(bands, cuts, strict=True) for part in own[:2]])
+        for count in (above, reaching)
     )
+    over, reached = over.view(len(bands), 2, -1), reached.view(len(bands), 2, -1)
+    # those above the cut, and so many of those at it, each as likely as the others
+    at_cut = (reached - over).double()
+    expected = over[:, 1] + at_cut[:, 1] * (taken - over[:, 0]) / at_cut[:, 0]
+    return torch.where(taken > 0, expected / taken, torch.nan)
 
-    def expected(count: int) -> float:  # those above the cut, and so many of those at it, each as likely as the others
-        strictly, right = next(above), next(right_above)
-        at_cut, right_at_cut = next(reached) - strictly, next(right_reached) - right
-        return (right + right_at_cut * (count - strictly) / at_cut) / count
 
-    return [expected(count) if count else math.nan for count in taken]
+def _cut(band: Ranked, taken: Tensor) -> Tensor:
+    """The least probability among the pairs that are taken; 0 where there are none."""
+    if not len(band.pairs):
+        return torch.zeros(taken.shape, device=taken.device)
+    return band.pairs[(len(band.pairs) - taken).clamp(max=len(band.pairs) - 1)]

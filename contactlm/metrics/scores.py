@@ -85,7 +85,7 @@ def select_pairs(probability: Tensor, labels: Tensor, chain_of: Tensor | None = 
     Raises:
         ValueError: Shapes differ or are not square, or ``probability`` is not made of probabilities.
     """
-    check_maps(probability, labels)
+    check_maps([probability], [labels])
     probability, labels = probability.detach(), labels.detach()
     known = labels >= 0
     residues = int((known.any(0) | known.any(1)).sum())
@@ -126,9 +126,9 @@ def mcc(counts: Tensor) -> tuple[Tensor, Tensor]:
         counts: Integers (..., 2, 2), ``[[tn, fp], [fn, tp]]``.
 
     Returns:
-        The coefficient, float64 (...), and whether it is undefined, bool (...), both on the CPU.
+        The coefficient, float64 (...), and whether it is undefined, bool (...).
     """
-    c = counts.cpu().double()
+    c = counts.double()
     tn, fp, fn, tp = c[..., 0, 0], c[..., 0, 1], c[..., 1, 0], c[..., 1, 1]
     # Paired so that a perfect prediction gives exactly 1: both roots are then of squares.
     denominator = ((tp + fp) * (tp + fn)).sqrt() * ((tn + fp) * (tn + fn)).sqrt()
@@ -142,7 +142,7 @@ def precision_at_l(pairs: Pairs, k: int = 1) -> float:
 
     See :func:`contactlm.metrics.ranked.precision_at` for ties, for too few pairs, and for NaN (no pairs, or L < k).
     """
-    return precision_at(Ranked.of(pairs.probability, pairs.contact), [pairs.residues // k])[0]
+    return float(precision_at([Ranked.of(pairs.probability, pairs.contact)], [pairs.residues // k]))
 
 
 def precision_name(fraction: int, name: str) -> str:
@@ -164,15 +164,17 @@ def range_counts(bands: Tensor) -> Tensor:
     return torch.stack([bands[..., bands_of, :, :].sum(-3) for bands_of in RANGES.values()], dim=-3)
 
 
-def ranking_scores(ranked: RankedMap) -> dict[str, float]:
-    """The scores that need no threshold, under :data:`RANKING_NAMES`; NaN where undefined for this protein."""
+def ranking_values(ranked: RankedMap) -> Tensor:
+    """The scores that need no threshold, float64 (13,), as :data:`RANKING_NAMES` has them; NaN where undefined."""
     far = ranked.bands[RANGES["sep6"]]
-    scores = {"auprc_sep6": average_precision(far)}
-    for name, band in zip(RANKED_RANGES, far, strict=True):
-        precisions = precision_at(band, [ranked.residues // fraction for fraction in TOP_FRACTIONS])
-        scores |= {precision_name(k, name): value for k, value in zip(TOP_FRACTIONS, precisions, strict=True)}
-        scores[f"auprc_{name}"] = average_precision([band])
-    return {name: scores[name] for name in RANKING_NAMES}
+    taken = torch.stack([ranked.residues // fraction for fraction in TOP_FRACTIONS])
+    areas = [average_precision(far), *(average_precision([band]) for band in far)]
+    return torch.cat([precision_at(far, taken).flatten(), torch.stack(areas)])
+
+
+def ranking_scores(ranked: RankedMap) -> dict[str, float]:
+    """The same by name."""
+    return dict(zip(RANKING_NAMES, ranking_values(ranked).tolist(), strict=True))
 
 
 def mcc_scores(bands: Tensor) -> dict[str, float]:

@@ -19,9 +19,12 @@ def threshold_grid() -> Tensor:
     return (torch.arange(1, THRESHOLD_STEPS, dtype=torch.float64) / THRESHOLD_STEPS).float()
 
 
+GRID = tuple(threshold_grid().tolist())
+
+
 def threshold_confusion(ranked: RankedMap) -> Tensor:
-    """Confusion counts of the pairs with |i − j| >= 6 at every threshold of the grid: int64 (999, 2, 2) on the CPU."""
-    return predicted_counts(ranked, threshold_grid().numpy())[:, RANGES["sep6"]].sum(1)
+    """Confusion counts of the pairs with |i − j| >= 6 at every threshold of the grid: int64 (999, 2, 2)."""
+    return predicted_counts(ranked, GRID)[:, RANGES["sep6"]].sum(1)
 
 
 def tune_threshold(curves: Tensor) -> tuple[float, float]:

@@ -45,8 +45,8 @@ def define(name: str, forward: Forward, backward: Backward, fused: bool) -> Forw
         The operation.
     """
     for schema, implementation, fake, flops, which in (
-        (_FORWARD, forward, _forward_results(fused), _forward_flops(fused), name),
-        (_BACKWARD, backward, _backward_results(fused), _backward_flops(fused), f"{name}_backward"),
+        (_FORWARD, forward, _forward_results(fused), forward_flops(fused), name),
+        (_BACKWARD, backward, _backward_results(fused), backward_flops(fused), f"{name}_backward"),
     ):
         _LIBRARY.define(" ".join(schema.format(name).split()), tags=torch.Tag.pt2_compliant_tag)
         _LIBRARY.impl(which, implementation, "CompositeExplicitAutograd")
@@ -129,7 +129,9 @@ def _differentiate(gradient: Backward) -> Callable[..., tuple[Any, ...]]:
     return differentiate
 
 
-def _forward_flops(fused: bool) -> Callable[..., int]:
+def forward_flops(fused: bool) -> Callable[..., int]:
+    """What the operation costs, from the shapes of its arguments."""
+
     def flops(query: Shape, key: Shape, value: Shape | None, *_: Any, **__: Any) -> int:
         """Scores, context, the heads' weighted sum of maps, and column sums."""
         entries, D = _entries(query), query[-1]
@@ -138,7 +140,9 @@ def _forward_flops(fused: bool) -> Callable[..., int]:
     return flops
 
 
-def _backward_flops(fused: bool) -> Callable[..., int]:
+def backward_flops(fused: bool) -> Callable[..., int]:
+    """What its gradient costs, from shapes and ``needs``."""
+
     def flops(
         d_context: Shape | None, d_weighted: Shape, d_margins: Shape, query: Shape, key: Shape, value: Shape | None,
         *rest: Any, **_: Any,

@@ -112,7 +112,13 @@ class SharingLayer:
 
     Called, and not run from outside, it does what is hooked to it: activation checkpointing, and the gathering of its
     weights where they are spread over processes.
+
+    Attributes:
+        products: Names of its linear layers, those side by side together, in the order they are run: query, key and
+            value first.
     """
+
+    products: tuple[tuple[str, ...], ...]
 
     def forward(self, hidden: Tensor, *arguments: Any, shares: Mapping[str, Any] | None = None, **options: Any) -> Any:
         """Run the layer.

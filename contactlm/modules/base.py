@@ -31,9 +31,9 @@ class Evaluated(TypedDict):
 
     ids: list[str]
     indices: list[int]
-    probability: list[Tensor]  # float32 (L, L) in [0, 1], on the CPU
-    labels: list[Tensor]  # int8 (L, L): 1 contact, 0 none, −1 unknown; on the CPU
-    chain_of: list[Tensor] | None  # of complexes: int64 (L,), each residue's chain number; on the CPU
+    probability: list[Tensor]  # float32 (L, L) in [0, 1], where the model is
+    labels: list[Tensor]  # int8 (L, L): 1 contact, 0 none, −1 unknown; likewise
+    chain_of: list[Tensor] | None  # of complexes: int64 (L,), each residue's chain number; likewise
 
 
 class MapModule(MapPredictor):
@@ -154,9 +154,32 @@ class MapModule(MapPredictor):
         with self.own_draws():
             scores = self.batch_scores(batch)
             loss = self.loss(scores, self.training_labels(batch["cb"]))
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]), sync_dist=True)
+        shown = self._is_read_every_step
+        self.log("train/loss", loss, prog_bar=shown, batch_size=len(batch["tokens"]), sync_dist=True)
         # batches of bounded cost differ in size: weighted by it, every protein counts the same
         return loss * batch["loss_weight"] if "loss_weight" in batch else loss
+
+    def step_flops(self, batch: dict[str, Any]) -> tuple[int, int] | None:
+        """What a step of training on a batch costs, from sizes alone; nobody knows it of a network handed over.
+
+        Args:
+            batch: Of crops, as ``training_step`` takes it.
+
+        Returns:
+            FLOPs of the matrix products of the whole step, and of its forward pass; None: they have to be counted, as
+            :class:`contactlm.callbacks.FlopsMeter` does. It also counts the first batch, and believes the figures of
+            this method only where they are what it counted.
+        """
+        return None
+
+    @property
+    def _is_read_every_step(self) -> bool:
+        """Whether a progress bar wants the loss as a number after every step, which the device has to compute first.
+
+        Not so one that reads it when it is drawn.
+        """
+        bar = getattr(self._trainer, "progress_bar_callback", None)
+        return bar is not None and not getattr(bar, "reads_loss_when_drawn", False)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
         """Full-length maps of a batch of whole chains, with their labels."""
@@ -183,16 +206,21 @@ class MapModule(MapPredictor):
             self.backbone(self.own_tokens(idle_tokens(self.device)))
 
     def _evaluate(self, batch: dict[str, Any]) -> Evaluated:
-        return self._with_labels(batch, self._full_maps(batch))
+        return self._with_labels(batch, self._full_maps(batch, on_device=True))
 
     def _with_labels(self, batch: dict[str, Any], maps: Sequence[FullMap]) -> Evaluated:
-        labels = [contact_labels(cb[:length]).cpu() for cb, length in zip(batch["cb"], batch["lengths"], strict=True)]
+        probability, chain_of = [full.probability for full in maps], of_residues(batch, "chain_of")
+        labels = [
+            contact_labels(cb[: len(own)].to(own.device)) for cb, own in zip(batch["cb"], probability, strict=True)
+        ]
+        if chain_of is not None:
+            chain_of = [numbers.to(own.device) for numbers, own in zip(chain_of, probability, strict=True)]
         return Evaluated(
             ids=batch["ids"],
             indices=batch["indices"].tolist(),
-            probability=[full.probability for full in maps],
+            probability=probability,
             labels=labels,
-            chain_of=of_residues(batch, "chain_of"),
+            chain_of=chain_of,
         )
 
     def _logits_of_pass(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:

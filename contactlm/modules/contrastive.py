@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from contactlm.model.contrastive import contrastive_loss, cosine_logits, cosine_similarities, draw_partners
 from contactlm.model.residue_encoder import ResidueEncoder
 from contactlm.model.sharding import shard_whole
+from contactlm.model.step_flops import encoder_flops
 from contactlm.modules.language_model import ESM2, LanguageModelModule
 from contactlm.modules.lockstep import idle_tokens
 from contactlm.types import ModelError
@@ -96,6 +97,11 @@ class ContrastiveModule(LanguageModelModule):
     def pair_scores(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
         """What :meth:`loss` takes: the similarities."""
         return self.cosine(tokens, attention_mask, positions)
+
+    def step_flops(self, batch: dict[str, Any]) -> tuple[int, int] | None:
+        """FLOPs of a step of training and of its forward pass, from sizes alone."""
+        flops = encoder_flops(self.backbone, self.projection, *batch["tokens"].shape)
+        return flops.total, flops.forward
 
     def configure_model(self) -> None:
         """Spread the projection as the backbone is; it is called apart from it."""

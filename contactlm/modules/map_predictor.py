@@ -40,11 +40,11 @@ class MapPredictor(TrainedWeights):
         """Where a step of an evaluation runs the network; see :meth:`contactlm.MapModule.in_lockstep`."""
         return nullcontext()
 
-    def _full_maps(self, batch: dict[str, Any], progress: bool = False) -> list[FullMap]:
+    def _full_maps(self, batch: dict[str, Any], progress: bool = False, on_device: bool = False) -> list[FullMap]:
         lengths, tokens = batch["lengths"].tolist(), batch["tokens"].cpu()  # passes are put together there
         chains = [row[1 : length + 1] for row, length in zip(tokens, lengths, strict=True)]
         positions = of_residues(batch, "positions", first=1)
-        windows = replace(self.windows, progress=progress)
+        windows = replace(self.windows, progress=progress, on_device=on_device)
         return list(self.chain_maps(batch["ids"], chains, windows, positions))
 
     def chain_maps(

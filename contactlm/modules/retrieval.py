@@ -23,6 +23,7 @@ from contactlm.model.evidence import Evidence
 from contactlm.model.frozen_weights import is_narrow, load_frozen
 from contactlm.model.lora import contact_regression
 from contactlm.model.retrieval_backbone import RetrievalBackbone
+from contactlm.model.step_flops import retrieval_flops
 from contactlm.modules.base import Evaluated
 from contactlm.modules.checkpoint import CHECKPOINT_KEY
 from contactlm.modules.contact import prepare_head, published_calibration, published_threshold
@@ -166,6 +167,15 @@ class RetrievalModule(LanguageModelModule):
         parts = (self.backbone.decoder, self.backbone.template)
         own = [parameter for part in parts if part is not None for parameter in part.parameters()]
         return [*super().lr_factors(), (own, self.decoder_lr_factor)]
+
+    def step_flops(self, batch: dict[str, Any]) -> tuple[int, int] | None:
+        """FLOPs of a step of training and of its forward pass, from sizes alone; None: they have to be counted."""
+        if "evidence" not in batch:
+            return None
+        segments, hits = batch["evidence"].states.shape[1], batch["evidence"].cb.shape[1]
+        B, T = batch["tokens"].shape
+        flops = retrieval_flops(self.backbone, B, T, segments, hits)
+        return None if flops is None else (flops.total, flops.forward)
 
     @property
     def exclusion(self) -> Exclusion:
@@ -328,7 +338,7 @@ class RetrievalModule(LanguageModelModule):
         evaluated = super()._evaluate(batch)
         copied, nearest = [], []
         for row, own in enumerate(self._of_chains(batch["ids"], sequences)):
-            chain_of = None if evaluated["chain_of"] is None else evaluated["chain_of"][row].numpy()
+            chain_of = None if evaluated["chain_of"] is None else evaluated["chain_of"][row].cpu().numpy()
             copied.append(torch.from_numpy(copy_contacts(own.cb, own.similarity[:, 0].tolist(), chain_of=chain_of)))
             identity, coverage = own.similarity[0].tolist() if own.ids else (math.nan, math.nan)
             nearest.append((identity, coverage))

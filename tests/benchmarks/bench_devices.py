@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.bench_devices callbacks [--steps 60] [--rounds 3]
     python -m tests.benchmarks.bench_devices accumulation [--steps 60] [--rounds 3]
+    python -m tests.benchmarks.bench_devices host [--steps 60] [--rounds 3] [--log_every 10]
     python -m tests.benchmarks.bench_devices memory [--layers 33] [--width 1280] [--heads 20] [--length 62]
 
 ``callbacks`` trains a tiny model on one and on two processes of this machine (gloo), in turns: without callbacks; with
@@ -11,6 +12,9 @@ percentile of the time that a step's sums take on the clock (the two processes w
 
 ``accumulation`` trains the adapters of a small model that is spread over two processes (FSDP2), eight batches a step,
 in turns: gradients reduced once a step, as they are, and at each batch. Medians of a batch's seconds on the clock.
+
+``host`` trains it on one process, on batches of whole chains, whose shapes differ: mean and median of a step's
+processor time without callbacks and with them, shapes that are counted included.
 
 ``memory`` takes one optimizer step (Adam, all weights, activation checkpointing) of a model of the architecture of
 ESM2-650M with random weights, on one process and spread over two (FSDP2): peak resident memory of each process, what
@@ -28,7 +32,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 from typing import Any
 
 import lightning as L
@@ -38,6 +42,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from contactlm import ContactDataModule, ContactModule
 from contactlm.callbacks import FlopsMeter, SafeCheckpoint, TokenBudget, step_sums
 from contactlm.callbacks.guard import LossGuard
+from contactlm.callbacks.memory import MemoryAdvice
 from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.modules.sharded_strategy import ShardedStrategy
 from tests.conftest import random_sequence, write_pdb
@@ -83,8 +88,9 @@ def apart(trainer: L.Trainer, given: Any) -> list[list[int]]:
 
 def fit(module: L.LightningModule, folder: Path, steps: int, length: int, *callbacks: Any, **options: Any) -> None:
     """Train for a few steps."""
+    of_data = {name: options.pop(name) for name in ("crop", "batch_tokens") if name in options}
     data = ContactDataModule(
-        str(folder), crop_length=length, batch_size=2, read_workers=0, dev_fraction=0, min_length=10
+        str(folder), crop_length=length, batch_size=2, read_workers=0, dev_fraction=0, min_length=10, **of_data
     )
     options |= {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     runner = L.Trainer(max_steps=steps, callbacks=list(callbacks), use_distributed_sampler=False, **options)
@@ -154,6 +160,24 @@ def callbacks(folder: Path, steps: int, rounds: int) -> None:
         print(f"{world} process{'es' if world > 1 else ''}: {told}")
 
 
+def host(folder: Path, steps: int, rounds: int, log_every: int) -> None:
+    """Print what callbacks and meters cost the host."""
+    taken: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name in ("no callbacks", "callbacks"):
+            own = [TokenBudget(None), FlopsMeter(), LossGuard(), MemoryAdvice(), ThroughputMeter()]
+            clock, module = Clock(), ContactModule(None, architecture=TINY)
+            whole = {"crop": "whole", "batch_tokens": 300, "log_every_n_steps": log_every}
+            fit(module, folder, steps, 30, *(own if name == "callbacks" else []), clock, **whole)
+            taken.setdefault(name, []).extend(stop - start for start, stop in pairwise(clock.starts[3:]))
+    bare = mean(taken["no callbacks"])
+    for name, seconds in taken.items():
+        print(
+            f"{name}: mean {1000 * mean(seconds):.2f} ms ({mean(seconds) / bare:.2f}), "
+            f"median {1000 * median(seconds):.2f}"
+        )
+
+
 def memory(folder: Path, architecture: dict[str, int], length: int) -> None:
     """Print the memory of a step."""
     for world in (1, 2):
@@ -164,16 +188,27 @@ def memory(folder: Path, architecture: dict[str, int], length: int) -> None:
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("callbacks", "accumulation", "memory"))
-    for name, value in {"steps": 60, "rounds": 3, "layers": 33, "width": 1280, "heads": 20, "length": 62}.items():
+    parser.add_argument("what", choices=("callbacks", "host", "accumulation", "memory"))
+    for name, value in {
+        "steps": 60,
+        "rounds": 3,
+        "log_every": 10,
+        "layers": 33,
+        "width": 1280,
+        "heads": 20,
+        "length": 62,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["CONTACTLM_CACHE"] = str(Path(temporary) / "cache")
         folder = Path(temporary) / "train"
         for i in range(40):
-            write_pdb(folder / f"t{i}.pdb", {"A": random_sequence(i, max(40, given.length + 10))}, seed=i)
-        if given.what == "callbacks":
+            length = 30 + 2 * i if given.what == "host" else max(40, given.length + 10)
+            write_pdb(folder / f"t{i}.pdb", {"A": random_sequence(i, length)}, seed=i)
+        if given.what == "host":
+            host(folder, given.steps, given.rounds, given.log_every)
+        elif given.what == "callbacks":
             callbacks(folder, given.steps, given.rounds)
         elif given.what == "accumulation":
             accumulation(folder, given.steps, given.rounds)

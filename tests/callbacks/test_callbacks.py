@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader
 
 from contactlm import ContactDataModule, ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, TokenBudget
+from contactlm.callbacks import flops as flops_file
+from contactlm.callbacks.flops import flop_counter
 from contactlm.types import ContactLMError
 
 
@@ -75,6 +77,48 @@ def test_the_learning_rate_finder_does_not_count(tmp_path: Path, pdb_folders, ti
 def test_a_budget_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ContactLMError, match="max_tokens is 0"):
         TokenBudget(0)
+    with pytest.raises(ContactLMError, match="look_every is 5; it must be above 0 and at most 1"):
+        TokenBudget(100, look_every=5)
+
+
+class Looks(L.Callback):
+    """Notes after which batches the dev set was looked at."""
+
+    def __init__(self) -> None:
+        self.after: list[int] = []
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if not trainer.sanity_checking:
+            self.after.append(trainer.fit_loop.total_batch_idx + 1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "options", "looks"),
+    [
+        # Ten batches of 128 tokens, three an epoch.
+        ({"look_every": 0.25}, {}, [3, 5, 8, 10]),
+        ({"look_every": 0.25}, {"accumulate_grad_batches": 3}, [3, 6, 9, 10]),  # and with the step at a budget's end
+        ({"look_every": 1.0}, {}, [10]),
+        ({}, {}, list(range(1, 11))),
+        ({"look_every": 0.5}, {"max_steps": 6}, [3, 6]),  # what ends first counts
+        ({"look_every": 0.5}, {"max_epochs": 2}, [3, 6]),
+        (
+            {"look_every": 0.5},
+            {"val_check_interval": 4, "check_val_every_n_epoch": None},
+            [4, 8, 10],
+        ),  # its user's choice
+        ({"look_every": 0.5}, {"check_val_every_n_epoch": 2}, [6, 10]),
+        ({"look_every": None}, {}, [3, 6, 9, 10]),
+        ({"look_every": 0.5, "max_tokens": None}, {"max_epochs": 2}, [3, 6]),
+        ({"look_every": 0.5}, {"fast_dev_run": 2}, [2]),
+    ],
+)
+def test_looks_at_dev_are_spaced_by_share_of_the_run(tmp_path: Path, budget, options, looks: list[int]) -> None:
+    loader = DataLoader(torch.ones(96, 4), batch_size=32)
+    seen = Looks()
+    counted = TokenBudget(**({"max_tokens": 1280, "count": lambda batch: (batch.numel(), 0)} | budget))
+    trainer(tmp_path, counted, seen, **options).fit(ForeignModule(), loader, DataLoader(torch.ones(2, 4)))
+    assert seen.after == looks
 
 
 def closed_form_flops(B: int, T: int, module: ContactModule, r: int) -> int:
@@ -131,6 +175,32 @@ def test_flops_meter_counts_a_shape_once_and_adds_it_every_time(tmp_path: Path, 
     again = FlopsMeter()
     again.load_state_dict(meter.state_dict())
     assert (again.total, again.by_shape) == (meter.total, meter.by_shape)
+
+
+class Mistaken(ContactModule):
+    def step_flops(self, batch):
+        flops, forward = super().step_flops(batch)
+        return flops + 2, forward
+
+
+class Silent(ContactModule):
+    def step_flops(self, batch):
+        return None
+
+
+def test_a_formula_is_compared_once_and_then_believed(tmp_path: Path, pdb_folders, tiny_esm: Path, monkeypatch) -> None:
+    counted = []
+    monkeypatch.setattr(flops_file, "flop_counter", lambda counter=flop_counter: counted.append(1) or counter())
+    sums = []
+    for kind in (ContactModule, Mistaken, Silent):
+        counted.clear()
+        meter, seen = FlopsMeter(), CountBatches()
+        data = data_module(pdb_folders, crop="whole", batch_size=2)  # of different lengths
+        trainer(tmp_path, TokenBudget(1500), meter, seen, limit_val_batches=0).fit(kind(str(tiny_esm)), data)
+        assert len(set(seen.tokens)) > 2
+        assert len(counted) == (1 if kind is ContactModule else len(set(seen.tokens)))
+        sums.append((meter.total, meter.forward))
+    assert sums[0] == sums[1] == sums[2]
 
 
 def test_evaluation_scores_every_protein_once_from_full_maps(tmp_path: Path, pdb_folders, tiny_esm: Path) -> None:

@@ -341,6 +341,7 @@ def test_cli_ends_with_one_message_and_resumes(
         "--dashboard.lengths=[]",
     ]
     arguments += ["--trainer.val_check_interval=2", f"--model.pretrained={tiny_esm}", "--guard.max_consecutive=2"]
+    arguments += ["--trainer.log_every_n_steps=1"]
     intact = ContactModule.loss
     calls = [0]
 

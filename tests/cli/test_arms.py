@@ -58,7 +58,6 @@ CROPS = {
     "twoseg": ("two_segments", 200, 16),
     "twoseg384": ("two_segments", 384, 2),
 }
-TOKENS_OF_A_LOOK = 20 * 16 * 202  # batches of crop200 between two looks at the dev set
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +86,7 @@ def resolved(*configs: str) -> dict[str, Any]:
 
 
 def options_of(arm: str) -> dict[str, Any]:
-    # Not part of what is learned: where logs go, and how many batches lie between two looks at the dev set.
-    return {k: v for k, v in resolved(arm).items() if k not in ("name", "trainer.logger", "trainer.val_check_interval")}
+    return {k: v for k, v in resolved(arm).items() if k not in ("name", "trainer.logger")}  # where logs go
 
 
 @pytest.mark.parametrize("arm", TESTED)
@@ -127,8 +125,7 @@ def test_an_arm_alone_and_over_a_layer(configs: tuple[str, ...]) -> None:
     assert (config["data.train_ids"], config["data.test_ids"]) == ("ids/train.txt", "ids/test.txt")
     crop = tuple(config[f"data.{option}"] for option in ("crop", "crop_length", "batch_size"))
     assert crop == CROPS.get(arm, ("random", 200, 16))
-    looks = config["trainer.val_check_interval"] * crop[2] * (crop[1] + 2)
-    assert abs(looks - TOKENS_OF_A_LOOK) / TOKENS_OF_A_LOOK < 0.05
+    assert (config["trainer.val_check_interval"], config["budget.look_every"]) == (None, 0.05)  # by tokens, in all arms
     of_layer = {"model.pretrained", "data.synthetic.folder", "data.split", "budget.max_tokens"}
     assert {key: config.get(key) for key in of_layer} == {key: resolved(*under).get(key) for key in of_layer}
 

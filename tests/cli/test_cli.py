@@ -99,7 +99,8 @@ def test_fit_test_resume_validate(
     assert scores_of(capsys.readouterr().out, "dev") == scores_of(printed, "dev")
 
     last = run / "checkpoints" / "last.ckpt"
-    assert fit(tiny_esm, pdb_folders, "--budget.max_tokens=1000", f"--ckpt_path={last}") == 0
+    more = ["--budget.max_tokens=1000", "--trainer.log_every_n_steps=1"]
+    assert fit(tiny_esm, pdb_folders, *more, f"--ckpt_path={last}") == 0
     rows = list(csv.DictReader((tmp_path / "runs" / "crop200" / "version_1" / "metrics.csv").open()))
     tokens = [float(row["budget/tokens"]) for row in rows if row["budget/tokens"]]
     assert min(tokens) == 6 * 128 and max(tokens) == 8 * 128  # went on after 5 batches, and ended with the 8th

@@ -122,14 +122,14 @@ def test_precision_among_ties_is_the_mean_over_all_orders() -> None:
         for tied in itertools.permutations(range(1, 5)):
             order = [0, *tied, 5][:count]
             orders.append(contact[order].float().mean().item())
-        assert precision_at(Ranked.of(probability, contact), [count]) == pytest.approx([np.mean(orders)])
+        assert float(precision_at([Ranked.of(probability, contact)], [count])) == pytest.approx(np.mean(orders))
 
 
 def test_precision_with_too_few_pairs_and_with_none() -> None:
     probability, contact = torch.tensor([0.9, 0.8, 0.1]), torch.tensor([True, True, False])
     band, none = Ranked.of(probability, contact), Ranked.of(probability[:0], contact[:0])
-    assert precision_at(band, [50, 0, 1]) == pytest.approx([2 / 3, math.nan, 1], nan_ok=True)
-    assert all(map(math.isnan, precision_at(none, [5, 0])))
+    assert precision_at([band], [50, 0, 1])[0].tolist() == pytest.approx([2 / 3, math.nan, 1], nan_ok=True)
+    assert precision_at([none, band], [5, 0]).isnan().tolist() == [[True, True], [False, True]]
     # 26 residues have 3 long-range pairs, fewer than 26 // 5.
     probability, labels = make_protein(0, 26)
     labels = torch.zeros_like(labels).fill_diagonal_(-1)

@@ -1,10 +1,11 @@
 """Run a model on an accelerator that is not there; tell where tensors were and what would have waited for it.
 
-    python -m tests.model.on_fake_device fused training evaluation prediction windows retrieval
+    python -m tests.model.on_fake_device fused training evaluation prediction windows retrieval scores
 
 prints a JSON object: of every stage the devices of what it returns ("results") and of all on the way ("devices"), and
 the operations that wait ("waits"). "windows" are the passes over a long chain, put together on the processor, and
-their results brought back there; "retrieval" is a step of training with evidence, which lies on the device.
+their results brought back there; "retrieval" is a step of training with evidence, which lies on the device; "scores"
+are those of an evaluation's batch, maps that are put together there and labels that are made there, and all counts.
 ``fused,backbone_dtype=bfloat16`` is a module with options.
 
 Tensors have shapes, dtypes and devices, but no data (``FakeTensorMode``): whatever asks for a number or mixes devices
@@ -23,9 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from contactlm import ContactModule
+from contactlm.callbacks import ContactEvaluation
+from contactlm.callbacks.dashboard_maps import PrecisionRecall
 from contactlm.maps.copies import Fetched
-from contactlm.maps.full_map import _Chain, _run
+from contactlm.maps.full_map import FullMap, _Blend, _Chain, _run
 from contactlm.maps.windows import WindowOptions, plan_passes
+from contactlm.metrics import ranked
+from contactlm.metrics.calibration import Calibration
 from contactlm.model.evidence import Evidence
 from contactlm.model.loading import load_esm
 from contactlm.model.retrieval_backbone import RetrievalBackbone
@@ -58,6 +63,33 @@ class Watch(TorchDispatchMode):
         if any(name in str(operation) for name in WAITING) or len(given | made) > 1:
             self.waits.append(str(operation))
         return results
+
+
+class Numbers(list):
+    """Some that are known, as a tensor tells them."""
+
+    def tolist(self):
+        return list(self)
+
+
+def scored(module, cb, device):
+    """Score two proteins, one of them in windows; returns their maps and what was counted."""
+    B, L, _ = cb.shape
+    blend = _Blend(L, plan_passes(L, WindowOptions(window=24)), torch.device(device))
+    for piece in plan_passes(L, WindowOptions(window=24)):
+        blend.add(piece, torch.empty(piece.residues, piece.residues, device=device), torch.sigmoid)
+    whole, copied = (torch.empty(L, L, device=device) for _ in range(2))
+    maps = [FullMap(probability, {}) for probability in (blend.probability, whole)]
+    outputs = module._with_labels({"ids": ["a", "b"], "indices": Numbers(range(B)), "cb": cb}, maps)
+    evaluation, curve = ContactEvaluation(), PrecisionRecall()
+    evaluation._forget(module, 0.4, Calibration("platt", (1.1,) * 4, (0.2,) * 4, 0.3, (1.0, 0.0)))
+    outputs |= {"copied": [copied, copied], "nearest": [(0.3, 1.0)] * 2}
+    evaluation.on_validation_batch_end(None, module, outputs, None, 0)
+    curve.add(outputs)
+    metrics = (evaluation._scores, evaluation._hits.copied, *evaluation._reliability)
+    on_processor = ("key", "id_bytes", "noted")  # which nobody has to ask for
+    counted = [getattr(each, name) for each in metrics for name in each._row_shapes if name not in on_processor]
+    return [outputs["probability"], outputs["labels"], curve.histogram, counted]
 
 
 def moved(module, device):
@@ -116,9 +148,18 @@ def run(way, stages):
             loss.backward()
             return loss, [x.grad for x in reader.parameters() if x.grad is not None]
 
-        for stage in (training, evaluation, prediction, windows, retrieval):
+        questions = []
+        ranked.check_probability = lambda *maps: questions.append(len(maps))  # the one that an evaluation asks
+
+        def scores():
+            return scored(module, batch["cb"], device)
+
+        for stage in (training, evaluation, prediction, windows, retrieval, scores):
             if stage.__name__ not in stages:
                 continue
+            if stage is scores:  # what is compared with lies on the device from then on
+                stage()
+                questions.clear()
             with Watch() as watch, torch.set_grad_enabled(stage in (training, retrieval)):
                 results = stage()
             report[stage.__name__] = {
@@ -126,7 +167,7 @@ def run(way, stages):
                 "devices": sorted(watch.devices),
                 "waits": watch.waits,
             }
-    return device, report
+    return device, report | ({"questions": questions} if "scores" in stages else {})
 
 
 if __name__ == "__main__":

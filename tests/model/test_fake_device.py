@@ -46,6 +46,14 @@ def test_passes_go_to_the_device_once_and_their_results_come_back_once():
 
 
 @pytest.mark.slow
+def test_scores_are_counted_where_the_maps_are():
+    report = found("fused", "scores")
+    device = report["device"]
+    assert report["scores"] == {"results": [device], "devices": ["cpu", device], "waits": []}
+    assert report["questions"] == [2, 2]  # whether the two proteins' values are probabilities; and those copied
+
+
+@pytest.mark.slow
 def test_the_streamed_model_waits_once_a_step_for_the_layout_of_its_blocks():
     """The control: a transfer is seen where there is one."""
     report = found("streamed", "training")

@@ -19,6 +19,13 @@ from contactlm.types import ModelError
 class SharingEsmLayer(SharingLayer, EsmLayer):
     """The layer of ESM2, ESM-1b, ESM-1v and SaProt: rotated where angles are given, else not."""
 
+    products = (
+        ("attention.self.query", "attention.self.key", "attention.self.value"),
+        ("attention.output.dense",),
+        ("intermediate.dense",),
+        ("output.dense",),
+    )
+
     def project(self, hidden: Tensor, angles: Tensor | None, last: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries, keys and values."""
         heads, normed = self.attention.self, cheap(self.attention.LayerNorm, hidden)

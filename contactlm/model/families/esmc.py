@@ -31,6 +31,13 @@ class EsmcWithHead(EsmcModel):
 class SharingEsmcLayer(SharingLayer, EsmcLayer):
     """The layer of ESM C."""
 
+    products = (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("self_attn.o_proj",),
+        ("mlp.gate_proj", "mlp.up_proj"),
+        ("mlp.down_proj",),
+    )
+
     def project(self, hidden: Tensor, angles: Tensor | None, last: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries and keys, normed over all heads together before they are rotated, and values."""
         heads, normed = self.self_attn, cheap(self.input_layernorm, hidden)

@@ -32,6 +32,13 @@ class BertWithHead(BertModel):
 class SharingBertLayer(SharingLayer, BertLayer):
     """The layer of BERT."""
 
+    products = (
+        ("attention.self.query", "attention.self.key", "attention.self.value"),
+        ("attention.output.dense",),
+        ("intermediate.dense",),
+        ("output.dense",),
+    )
+
     def project(self, hidden: Tensor, angles: Tensor | None, last: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries, keys and values, of what the layer is given as it is."""
         heads = self.attention.self
