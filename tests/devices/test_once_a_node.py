@@ -27,7 +27,7 @@ STRATEGIES = {
 
 def run_noting(commands: list[list[str]]) -> None:
     """Commands; each search whose result is kept, and each chain that is embedded, leaves a line in ``made``."""
-    put, make = ResultCache.put, SegmentStates._make
+    put, make = ResultCache.put, SegmentStates._means
 
     def note(text: str) -> None:
         with Path("made").open("a") as handle:
@@ -42,7 +42,7 @@ def run_noting(commands: list[list[str]]) -> None:
         time.sleep(0.2)  # as a large backbone takes: who looks meanwhile finds nothing kept
         return make(self, index)
 
-    ResultCache.put, SegmentStates._make = noting_put, noting_make  # type: ignore[method-assign]
+    ResultCache.put, SegmentStates._means = noting_put, noting_make  # type: ignore[method-assign]
     run_commands(commands)
 
 
