@@ -117,7 +117,6 @@ class StepFlops:
         else:
             asked_of = (*wanted, False) if last else wanted
             self.contact_attention(shape, (*asked_of, contacts.learn), not last, contacts.fused)
-            wanted.append(contacts.learn)
         if last:
             return False
         x, end = any(wanted), self.forward

@@ -19,7 +19,7 @@ from contactlm.types import DataError
 from tests.conftest import random_sequence, write_pdb
 from tests.data.test_store import make_chain
 
-KEYS = {"ids", "tokens", "attention_mask", "cb", "lengths", "starts", "indices"}
+KEYS = {"ids", "tokens", "attention_mask", "cb", "lengths", "residue_count", "starts", "indices"}
 
 
 def store_of(*files: tuple[int, ...]) -> ChainStore:

@@ -146,7 +146,7 @@ def command(tiny_esm: Path, folders: Folders, *more: str) -> list[str]:
     data = {"train_dir": folders[0], "test_dir": folders[1], "read_workers": 0, "min_length": 10, "crop_length": 30}
     options = [f"--data.{name}={value}" for name, value in {**data, "batch_size": 3}.items()]
     options += ["--trainer.accelerator=cpu", "--trainer.val_check_interval=3", "--trainer.enable_progress_bar=false"]
-    options.append("--dashboard.lengths=[]")
+    options += ["--dashboard.lengths=[]", "--trainer.log_every_n_steps=1"]
     options += [f"--model.pretrained={tiny_esm}", f"--budget.max_tokens={TOKENS}", "--test_after_fit=false"]
     return ["fit", "--config=crop200", *options, "--checkpoint.last_every_n_steps=1", *more]
 
