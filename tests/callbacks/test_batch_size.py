@@ -24,6 +24,7 @@ def given(tiny_esm: Path, folders: tuple[Path, Path]) -> list[str]:
     return ["fit", *data, *more, f"--model.pretrained={tiny_esm}", "--trainer.enable_progress_bar=false"]
 
 
+@pytest.mark.slow
 def test_the_number_is_the_plan_s_and_stays(
     tiny_esm: Path, pdb_folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -86,6 +86,7 @@ def test_training(
     assert "Tried to allocate 20.00 GiB" in message if kind == "cuda" else "4611686018427387904 bytes" in message
 
 
+@pytest.mark.slow
 def test_the_message_says_what_would_fit(
     tmp_path: Path, tiny_esm: Path, pdb_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,12 @@ def stock_logits(model: Any) -> torch.Tensor:
         return torch.logit(model.double().eval().predict_contacts(tokens, torch.ones_like(tokens)))[0].float()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+FAST_KINDS = ("lora", "dora on all", "patterns")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in FAST_KINDS else pytest.mark.slow) for kind in KINDS]
+)
 def test_twenty_steps_go_on_and_go_out(tmp_path: Path, tiny_esm: Path, kind: str) -> None:
     module, first = made(tiny_esm, kind), made(tiny_esm, kind)
     untrained = logits(module)

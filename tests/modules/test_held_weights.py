@@ -144,6 +144,7 @@ def test_the_cost_of_a_step_is_told(how: dict[str, str], device: str) -> None:
         assert cost.activations < 0.9 * exact.activations
 
 
+@pytest.mark.slow
 def test_the_command_line_knows_it(
     tiny_esm: Path, pdb_folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: Any
 ) -> None:

@@ -118,6 +118,7 @@ def test_a_bundle_is_a_pure_function_of_its_options(bundles: list[SyntheticProte
     np.testing.assert_array_equal(bundle_protein(np.random.default_rng(1), 300).coords, bundles[1].coords)
 
 
+@pytest.mark.slow
 def test_another_style_shares_no_pair_of_letters_and_has_longer_loops() -> None:
     assert not set(BUNDLE.pairs.items()) & set(LOOSE_BUNDLE.pairs.items())
     loose = bundle_protein(np.random.default_rng(1), 300, LOOSE_BUNDLE)
