@@ -230,7 +230,7 @@ def test_the_same_command_and_seed_give_the_same_curves(
     command = ["fit", "--config=crop200", f"--data.train_dir={pdb_folders[0]}", f"--data.test_dir={pdb_folders[1]}"]
     command += ["--data.read_workers=0", "--data.min_length=10", "--data.crop_length=30", "--data.batch_size=4"]
     command += [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu", "--trainer.val_check_interval=3"]
-    command += [f"--budget.max_tokens={8 * BATCH}", "--dashboard.lengths=[]"]
+    command += [f"--budget.max_tokens={8 * BATCH}", "--dashboard.lengths=[]", "--trainer.log_every_n_steps=1"]
     for seed in (5, 5, 6):
         assert main([*command, f"--seed_everything={seed}"]) == 0
     runs = [tmp_path / "runs" / "crop200" / f"version_{i}" for i in range(3)]
