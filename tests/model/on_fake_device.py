@@ -149,9 +149,8 @@ def run(way, stages):
             return loss, [x.grad for x in reader.parameters() if x.grad is not None]
 
         questions = []
-        ranked.check_probability = lambda *maps: questions.extend(
-            [len(maps)] if maps else []
-        )  # the one that an evaluation asks
+        # the one that an evaluation asks
+        ranked.check_probability = lambda *maps: questions.extend([len(maps)] if maps else [])
 
         def scores():
             return scored(module, batch["cb"], device)
