@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
 import sys
 import time
@@ -71,6 +72,15 @@ def finish(process: BaseProcess, folder: Path, name: str = "process", timeout: f
         process.kill()
     assert process.exitcode == 0, f"{name} ended with {process.exitcode}:\n{output(folder, name)}"
     return pickle.loads((folder / f"{name}.result").read_bytes())  # our own file
+
+
+def command(*arguments: str) -> None:
+    """To be started: ``contactlm`` with some arguments, which exits as the program does."""
+    from contactlm.__main__ import main
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background ignores
+    sys.argv = ["contactlm", *arguments]
+    sys.exit(main())
 
 
 def output(folder: Path, name: str = "process") -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -21,33 +22,20 @@ from contactlm.maps.contact_map import ContactMap
 from contactlm.types import ContactLMError
 from tests.conftest import make_tiny_esm, random_sequence, write_pdb
 from tests.modules.test_export import save_checkpoint
+from tests.processes import command, output, start, wait_until
 
 N = 60
 NAMES = [f"p{i:02d}" for i in range(N)]
 KINDS = ("npz", "rr", "png")
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "contactlm", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # A test run in the background ignores Ctrl-C, and its children would, too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def stop(process: subprocess.Popen, number: signal.Signals, when: Callable[[], bool]) -> tuple[str, str]:
-    """Send a signal as soon as something holds, and wait for the end."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not when() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert process.poll() is None, process.communicate()
-    process.send_signal(number)
-    return process.communicate(timeout=120)
+def stop(process: BaseProcess, number: signal.Signals, when: Callable[[], bool]) -> int | None:
+    """Send a signal as soon as something holds, and wait for the end; the exit status."""
+    wait_until(when, process, 120)
+    assert process.pid is not None and process.exitcode is None
+    os.kill(process.pid, number)
+    process.join(120)
+    return process.exitcode
 
 
 def predict(tiny_esm: Path, *more: str) -> list[str]:
@@ -79,34 +67,35 @@ def written(results: Path) -> int:
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, tiny_esm: Path) -> None:
     results = write_fasta(tmp_path) / "results"
-    stop(start(tmp_path, *predict(tiny_esm)), signal.SIGKILL, lambda: written(results) >= 5)
+    killed = start(command, *predict(tiny_esm), folder=tmp_path, name="killed")
+    assert stop(killed, signal.SIGKILL, lambda: written(results) >= 5) == -signal.SIGKILL
     before = stamps(results)
     assert 5 * len(KINDS) <= len(before) < N * len(KINDS)
     (results / f".{'0' * 32}.tmp").touch()  # what a kill in the middle of a write leaves
     with (results / "summary.csv").open("a") as handle:
         handle.write("p59,4")
-    process = start(tmp_path, *predict(tiny_esm))
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    process = start(command, *predict(tiny_esm), folder=tmp_path)
+    process.join(120)
+    assert process.exitcode == 0, output(tmp_path)
     kept = len(before) // len(KINDS)
-    assert f"{N - kept} maps written to results, {kept} were there already" in out
+    assert f"{N - kept} maps written to results, {kept} were there already" in output(tmp_path)
     assert {name: stamp for name, stamp in stamps(results).items() if name in before} == before
     expected = {f"{name}.{kind}" for name in NAMES for kind in KINDS} | {"summary.csv", "index.html"}
     assert {path.name for path in results.iterdir()} == expected
     assert sorted(row["id"] for row in summary(results)) == NAMES
     alone = ContactModule(str(tiny_esm)).predict_map(random_sequence(59, 40))
     np.testing.assert_allclose(ContactMap.load(results / "p59.npz").probability, alone.probability, atol=1e-6)
-    assert {path.name for path in tmp_path.iterdir()} == {"a.fasta", "results"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.fasta", "results", "killed.log", "process.log"}
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_a_run_with_a_short_message(tmp_path: Path, tiny_esm: Path) -> None:
     results = write_fasta(tmp_path) / "results"
-    process = start(tmp_path, *predict(tiny_esm))
-    _, err = stop(process, signal.SIGINT, lambda: len(list(results.glob("*.png"))) >= 3)
-    assert process.returncode not in (0, None)
-    assert "Traceback" not in err and "maps written to results; the same command goes on from there" in err
-    assert len(err.splitlines()) < 15
+    process = start(command, *predict(tiny_esm), folder=tmp_path)
+    assert stop(process, signal.SIGINT, lambda: len(list(results.glob("*.png"))) >= 3) == 130
+    said = output(tmp_path)
+    assert "Traceback" not in said and "maps written to results; the same command goes on from there" in said
+    assert len(said.splitlines()) < 15
     assert not list(results.glob(".*"))
     assert {row["id"] for row in summary(results)} <= set(NAMES)
 
@@ -127,8 +116,20 @@ sys.meta_path.insert(0, Tell())
 def test_ctrl_c_while_libraries_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(TELL)  # no clock tells how far a busy computer is
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    process = start(tmp_path, "predict", "--help")
-    out, err = stop(process, signal.SIGINT, (tmp_path / "importing").exists)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "contactlm", "predict", "--help"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background ignores Ctrl-C, and its children would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not (tmp_path / "importing").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
     if process.returncode == 0:
         pytest.skip(f"too fast to be interrupted: {len(out)} characters of help")
     assert (process.returncode, err) == (130, "contactlm: interrupted\n")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
 
+from tests.model.on_fake_device import run
+from tests.processes import finish, start
 
-def found(*arguments):
-    command = [sys.executable, "-m", "tests.model.on_fake_device", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+
+@pytest.fixture
+def found(tmp_path):
+    def answer(way, *stages):
+        device, report = finish(start(run, way, stages, folder=tmp_path), tmp_path)
+        return {"device": device, **report}
+
+    return answer
 
 
 NEEDS_CODEC = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
@@ -27,7 +29,7 @@ HELD = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", HELD)
-def test_a_step_of_the_fused_model_stays_on_the_device_and_waits_for_nothing(way):
+def test_a_step_of_the_fused_model_stays_on_the_device_and_waits_for_nothing(found, way):
     report = found(way, "training", "evaluation", "prediction")
     device = report.pop("device")
     assert device != "cpu" and report.keys() == {"training", "evaluation", "prediction"}
@@ -36,7 +38,7 @@ def test_a_step_of_the_fused_model_stays_on_the_device_and_waits_for_nothing(way
 
 
 @pytest.mark.slow
-def test_passes_go_to_the_device_once_and_their_results_come_back_once():
+def test_passes_go_to_the_device_once_and_their_results_come_back_once(found):
     report = found("fused", "windows", "retrieval")
     device = report["device"]
     windows, retrieval = report["windows"], report["retrieval"]
@@ -46,7 +48,7 @@ def test_passes_go_to_the_device_once_and_their_results_come_back_once():
 
 
 @pytest.mark.slow
-def test_scores_are_counted_where_the_maps_are():
+def test_scores_are_counted_where_the_maps_are(found):
     report = found("fused", "scores")
     device = report["device"]
     assert report["scores"] == {"results": [device], "devices": ["cpu", device], "waits": []}
@@ -54,7 +56,7 @@ def test_scores_are_counted_where_the_maps_are():
 
 
 @pytest.mark.slow
-def test_the_streamed_model_waits_once_a_step_for_the_layout_of_its_blocks():
+def test_the_streamed_model_waits_once_a_step_for_the_layout_of_its_blocks(found):
     """The control: a transfer is seen where there is one."""
     report = found("streamed", "training")
     waits = [name for name in report["training"]["waits"] if "streamed" not in name]  # which take the copy

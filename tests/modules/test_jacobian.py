@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from contactlm import ContactMap, ContactModule, JacobianModule, predict_contact
 from contactlm.alphabet import CLS, EOS, encode
 from contactlm.callbacks.writer import read_summary
 from contactlm.cli.main import main
+from contactlm.maps import jacobian_rows
 from contactlm.maps.agreement import agreement
 from contactlm.maps.contact_map import RANKED
 from contactlm.maps.jacobian import categorical_jacobian
@@ -31,7 +29,7 @@ from contactlm.types import ModelError
 from tests.conftest import random_sequence
 from tests.devices.commands import IN_PARTS, SHARDED
 from tests.maps.test_jacobian import published
-from tests.processes import run_ranks
+from tests.processes import run_ranks, start, wait_until
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 NEVER_READ = ("contact_head", "pooler")
@@ -306,20 +304,19 @@ def test_training_it_is_refused(tiny_esm: Path, pdb_folders, tmp_path: Path, mon
     assert "the categorical Jacobian trains nothing: give --trainer.max_steps 0" in capsys.readouterr().err
 
 
+def predict_keeping_all(pretrained: str, cache: str) -> None:
+    jacobian_rows.KEPT_EVERY = 0.0
+    JacobianModule(pretrained, cache_dir=cache).predict_map(random_sequence(6, 60))
+
+
 @pytest.mark.slow
 def test_a_killed_prediction_goes_on(tiny_esm: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of a protein; the next process runs no row that was kept."""
-    code = (
-        "import contactlm.maps.jacobian_rows as rows; rows.KEPT_EVERY = 0.0\n"
-        "from contactlm import JacobianModule\n"
-        f"JacobianModule({str(tiny_esm)!r}, cache_dir={str(tmp_path)!r}).predict_map({random_sequence(6, 60)!r})\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.rglob("*.rows-*.npy"))) < 5 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process = start(predict_keeping_all, str(tiny_esm), str(tmp_path), folder=tmp_path)
+    wait_until(lambda: len(list(tmp_path.rglob("*.rows-*.npy"))) >= 5, process)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     kept = len(list(tmp_path.rglob("*.rows-*.npy")))
     assert 5 <= kept < 60
     module, count = JacobianModule(str(tiny_esm), cache_dir=str(tmp_path)).eval(), 0

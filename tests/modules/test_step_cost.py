@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from functools import partial
@@ -21,27 +22,28 @@ WAYS = {
     "head": {"lora": None, "freeze_backbone": True},
     "plain": {"attention": "plain"},
 }
-# A step of the 8M architecture in a process of its own: prints what it adds to the memory of the process.
-STEP = """
-import re, sys, torch
+# Steps of the 8M architecture in a process of their own: prints what each adds to the memory of the process.
+STEPS = """
+import json, re, sys, torch
 from contactlm import ContactModule
 torch.set_num_threads(1)
 sizes = dict(num_hidden_layers=6, hidden_size=320, num_attention_heads=20, intermediate_size=1280)
-module = ContactModule(None, sizes, activation_checkpointing=sys.argv[1] == "True")
-module.log = lambda *_, **__: None
-rows, tokens = int(sys.argv[2]), int(sys.argv[3])
-batch = {
-    "tokens": torch.full((rows, tokens), 5), "attention_mask": torch.ones(rows, tokens, dtype=torch.bool),
-    "positions": torch.arange(tokens).repeat(rows, 1), "cb": torch.randn(rows, tokens - 2, 3) * 20,
-}
-small = {name: value[:1, :30] for name, value in batch.items() if name != "cb"} | {"cb": batch["cb"][:1, :28]}
-module.training_step(small, 0).backward()  # code is read when it is first run
 def most(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
-open("/proc/self/clear_refs", "w").write("5")  # forget the most there was: a process inherits its parent's
-before = most("VmHWM")
-module.training_step(batch, 0).backward()
-print(most("VmHWM") - before)
+for checkpointed, rows, tokens in json.loads(sys.argv[1]):
+    module = ContactModule(None, sizes, activation_checkpointing=checkpointed)
+    module.log = lambda *_, **__: None
+    batch = {
+        "tokens": torch.full((rows, tokens), 5), "attention_mask": torch.ones(rows, tokens, dtype=torch.bool),
+        "positions": torch.arange(tokens).repeat(rows, 1), "cb": torch.randn(rows, tokens - 2, 3) * 20,
+    }
+    small = {name: value[:1, :30] for name, value in batch.items() if name != "cb"} | {"cb": batch["cb"][:1, :28]}
+    module.training_step(small, 0).backward()  # code is read when it is first run
+    open("/proc/self/clear_refs", "w").write("5")  # forget the most there was
+    before = most("VmHWM")
+    module.training_step(batch, 0).backward()
+    print(most("VmHWM") - before)
+    del module, batch, small
 """
 
 
@@ -103,14 +105,15 @@ def test_a_pass_of_more_sequences_takes_more() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it asks Linux's kernel and C library")
-@pytest.mark.parametrize(("checkpointed", "rows", "tokens"), [(False, 2, 1022), (True, 2, 1022), (False, 16, 202)])
-def test_memory_is_what_a_process_takes(checkpointed: bool, rows: int, tokens: int) -> None:
+def test_memory_is_what_a_process_takes() -> None:
     sizes = {"num_hidden_layers": 6, "hidden_size": 320, "num_attention_heads": 20, "intermediate_size": 1280}
-    cost = step_cost(
-        partial(ContactModule, None, sizes, activation_checkpointing=checkpointed), made_batch(rows, tokens)
-    )
+    cases = [(True, 2, 1022), (False, 2, 1022), (False, 16, 202)]  # checkpointed, rows, tokens
     # The C library keeps memory it was given back, in pieces too small for the next tensor, unless told not to.
-    command = [sys.executable, "-c", STEP, str(checkpointed), str(rows), str(tokens)]
     environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", STEPS, json.dumps(cases)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert cost.total - cost.weights - cost.optimizer == pytest.approx(int(done.stdout), rel=0.15)
+    for (checkpointed, rows, tokens), taken in zip(cases, done.stdout.split(), strict=True):
+        make = partial(ContactModule, None, sizes, activation_checkpointing=checkpointed)
+        cost = step_cost(make, made_batch(rows, tokens))
+        planned = cost.total - cost.weights - cost.optimizer
+        assert planned == pytest.approx(int(taken), rel=0.15), (checkpointed, rows, tokens)
