@@ -81,6 +81,8 @@ def test_the_wheel_runs_elsewhere_optimized_and_in_odd_folders(
     small = ["--data.synthetic.folder=my protéins", "--data.synthetic.n_train=20", "--data.synthetic.n_test=2"]
     small += ["--budget.max_tokens=8000", "--trainer.val_check_interval=4", "--data.read_workers=0"]
     environment = {**os.environ, "PYTHONPATH": str(site), "CONTACTLM_CACHE": str(work / "der Cache")}
+    # what -O makes of all libraries is compiled by the first command, and read by the second
+    environment |= {"PYTHONPYCACHEPREFIX": str(tmp_path / "compiled"), "PYTHONDONTWRITEBYTECODE": ""}
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-O", "-m", "contactlm", *arguments]
