@@ -31,6 +31,7 @@ def _run(
 
     os.environ.update(env)
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores Ctrl-C
     with (folder / f"{name}.log").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -78,7 +79,6 @@ def command(*arguments: str) -> None:
     """To be started: ``contactlm`` with some arguments, which exits as the program does."""
     from contactlm.__main__ import main
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background ignores
     sys.argv = ["contactlm", *arguments]
     sys.exit(main())
 

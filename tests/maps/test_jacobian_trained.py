@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 from transformers import EsmForMaskedLM
 
@@ -30,8 +33,14 @@ def sequences(family: Family) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def model(family: Family) -> EsmForMaskedLM:
-    return trained_model(family, STEPS)
+def model(family: Family, tmp_path_factory: pytest.TempPathFactory) -> EsmForMaskedLM:
+    """Trained once, also where several processes run the tests: their folders lie beside each other."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent / "covarying" if "PYTEST_XDIST_WORKER" in os.environ else base / "covarying"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            trained_model(family, STEPS).save_pretrained(folder)
+    return EsmForMaskedLM.from_pretrained(folder).eval()
 
 
 def maps(model: EsmForMaskedLM, sequences: Tensor, window: int | None = None, **options) -> list[Tensor]:

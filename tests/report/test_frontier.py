@@ -172,7 +172,8 @@ def test_what_else_differs_is_told(experiment: Path) -> None:
 
 @pytest.mark.slow
 def test_the_files_and_the_reference_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    experiment = made_experiment(tmp_path / "runs", BACKBONES[::2], BUDGETS[::2])  # each of four groups has its pictures
+    few = BACKBONES[::2], BUDGETS[::2]  # each of four groups has its pictures
+    experiment = made_experiment(tmp_path / "runs", *few)
     given = ["report", str(experiment), "--out", str(tmp_path / "out")]
     assert main(given) == 0
     printed = capsys.readouterr().out

@@ -303,7 +303,11 @@ def test_a_run_that_was_ended_goes_on(server: Server, tmp_path: Path, how: signa
         pytest.skip("signals")
     server.plans = {f"{i}AB{letter}": [silent] for i in range(5, 10) for letter in "CDEF"}  # waits for 30 s
     command = [sys.executable, "-c", RUN, str(tmp_path), server.url]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A test run in the background ignores Ctrl-C, and its children would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     deadline = time.monotonic() + 100
     while server.busy < 2 or len(names(tmp_path)) < 16:
         assert time.monotonic() < deadline
