@@ -103,48 +103,20 @@ def nearly_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
         torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=1e-5, msg=lambda text, at=name: f"{at}: {text}")
 
 
-FAST = ("lora",)
-SLOW = tuple(kind for kind in KINDS if kind not in FAST)
-of_every_kind = pytest.mark.parametrize(
-    ("trained", "kind"),
-    [*((FAST, kind) for kind in FAST), *(pytest.param(SLOW, kind, marks=pytest.mark.slow) for kind in SLOW)],
-    indirect=["trained"],
-    ids=[*FAST, *SLOW],
-)
+of_every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def train_kinds(
-    world_size: int, kinds: tuple[str, ...], tiny_esm: Path, folders: Folders, batch_size: int
-) -> dict[str, dict[str, Any]]:
+def train_kinds(world_size: int, tiny_esm: Path, folders: Folders, batch_size: int) -> dict[str, dict[str, Any]]:
     tokens = 4 * 16 * 32  # four batches, of which an epoch has three: by twos, the budget ends within a window
     return {
         kind: train(world_size, tiny_esm, folders, batch_size, tokens, KINDS[kind][0], **KINDS[kind][1])
-        for kind in kinds
+        for kind in KINDS
     }
 
 
 @pytest.fixture(scope="module")
-def runs_of_kinds() -> dict[tuple[str, ...], list[dict[str, Any]]]:
-    """What was trained already: pytest makes a fixture again for every parameter, equal ones too."""
-    return {}
-
-
-@pytest.fixture(scope="module")
-def trained(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_esm: Path,
-    request: pytest.FixtureRequest,
-    runs_of_kinds: dict[tuple[str, ...], list[dict[str, Any]]],
-) -> list[dict[str, Any]]:
-    """Of each of some kinds, what two processes with batches of 8 came to, and one with batches of 16."""
-    if request.param not in runs_of_kinds:
-        runs_of_kinds[request.param] = trained_anew(tmp_path_factory, tiny_esm, request.param)
-    return runs_of_kinds[request.param]
-
-
-def trained_anew(
-    tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path, kinds: tuple[str, ...]
-) -> list[dict[str, Any]]:
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path) -> list[dict[str, Any]]:
+    """Of each kind, what two processes with batches of 8 came to, and one with batches of 16."""
     folder = tmp_path_factory.mktemp("trained")
     folders = folder / "train", folder / "test"
     for i in range(40):
@@ -156,10 +128,11 @@ def trained_anew(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTACTLM_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        ranks = run_ranks(train_kinds, 2, 2, kinds, tiny_esm, folders, 8, folder=folder)
-        return [*ranks, train_kinds(1, kinds, tiny_esm, folders, 16)]
+        ranks = run_ranks(train_kinds, 2, 2, tiny_esm, folders, 8, folder=folder)
+        return [*ranks, train_kinds(1, tiny_esm, folders, 16)]
 
 
+@pytest.mark.slow
 @of_every_kind
 def test_two_processes_train_as_one_with_the_double_batch(trained: list[dict[str, Any]], kind: str) -> None:
     *ranks, one = (results[kind] for results in trained)
@@ -178,6 +151,7 @@ def test_two_processes_train_as_one_with_the_double_batch(trained: list[dict[str
     assert len(one["gradients"][0]) == len(one["weights"])  # each gets one: DDP has to look for no unused ones
 
 
+@pytest.mark.slow
 @of_every_kind
 def test_budget_and_flops_are_sums_over_processes(trained: list[dict[str, Any]], kind: str) -> None:
     *ranks, one = (results[kind] for results in trained)

@@ -57,6 +57,7 @@ def test_without_a_gpu_it_is_refused(
     assert "data.batch_size is auto, which is for a GPU; on cpu" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_beyond_eight_it_comes_in_eights_and_fits() -> None:
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
     make, cpu = partial(ContactModule, None, sizes), torch.device("cpu")

@@ -297,6 +297,7 @@ def real_chains(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Conta
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bound", [CostBound("tokens", m) for m in (1500, 3000, 8192)] + [PAIRS, CostBound("pairs", 10**6)]
 )

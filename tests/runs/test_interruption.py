@@ -242,9 +242,8 @@ def test_a_run_killed_again_and_again_is_the_unbroken_run(tmp_path: Path, tiny_e
     assert {step: once[step] for step in losses(broken)} == losses(broken) and STEPS in losses(broken)
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_run_and_ends_it(
     tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, number: signal.Signals, status: int
 ) -> None:
