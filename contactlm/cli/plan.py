@@ -24,6 +24,7 @@ from contactlm.cli.commands import description
 from contactlm.cli.configs import resolve_arguments
 from contactlm.cli.main import ContactCLI
 from contactlm.data.whole import most_chains
+from contactlm.model.allocator import give_large_blocks_back
 from contactlm.model.loading import architecture_of
 from contactlm.modules.base import MapModule
 from contactlm.modules.fitting import Fit, Way, resized, shorter_crop, told_size, ways, what_fits
@@ -241,6 +242,8 @@ class PlanCLI(ContactCLI):
         """Seconds and memory of three real steps of the largest batch, with random weights."""
         module = self.new_module().to(self._device)
         module.log = lambda *_, **__: None  # type: ignore[method-assign]  # there is no trainer to log to
+        if self._device.type == "cpu":
+            give_large_blocks_back(module)
         made: Any = module.configure_optimizers()
         optimizer = made["optimizer"] if isinstance(made, dict) else made
         batch = {k: v.to(self._device) if isinstance(v, torch.Tensor) else v for k, v in seen.largest.items()}

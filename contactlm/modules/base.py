@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from contactlm.maps.full_map import FullMap
 from contactlm.maps.windows import WindowOptions
+from contactlm.model.allocator import give_large_blocks_back
 from contactlm.model.execution import check_crop_length, check_execution
 from contactlm.model.losses import contact_loss
 from contactlm.model.sharding import shard_layers
@@ -270,8 +271,10 @@ class MapModule(MapPredictor):
             step_plateaus(self.trainer)
 
     def setup(self, stage: str) -> None:
-        """Refuse what would not do what it promises: true half precision, and torch.compile."""
+        """Refuse what would not do what it promises (true half precision, torch.compile); on a CPU, save memory."""
         check_execution(self, str(self.trainer.precision))
+        if self.trainer.strategy.root_device.type == "cpu":
+            give_large_blocks_back(self)
         # A remark of Lightning's on the way: it takes the hooks of this module and not the data module's, as it should
         warnings.filterwarnings("ignore", "You have overridden `(transfer_batch_to_device|on_before_batch_transfer)`")
 

@@ -42,6 +42,7 @@ import torch
 from torch import nn
 
 from contactlm import ContactModule, MapModule
+from contactlm.model.allocator import give_large_blocks_back
 from contactlm.model.loading import load_esm
 from contactlm.model.lora import LoraOptions, add_lora
 from contactlm.modules.step_cost import StepCost, StorageMeter, as_fake, step_cost, without_numbers
@@ -111,6 +112,8 @@ def measure(size: str, variant: str, case: str, device: str) -> dict[str, float]
     before = resident(device)
     module = build(maker(size, variant), device)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]  # there is no trainer
+    if device == "cpu" and variant != "stock":
+        give_large_blocks_back(module)  # as a run does
     made: Any = module.configure_optimizers()
     once(module, made, {k: v[:1, :30] if k != "cb" else v[:1, :28] for k, v in batch(case).items()}, device)
     loaded = forget_peak(device)
