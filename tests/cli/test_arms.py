@@ -27,6 +27,7 @@ TESTED = {
     "crop384": {"data.crop_length", "data.batch_size"},
     "twoseg": {"data.crop"},
     "twoseg384": {"data.crop", "data.crop_length", "data.batch_size"},
+    "whole1": {"data.crop", "data.crop_length", "data.batch_size"},
     "fullft": {"model.lora"},
     "headonly": {"model.lora", "model.freeze_backbone"},
     "zeroshot": {"model.lora", "model.freeze_backbone", "model.train_head", "trainer.max_steps"},
@@ -57,6 +58,7 @@ CROPS = {
     "crop384": ("random", 384, 8),
     "twoseg": ("two_segments", 200, 16),
     "twoseg384": ("two_segments", 384, 2),
+    "whole1": ("cut", 1020, 1),
 }
 
 
