@@ -251,8 +251,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 bar.set_alpha(0.35 if row["all"] == "" else 1.0)
         for card in CARDS:
             axes.axhline(card, color="grey", linewidth=0.8, linestyle="--")
-            axes.text(len(sizes) - 0.5, card, f"{card} GB", ha="right", va="bottom", fontsize="small", color="grey")
-        axes.set(yscale="log", title=f"{case} residues")
+            axes.text(len(sizes) + 0.2, card, f"{card} GB", ha="right", va="bottom", fontsize="small", color="grey")
+        axes.set(yscale="log", title=f"{case} residues", xlim=(-0.5, len(sizes) + 0.25))
         axes.set_xticks(range(len(sizes)), sizes)
     figure.axes[0].set_ylabel("model and step, GB (pale: by the plan)")
     figure.axes[0].legend(fontsize="small")
