@@ -109,8 +109,8 @@ of_every_kind = pytest.mark.parametrize("kind", KINDS)
 def train_kinds(world_size: int, tiny_esm: Path, folders: Folders, batch_size: int) -> dict[str, dict[str, Any]]:
     tokens = 4 * 16 * 32  # four batches, of which an epoch has three: by twos, the budget ends within a window
     return {
-        kind: train(world_size, tiny_esm, folders, batch_size, tokens, KINDS[kind][0], **KINDS[kind][1])
-        for kind in KINDS
+        kind: train(world_size, tiny_esm, folders, batch_size, tokens, model, **options)
+        for kind, (model, options) in KINDS.items()
     }
 
 

@@ -15,7 +15,7 @@ import platform
 
 from torch import nn
 
-LARGE = 100_000_000  # weights, from which on it costs no time
+LARGE = 100_000_000  # weights, from which on it costs a few hundredths of a step's time at most
 LARGE_BLOCK = 2 << 20  # bytes
 KEPT_AT_THE_END = 64 << 20  # bytes at the heap's upper end, as where glibc chooses by itself
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h

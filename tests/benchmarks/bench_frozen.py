@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from contactlm import ContactDataModule, ContactModule
+from contactlm.alphabet import CLS, EOS
 from contactlm.cli.configs import resolve_arguments
 from contactlm.cli.plan import PlanCLI
 from contactlm.metrics import PrecisionAtL, ProteinMCC
@@ -48,7 +49,7 @@ def made(pretrained: str, how: dict[str, Any]) -> ContactModule:
 @torch.no_grad()
 def logits_of(module: ContactModule, data: ContactDataModule) -> list[Tensor]:
     store = data.chains["test"]
-    cls, eos = torch.tensor([0]), torch.tensor([2])
+    cls, eos = torch.tensor([CLS]), torch.tensor([EOS])
     tokens = (torch.from_numpy(store.tokens_of(i).astype("int64")) for i in range(len(store)))
     return [module.contact_logits(torch.cat([cls, own, eos])[None])[0] for own in tokens]
 

@@ -11,7 +11,8 @@ Sizes of ESM2 with random weights, LoRA (r = 8, dropout 0.05) on queries and key
   bfloat16      contactlm with backbone_dtype bfloat16, where this contactlm has it
   both          and activation checkpointing
 ``table`` takes one step (forward, loss, backward, Adam) of every case in a process of its own: on the CPU the peak
-resident memory over the process before the model was made, on a GPU ``max_memory_allocated``. Beside it stands what
+resident memory over the process before the model was made, ours as a run sets glibc
+(contactlm/model/allocator.py); on a GPU ``max_memory_allocated``. Beside it stands what
 ``contactlm plan`` says without a step. What takes more than ``--max_tflop``, more than 20 GB of a stock model, or more
 than the machine has free, is told by the plan alone: 15B always. ``--mmap`` keeps glibc from holding on to memory that
 was given back (MALLOC_MMAP_THRESHOLD_), so that plan and peak can be compared. Writes memory.md/.csv and memory.png.
