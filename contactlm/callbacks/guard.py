@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 
 from contactlm.callbacks.moments import is_time_to_log
 from contactlm.callbacks.step_sums import StepSums
+from contactlm.maps.copies import Fetched
 from contactlm.types import ContactLMError, TrainingError
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def name_samples(batch: Any) -> list[str]:
     return [f"{name} from residue {start + 1}" for name, start in zip(ids, starts.tolist(), strict=True)]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Backward:
     """A backward pass that waits for its optimizer step."""
 
@@ -51,6 +52,15 @@ class _Backward:
         return list(names(self.batch)) or [f"batch {self.batch_idx}"]
 
 
+@dataclass(frozen=True)
+class _Step:
+    """An optimizer step that left itself out if it had to, and whether it did, on its way to the processor."""
+
+    number: int
+    backwards: Sequence[_Backward]
+    found: Fetched  # int64 (3,), as NOTHING
+
+
 class LossGuard(L.Callback):
     """Skips the optimizer step when a loss or a gradient is not finite, and stops after too many such steps.
 
@@ -58,7 +68,9 @@ class LossGuard(L.Callback):
     for it are dropped. Everything that counts batches goes on: the learning rate scheduler, ``global_step``, the token
     budget. The decision is taken on all processes alike. A step whose gradients are all exactly zero, as of a batch of
     which no pair is known, is left out too (momentum would move the weights); it is counted apart, in ``empty``, and
-    meets no limit. Costs one norm over all gradients and one transfer from the device a step.
+    meets no limit. Costs one norm over all gradients and one transfer from the device a step. On one process a step of
+    a fused Adam or AdamW, which leaves itself out on the device, is not waited for: what became of it is counted within
+    the next step, or when somebody asks.
 
     With float16 and a gradient scaler (``16-mixed``), a gradient that overflows while the loss is finite is the
     scaler's own matter: it skips the step and halves its scale. Such steps count here, once, only when the scale is
@@ -85,13 +97,14 @@ class LossGuard(L.Callback):
         self.skipped = self.consecutive = self.empty = 0
         self._batch: tuple[Any, int] = (None, 0)
         self._waiting: list[_Backward] = []
+        self._under_way: _Step | None = None
         self._clip: float | None = None  # the trainer's gradient_clip_val, while it is put aside
         self._found: Sequence[int] | Tensor = NOTHING  # in the step at hand, by this process
         self._verdict = list(NOTHING)  # in how many processes
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the processes know of each other's losses and gradients."""
-        self._found = NOTHING
+        self._found, self._under_way = NOTHING, None
         StepSums.of(trainer).join(self, self._give, self._take)
 
     def _give(self) -> Sequence[int] | Tensor:
@@ -123,34 +136,51 @@ class LossGuard(L.Callback):
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return  # the training step returned no loss
-        bad_loss, bad_gradient, moves = self._judge(trainer, pl_module.device, waiting, optimizer)
-        if not (bad_loss or bad_gradient) and moves:
-            self.consecutive = 0
+        found = self._look(pl_module.device, waiting, optimizer)
+        if _leaves_itself_out(optimizer) and trainer.world_size == 1 and _scaler(trainer) is None:
+            self._settle()
+            loss_is_bad, gradient_is_bad, something_moves = found
+            optimizer.found_inf = (loss_is_bad | gradient_is_bad | (something_moves == 0)).float()  # type: ignore[attr-defined]
+            self._under_way = _Step(trainer.global_step, waiting, Fetched(found))
             return
-        self._drop_gradients(trainer, optimizer)
-        if not (bad_loss or bad_gradient):
-            self.empty += 1
-            return
+        self._found = found
+        StepSums.of(trainer).exchange(trainer)
+        bad_loss, bad_gradient, moves = map(bool, self._verdict)
+        if bad_loss or bad_gradient or not moves:
+            self._drop_gradients(trainer, optimizer)
         scaler = _scaler(trainer)
-        if scaler is not None and not bad_loss and scaler.get_scale() > 1:
+        if scaler is not None and bad_gradient and not bad_loss and scaler.get_scale() > 1:
+            return
+        self._count(trainer.global_step, waiting, bad_loss, bad_gradient, moves)
+
+    def _look(self, device: torch.device, waiting: Sequence[_Backward], optimizer: torch.optim.Optimizer) -> Tensor:
+        """Whether a loss is not finite, a gradient is not finite, some gradient is not zero: int64 (3,)."""
+        largest = get_total_norm(_own_parts(_gradients(optimizer)), norm_type=torch.inf).to(device)
+        losses = torch.stack([waited.loss.to(device).isfinite().all() for waited in waiting]).all()
+        return torch.stack([~losses, ~largest.isfinite(), largest != 0]).long()
+
+    def _settle(self) -> None:
+        """Count the last step that was not waited for."""
+        step, self._under_way = self._under_way, None
+        if step is not None:
+            self._count(step.number, step.backwards, *map(bool, step.found.wait().tolist()))
+
+    def _count(
+        self, number: int, backwards: Sequence[_Backward], bad_loss: bool, bad_gradient: bool, moves: bool
+    ) -> None:
+        """Count a step that was taken, or left out; tell of it, and stop at a limit."""
+        if not (bad_loss or bad_gradient):
+            if moves:
+                self.consecutive = 0
+            else:
+                self.empty += 1
             return
         self.skipped += 1
         self.consecutive += 1
-        culprits = [waited for waited in waiting if not bool(waited.loss.isfinite())] if bad_loss else waiting
+        culprits = [each for each in backwards if not bool(each.loss.isfinite())] if bad_loss else backwards
         if culprits:  # on this process
-            self._tell(trainer, culprits, "the loss" if bad_loss else "a gradient")
+            self._tell(number, culprits, "the loss" if bad_loss else "a gradient")
         self._stop_at_limit(culprits)
-
-    def _judge(
-        self, trainer: L.Trainer, device: torch.device, waiting: Sequence[_Backward], optimizer: torch.optim.Optimizer
-    ) -> tuple[bool, bool, bool]:
-        """Whether, on any process, a loss is not finite, a gradient is not finite, some gradient is not zero."""
-        largest = get_total_norm(_own_parts(_gradients(optimizer)), norm_type=torch.inf).to(device)
-        losses = torch.stack([waited.loss.to(device).isfinite().all() for waited in waiting]).all()
-        self._found = torch.stack([~losses, ~largest.isfinite(), largest != 0]).long()
-        StepSums.of(trainer).exchange(trainer)
-        bad_loss, bad_gradient, moves = self._verdict
-        return bool(bad_loss), bool(bad_gradient), bool(moves)
 
     def _drop_gradients(self, trainer: L.Trainer, optimizer: torch.optim.Optimizer) -> None:
         """Make the coming step do nothing: optimizers pass over parameters without a gradient."""
@@ -166,11 +196,11 @@ class LossGuard(L.Callback):
         if self._clip is not None:
             self._clip, trainer.gradient_clip_val = None, self._clip
 
-    def _tell(self, trainer: L.Trainer, culprits: Sequence[_Backward], what: str) -> None:
+    def _tell(self, number: int, culprits: Sequence[_Backward], what: str) -> None:
         losses = ", ".join(f"{float(waited.loss):.4g}" for waited in culprits)
         log.warning(
             "step %d: %s is not finite (loss %s): the optimizer step is skipped, %d in a row, %d in all; proteins: %s",
-            trainer.global_step,
+            number,
             what,
             losses,
             self.consecutive,
@@ -197,11 +227,19 @@ class LossGuard(L.Callback):
     ) -> None:
         """Log how many steps were skipped so far."""
         self._clip_again(trainer)
+        for optimizer in filter(_leaves_itself_out, trainer.optimizers):
+            optimizer.found_inf = None  # type: ignore[attr-defined]  # of one step alone
         if is_time_to_log(trainer):
+            self._settle()
             pl_module.log("train/skipped_steps", torch.tensor(float(self.skipped)))  # on the CPU: no copy to the device
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count the last step."""
+        self._settle()
 
     def state_dict(self) -> dict[str, int]:
         """The counts."""
+        self._settle()
         return {"skipped": self.skipped, "consecutive": self.consecutive, "empty": self.empty}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -218,6 +256,12 @@ def _own_parts(gradients: Sequence[Tensor]) -> list[Tensor]:
     """What this process holds of gradients, where they are spread over processes; some parts are empty there."""
     parts = [part.to_local() if hasattr(part, "to_local") else part for part in gradients]
     return [part for part in parts if part.numel()]
+
+
+def _leaves_itself_out(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its step does nothing, on the device, where its ``found_inf`` is not 0: what a gradient scaler uses."""
+    adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+    return adam and all(group.get("fused") for group in optimizer.param_groups)
 
 
 def _scaler(trainer: L.Trainer) -> Any:

@@ -20,7 +20,7 @@ from contactlm.model.losses import contact_loss
 from contactlm.model.sharding import shard_layers
 from contactlm.modules.lockstep import Lockstep, evaluate_without_inference_mode, idle_tokens, is_last_step
 from contactlm.modules.map_predictor import MapPredictor, of_residues
-from contactlm.modules.optimization import Parts, adam, make_optimizer, schedule, step_plateaus
+from contactlm.modules.optimization import Parts, adam, fuse, make_optimizer, schedule, step_plateaus
 from contactlm.modules.sharded_strategy import adopt
 from contactlm.modules.strategies import check_strategy
 from contactlm.structure.labels import contact_labels
@@ -256,6 +256,8 @@ class MapModule(MapPredictor):
                 "`contactlm test`, or let something learn"
             )
         optimizer = make_optimizer(self.optimizer, trainable, self.lr_factors())
+        if self._trainer is None or self.trainer.world_size == 1:
+            fuse(optimizer)
         if self.scheduler is None:
             return optimizer
         entry = schedule(self.scheduler, optimizer)

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, ReduceLROnPlateau, SequentialLR
 
+from contactlm.maps.copies import goes_on
 from contactlm.types import TrainingError
 
 Parts = Sequence[tuple[list[nn.Parameter], float]]  # parameters with a learning rate of their own, over the others'
@@ -63,6 +64,26 @@ def make_optimizer(
         of_part = {id(parameter) for parameter in own}
         groups.append({"params": [p for p in trainable if id(p) in of_part], "lr": lr * factor})
     return make([group for group in groups if group["params"]])
+
+
+def fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Let Adam and AdamW take their step on a GPU in one operation, unless somebody chose how.
+
+    Such a step leaves itself out where it is told to on the device, so that ``LossGuard`` need not wait. Made with
+    ``fused=True`` an optimizer would say of itself that it unscales gradients, and Lightning would not clip them.
+
+    Args:
+        optimizer: Over weights that are where they will be trained.
+    """
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return
+    groups = optimizer.param_groups
+    chosen = any(
+        group["fused"] is not None or group["foreach"] is not None or group["differentiable"] for group in groups
+    )
+    if not chosen and all(goes_on(weight.device) for group in groups for weight in group["params"]):
+        for group in groups:
+            group["fused"] = True
 
 
 def schedule(make: LRSchedulerCallable, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -18,8 +18,10 @@ from torch.utils.data import DataLoader
 
 from contactlm import ContactModule
 from contactlm.callbacks import LossGuard, TokenBudget
+from contactlm.callbacks import guard as guard_file
 from contactlm.cli.main import main
 from contactlm.model.losses import contact_loss
+from contactlm.modules import optimization
 from contactlm.types import ContactLMError, TrainingError
 from tests.callbacks.test_callbacks import data_module, trainer
 
@@ -27,20 +29,26 @@ NAN, INF = float("nan"), float("inf")
 
 
 class Foreign(L.LightningModule):
-    """A module that knows nothing of this package; the batch holds the factor that its loss is multiplied by."""
+    """A module that knows nothing of this package; the batch holds the factor that its loss is multiplied by.
 
-    def __init__(self, lr: float = 0.1, scheduled: bool = False, fused: bool = False) -> None:
+    Its optimizer is fused as it was made, or by itself: as `fuse` does it, so that Lightning clips gradients.
+    """
+
+    def __init__(
+        self, lr: float = 0.1, scheduled: bool = False, fused: bool | None = None, by_itself: bool = False
+    ) -> None:
         super().__init__()
         self.layer = nn.Linear(2, 1)
-        self.scheduled = scheduled
-        self.make = lambda: torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=0.1, fused=fused or None)
+        self.lr, self.scheduled, self.fused, self.by_itself = lr, scheduled, fused, by_itself
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         self.log("loss", 0.0)
         return self.layer(torch.ones(2)).sum() * batch.sum()
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make()
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.1, fused=self.fused)
+        if self.by_itself:
+            optimizer.param_groups[0]["fused"] = True
         if not self.scheduled:
             return optimizer
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
@@ -107,6 +115,7 @@ def test_the_run_is_that_without_the_bad_batches(tmp_path: Path) -> None:
     _, _, with_bad, _ = run(tmp_path, [1, NAN, 2, INF, 3], copy.deepcopy(start))
     _, _, without, _ = run(tmp_path, [1, 2, 3], copy.deepcopy(start))
     assert same(with_bad.state_dict(), without.state_dict())
+    assert not same(without.state_dict(), start.state_dict())
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
@@ -121,6 +130,83 @@ def test_a_gradient_that_is_not_finite_is_found_before_clipping(tmp_path: Path, 
     guard, watch, _, _ = run(tmp_path, [1, 1, 1], module, gradient_clip_val=1.0, gradient_clip_algorithm=algorithm)
     assert watch.unchanged == [False, True, False]
     assert guard.skipped == 1
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_an_optimizer_that_leaves_a_step_out_by_itself_is_not_waited_for(
+    tmp_path: Path,
+    clip: float | None,
+    algorithm: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    course = ""
+
+    class Noted(guard_file.Fetched):
+        def __init__(self, found: Tensor) -> None:
+            nonlocal course
+            super().__init__(found)
+            course += "look "
+
+        def wait(self) -> Tensor:
+            nonlocal course
+            course += "read "
+            return super().wait()
+
+    class Ended(L.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            nonlocal course
+            course += "end "
+
+    monkeypatch.setattr(guard_file, "Fetched", Noted)
+    start, factors = Foreign(by_itself=True), [1, NAN, 2, 0, INF, 3]
+    clipping = {"gradient_clip_val": clip, "gradient_clip_algorithm": algorithm, "log_every_n_steps": 100}
+    with caplog.at_level(logging.WARNING, "contactlm"):
+        guard, watch, with_bad, _ = run(tmp_path, factors, copy.deepcopy(start), callbacks=[Ended()], **clipping)
+    assert watch.unchanged == [False, True, False, True, True, False]
+    assert (guard.skipped, guard.consecutive, guard.empty) == (2, 0, 1)
+    assert course == "look end " + "read look end " * 4 + "read look read end "  # the last one is logged
+    assert [record.args[0] for record in caplog.records if record.args] == [1, 4]  # type: ignore[index]  # the steps
+    _, _, without, runner = run(tmp_path, [1, 2, 3], copy.deepcopy(start), **clipping)
+    assert same(with_bad.state_dict(), without.state_dict())
+    (optimizer,) = runner.optimizers
+    assert all(state["step"] == 3 for state in optimizer.state.values())
+
+
+def test_at_a_limit_an_optimizer_that_is_not_waited_for_takes_no_further_step(tmp_path: Path) -> None:
+    guard, watch = LossGuard(max_consecutive=2), Watch()
+    with pytest.raises(TrainingError, match=r"2 optimizer steps in a row.*had the proteins: batch 2"):
+        trainer(tmp_path, guard, watch, max_epochs=1).fit(Foreign(by_itself=True), batches([1, NAN, NAN, 1, 1]))
+    assert watch.unchanged == [False, True, True]  # it ended within the next one
+    runner = trainer(tmp_path, guard, max_epochs=1, log_every_n_steps=100)
+    with pytest.raises(TrainingError, match="2 optimizer steps in a row"):
+        runner.fit(Foreign(by_itself=True), batches([1, NAN, NAN]))  # at the end of training
+
+
+def test_a_checkpoint_knows_of_the_step_that_was_not_waited_for(tmp_path: Path) -> None:
+    guard, saved = LossGuard(), []
+
+    class Saved(L.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            saved.append(guard.state_dict()["skipped"])
+
+    run(tmp_path, [1, NAN, 1, NAN], Foreign(by_itself=True), guard=guard, callbacks=[Saved()], log_every_n_steps=100)
+    assert saved == [0, 1, 1, 2]
+
+
+def test_adam_is_fused_on_a_gpu_unless_somebody_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    def groups_of(kind: type[torch.optim.Optimizer], **options: Any) -> list[Any]:
+        optimizer = kind([nn.Parameter(torch.ones(2))], **options)
+        optimization.fuse(optimizer)
+        return [group.get("fused") for group in optimizer.param_groups]
+
+    assert groups_of(torch.optim.Adam) == [None]  # on a CPU
+    monkeypatch.setattr(optimization, "goes_on", lambda device: True)
+    assert groups_of(torch.optim.Adam) == groups_of(torch.optim.AdamW, weight_decay=0.1) == [True]
+    assert groups_of(torch.optim.Adam, foreach=False) == groups_of(torch.optim.Adam, differentiable=True) == [None]
+    assert groups_of(torch.optim.AdamW, fused=False) == [False]
+    assert groups_of(torch.optim.SGD, lr=0.1) == [None]
 
 
 def test_an_infinite_loss_with_finite_gradients_is_skipped_too(tmp_path: Path) -> None:
