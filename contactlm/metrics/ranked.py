@@ -220,11 +220,14 @@ def _triangle(L: int, start: int, device: torch.device) -> Tensor:
 
 def _strip(L: int, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
     """Rows and columns of the pairs with start <= j - i < end, and which of them there are; None: all."""
+    if device.type == "cpu":
+        first, apart = np.arange(L)[:, None], np.arange(start, end)
+        inside = first < L - apart
+        row = np.broadcast_to(first, inside.shape)[inside]
+        return torch.from_numpy(row), torch.from_numpy((first + apart)[inside]), None
     row = torch.arange(L, device=device)[:, None]
     column = row + torch.arange(start, end, device=device)
     inside, row = column < L, row.expand_as(column)
-    if by_numpy(row):
-        return row[inside], column[inside], None
     return row.flatten(), column.clamp(max=max(L - 1, 0)).flatten(), inside.flatten()
 
 
@@ -282,19 +285,20 @@ def cuts_on(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 def above(ordered: Tensor, cuts: Tensor) -> Tensor:
     """How many values are strictly above each cut, which is not negative."""
-    return len(ordered) - _places(ordered, cuts, right=True)
+    return _from(ordered, cuts, "right")
 
 
 def reaching(ordered: Tensor, cuts: Tensor) -> Tensor:
     """How many values are not below each cut, which is not negative."""
-    return len(ordered) - _places(ordered, cuts, right=False)
+    return _from(ordered, cuts, "left")
 
 
-def _places(ordered: Tensor, cuts: Tensor, right: bool) -> Tensor:
-    """Where cuts would stand in a list."""
+def _from(ordered: Tensor, cuts: Tensor, side: Literal["left", "right"]) -> Tensor:
+    """How many values of a list there are from where each cut would stand."""
     if by_numpy(ordered):  # NumPy goes on from the last cut's place where cuts ascend
-        return torch.from_numpy(np.searchsorted(ordered.numpy(), cuts.numpy(), side="right" if right else "left"))
-    return torch.searchsorted(ordered, cuts, right=right)
+        values = ordered.numpy()
+        return torch.from_numpy(values.size - values.searchsorted(cuts.numpy(), side))
+    return len(ordered) - torch.searchsorted(ordered, cuts, side=side)
 
 
 def trivial_counts(ranked: RankedMap) -> Tensor:
