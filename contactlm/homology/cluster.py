@@ -23,7 +23,7 @@ from contactlm.homology.relations import ClusterOptions, Relations, find_relatio
 
 __all__ = ["ClusterOptions", "best_identity", "cluster_sequences", "related_pairs"]
 
-CLUSTER_VERSION = 1  # raise it whenever other pairs are found: every clustering is then computed again
+CLUSTER_VERSION = 2  # raise it whenever other pairs are found: every clustering is then computed again
 DEFAULTS = ClusterOptions()
 
 

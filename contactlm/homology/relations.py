@@ -183,7 +183,10 @@ class PairSearch(Protocol):
     block: int
 
     def related(self, asked: NDArray[np.int64], bar: Bar) -> Relations:
-        """Find all relations of some sequences, int64 (m,), with those of the other side or with later ones."""
+        """Find all relations of some sequences, int64 (m,), with those of the other side or with later ones.
+
+        Of one side alone they follow each other in the pool.
+        """
         ...
 
 
@@ -235,19 +238,20 @@ def _measure(pool: Sequence[str], aligner: Aligner, group: NDArray[np.int64]) ->
 class MmseqsSearch:
     """MMseqs2. The arguments are those of :class:`AlignmentSearch`."""
 
-    block = 20_000
+    block = 10_000
 
     def __init__(self, pool: Sequence[str], options: ClusterOptions, sides: Sides | None, threads: int) -> None:
         self._pool, self._options, self._threads = pool, options, threads
-        self._targets = np.arange(len(pool)) if sides is None else np.flatnonzero(sides[1])
+        self._others = None if sides is None else np.flatnonzero(sides[1])
         self._unknown = np.array([UNKNOWN_LETTER in sequence for sequence in pool], dtype=np.bool_)
 
     def related(self, asked: NDArray[np.int64], bar: Bar) -> Relations:
-        """Find all relations of some sequences, int64 (m,), with those of the other side or with any."""
-        queries, targets = ([self._pool[i] for i in numbers.tolist()] for numbers in (asked, self._targets))
+        """Find all relations of sequences in a row, int64 (m,), with those of the other side or with later ones."""
+        partners = np.arange(asked[0], len(self._pool)) if self._others is None else self._others
+        queries, targets = ([self._pool[i] for i in numbers.tolist()] for numbers in (asked, partners))
         parts = []
         for hits in search(queries, targets, self._threads, self._options.bits, self._options.identity):
-            first, second = asked[hits.first], self._targets[hits.second]
+            first, second = asked[hits.first], partners[hits.second]
             hits = hits._replace(first=np.minimum(first, second), second=np.maximum(first, second))
             parts.append(_keep_related(self._without_unknown(hits), self._options))
         bar.update(len(asked))

@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from contactlm.homology import mmseqs, relations
 from contactlm.homology.cluster import ClusterOptions, best_identity, cluster_sequences, related_pairs
-from contactlm.homology.relations import make_pool
+from contactlm.homology.relations import find_relations, make_pool
 from contactlm.types import DataError
 from tests.homology.test_cluster import EXACT, families, partition, random_sequence, real_chains
 
@@ -71,6 +71,24 @@ def test_mmseqs_finds_the_pairs_when_asked_for(tmp_path: Path, monkeypatch: pyte
         atol=0.05,  # of equally good alignments another one
     )
     assert cluster_sequences([], MMSEQS).shape == (0,)
+
+
+def test_blocks_search_pairs_of_two_blocks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_mmseqs(tmp_path, monkeypatch)
+    pool = make_pool(families(7))
+    expected = find_relations(pool, MMSEQS)
+    search, sizes = relations.search, []
+
+    def counted(queries: list[str], targets: list[str], *given: float) -> Iterator[mmseqs.Hits]:
+        sizes.append((len(queries), len(targets)))
+        return search(queries, targets, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(relations, "search", counted)
+    monkeypatch.setattr(relations.MmseqsSearch, "block", 7)
+    found, n = find_relations(pool, MMSEQS), len(pool)
+    assert len(found.first) > 20 and np.array_equal(found[:2], expected[:2])
+    np.testing.assert_allclose(found.identity, expected.identity, atol=0.05)  # of equally good alignments another one
+    assert sizes == [(min(7, n - start), n - start) for start in range(0, n, 7)]
 
 
 def test_mmseqs_that_fails_or_is_missing_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
