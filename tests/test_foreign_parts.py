@@ -247,13 +247,13 @@ EPOCH_LOOP = "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop"
 SPEED = "lightning.fabric.utilities.throughput:get_available_flops"
 TO_SAVE = ("self", "trainer", "monitor_candidates")
 PARTS: list[tuple[str, str, str, Check]] = [
-    ("lightning", f"{CLI}._prepare_subcommand_parser", "cli/main.py", ("self", "klass", "subcommand", "kwargs")),
-    ("lightning", f"{CLI}._parse_ckpt_path", "cli/main.py", ("self",)),
-    ("lightning", f"{CLI}._instantiate_trainer", "cli/main.py", ("self", "config", "callbacks")),
-    ("lightning", f"{CLI}._get", "cli/main.py", ("self", "config", "key", "default")),
-    ("lightning", f"{CLI}._parser", "cli/main.py", ("self", "subcommand")),
+    ("lightning", f"{CLI}._prepare_subcommand_parser", "cli/contact_cli.py", ("self", "klass", "subcommand", "kwargs")),
+    ("lightning", f"{CLI}._parse_ckpt_path", "cli/contact_cli.py", ("self",)),
+    ("lightning", f"{CLI}._instantiate_trainer", "cli/contact_cli.py", ("self", "config", "callbacks")),
+    ("lightning", f"{CLI}._get", "cli/contact_cli.py", ("self", "config", "key", "default")),
+    ("lightning", f"{CLI}._parser", "cli/contact_cli.py", ("self", "subcommand")),
     ("lightning", "CSVLogger._version", "runs/directory.py", loggers_take_a_version),
-    ("lightning", "lightning.fabric.utilities.rank_zero:rank_zero_only.rank", "cli/main.py", None),
+    ("lightning", "lightning.fabric.utilities.rank_zero:rank_zero_only.rank", "cli/contact_cli.py", None),
     ("lightning", f"{CHECKPOINT}._save_last_checkpoint", "callbacks/checkpoint.py", TO_SAVE),
     ("lightning", f"{CHECKPOINT}._save_topk_checkpoint", "callbacks/checkpoint.py", TO_SAVE),
     ("lightning", f"{CHECKPOINT}._save_checkpoint", "callbacks/checkpoint.py", ("self", "trainer", "filepath")),
@@ -268,7 +268,7 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("lightning", "Trainer.val_check_batch", "callbacks/budget.py", a_trainer_has_what_its_connectors_set),
     ("lightning", "fit_loop.epoch_loop.val_loop.batch_progress", "callbacks/checkpoint.py", loops_count_batches),
     ("lightning", "fit_loop.epoch_loop.batch_progress", "callbacks/budget.py", loops_count_batches),
-    ("lightning", "fit_loop.epoch_loop.max_steps", "cli/main.py", loops_count_batches),
+    ("lightning", "fit_loop.epoch_loop.max_steps", "cli/contact_cli.py", loops_count_batches),
     ("lightning", "lightning.pytorch.loops.fit_loop:_FitLoop._should_accumulate", "callbacks/budget.py", ("self",)),
     ("lightning", "lightning.pytorch.loops.fit_loop:_FitLoop._should_accumulate", "callbacks/step_sums.py", ("self",)),
     ("lightning", "Strategy._data_parallel_size", "modules/strategies.py", a_sharding_strategy_keeps_its_sizes),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,45 +12,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 import torch
 
-from contactlm.atomic import FileNames, atomic_path, file_name, remove_temporaries
+from contactlm.atomic import FileNames, file_name, remove_temporaries
 from contactlm.callbacks.in_order import InOrder
 from contactlm.callbacks.map_files import DEFAULT_FORMATS, FORMATS, MapFiles
 from contactlm.callbacks.origin import Maker, find_maker, input_checksum, join_options, tell_reasons, what_differs
+from contactlm.callbacks.other_maps import OtherMaps
 from contactlm.callbacks.prediction_index import PredictionIndex
+from contactlm.callbacks.prediction_summary import SUMMARY, append_line, read_summary, summary_line, write_summary
 from contactlm.data.store import ChainStore
-from contactlm.maps.agreement import agreement
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap
-from contactlm.metrics.calibration_scores import CONFIDENCE
-from contactlm.structure.assembly import residue_positions
 from contactlm.types import ContactLMError, DataError
 
 __all__ = ["DEFAULT_FORMATS", "FORMATS", "PredictionWriter"]
 
 log = logging.getLogger(__name__)
-
-SUMMARY = "summary.csv"
-SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
-AGREEMENT = ("spearman_sep6", "shared_top_L")
-COLUMNS = (
-    *(
-        "id",
-        "file",
-        "length",
-        "threshold",
-        "contacts_sep6",
-        "confidence",
-        "hits",
-        "seconds",
-        *SCORES,
-        *AGREEMENT,
-        CONFIDENCE,
-    ),
-    *("formats", "input", "model", "options"),
-)
-
 
 THREADS = 4  # Python runs one at a time; compressing and writing go on beside
 WAITING_PAIRS = 32 * 1024**2  # pairs of maps that wait to be written, at most; a map takes four bytes a pair
@@ -134,7 +110,7 @@ class PredictionWriter(L.Callback):
             data.leave_out(partial(self._finished, trainer, pl_module))
         elif trainer.is_global_zero and self._lines:  # lines of another version may have other columns
             with self._as_an_error():
-                _write_summary(self.out / SUMMARY, self._lines.values())
+                write_summary(self.out / SUMMARY, self._lines.values())
 
     def _finished(self, trainer: L.Trainer, pl_module: L.LightningModule, store: ChainStore) -> set[str]:
         """The chains whose results exist and would be the same; the summary keeps no line of the others."""
@@ -153,7 +129,7 @@ class PredictionWriter(L.Callback):
                 remove_temporaries(self.out)
                 finished -= self._complete({name: missing[name] for name in sorted(finished) if missing[name]}, maker)
                 again = set(store.ids) - finished
-                _write_summary(self.out / SUMMARY, [line for name, line in self._lines.items() if name not in again])
+                write_summary(self.out / SUMMARY, [line for name, line in self._lines.items() if name not in again])
         finished = trainer.strategy.broadcast(finished)
         self.kept = len(finished)
         return finished
@@ -267,7 +243,7 @@ class PredictionWriter(L.Callback):
         try:
             if written.error is not None:
                 raise written.error
-            self._append(written.line)
+            append_line(self.out / SUMMARY, written.line)
         except OSError as error:
             raise ContactLMError(
                 f"out: {written.id} cannot be written to {self.out} ({error.strerror}); {self.written} maps were "
@@ -285,16 +261,6 @@ class PredictionWriter(L.Callback):
             line["input"] = known or input_checksum(predicted.sequence, predicted.chain_lengths)
         return line
 
-    def _append(self, line: dict[str, Any]) -> None:
-        path = self.out / SUMMARY
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, COLUMNS, restval="")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(line)
-
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave no half file; after Ctrl-C, say what is done."""
         interrupted = isinstance(exception, KeyboardInterrupt)
@@ -304,89 +270,6 @@ class PredictionWriter(L.Callback):
             log.info("interrupted: %d maps written to %s; the same command goes on from there", self.written, self.out)
 
 
-class OtherMaps:
-    """Maps of another model in a folder, to be compared with.
-
-    Args:
-        folder: As :class:`PredictionWriter` writes it, with ``.npz`` files.
-        out: Where the maps at hand go.
-
-    Raises:
-        ContactLMError: There is no such folder, or it is ``out``.
-    """
-
-    def __init__(self, folder: str | Path, out: Path) -> None:
-        self.folder = Path(folder).expanduser()
-        if not self.folder.is_dir():
-            raise ContactLMError(f"beside: {folder} is no folder; give one that `contactlm predict` wrote")
-        if self.folder.resolve() == out.resolve():
-            raise ContactLMError(f"beside: {folder} is where the maps are written (out); give another model's folder")
-        lines = read_summary(self.folder / SUMMARY)
-        self._names = FileNames({name: line["file"] for name, line in lines.items() if line.get("file")})
-
-    def agreement_with(self, predicted: ContactMap) -> dict[str, str]:
-        """Columns of the summary; none where the folder has no map of the same sequence under this id."""
-        path = self.folder / f"{self._names.of(predicted.id)}.npz"
-        if not path.is_file():
-            return {}
-        other = ContactMap.load(path)
-        if other.sequence != predicted.sequence or other.chain_lengths != predicted.chain_lengths:
-            log.warning("%s: is of another sequence than %s, and not compared", path, predicted.id)
-            return {}
-        maps = torch.from_numpy(predicted.probability), torch.from_numpy(other.probability)
-        values = agreement(*maps, torch.from_numpy(residue_positions(predicted.chain_lengths)))
-        return {name: f"{value:.4f}" for name, value in values.items()}
-
-
 def _input_of(store: ChainStore, index: int) -> str:
     lengths = None if store.chain_lengths is None else store.chain_lengths[index]
     return input_checksum(store.sequence_of(index), lengths, store.cb_of(index))
-
-
-def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
-    """One protein's line: length, pairs above the threshold, seconds, and scores when truth is known.
-
-    The pairs are those at |i − j| ≥ 6 or of different chains.
-    """
-    L = len(predicted)
-    called = predicted.probability > predicted.threshold
-    positions = residue_positions(predicted.chain_lengths)
-    line: dict[str, Any] = {
-        "id": predicted.id,
-        "length": L,
-        "threshold": f"{predicted.threshold:.3f}",
-        "contacts_sep6": int(called[np.triu(positions - positions[:, None] >= 6)].sum()),
-        "confidence": f"{confidence(predicted):.4f}" if L else "",
-        "hits": " ".join("_".join(str(hit).split()) for hit in predicted.how.get("hits", [])),
-        "seconds": f"{seconds:.3f}",
-    }
-    if CONFIDENCE in predicted.how:
-        line[CONFIDENCE] = f"{predicted.how[CONFIDENCE]:.4f}"
-    if predicted.labels is not None:
-        scores = predicted.scores()
-        line |= {name: f"{scores[name]:.4f}" for name in SCORES if not (predicted.is_ranked and "mcc" in name)}
-    return line
-
-
-def confidence(predicted: ContactMap) -> float:
-    """The mean probability of the L most probable pairs, at |i − j| ≥ 6 or of different chains; NaN of none."""
-    top = [pair.probability for pair in predicted.top()]
-    return sum(top) / len(top) if top else float("nan")
-
-
-def read_summary(path: Path) -> dict[str, dict[str, str]]:
-    """Read the complete lines of a summary, by id; a line torn by a killed run is left out."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as handle:
-        text = handle.read()
-    complete = text[: text.rfind("\n") + 1].splitlines()
-    rows = csv.DictReader(complete)
-    return {row["id"]: row for row in rows if row.get("id") and None not in row.values()}
-
-
-def _write_summary(path: Path, lines: Iterable[dict[str, str]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("x", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(lines)

@@ -22,7 +22,7 @@ from contactlm.callbacks.memory import MIXED
 from contactlm.cli.choice import plain_arguments
 from contactlm.cli.commands import description
 from contactlm.cli.configs import resolve_arguments
-from contactlm.cli.main import ContactCLI
+from contactlm.cli.contact_cli import ContactCLI
 from contactlm.data.whole import most_chains
 from contactlm.model.allocator import give_large_blocks_back
 from contactlm.model.loading import architecture_of

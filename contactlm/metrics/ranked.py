@@ -222,9 +222,9 @@ def _strip(L: int, start: int, end: int, device: torch.device) -> tuple[Tensor, 
     """Rows and columns of the pairs with start <= j - i < end, and which of them there are; None: all."""
     if device.type == "cpu":
         first, apart = np.arange(L)[:, None], np.arange(start, end)
-        inside = first < L - apart
-        row = np.broadcast_to(first, inside.shape)[inside]
-        return torch.from_numpy(row), torch.from_numpy((first + apart)[inside]), None
+        there = first < L - apart
+        rows, columns = np.broadcast_to(first, there.shape)[there], (first + apart)[there]
+        return torch.from_numpy(rows), torch.from_numpy(columns), None
     row = torch.arange(L, device=device)[:, None]
     column = row + torch.arange(start, end, device=device)
     inside, row = column < L, row.expand_as(column)

@@ -13,7 +13,8 @@ import pytest
 
 from contactlm.callbacks.map_files import MapFiles
 from contactlm.callbacks.prediction_index import PredictionIndex
-from contactlm.callbacks.writer import PredictionWriter, confidence, read_summary
+from contactlm.callbacks.prediction_summary import confidence, read_summary
+from contactlm.callbacks.writer import PredictionWriter
 from contactlm.maps.contact_map import ContactMap
 from contactlm.types import ContactLMError
 from tests.browser import Browser

@@ -10,7 +10,7 @@ import pytest
 
 from contactlm.cli.choice import chosen_class
 from contactlm.cli.configs import resolve_arguments
-from contactlm.cli.main import ContactCLI
+from contactlm.cli.contact_cli import ContactCLI
 from contactlm.modules.base import MapModule
 
 
@@ -33,7 +33,7 @@ def _command(name: str, model: type[MapModule]) -> ContactCLI:
     """A command that was not run. Its parser takes all arguments: it takes longer to build than to parse."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["contactlm"])
-        patch.setattr("contactlm.cli.main.chosen_class", lambda _: model)
+        patch.setattr("contactlm.cli.contact_cli.chosen_class", lambda _: model)
         for step in ("before_instantiate_classes", "instantiate_classes", "_run_subcommand"):
             patch.setattr(ContactCLI, step, lambda *_: None)
         return ContactCLI([name])

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from contactlm.cli.configs import resolve_arguments
-from contactlm.cli.main import ContactCLI, main
+from contactlm.cli.contact_cli import ContactCLI
+from contactlm.cli.main import main
 from contactlm.shipped import config_folder
 
 RETRIEVAL = {

@@ -273,7 +273,7 @@ def test_what_cannot_be_read_is_not_said_to_be_unwritable(
         patch.setattr("torch.load", denied)
         text = complaint(capsys, ["test", f"--ckpt_path={path}", "--data.test_dir=."])
         assert text == f"contactlm: error: ckpt_path: {path} cannot be read (Permission denied)"
-        patch.setattr("contactlm.cli.main.chosen_class", denied)
+        patch.setattr("contactlm.cli.contact_cli.chosen_class", denied)
         patch.setattr("os.access", lambda *_: False)
         text = complaint(capsys, ["test", "--data.test_dir=."])
         assert text.startswith(f"contactlm: error: {path} cannot be read (Permission denied): give files")

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from contactlm.cli.configs import resolve_arguments
-from contactlm.cli.main import ContactCLI, main
+from contactlm.cli.contact_cli import ContactCLI
+from contactlm.cli.main import main
 
 LOGGERS = "lightning.pytorch.loggers"
 
@@ -94,11 +95,11 @@ def written_before(path: Path, capsys: pytest.CaptureFixture) -> Path:
 
 def test_a_config_written_before_keeps_its_meaning(tmp_path: Path, tiny_esm: Path, capsys, caplog) -> None:
     config = f"--config={written_before(tmp_path / 'config.yaml', capsys)}"
-    with caplog.at_level("INFO", logger="contactlm.cli.main"):
+    with caplog.at_level("INFO", logger="contactlm.cli.contact_cli"):
         assert logs(tiny_esm, config) == ["runs/older"] * 2
         assert logs(tiny_esm, "--config=crop384", config, "--name=older") == ["runs/older"] * 2
     assert not caplog.messages
-    with caplog.at_level("INFO", logger="contactlm.cli.main"):
+    with caplog.at_level("INFO", logger="contactlm.cli.contact_cli"):
         assert logs(tiny_esm, config, "--name=other") == ["runs/older"] * 2
     assert caplog.messages == ["name: other: the loggers of trainer.logger have names of their own: older"]
 

@@ -15,7 +15,7 @@ from transformers import EsmForMaskedLM, EsmModel
 
 from contactlm import ContactMap, ContactModule, JacobianModule, predict_contacts
 from contactlm.alphabet import CLS, EOS, encode
-from contactlm.callbacks.writer import read_summary
+from contactlm.callbacks.prediction_summary import read_summary
 from contactlm.cli.main import main
 from contactlm.maps import jacobian_rows
 from contactlm.maps.agreement import agreement

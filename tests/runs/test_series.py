@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from contactlm.cli.main import ContactCLI, main
+from contactlm.cli.contact_cli import ContactCLI
+from contactlm.cli.main import main
 from contactlm.runs.record_file import read_run
 from tests.report.made_runs import make_run
 
