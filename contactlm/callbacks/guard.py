@@ -70,7 +70,7 @@ class LossGuard(L.Callback):
     which no pair is known, is left out too (momentum would move the weights); it is counted apart, in ``empty``, and
     meets no limit. Costs one norm over all gradients and one transfer from the device a step. On one process a step of
     a fused Adam or AdamW, which leaves itself out on the device, is not waited for: what became of it is counted within
-    the next step, or when somebody asks.
+    the next step, or when somebody asks. Its gradients stay there for hooks that come later.
 
     With float16 and a gradient scaler (``16-mixed``), a gradient that overflows while the loss is finite is the
     scaler's own matter: it skips the step and halves its scale. Such steps count here, once, only when the scale is
@@ -98,13 +98,14 @@ class LossGuard(L.Callback):
         self._batch: tuple[Any, int] = (None, 0)
         self._waiting: list[_Backward] = []
         self._under_way: _Step | None = None
+        self._limit: TrainingError | None = None  # that a step under way met
         self._clip: float | None = None  # the trainer's gradient_clip_val, while it is put aside
         self._found: Sequence[int] | Tensor = NOTHING  # in the step at hand, by this process
         self._verdict = list(NOTHING)  # in how many processes
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the processes know of each other's losses and gradients."""
-        self._found, self._under_way = NOTHING, None
+        self._found, self._under_way, self._limit = NOTHING, None, None
         StepSums.of(trainer).join(self, self._give, self._take)
 
     def _give(self) -> Sequence[int] | Tensor:
@@ -134,11 +135,12 @@ class LossGuard(L.Callback):
     ) -> None:
         """Decide whether the step is taken; gradients are unscaled here, and not clipped yet."""
         waiting, self._waiting = self._waiting, []
+        _forget(optimizer)
         if not waiting:
             return  # the training step returned no loss
         found = self._look(pl_module.device, waiting, optimizer)
+        self._settle()
         if _leaves_itself_out(optimizer) and trainer.world_size == 1 and _scaler(trainer) is None:
-            self._settle()
             loss_is_bad, gradient_is_bad, something_moves = found
             optimizer.found_inf = (loss_is_bad | gradient_is_bad | (something_moves == 0)).float()  # type: ignore[attr-defined]
             self._under_way = _Step(trainer.global_step, waiting, Fetched(found))
@@ -160,7 +162,10 @@ class LossGuard(L.Callback):
         return torch.stack([~losses, ~largest.isfinite(), largest != 0]).long()
 
     def _settle(self) -> None:
-        """Count the last step that was not waited for."""
+        """Count the last step that was not waited for; end training at a limit that was met before."""
+        limit, self._limit = self._limit, None
+        if limit is not None:
+            raise limit
         step, self._under_way = self._under_way, None
         if step is not None:
             self._count(step.number, step.backwards, *map(bool, step.found.wait().tolist()))
@@ -227,19 +232,22 @@ class LossGuard(L.Callback):
     ) -> None:
         """Log how many steps were skipped so far."""
         self._clip_again(trainer)
-        for optimizer in filter(_leaves_itself_out, trainer.optimizers):
-            optimizer.found_inf = None  # type: ignore[attr-defined]  # of one step alone
         if is_time_to_log(trainer):
             self._settle()
             pl_module.log("train/skipped_steps", torch.tensor(float(self.skipped)))  # on the CPU: no copy to the device
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count the last step."""
+        for optimizer in trainer.optimizers:
+            _forget(optimizer)
         self._settle()
 
     def state_dict(self) -> dict[str, int]:
         """The counts."""
-        self._settle()
+        try:
+            self._settle()
+        except TrainingError as limit:  # what is being saved is worth to be saved
+            self._limit = limit
         return {"skipped": self.skipped, "consecutive": self.consecutive, "empty": self.empty}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -260,8 +268,17 @@ def _own_parts(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 def _leaves_itself_out(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its step does nothing, on the device, where its ``found_inf`` is not 0: what a gradient scaler uses."""
-    adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
-    return adam and all(group.get("fused") for group in optimizer.param_groups)
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return False
+    groups = optimizer.param_groups
+    devices = {weight.device.type for group in groups for weight in group["params"]}
+    return all(group.get("fused") for group in groups) and "mps" not in devices  # which would take the step
+
+
+def _forget(optimizer: torch.optim.Optimizer) -> None:
+    """What was found is of one step alone."""
+    if getattr(optimizer, "found_inf", None) is not None:
+        optimizer.found_inf = None  # type: ignore[attr-defined]
 
 
 def _scaler(trainer: L.Trainer) -> Any:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from contactlm.homology.alignment import check_letters
 from contactlm.homology.kept import KeptBlocks, keep_array, kept_array
-from contactlm.homology.relations import ClusterOptions, Relations, find_relations, make_pool
+from contactlm.homology.relations import SEARCHES, ClusterOptions, Relations, find_relations, make_pool
 
 __all__ = ["ClusterOptions", "best_identity", "cluster_sequences", "related_pairs"]
 
-CLUSTER_VERSION = 2  # raise it whenever other pairs are found: every clustering is then computed again
+CLUSTER_VERSION = 1  # of the rule; raise it with that: clusters that were recorded in packed sets count no longer then
 DEFAULTS = ClusterOptions()
 
 
@@ -154,5 +154,5 @@ def _link(n: int, relations: Relations) -> NDArray[np.int64]:
 
 
 def _key(pool: Sequence[str], options: ClusterOptions) -> str:
-    rule = json.dumps([CLUSTER_VERSION, dataclasses.asdict(options)], sort_keys=True)
+    rule = json.dumps([SEARCHES[options.program].version, dataclasses.asdict(options)], sort_keys=True)
     return hashlib.sha256("\n".join([rule, *pool]).encode()).hexdigest()[:40]

@@ -178,9 +178,11 @@ class PairSearch(Protocol):
 
     Attributes:
         block: How many sequences to ask for at a time: some minutes' work.
+        version: Raise it whenever other pairs are found, or blocks are cut otherwise: what was kept is found again.
     """
 
     block: int
+    version: int
 
     def related(self, asked: NDArray[np.int64], bar: Bar) -> Relations:
         """Find all relations of some sequences, int64 (m,), with those of the other side or with later ones.
@@ -200,7 +202,7 @@ class AlignmentSearch:
         threads: Threads that align.
     """
 
-    block = 512
+    block, version = 512, 1
 
     def __init__(self, pool: Sequence[str], options: ClusterOptions, sides: Sides | None, threads: int) -> None:
         self._pool, self._options, self._sides, self._threads = pool, options, sides, threads
@@ -238,7 +240,7 @@ def _measure(pool: Sequence[str], aligner: Aligner, group: NDArray[np.int64]) ->
 class MmseqsSearch:
     """MMseqs2. The arguments are those of :class:`AlignmentSearch`."""
 
-    block = 10_000
+    block, version = 10_000, 2
 
     def __init__(self, pool: Sequence[str], options: ClusterOptions, sides: Sides | None, threads: int) -> None:
         self._pool, self._options, self._threads = pool, options, threads

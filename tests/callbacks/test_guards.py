@@ -179,9 +179,40 @@ def test_at_a_limit_an_optimizer_that_is_not_waited_for_takes_no_further_step(tm
     with pytest.raises(TrainingError, match=r"2 optimizer steps in a row.*had the proteins: batch 2"):
         trainer(tmp_path, guard, watch, max_epochs=1).fit(Foreign(by_itself=True), batches([1, NAN, NAN, 1, 1]))
     assert watch.unchanged == [False, True, True]  # it ended within the next one
-    runner = trainer(tmp_path, guard, max_epochs=1, log_every_n_steps=100)
+
+
+@pytest.mark.parametrize("last", [{"max_epochs": 1}, {"max_steps": 3, "max_epochs": -1}])
+def test_the_last_step_is_counted_that_was_not_waited_for(tmp_path: Path, last: dict[str, int]) -> None:
+    factors = [1, NAN, NAN] if "max_steps" not in last else [1, NAN, NAN, 1]
+    runner = trainer(tmp_path, LossGuard(max_consecutive=2), log_every_n_steps=100, **last)
     with pytest.raises(TrainingError, match="2 optimizer steps in a row"):
-        runner.fit(Foreign(by_itself=True), batches([1, NAN, NAN]))  # at the end of training
+        runner.fit(Foreign(by_itself=True), batches(factors))
+    guard = LossGuard()
+    runner = trainer(tmp_path, guard, log_every_n_steps=100, **last)
+    runner.fit(Foreign(by_itself=True), batches(factors))
+    assert guard.skipped == 2 and runner.optimizers[0].found_inf is None  # type: ignore[attr-defined]
+
+
+def test_accumulated_batches_of_a_step_that_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start = Foreign(by_itself=True)
+    with caplog.at_level(logging.WARNING, "contactlm"):
+        guard, _, module, _ = run(tmp_path, [1, 1, 1, NAN, 2, 2], copy.deepcopy(start), accumulate_grad_batches=2)
+    assert guard.skipped == 1 and caplog.text.count("proteins: batch 3") == 1
+    _, _, without, _ = run(tmp_path, [1, 1, 2, 2], copy.deepcopy(start), accumulate_grad_batches=2)
+    assert same(module.state_dict(), without.state_dict())
+
+
+def test_a_limit_met_while_a_checkpoint_is_saved_ends_the_run_thereafter(tmp_path: Path) -> None:
+    guard, saved = LossGuard(max_consecutive=2), []
+
+    class Saved(L.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            saved.append(guard.state_dict()["skipped"])
+
+    runner = trainer(tmp_path, guard, Saved(), max_epochs=1, log_every_n_steps=100)
+    with pytest.raises(TrainingError, match="2 optimizer steps in a row"):
+        runner.fit(Foreign(by_itself=True), batches([1, NAN, NAN, 1]))
+    assert saved == [0, 1, 2]
 
 
 def test_a_checkpoint_knows_of_the_step_that_was_not_waited_for(tmp_path: Path) -> None:
