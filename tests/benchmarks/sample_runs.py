@@ -138,7 +138,7 @@ def weights_after_a_step(trainer: L.Trainer, module: L.LightningModule) -> dict[
     parameters = [p for p in module.parameters() if p.requires_grad]
     before = [(p.detach().clone(), None if p.grad is None else p.grad.clone()) for p in parameters]
     (optimizer,) = trainer.optimizers
-    plain = torch.optim.Adam(parameters, lr=optimizer.param_groups[0]["lr"])
+    plain = torch.optim.Adam([dict(group) for group in optimizer.param_groups])
     plain.load_state_dict(copied(optimizer.state_dict()))
     torch.nn.utils.clip_grad_norm_(parameters, CLIP)
     plain.step()
