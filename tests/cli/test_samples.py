@@ -12,6 +12,8 @@ from tests.benchmarks.sample_runs import SCORES, Arm, World, train
 
 OPTIONS = {"n_train": 24, "n_test": 3, "min_length": 60, "max_length": 90}
 HAIRPINS = World("hairpins", OPTIONS)
+TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+FROM_SCRATCH = World("hairpins", OPTIONS, architecture=TINY)  # where the head has a rate of its own
 CROPS = Arm("crops", "crop40", "random", 40, 4, 1, 3e-3)
 WHOLE = Arm("whole", "whole", "cut", 1020, 1, 4, 3e-3)
 BUDGETS = (1_000, 1_200, 2_400)
@@ -20,12 +22,17 @@ CHECKSUM = "86ba6e12239633e1db613da187b6c221cc7a0d2604586aade772fd1d56b0a5c7"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", [CROPS, WHOLE], ids=lambda arm: arm.name)
-def test_one_run_gives_the_scores_of_every_smaller_budget(arm: Arm, tiny_esm: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arm", "world"), [(CROPS, HAIRPINS), (WHOLE, HAIRPINS), (WHOLE, FROM_SCRATCH)], ids=["crops", "whole", "scratch"]
+)
+def test_one_run_gives_the_scores_of_every_smaller_budget(
+    arm: Arm, world: World, tiny_esm: Path, tmp_path: Path
+) -> None:
     """Also where a budget ends within an accumulated step, which is then taken with what there is."""
-    at_once = train(arm, HAIRPINS, tiny_esm, 1, BUDGETS, tmp_path, test=True)
+    backbone = None if world is FROM_SCRATCH else tiny_esm
+    at_once = train(arm, world, backbone, 1, BUDGETS, tmp_path, test=True)
     for budget, row in zip(BUDGETS, at_once, strict=True):
-        (alone,) = train(arm, HAIRPINS, tiny_esm, 1, (budget,), tmp_path, test=True)
+        (alone,) = train(arm, world, backbone, 1, (budget,), tmp_path, test=True)
         same = [name for name in row if name != "seconds"]
         assert {name: alone[name] for name in same} == {name: row[name] for name in same}
     assert len({row["test_auprc_sep6"] for row in at_once}) == len(BUDGETS)
