@@ -142,7 +142,8 @@ class LossGuard(L.Callback):
         self._settle()
         if _leaves_itself_out(optimizer) and trainer.world_size == 1 and _scaler(trainer) is None:
             loss_is_bad, gradient_is_bad, something_moves = found
-            optimizer.found_inf = (loss_is_bad | gradient_is_bad | (something_moves == 0)).float()  # type: ignore[attr-defined]
+            harm = (loss_is_bad | gradient_is_bad | (something_moves == 0)).float()
+            optimizer.found_inf = harm  # type: ignore[attr-defined]  # what a fused step looks at
             self._under_way = _Step(trainer.global_step, waiting, Fetched(found))
             return
         self._found = found
@@ -268,17 +269,16 @@ def _own_parts(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 def _leaves_itself_out(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its step does nothing, on the device, where its ``found_inf`` is not 0: what a gradient scaler uses."""
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
-        return False
     groups = optimizer.param_groups
-    devices = {weight.device.type for group in groups for weight in group["params"]}
-    return all(group.get("fused") for group in groups) and "mps" not in devices  # which would take the step
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or not all(group["fused"] for group in groups):
+        return False
+    return all(weight.device.type != "mps" for group in groups for weight in group["params"])  # which would take it
 
 
 def _forget(optimizer: torch.optim.Optimizer) -> None:
     """What was found is of one step alone."""
     if getattr(optimizer, "found_inf", None) is not None:
-        optimizer.found_inf = None  # type: ignore[attr-defined]
+        optimizer.found_inf = None  # type: ignore[attr-defined]  # what a fused step looks at
 
 
 def _scaler(trainer: L.Trainer) -> Any:

@@ -3,8 +3,9 @@
 The cost grows with the square of the number of distinct chains and falls with that of processor cores. Measured on
 one core (AVX-512, chains of 208 residues on average): 1,000 chains 3 s, 2,000 chains 9 s, 4,000 chains 28 s; that makes
 about 3 minutes for 10,000 and 12 minutes for 20,000 on one core. Large families add to it. MMseqs2 takes 7,820 s of
-processor time and 1,560 MB for 100,000 chains, mutated copies of real ones with some 160 relatives each (a run that was
-ended once and went on), and took 646 s and 965 MB for 20,000.
+processor time for 100,000 chains, mutated copies of real ones with some 160 relatives each (a run that was ended after
+nine of ten blocks and went on; 1,560 MB in the last block), and took 646 s and 965 MB for 20,000 in one block
+(``tests/benchmarks/bench_cluster.py --mutated --program mmseqs``).
 """
 
 from __future__ import annotations

@@ -202,28 +202,30 @@ def test_accumulated_batches_of_a_step_that_is_not_waited_for(tmp_path: Path, ca
     assert same(module.state_dict(), without.state_dict())
 
 
+class Saved(L.Callback):
+    """Asks after every batch for what a checkpoint would hold."""
+
+    def __init__(self, guard: LossGuard) -> None:
+        self.guard, self.skipped = guard, list[int]()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.skipped.append(self.guard.state_dict()["skipped"])
+
+
 def test_a_limit_met_while_a_checkpoint_is_saved_ends_the_run_thereafter(tmp_path: Path) -> None:
-    guard, saved = LossGuard(max_consecutive=2), []
-
-    class Saved(L.Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
-            saved.append(guard.state_dict()["skipped"])
-
-    runner = trainer(tmp_path, guard, Saved(), max_epochs=1, log_every_n_steps=100)
+    guard = LossGuard(max_consecutive=2)
+    saved = Saved(guard)
+    runner = trainer(tmp_path, guard, saved, max_epochs=1, log_every_n_steps=100)
     with pytest.raises(TrainingError, match="2 optimizer steps in a row"):
         runner.fit(Foreign(by_itself=True), batches([1, NAN, NAN, 1]))
-    assert saved == [0, 1, 2]
+    assert saved.skipped == [0, 1, 2]
 
 
 def test_a_checkpoint_knows_of_the_step_that_was_not_waited_for(tmp_path: Path) -> None:
-    guard, saved = LossGuard(), []
-
-    class Saved(L.Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
-            saved.append(guard.state_dict()["skipped"])
-
-    run(tmp_path, [1, NAN, 1, NAN], Foreign(by_itself=True), guard=guard, callbacks=[Saved()], log_every_n_steps=100)
-    assert saved == [0, 1, 1, 2]
+    guard = LossGuard()
+    saved = Saved(guard)
+    run(tmp_path, [1, NAN, 1, NAN], Foreign(by_itself=True), guard=guard, callbacks=[saved], log_every_n_steps=100)
+    assert saved.skipped == [0, 1, 1, 2]
 
 
 def test_adam_is_fused_on_a_gpu_unless_somebody_chose(monkeypatch: pytest.MonkeyPatch) -> None:
