@@ -12,11 +12,11 @@ from urllib.parse import quote
 
 from contactlm.atomic import file_name
 from contactlm.pages.frame import escape, write_frame
-from contactlm.pages.library import plot_item
+from contactlm.pages.library import load_bokeh, plot_item
 from contactlm.report.compare import by_arm
 from contactlm.report.figure import arm_styles
 from contactlm.report.options import differing_options
-from contactlm.report.page_figure import COUNT, protein_figure, run_figures
+from contactlm.report.page_figure import protein_figure, run_figures, two_a_row
 from contactlm.report.read import Run
 from contactlm.report.table import COLUMNS, TEST_SCORES, table_rows
 from contactlm.types import ContactLMError
@@ -77,11 +77,12 @@ def write_page(runs: Sequence[Run], statements: Sequence[str], path: Path) -> No
     Raises:
         MissingExtraError: Bokeh is not installed.
     """
+    load_bokeh()
     names, differing = run_names(runs), differing_options(runs)
-    styles = arm_styles(list(by_arm(runs)))
+    styles, figures = arm_styles(list(by_arm(runs))), run_figures(runs, names, differing)
     data = {
-        "figures": COUNT,
-        "plot": plot_item(run_figures(runs, names, differing)),
+        "figures": len(figures),
+        "plot": plot_item(two_a_row(figures)),
         "scatter": plot_item(protein_figure()),
         "runs": [{"name": name, "color": styles[run.arm]["color"]} for name, run in zip(names, runs, strict=True)],
         "tables": [_arms(runs), _each(runs), _options(names, differing)],

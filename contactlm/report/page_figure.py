@@ -13,14 +13,13 @@ from contactlm.report.table import trivial_scores
 WIDTH, HEIGHT = 640, 380  # pixels
 DASHES = {"-": "solid", "--": "dashed", "-.": "dashdot", ":": "dotted"}
 MOST_SHOWN = 8  # options in a hover
-COUNT = 1 + len(FIGURES)
 SCATTER = "proteins"
 TOOLTIP = """<div style="font: 13px/1.45 system-ui, sans-serif; max-width: 420px">
 <b>@name</b> &middot; {x} @x{{{format}}}, {y} @y{{0.000 a}}<br>@options</div>"""
 
 
-def run_figures(runs: Sequence[Run], names: Sequence[str], differing: Mapping[str, Sequence[str]]) -> Any:
-    """Cost by step and each score by tokens, and an empty scatter for pairs of arms.
+def run_figures(runs: Sequence[Run], names: Sequence[str], differing: Mapping[str, Sequence[str]]) -> list[Any]:
+    """Cost by step and each score by tokens, where runs tell it.
 
     Args:
         runs: Runs that may be compared.
@@ -28,15 +27,21 @@ def run_figures(runs: Sequence[Run], names: Sequence[str], differing: Mapping[st
         differing: The options in which they differ; see :func:`contactlm.report.options.differing_options`.
 
     Returns:
-        A layout of Bokeh's, of :data:`COUNT` figures ``figure0`` …. What belongs to run k is called ``run<k>``.
+        Bokeh's figures ``figure0`` …. What belongs to run k is called ``run<k>``.
     """
-    from bokeh.layouts import column, row
-
     shown = [_options(differing, k) for k in range(len(runs))]
     plots = [_cost(runs, names, shown), *(_score(runs, names, shown, score) for score in FIGURES)]
+    plots = [plot for plot in plots if plot.renderers]
     for number, plot in enumerate(plots):
         plot.name = f"figure{number}"
-    return column(row(*plots[:2]), row(*plots[2:]))
+    return plots
+
+
+def two_a_row(plots: Sequence[Any]) -> Any:
+    """A layout of Bokeh's."""
+    from bokeh.layouts import column, row
+
+    return column([row(*plots[first : first + 2]) for first in range(0, len(plots), 2)])
 
 
 def _options(differing: Mapping[str, Sequence[str]], run: int) -> str:

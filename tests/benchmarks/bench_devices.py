@@ -93,6 +93,7 @@ def fit(module: L.LightningModule, folder: Path, steps: int, length: int, *callb
         str(folder), crop_length=length, batch_size=2, read_workers=0, dev_fraction=0, min_length=10, **of_data
     )
     options |= {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    options["default_root_dir"] = folder.parent  # checkpoints go where the rest does
     runner = L.Trainer(max_steps=steps, callbacks=list(callbacks), use_distributed_sampler=False, **options)
     runner.fit(module, data)
 

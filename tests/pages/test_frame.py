@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +12,7 @@ from contactlm.pages.frame import as_script, escape, write_frame
 from contactlm.pages.library import library_script
 from contactlm.types import MissingExtraError
 from tests.browser import Browser
+from tests.missing import hide_libraries
 
 EVIL = "</script><img src=x onerror=\"document.title='hurt'\">'\"&\u2028/../"
 
@@ -32,16 +30,7 @@ def test_the_library_inside_a_page_is_small() -> None:
 def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
-    for name in [name for name in sys.modules if name.split(".")[0] == "bokeh"]:
-        monkeypatch.delitem(sys.modules, name)
-    imported = builtins.__import__
-
-    def without(name: str, *arguments: Any) -> Any:
-        if name.split(".")[0] == "bokeh":
-            raise ModuleNotFoundError("No module named 'bokeh'")
-        return imported(name, *arguments)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    hide_libraries(monkeypatch, "bokeh")
     with pytest.raises(MissingExtraError, match=r'pip install "contactlm\[pages\]"'):
         ContactMap("a", "MKV", np.zeros((3, 3))).save(tmp_path / "a.html")
     assert list(tmp_path.iterdir()) == []

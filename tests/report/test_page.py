@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,10 @@ import pytest
 from contactlm.cli.report import write_report
 from contactlm.report.options import differing_options
 from contactlm.report.page import protein_scores
+from contactlm.report.page_figure import run_figures
 from contactlm.report.read import find_runs
-from contactlm.types import MissingExtraError
 from tests.browser import Browser
+from tests.missing import hide_libraries
 from tests.report.made_runs import equal_terms, make_run
 
 ARMS = {"crop200": 0.4, "two<seg>": 0.3}
@@ -75,15 +78,20 @@ def test_options_that_differ_are_those_of_configs_and_records(runs: Path) -> Non
 def test_without_the_library_the_rest_is_written_and_the_page_is_missed(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing() -> None:
-        raise MissingExtraError("bokeh", "pages", "No module named 'bokeh'")
-
-    monkeypatch.setattr("contactlm.cli.report.write_page", lambda *_: missing())
+    hide_libraries(monkeypatch, "bokeh")
     monkeypatch.setattr("contactlm.cli.report.save_figure", lambda *_: None)  # slow, and not what is asked here
     told = write_report([runs], tmp_path / "out")
-    assert any(line.startswith("no report.html: bokeh cannot be imported") for line in told)
+    assert any(re.match(r"no report.html: bokeh cannot be imported .*contactlm\[pages\]", line) for line in told)
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert "table.csv" in written and "report.html" not in written
+
+
+def test_figures_are_those_that_runs_have_values_of(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", "a", 0, 0.4)
+    (full,) = find_runs([tmp_path]).runs
+    bare = replace(full, record={**full.record, "progress": []})
+    titles = [[plot.title.text for plot in run_figures([run], ["a"], {})] for run in (full, bare)]
+    assert titles[0][0] == "cost of training" and titles[1] == titles[0][1:]
 
 
 @pytest.mark.slow

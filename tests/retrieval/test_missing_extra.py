@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from contactlm.retrieval.search import SearchOptions, StructureSearch
 from contactlm.structure.secondary import secondary_structure
 from contactlm.types import ContactLMError, MissingExtraError
 from tests.conftest import random_sequence
+from tests.missing import hide_libraries
 from tests.retrieval.made import QUERY, made_database
 
 LIBRARIES = ("pyhmmer", "pydssp")
@@ -23,10 +23,7 @@ REMEDY = 'pip install "contactlm[retrieval]"'
 
 @pytest.fixture(autouse=True)
 def _not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make importing the libraries fail, and their parts that were imported before."""
-    imported = [name for name in sys.modules if name.split(".")[0] in LIBRARIES]
-    for name in (*LIBRARIES, "pydssp.pydssp_numpy", *imported):
-        monkeypatch.setitem(sys.modules, name, None)
+    hide_libraries(monkeypatch, *LIBRARIES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["contactlm"])
 
