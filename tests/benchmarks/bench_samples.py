@@ -10,7 +10,8 @@ Phases, in this order; each passes over what is done, so that a command that was
              3 backbones x 3 seeds, test scored at 100,000, 200,000 and 500,000 tokens of one run
   real       real proteins (--structures), the 8M architecture with random weights that all learn, 1 M tokens, 3 seeds
   seconds    100,000 tokens of every final arm on a quiet machine, without counting FLOPs: what `report` tells of time
-  report     run directories of the final runs below DIR/report, `contactlm report` of them, and the verdict
+  report     run directories of the final runs below DIR/report, `contactlm report` of them, and the verdict; also of
+             `--world real`
   check      one run with the command line and one here: their scores must be the same
 
 Worlds are sets of synthetic proteins: `bundle`, of 300 to 1,200 residues, on which all is chosen; `loose_bundle`, of
@@ -29,6 +30,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,7 @@ REAL_ARMS = (
     Arm.of_step("whole-13", "whole", "cut", 1020, 13, REAL_RATE),  # about the steps of crop200
     Arm.of_step("crop200-24", "crop200", "random", 200, 24, REAL_RATE),  # about the steps of full1020
 )
+REAL = World("real", None, architecture=EIGHT_M, precision="bf16-mixed")
 CHOICE_BUDGET, SEEDS = 200_000, (0, 1, 2)
 
 
@@ -76,15 +79,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phase", choices=list(PHASES))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--world", nargs="+", default=["bundle"], choices=list(WORLDS))
+    parser.add_argument("--world", nargs="+", default=["bundle"], choices=[*WORLDS, REAL.name])
     parser.add_argument("--structures", type=Path, help="real ones, for the phase real")
     parser.add_argument("--runs", type=Path)
     parser.add_argument("--most", type=int, default=sys.maxsize, help="runs of this command")
     given = parser.parse_args()
     given.out = given.out.resolve()
     given.runs = given.runs or given.out / "samples.csv"
+    if REAL.name in given.world and given.phase != "report":
+        parser.error(f"--world {REAL.name} is for the phase report: its runs are those of the phase real")
     for world in given.world:
-        PHASES[given.phase](WORLDS[world], given)
+        PHASES[given.phase](WORLDS.get(world, REAL), given)
 
 
 def backbones(world: World, given: argparse.Namespace) -> None:
@@ -171,8 +176,7 @@ def final(world: World, given: argparse.Namespace) -> None:
 def real(world: World, given: argparse.Namespace) -> None:
     if given.structures is None:
         raise SystemExit("phase real: give --structures, a folder with train/ and test/")
-    folder = given.structures.resolve()
-    world = World("real", None, structures=folder, architecture=EIGHT_M, precision="bf16-mixed")
+    world = replace(REAL, structures=given.structures.resolve())
     run_all("final", world, ((arm, -1, seed) for seed in SEEDS for arm in REAL_ARMS), REAL_BUDGETS, given)
 
 
@@ -266,8 +270,9 @@ def report(world: World, given: argparse.Namespace) -> None:
     """Write run directories of the final runs, compare them, and say whether an arm is ahead of both shipped ones."""
     runs = write_records(read_rows(given.runs), world, given.out / "report" / world.name / "runs")
     sys.stdout.write("\n".join(write_report([runs], given.out / "report" / world.name)) + "\n\n")
-    found = find_runs([runs]).runs
-    sys.stdout.write(f"{verdict_table(found)}\n\n{outcome_table(found)}\n")
+    if world is not REAL:
+        found = find_runs([runs]).runs
+        sys.stdout.write(f"{verdict_table(found)}\n\n{outcome_table(found)}\n")
 
 
 PHASES = {
