@@ -32,6 +32,8 @@ BESIDE = {"trivial": "trivial", "copying hits": "copy"}  # predictors that learn
 # Third parties' remarks that a user of the command line can do nothing about.
 QUIET_WARNINGS = (
     ".*does not have many workers.*",
+    "Total length of .* across ranks is zero.*",  # all maps are there, or no chain is held out: told in our own words
+    "`LightningModule.configure_optimizers` returned `None`.*",  # of arms that train nothing
     "LightningCLI's args parameter is intended.*",
     ".*treespec, LeafSpec.*",
     ".*in eval mode at the start of training.*",
@@ -113,6 +115,8 @@ def run_line(trainer: L.Trainer, module: L.LightningModule, max_tokens: int | No
     budget = "without a budget" if max_tokens is None else f"for {max_tokens:,} tokens"
     device, processes = trainer.strategy.root_device, trainer.world_size
     where = f"{device}" if processes == 1 else f"{processes} × {device.type}"
+    if trainer.max_steps == 0:
+        return f"training nothing: {sum(weights):,} weights on {where}, precision {trainer.precision}"
     return f"training {sum(trained):,} of {sum(weights):,} weights {budget} on {where}, precision {trainer.precision}"
 
 

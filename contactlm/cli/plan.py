@@ -133,6 +133,8 @@ class PlanCLI(ContactCLI):
 
     def lines(self, memory: int | None, measure: bool) -> list[str]:
         """The plan, as text."""
+        if self.trainer.max_steps == 0:
+            raise ModelError("plan: trainer.max_steps is 0: this fit trains nothing, and there is nothing to plan")
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         seen = self._look_at_batches()

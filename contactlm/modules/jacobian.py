@@ -235,7 +235,8 @@ class JacobianModule(LanguageModelModule):
 
 
 def _network(pretrained: str | None, seed: int, esm: Any) -> MaskedLanguageModel:
-    letters = family_of(esm.config).tokens.own(torch.tensor(AMINO_ACIDS)).tolist()
+    with torch.device("cpu"):  # also where the model is made without numbers
+        letters = family_of(esm.config).tokens.own(torch.tensor(AMINO_ACIDS)).tolist()
     return MaskedLanguageModel(esm, load_language_model_head(esm, pretrained, seed), letters)
 
 

@@ -176,7 +176,7 @@ def step_cost(
         except DataDependentOutputException as error:
             raise ModelError(
                 f"a step of {type(module).__name__} depends on the numbers in it ({error}): its cost cannot be told "
-                "without them; take real steps (contactlm plan --measure)"
+                "without them; contactlm plan --measure takes real steps"
             ) from error
         gradients = _bytes(p.grad for p in module.parameters() if p.grad is not None)
         optimizer.step()

@@ -69,6 +69,7 @@ def test_what_is_wrong_is_one_message(
         (plan(tiny_esm, pdb_folders, "--memory=much"), "--memory 'much': give a size such as 12GB"),
         (plan(tmp_path / "none", pdb_folders), "no config.json can be had"),
         (["plan", "--config=nowhere"], "there is no such file"),
+        (plan(tiny_esm, pdb_folders, "--config=jacobian"), "trainer.max_steps is 0"),
     ):
         assert main(arguments) == 1
         assert message in capsys.readouterr().err
