@@ -65,6 +65,7 @@ class RunRecord(L.Callback):
         self._results: dict[str, Any] = {}
         self._began_with: dict[str, Any] = {}
         self._trained_with: int | None = None  # the seed of the run whose checkpoint is scored or goes on
+        self._trained_as: str | None = None  # its arm
         self._folder: str | None = None
         self._tell_full = TellOnce(f"{RUN_FILE} cannot be written (%s): the run goes on, and it is tried again")
         self._fitted = False
@@ -163,9 +164,8 @@ class RunRecord(L.Callback):
 
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start_clock()
-        name = trainer.loggers[0].name if trainer.loggers else None
         self._facts = {
-            "arm": self.arm or name or type(pl_module).__name__,
+            "arm": self._arm(trainer) or type(pl_module).__name__,
             "seed": run_seed(trainer) if self._trained_with is None else self._trained_with,
             "command": trainer.state.fn.value if trainer.state.fn is not None else None,
             "version": __version__,
@@ -182,6 +182,11 @@ class RunRecord(L.Callback):
         }
         self._facts["equal"] |= self._began_with  # a resumed run's weights are no longer those it began with
         self._results = {"dev": {}, "test": {}, "tested_at": None}
+
+    def _arm(self, trainer: L.Trainer) -> str | None:
+        """As it is called, or the run was that trained the checkpoint to be scored, or this one is."""
+        name = trainer.loggers[0].name if trainer.loggers else None
+        return self.arm or (None if trainer.state.fn == TrainerFn.FITTING else self._trained_as) or name
 
     def _count(self, trainer: L.Trainer) -> None:
         budget, meter = find_callback(trainer, TokenBudget), find_callback(trainer, FlopsMeter)
@@ -214,7 +219,8 @@ class RunRecord(L.Callback):
         training = {**self.training, "seconds": seconds, "memory": dict(self.training["memory"])}
         began_with = {k: v for k, v in self._facts.get("equal", {}).items() if k in ("weights", "backbone")}
         history = {"dev": [dict(row) for row in self.dev], "progress": list(self.progress)}
-        return {"training": training, **history, "began_with": began_with, "seed": self._facts.get("seed")}
+        of_run = {name: self._facts.get(name) for name in ("seed", "arm")}
+        return {"training": training, **history, "began_with": began_with, **of_run}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a test after ``fit`` only takes down which checkpoint it scores."""
@@ -225,7 +231,7 @@ class RunRecord(L.Callback):
         self.training, self.dev = state_dict["training"], list(state_dict["dev"])
         self.progress = list(state_dict["progress"])
         self._began_with = dict(state_dict.get("began_with", {}))
-        self._trained_with = state_dict.get("seed")
+        self._trained_with, self._trained_as = state_dict.get("seed"), state_dict.get("arm")
 
 
 def _scores(trainer: L.Trainer, prefix: str) -> dict[str, float]:

@@ -207,6 +207,8 @@ def _scheme(run: Run) -> dict[str, str]:
 
 def _rates(run: Run) -> dict[str, str]:
     groups = run.record.get("optimizer") or []
+    if not groups:  # it scored a checkpoint
+        return {}
     return {"optimizer": " and ".join(f"{group['optimizer']} {group['lr']:g}" for group in groups)}
 
 

@@ -221,8 +221,10 @@ def _join_evaluations(runs: Sequence[Run], left_out: dict[Path, str]) -> list[Ru
             at = {name: run.record[name] for name in ("steps", "tokens", "flops")}
             trained[of_run] = Run(fit.path, {**fit.record, "test": run.record["test"], "tested_at": at}, run.path)
             left_out[run.path] = f"its test scores stand with those of {fit.path}, which trained the checkpoint"
-        else:
+        elif run.test:
             left_out[run.path] = f"scores a checkpoint of the same arm and seed as {fit.path}"
+        else:
+            left_out[run.path] = f"scores a checkpoint of {fit.path} on dev, where that run has scores of its own"
     return list(trained.values())
 
 

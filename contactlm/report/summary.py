@@ -92,6 +92,10 @@ def _outcome(verdict: Verdict) -> str:
         return "one arm only, so there is nothing to compare"
     if not verdict.rivals:
         return f"{verdict.best} wins"
+    highest = verdict.spreads[verdict.best].mean
+    equal = [arm for arm, spread in verdict.spreads.items() if spread.mean == highest]
+    if len(equal) > 1:
+        return f"no clear winner; {', '.join(equal)} share the highest mean"
     single = [arm for arm in verdict.single if arm == verdict.best or arm in verdict.rivals]
     reasons = [f"the spread of {', '.join(single)} is unknown (one seed)"] if single else []
     overlapping = [arm for arm in verdict.rivals if arm not in single]

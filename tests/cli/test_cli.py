@@ -4,6 +4,7 @@ import csv
 import errno
 import gzip
 import io
+import json
 import pickle
 import shutil
 import signal
@@ -97,6 +98,8 @@ def test_fit_test_resume_validate(
     assert scores_of(capsys.readouterr().out, "test") == scores_of(printed, "test")
     assert main(["validate", f"--ckpt_path={best}", *data_options(pdb_folders), "--trainer.accelerator=cpu"]) == 0
     assert scores_of(capsys.readouterr().out, "dev") == scores_of(printed, "dev")
+    for version in ("version_0", "version_1"):  # of the arm whose checkpoint it was
+        assert json.loads((tmp_path / "runs" / "contactlm" / version / "run.json").read_text())["arm"] == "crop200"
 
     last = run / "checkpoints" / "last.ckpt"
     more = ["--budget.max_tokens=1000", "--trainer.log_every_n_steps=1"]
@@ -172,6 +175,8 @@ def test_what_a_user_can_mend_is_one_clear_message(tmp_path: Path, tiny_esm: Pat
     assert "crop_length is 200, longer than the window of 20" in text
     text = complaint(capsys, ["fit", *data_options(pdb_folders), "--model.pretrained=facebook/esm2_t6_8M_UR50D"])
     assert "cannot be reached" in text and "give DIR" in text
+    text = complaint(capsys, ["fit", *data_options(pdb_folders), *model, "--model.lora.init_lora_weights=pissa"])
+    assert "pissa and its like" in text
     text = complaint(capsys, ["fit", *data_options(pdb_folders), *model, "--data.on_bad_file=raise"])
     assert "broken.pdb" in text
     assert "no such file" in complaint(capsys, ["fit", "--config=nowhere.yaml"])

@@ -148,6 +148,13 @@ def test_an_arm_wins_only_when_spreads_do_not_overlap(
     assert ("unknown (one seed)" in line) == any(len(values) == 1 for values in scores.values())
 
 
+def test_of_equal_arms_none_is_named_first(tmp_path: Path) -> None:
+    for arm in ("a", "b"):
+        make_run(tmp_path / arm, arm, 0, 0.0)
+    (line,) = [line for line in summarize(find_runs([tmp_path]).runs) if "(mcc_sep6)" in line]
+    assert "no clear winner; a, b share the highest mean. " in line
+
+
 def test_the_best_arm_is_not_praised_below_the_trivial_predictor(tmp_path: Path) -> None:
     for arm, score in (("a", 0.02), ("b", 0.01)):
         for seed in (0, 1):
@@ -249,7 +256,12 @@ def test_a_checkpoint_that_is_scored_again_is_no_further_seed(two_arms: Path, co
         two_arms / "other", "crop200", 0, 0.1, command="test", equal=terms | {"test": chains(5, "eeee")}
     )
     found = find_runs([two_arms])
-    assert found.left_out == {again: f"scores a checkpoint of the same arm and seed as {two_arms}/crop200/version_0"}
+    trained = two_arms / "crop200" / "version_0"
+    told = {
+        "test": f"scores a checkpoint of the same arm and seed as {trained}",
+        "validate": f"scores a checkpoint of {trained} on dev, where that run has scores of its own",
+    }
+    assert found.left_out == {again: told[command]}
     same_set, other_set = group_equal(found.runs)
     assert summarize(same_set) == before
     assert [run.path for run in other_set] == [elsewhere]
@@ -280,9 +292,10 @@ def test_what_bears_on_a_comparison_is_noted(two_arms: Path) -> None:
         scheme={"crop": "cut", "crop_length": 1020},
         tokens=1000,
     )
+    make_run(two_arms / "scored", "other", 0, 0.2, command="test", optimizer=[])
     text = "\n".join(summarize(find_runs([two_arms]).runs))
     assert "learning rates differ: Adam 0.0001 (crop200, full1020); Adam 1e-06 (full1020)" in text
-    assert "machines differ in device: cpu (crop200, full1020); cuda (full1020)" in text
+    assert "machines differ in device: cpu (crop200, full1020, other); cuda (full1020)" in text
     assert "runs of arm full1020 differ in crop: " in text
     assert "slow ended after 1,000 of 323,200 tokens" in text
     assert "arms have different seeds: crop200: 0, 1, 2; full1020: 0, 1, 2, 3" in text
