@@ -43,7 +43,7 @@ from contactlm.data.datamodule import ContactDataModule
 from contactlm.data.sources import check_sources
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE
 from contactlm.modules.base import MapModule
-from contactlm.modules.checkpoint import check_checkpoint
+from contactlm.modules.checkpoint import check_checkpoint, found_backbone
 from contactlm.modules.choice import DEFAULT, OPTION
 from contactlm.modules.sharded_file import INDEX, is_sharded
 from contactlm.modules.strategies import check_strategy_options
@@ -164,6 +164,8 @@ class ContactCLI(LightningCLI):
             self.config[subcommand]["ckpt_path"] = str(Path(path) / INDEX)
         super()._parse_ckpt_path()
         self.config[subcommand]["ckpt_path"] = path
+        if path and path not in NOT_PATHS and (found := found_backbone(checkpoint)) is not None:
+            self.config[subcommand]["model"]["pretrained"] = found
         for name, value in given.items():
             # the weights may lie elsewhere than when they were trained on, or be held otherwise; a checksum tells
             # whether they are the same

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,12 @@ from torch import Tensor
 from contactlm.metrics.calibration import Calibration
 from contactlm.model.families.registry import family_of
 from contactlm.model.frozen_weights import whole_weights
-from contactlm.model.loading import OWN_HEAD
+from contactlm.model.loading import ADAPTER_FILE, OWN_HEAD, quiet_transformers
 from contactlm.model.lora import ALL_LINEAR, BIASES, INITS, LoraOptions
 from contactlm.types import ModelError
 
 ABOUT_FILE = "contactlm.json"  # what an export says about itself
-CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE = ADAPTER_FILE
 WEIGHTS_FILE = "adapter_model.safetensors"
 _ADAPTER = "default"  # PEFT's name for the only adapter there is
 _HEAD, _TRAINED_HEAD = "contact_head.", f"contact_head.modules_to_save.{_ADAPTER}."
@@ -83,6 +84,7 @@ def save_adapter(esm: Any, backbone: str, directory: Path) -> None:
     config.save_pretrained(str(directory))
     weights = {name: weight.detach().cpu().contiguous() for name, weight in _adapter_weights(esm).items()}
     save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    _let_others_read(directory, directory / CONFIG_FILE)
 
 
 def save_merged(esm: Any, directory: Path) -> None:
@@ -106,13 +108,21 @@ def save_merged(esm: Any, directory: Path) -> None:
     with torch.device("meta"):  # a frame for the weights, without a second copy of them
         plain = family.model_class(copy.deepcopy(esm.config), **family.model_options)
     plain.load_state_dict({name: weight.detach().cpu() for name, weight in weights.items()}, assign=True)
-    plain.save_pretrained(str(directory))
+    with quiet_transformers():
+        plain.save_pretrained(str(directory))
+    _let_others_read(directory, directory / "config.json")
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config["attn_implementation"] = "eager"  # the one with attention maps, which stock predict_contacts needs
     config["architectures"] = [family.stock_class.__name__]
     if not family.published_head:
         config[OWN_HEAD] = True
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _let_others_read(directory: Path, other: Path) -> None:
+    """Give weight files the mode of another new file: safetensors makes them for their owner alone."""
+    for path in directory.glob("*.safetensors"):
+        path.chmod(stat.S_IMODE(other.stat().st_mode))
 
 
 def _adapted(weight: Tensor, layer: LoraLayer) -> Tensor:

@@ -26,6 +26,7 @@ from contactlm.model.families.family import Family
 from contactlm.model.families.registry import family_of
 from contactlm.types import ModelError
 
+ADAPTER_FILE = "adapter_config.json"
 _WEIGHT_FILES = ("model*.safetensors*", "pytorch_model*.bin*")
 OWN_HEAD = "contactlm_head"  # in config.json: the contact head beside was trained, whatever the family publishes
 # What tells families apart beside their sizes, and where ESM2 stands.
@@ -220,11 +221,18 @@ def _check_loaded(name: str, missing: set[str], family: Family, model: Any, own_
 
 def _require_complete(directory: Path) -> None:
     if not (directory / "config.json").is_file():
-        raise ModelError(
-            f"{directory}: no config.json there; give a directory written by save_pretrained, or a hub name"
-        )
+        raise ModelError(f"{directory}: {_without_config(directory)}")
     if not any(any(directory.glob(pattern)) for pattern in _WEIGHT_FILES):
         raise ModelError(f"{directory}: config.json but no weights (model.safetensors or pytorch_model.bin) there")
+
+
+def _without_config(directory: Path) -> str:
+    if (directory / ADAPTER_FILE).is_file():
+        return (
+            "an adapter, and no whole model; export the checkpoint with contactlm export --merge, or load the adapter "
+            "in Python (ContactModule.from_adapter, predict_contacts)"
+        )
+    return "no config.json there; give a directory written by save_pretrained, or a hub name"
 
 
 def _require_finite(name: str, config: Mapping[str, Any]) -> None:

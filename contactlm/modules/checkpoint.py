@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from contactlm.metrics.calibration import Calibration
+from contactlm.model.loading import ADAPTER_FILE
 from contactlm.modules.file_kind import describe_file
 from contactlm.modules.sharded_file import is_sharded, load_file
 from contactlm.types import ModelError
@@ -35,7 +36,7 @@ def check_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         mode = Path(path).stat().st_mode
         if stat.S_ISDIR(mode) and not is_sharded(path):
-            raise ModelError(f"ckpt_path: {path} is a folder; give a file, or an exported folder as model.pretrained")
+            raise ModelError(f"ckpt_path: {path} {_instead(Path(path))}")
         checkpoint = load_file(path, "meta")
     except (FileNotFoundError, NotADirectoryError) as error:
         if is_sharded(path):
@@ -59,6 +60,15 @@ def check_checkpoint(path: str | Path) -> dict[str, Any]:
     if fault := _fault(checkpoint):
         raise damaged(path, fault)
     return checkpoint
+
+
+def _instead(folder: Path) -> str:
+    if (folder / ADAPTER_FILE).is_file():
+        return (
+            "is an exported adapter, which Python reads (ContactModule.from_adapter, predict_contacts); here give the "
+            "checkpoint it comes from, or export that with --merge and give the folder as model.pretrained"
+        )
+    return "is a folder; give a file, or a folder that `contactlm export --merge` wrote as model.pretrained"
 
 
 def damaged(path: str | Path, reason: str | BaseException) -> ModelError:
@@ -107,6 +117,20 @@ def _kind(path: str | Path) -> str:
             return "damaged, or holds Python objects, which are not loaded from files"
         return "a zip archive that is no checkpoint, such as .npz"
     return describe_file(Path(path))
+
+
+def backbone_folder(pretrained: str | None) -> str | None:
+    """The full path of a backbone that is a local folder."""
+    return None if pretrained is None or not Path(pretrained).is_dir() else str(Path(pretrained).resolve())
+
+
+def found_backbone(checkpoint: Mapping[str, Any]) -> str | None:
+    """Where a checkpoint's local backbone is, when its name, a relative path, leads nowhere from here."""
+    about = checkpoint[CHECKPOINT_KEY]
+    folder = about.get("backbone_folder")  # older checkpoints have none
+    if not folder or Path(about["backbone"]).is_dir() or not Path(folder).is_dir():
+        return None
+    return str(folder)
 
 
 def check_backbone(about: Mapping[str, Any], pretrained: str | None, checksum: str | None) -> None:

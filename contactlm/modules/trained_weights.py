@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 
 from contactlm.metrics.calibration import Calibration
-from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_backbone, check_head, check_weights, class_name
+from contactlm.modules.checkpoint import (
+    CHECKPOINT_KEY,
+    backbone_folder,
+    check_backbone,
+    check_checkpoint,
+    check_head,
+    check_weights,
+    class_name,
+    found_backbone,
+)
 from contactlm.modules.random_state import drawn_from, seed_of_run
 from contactlm.modules.sharded_file import is_sharded, weights_stream
 from contactlm.types import ModelError
@@ -64,7 +73,13 @@ class TrainedWeights(L.LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> Self:
-        """Make a module from a checkpoint, as Lightning does; also from a folder that several processes wrote."""
+        """Make a module from a checkpoint, as Lightning does; also from a folder that several processes wrote.
+
+        A backbone that was given as a relative path is found from another working directory, too.
+        """
+        if isinstance(checkpoint_path, (str, Path)) and Path(checkpoint_path).exists() and "pretrained" not in options:
+            found = found_backbone(check_checkpoint(checkpoint_path))
+            options |= {} if found is None else {"pretrained": found}
         if isinstance(checkpoint_path, (str, Path)) and is_sharded(checkpoint_path):
             checkpoint_path = weights_stream(checkpoint_path)
         return super().load_from_checkpoint(checkpoint_path, *arguments, **options)
@@ -110,6 +125,7 @@ class TrainedWeights(L.LightningModule):
             "class": class_name(type(self)),
             "head": self.head,
             "backbone": self.hparams.get("pretrained"),
+            "backbone_folder": backbone_folder(self.hparams.get("pretrained")),
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
             UNFROZEN: sorted(names - (self._made_trainable or names)),

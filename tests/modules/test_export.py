@@ -265,6 +265,12 @@ def test_the_command(tmp_path: Path, tiny_esm: Path, monkeypatch: pytest.MonkeyP
     assert main(["export", "--ckpt_path", "run.ckpt", "--out", "adapter"]) == 0
     assert capsys.readouterr().out == f"adapter written to {tmp_path / 'adapter'}\n"
     assert torch.equal(own_logits(ContactModule.from_adapter("adapter")), own_logits(module))
+    for wrong, message in (
+        ("--ckpt_path=adapter", "is an exported adapter, which Python reads"),
+        ("--model.pretrained=adapter", "an adapter, and no whole model"),
+    ):
+        assert main(["predict", wrong, "--data.predict_paths=."]) == 1
+        assert message in capsys.readouterr().err
     moved = tiny_copy(tiny_esm, tmp_path / "moved")
     command = ["export", "--ckpt_path=run.ckpt", "--merge", "--out=merged", f"--pretrained={moved}"]
     assert main(command) == 0
@@ -272,6 +278,28 @@ def test_the_command(tmp_path: Path, tiny_esm: Path, monkeypatch: pytest.MonkeyP
     assert main(command) == 1
     assert "merged is not empty" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
+    for folder, weights, other in (("adapter", "adapter_model", "adapter_config"), ("merged", "model", "config")):
+        readers = [(tmp_path / folder / name).stat().st_mode for name in (f"{weights}.safetensors", f"{other}.json")]
+        assert readers[0] == readers[1]
+
+
+def test_a_backbone_given_as_a_relative_path_is_found_from_elsewhere(
+    tmp_path: Path, tiny_esm: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    tiny_copy(tiny_esm, tmp_path / "esm")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "a.fasta").write_text(f">a\n{random_sequence(1, 30)}\n")
+    monkeypatch.chdir(tmp_path)
+    module = trained("esm")
+    save_checkpoint(module, tmp_path / "run.ckpt")
+    monkeypatch.chdir(tmp_path / "other")
+    assert torch.equal(own_logits(ContactModule.load_from_checkpoint("../run.ckpt")), own_logits(module))
+    predict = ["predict", "--ckpt_path=../run.ckpt", "--data.predict_paths=../a.fasta", "--trainer.accelerator=cpu"]
+    assert main(predict) == 0
+    (tmp_path / "esm").rename(tmp_path / "gone")
+    assert main([*predict, "--overwrite"]) == 1
+    assert "esm" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*predict, "--overwrite", "--model.pretrained=../gone"]) == 0
 
 
 def test_the_command_says_what_is_wrong(
