@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,6 +32,9 @@ from contactlm.homology.relations import ClusterOptions
 from contactlm.modules.base import MapModule
 from contactlm.modules.predict import load_model
 from contactlm.types import ContactLMError, DataError
+
+if TYPE_CHECKING:
+    from contactlm.retrieval.database import StructureDatabase
 
 REPORT, TABLE, DIFFERENCES = "report.md", "table.csv", "differences.csv"
 
@@ -88,6 +91,7 @@ def run_benchmark(names: Sequence[str], candidates: Sequence[Candidate], options
     Raises:
         ContactLMError: A set, a model or the structures cannot be had, or no chain of any set was found.
     """
+    database = None if options.database is None else _open_database(options.database)  # before hours are spent
     obtained = [_obtain(name, options) for name in dict.fromkeys(names)]
     sets = {asked.name: (asked, checked) for asked, checked in obtained}
     if len(sets) < len(obtained):
@@ -107,7 +111,7 @@ def run_benchmark(names: Sequence[str], candidates: Sequence[Candidate], options
             training = None if remembered is None else remembered.sequences
             predictors[name].append(_with_identity(scored, own, training, options.cache_dir))
     for name, own in chains.items():
-        predictors[name] += _controls(own, contracts[name], options)
+        predictors[name] += _controls(own, contracts[name], database, options.cache_dir)
     results = [
         SetResult(each, checked, predictors[name], _figures(each), _remarks(each, candidates, predictors[name]))
         for name, (each, checked) in sets.items()
@@ -129,14 +133,22 @@ def _obtain(name: str, options: BenchmarkOptions) -> tuple[BenchmarkSet, list[Ch
         return asked, check_chains(asked.chains, files, ChainReader(options.cache_dir), bar.update)
 
 
-def _controls(chains: Sequence[CheckedChain], contracts: Sequence[str], options: BenchmarkOptions) -> list[Predictor]:
+def _open_database(folder: Path) -> StructureDatabase:
+    from contactlm.retrieval.database import StructureDatabase
+    from contactlm.retrieval.engines import check_program
+    from contactlm.retrieval.search import SearchOptions
+
+    check_program(SearchOptions().program)
+    return StructureDatabase.open(folder)
+
+
+def _controls(
+    chains: Sequence[CheckedChain], contracts: Sequence[str], database: StructureDatabase | None, cache_dir: Path
+) -> list[Predictor]:
     """What every model has to beat."""
     controls = [score_trivial(chains, contracts)]
-    if options.database is not None and chains:
-        from contactlm.retrieval.database import StructureDatabase
-
-        database = StructureDatabase.open(options.database)
-        controls.append(score_copy(chains, contracts, database, options.cache_dir))
+    if database is not None and chains:
+        controls.append(score_copy(chains, contracts, database, cache_dir))
     return controls
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from contactlm.atomic import atomic_path
 from contactlm.benchmark.lists import AskedChain
 from contactlm.data.files import find_structures
-from contactlm.data.rcsb.download import RCSB, download_structures
+from contactlm.data.rcsb.download import CHECK, RCSB, download_structures
 from contactlm.data.rcsb.ids import parse_id
 from contactlm.structure.files import lines_of, read_blocks, split_name
 from contactlm.types import DataError, StructureError
@@ -79,7 +79,7 @@ def obtain_structures(chains: Sequence[AskedChain], source: StructureSource, out
             {entry: reason.format(entry) for entry, path in there.items() if not path.is_file()},
         )
     try:
-        report = download_structures(entries, source.cache, source.base_url)
+        report = download_structures(entries, source.cache, source.base_url, remedy=CHECK)
     except DataError as error:
         missing = [entry for entry in entries if not (source.cache / f"{entry}.cif.gz").is_file()]
         with atomic_path(out / MISSING_FILE) as temporary:

@@ -14,7 +14,7 @@ from contactlm.data.datamodule import ContactDataModule
 from contactlm.data.sources import check_sources
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
 from contactlm.model.head_file import write_head
-from contactlm.modules.head_fit import HeadFit, HeadFitOptions, fit_head
+from contactlm.modules.head_fit import HeadFit, HeadFitOptions, fit_head, make_solver
 from contactlm.shipped import __version__
 from contactlm.types import ModelError
 
@@ -55,6 +55,7 @@ def _fit(given: Any, config: Any) -> int:
     names = HeadFitOptions.__dataclass_fields__
     options = HeadFitOptions(**{name: getattr(config, name) for name in names})
     check_sources("fit", config.data)
+    make_solver(1.0)  # or it is not installed: before anything is read
     data: ContactDataModule = given.data
     data.prepare_data()
     data.setup("fit")

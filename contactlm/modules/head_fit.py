@@ -126,7 +126,7 @@ def fit_head(
         DataError: No chain is left to fit to or to choose on, an id is unknown, or no pair is in contact.
         MissingExtraError: scikit-learn, which comes with ``contactlm[head]``, is not installed.
     """
-    _solver(1.0)
+    make_solver(1.0)
     reach = backbone.family.reach(backbone.esm.config)
     most = options.max_length if reach is None else min(options.max_length, reach - 2)
     usable, judges = (_short(store, most, role) for store, role in ((train, "train"), (held_out, "dev")))
@@ -207,7 +207,7 @@ def _fit_draw(
     features /= scale
     heads = []
     for strength in strengths:
-        solver = _solver(strength)
+        solver = make_solver(strength)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*failed to converge.*")  # it is judged by what it predicts
             solver.fit(features, contact)
@@ -216,8 +216,12 @@ def _fit_draw(
     return (len(contact), int(contact.sum())), heads
 
 
-def _solver(strength: float) -> Any:
-    """Coordinate descent on the L1-penalised likelihood; the intercept is hardly penalised."""
+def make_solver(strength: float) -> Any:
+    """Coordinate descent on the L1-penalised likelihood; the intercept is hardly penalised.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:

@@ -248,6 +248,7 @@ def test_copying_the_best_hit_stands_beside(tmp_path: Path, tiny_esm: Path) -> N
     assert main(["index", "build", "--structures", str(known), "--out", str(tmp_path / "db"), "--workers", "0"]) == 0
     asked = write_list(tmp_path / "mine.csv", [{"pdb_id": f"9a0{k}", "chain": "A"} for k in range(3)])
     common = (asked, "--model.pretrained", tiny_esm, "--structures", structures, "--out", out)
+    assert run(*common, "--database", tmp_path / "nowhere") == 1 and not out.exists()  # before anything is scored
     assert run(*common, "--database", tmp_path / "db") == 0
     rows = {row["id"]: row for row in read_rows(out / "scores_mine.csv") if row["predictor"].startswith("copy")}
     assert [float(rows[f"9a0{k}_A"]["mcc_sep6"]) for k in range(3)] == [1.0, 1.0, 0.0]
@@ -290,6 +291,7 @@ def test_without_network_it_says_what_is_missing_and_how_to_bring_it(tmp_path: P
     assert run(*common, "--base_url", "http://127.0.0.1:9/files") == 1
     said = capsys.readouterr().err
     assert "3 of 3 structures are missing and cannot be fetched" in said and "--structures" in said
+    assert "train_dir" not in said
     assert (out / "missing_entries.txt").read_text().split() == ["9a00", "9a01", "9a02"]
 
 

@@ -112,7 +112,7 @@ def test_what_cannot_be_fitted_is_said() -> None:
 def test_the_library_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
     with pytest.raises(ImportError, match=r'pip install "contactlm\[head\]"'):
-        head_fit._solver(1.0)
+        head_fit.make_solver(1.0)
 
 
 def test_the_command_fits_a_head_that_predict_takes(

@@ -21,10 +21,8 @@ from contactlm.types import DataError
 __all__ = ["DownloadReport", "download_structures", "read_id_list"]
 
 RCSB = "https://files.rcsb.org/download"
-REMEDY = (
-    "check the network and proxy settings (https_proxy), or fetch the mmCIF files elsewhere, put them into a folder, "
-    "and give that folder as train_dir or test_dir"
-)
+CHECK = "check the network and proxy settings (https_proxy)"
+REMEDY = f"{CHECK}, or fetch the mmCIF files elsewhere and give a folder of them as train_dir or test_dir"
 LOST_AFTER = 2  # entries a worker that fail in a row because there is no connection: the network went away
 POLL_SECONDS = 0.1  # how long Ctrl-C may wait
 LAST_WORDS_SECONDS = 1.0  # for threads to end; whoever still waits for the server then is left behind
@@ -53,6 +51,7 @@ def download_structures(
     retries: int = 5,
     timeout: float = 30,
     progress: bool = True,
+    remedy: str = REMEDY,
 ) -> DownloadReport:
     """Fetch mmCIF files of PDB entries as ``<folder>/<id>.cif.gz``.
 
@@ -69,6 +68,7 @@ def download_structures(
             that says how long to wait (Retry-After) is obeyed. An entry that does not exist is asked for once.
         timeout: Seconds without an answer or further data after which a request has failed.
         progress: Whether to show a progress bar.
+        remedy: What to say can be done where the server cannot be reached.
 
     Returns:
         The files, and the entries that could not be had with the reason.
@@ -96,7 +96,7 @@ def download_structures(
             if isinstance(outcome, FetchError):
                 lost = lost + 1 if outcome.unreachable else 0
                 if lost and (not fetcher.was_reached or lost > LOST_AFTER * workers):
-                    raise DataError(f"{base_url} cannot be reached for {entry}: {outcome}; {REMEDY}")
+                    raise DataError(f"{base_url} cannot be reached for {entry}: {outcome}; {remedy}")
                 report.problems[entry] = str(outcome)
             elif outcome:
                 lost = 0

@@ -242,7 +242,7 @@ def test_no_network_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monke
         DataError, match=r"http://127.*cannot be reached for .abc: no connection .*\(tried 3 times\)"
     ) as e:
         download_structures(ids, tmp_path, f"http://127.0.0.1:{free_port()}/files", progress=False)
-    assert "give that folder as train_dir" in str(e.value)
+    assert "give a folder of them as train_dir" in str(e.value)
     assert sum(pauses) < 3
     assert names(tmp_path) == []
 
