@@ -58,6 +58,8 @@ def layers(config: str, above: Sequence[str] = ()) -> list[str]:
     """
     _require_text(config)
     content = content_of(config)
+    if not content and _is_file(config) and _says_nothing(config):
+        raise ContactLMError(f"{config}: an empty config; give one with options, or leave it out")
     if "config" not in content:
         return [config]
     below = content["config"]
@@ -78,6 +80,13 @@ def content_of(config: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _says_nothing(path: str) -> bool:
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8")) is None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
 
 
 def _is_file(text: str) -> bool:

@@ -57,7 +57,7 @@ class LoraOptions:
     alpha_pattern: Mapping[str, float] | None = None
     use_rslora: bool = False
     use_dora: bool = False
-    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
+    init_lora_weights: bool | str = True  # no Literal: others are refused with a reason
     bias: Literal["none", "lora_only"] = "none"
 
 

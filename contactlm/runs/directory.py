@@ -10,6 +10,8 @@ import lightning as L
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
+EMPTY_LOG = 128  # bytes, at most: TensorBoard's file of events before the first of them
+
 
 def run_directory(trainer: L.Trainer) -> str | None:
     """The directory of a run's own files: ``run.json``, ``config.yaml``, ``test_scores.csv``.
@@ -37,8 +39,8 @@ def claim_directory(trainer: L.Trainer) -> None:
     """Take a directory that no other run has or takes, for all loggers of a run.
 
     A logger counts the directories that are there, and makes its own later: runs that start at the same moment count
-    alike. Here the first process makes the directory at once, and of several runs only one can. An empty one goes when
-    the process ends. A version that was given stays, and so do folders behind a URL.
+    alike. Here the first process makes the directory at once, and of several runs only one can. One in which nothing
+    was written goes when the process ends. A version that was given stays, and so do folders behind a URL.
 
     Args:
         trainer: Its first logger decides, if it is one of Lightning's two local ones; the others take its version.
@@ -64,10 +66,14 @@ def _claim(logger: CSVLogger | TensorBoardLogger) -> None:
             version += 1
             logger._version = version
         else:
-            atexit.register(_remove_if_empty, folder)
+            atexit.register(_remove_if_bare, folder)
             return
 
 
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # that it is not empty is one
+def _remove_if_bare(folder: Path) -> None:
+    """Remove a directory that holds nothing, or what TensorBoard's logger begins with, before the data are read."""
+    with suppress(OSError):  # that it holds more is one
+        for file in folder.glob("events.out.tfevents.*"):
+            if file.stat().st_size <= EMPTY_LOG:
+                file.unlink()
         folder.rmdir()

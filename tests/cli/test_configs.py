@@ -112,6 +112,13 @@ def test_a_config_that_cannot_be_laid_over_another(below: str, message: str, tmp
         resolve_arguments(["fit", "--config", str(tmp_path / "my.yaml")])
 
 
+@pytest.mark.parametrize("content", ["", "# nothing yet\n"])
+def test_an_empty_config_is_called_that(tmp_path: Path, content: str) -> None:
+    (tmp_path / "my.yaml").write_text(content)
+    with pytest.raises(ContactLMError, match=r"my\.yaml: an empty config"):
+        resolve_arguments(["fit", "--config", str(tmp_path / "my.yaml")])
+
+
 def test_a_config_with_a_nul_is_refused(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text('name: mine\nckpt_path: "a\\0.ckpt"\n')
     with pytest.raises(ContactLMError, match=r"my\.yaml: line 2 holds a NUL character"):

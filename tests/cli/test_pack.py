@@ -214,6 +214,7 @@ def test_what_cannot_be_packed_is_said(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "bad" / "x.pdb").write_text("nothing")
     with pytest.raises(DataError, match=r"nothing to pack: 1 of 1 files cannot be read; the first: x\.pdb: "):
         pack(tmp_path / "bad", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
     kill_at(3, folder, out)
     with pytest.raises(DataError, match=r"unfinished packed set of other settings .*or delete the folder"):
         pack(folder, out, residues=SHARD + 1)

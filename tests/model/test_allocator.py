@@ -38,6 +38,7 @@ def given_back(weights: int) -> tuple[bool, float]:
     return done, (before - resident()) / (BLOCK * BLOCKS / 2)
 
 
+@pytest.mark.slow
 @needs_glibc
 @pytest.mark.parametrize(("weights", "most"), [(LARGE, True), (LARGE - 1, False)])
 def test_blocks_of_a_large_model_go_back_at_once(weights: int, most: bool, tmp_path: Path) -> None:

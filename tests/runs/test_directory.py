@@ -50,14 +50,20 @@ def test_processes_of_one_run_claim_one_directory(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["version_0"]
 
 
-def test_a_directory_in_which_nothing_was_written_goes(tmp_path: Path) -> None:
-    for written in (False, True):
-        loggers = made(tmp_path)
-        claim(loggers)
-        if written:
-            (Path(str(loggers[0].log_dir)) / "config.yaml").touch()
-        directory._remove_if_empty(Path(str(loggers[0].log_dir)))
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["version_0"]
+@pytest.mark.parametrize("written", ["nothing", "a log without events", "events", "config.yaml"])
+def test_a_directory_in_which_nothing_was_written_goes(tmp_path: Path, written: str) -> None:
+    loggers = made(tmp_path)
+    claim(loggers)
+    folder = Path(str(loggers[0].log_dir))
+    if written == "config.yaml":
+        (folder / "config.yaml").touch()
+    elif written != "nothing":
+        writer = loggers[1].experiment  # before the data are read
+        if written == "events":
+            writer.add_scalar("train/loss", 1.0, 1)
+        writer.close()
+    directory._remove_if_bare(folder)
+    assert folder.is_dir() == (written in ("events", "config.yaml"))
 
 
 def claim_at(moment: float, folder: Path, runs: int) -> list[int]:

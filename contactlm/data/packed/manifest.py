@@ -85,6 +85,15 @@ class ClusterRule:
     assembly: str = "chain"
     version: int = CLUSTER_VERSION
 
+    def text(self) -> str:
+        """Its numbers, as a message tells them."""
+        rule = self.options
+        return (
+            f"assembly {self.assembly}, at least {self.min_length} residues, identity {rule.identity:g}, coverage "
+            f"{rule.coverage:g}, {rule.bits:g} bits, prefilter {rule.prefilter}, program {rule.program}, version "
+            f"{self.version}"
+        )
+
     def allows(self, other: ClusterRule) -> bool:
         """Whether clusters of another rule are what this one asks for."""
         return self.options.allows(other.options) and replace(other, options=self.options) == self

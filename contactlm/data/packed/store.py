@@ -206,11 +206,11 @@ class PackedStore(ChainStore):
         """
         recorded = self.packed.clusters
         if recorded is None or not rule.allows(recorded):
-            made = "without clusters" if recorded is None else f"with clusters of another rule ({recorded})"
+            made = "without clusters" if recorded is None else f"with clusters of another rule ({recorded.text()})"
             log.info(
                 "%s was packed %s: those asked for (%s) are computed from all its sequences, once; `contactlm pack "
                 "--clusters` with the options of the run records them",
-                self.packed.folder, made, rule,
+                self.packed.folder, made, rule.text(),
             )  # fmt: skip
             return None
         groups = self.packed.index.clusters[self.all_chains()[0]].astype(np.int64)

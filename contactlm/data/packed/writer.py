@@ -173,6 +173,7 @@ class PackedWriter:
         problems, files = self.problems, self.files
         index = PackedIndex.concatenate([done.index for done in self._done])
         if not len(index):
+            self._remove()
             first = "".join(f"; the first: {name}: {reason}" for name, reason in list(problems.items())[:1])
             raise DataError(f"nothing to pack: {len(problems)} of {files} files cannot be read{first}")
         shards = tuple(done.shard for done in self._done)
@@ -188,6 +189,13 @@ class PackedWriter:
             for path in set(self.out.glob("shard-*.chains")) - {self.out / shard.name for shard in shards}:
                 path.unlink()  # of an earlier packing, of more files
         return manifest
+
+    def _remove(self) -> None:
+        """Leave nothing of a set without chains."""
+        for path in (self.out / JOURNAL, *(self.out / done.shard.name for done in self._done)):
+            path.unlink(missing_ok=True)
+        if not any(self.out.iterdir()):
+            self.out.rmdir()
 
     def _flush(self) -> None:
         """Write a shard of all that waits."""
