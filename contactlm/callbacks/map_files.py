@@ -132,15 +132,11 @@ class MapFiles:
 
     def tell(self) -> None:
         """Name the proteins that could not be shown on a structure."""
-        absent = ", ".join(kind for kind in self.formats if kind in ON_STRUCTURES)
-        bare = ", ".join(kind for kind in self.formats if kind in NUMBERED - ON_STRUCTURES)
+        kinds = {"no": ON_STRUCTURES, "no residue numbers in": NUMBERED - ON_STRUCTURES}
+        asked = {missing: [kind for kind in self.formats if kind in group] for missing, group in kinds.items()}
+        what = ", and ".join(f"{missing} {', '.join(formats)}" for missing, formats in asked.items() if formats)
         for reason in sorted(set(self.without.values())):
             names = sorted(name for name, why in self.without.items() if why == reason)  # in any order they came
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             shown = ", ".join(names[:NAMED]) + more
-            what = (
-                f"no {absent}" + (f", and no residue numbers in {bare}," if bare else "")
-                if absent
-                else (f"no residue numbers of a structure in {bare}")
-            )
-            log.warning("%s of %d proteins (%s): %s", what, len(names), shown, reason)
+            log.warning("%s, of %d proteins (%s): %s", what, len(names), shown, reason)

@@ -73,7 +73,8 @@ def _claim(logger: CSVLogger | TensorBoardLogger) -> None:
 def _remove_if_bare(folder: Path) -> None:
     """Remove a directory that holds nothing, or what TensorBoard's logger begins with, before the data are read."""
     with suppress(OSError):  # that it holds more is one
-        for file in folder.glob("events.out.tfevents.*"):
-            if file.stat().st_size <= EMPTY_LOG:
+        files = list(folder.iterdir())
+        if all(file.name.startswith("events.out.tfevents.") and file.stat().st_size <= EMPTY_LOG for file in files):
+            for file in files:
                 file.unlink()
         folder.rmdir()

@@ -50,20 +50,21 @@ def test_processes_of_one_run_claim_one_directory(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["version_0"]
 
 
-@pytest.mark.parametrize("written", ["nothing", "a log without events", "events", "config.yaml"])
+@pytest.mark.parametrize("written", ["nothing", "a log without events", "events", "config.yaml", "both"])
 def test_a_directory_in_which_nothing_was_written_goes(tmp_path: Path, written: str) -> None:
     loggers = made(tmp_path)
     claim(loggers)
     folder = Path(str(loggers[0].log_dir))
-    if written == "config.yaml":
+    if written in ("config.yaml", "both"):
         (folder / "config.yaml").touch()
-    elif written != "nothing":
+    if written not in ("nothing", "config.yaml"):
         writer = loggers[1].experiment  # before the data are read
         if written == "events":
             writer.add_scalar("train/loss", 1.0, 1)
         writer.close()
     directory._remove_if_bare(folder)
-    assert folder.is_dir() == (written in ("events", "config.yaml"))
+    assert folder.is_dir() == (written in ("events", "config.yaml", "both"))
+    assert written != "both" or len(list(folder.iterdir())) == 2
 
 
 def claim_at(moment: float, folder: Path, runs: int) -> list[int]:
