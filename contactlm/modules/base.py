@@ -192,14 +192,17 @@ class MapModule(MapPredictor):
         with self.in_lockstep(batch_idx):
             return self._evaluate(batch)
 
-    def in_lockstep(self, batch_idx: int) -> AbstractContextManager[None]:
+    def in_lockstep(self, batch_idx: int | None = None) -> AbstractContextManager[None]:
         """Where a step of an evaluation runs the network: as often as in every other process that shares its weights.
 
         What overrides a validation, test or predict step puts it there; without such processes it does nothing.
+
+        Args:
+            batch_idx: Number of the step's batch; None: there is this step alone, in all processes.
         """
         if self._lockstep is None:
             return nullcontext()
-        return self._lockstep.step(is_last_step(self.trainer, batch_idx))
+        return self._lockstep.step(batch_idx is None or is_last_step(self.trainer, batch_idx))
 
     def idle_pass(self) -> None:
         """Run the network as :meth:`contact_logits` does, for the sake of other processes; nobody reads the result."""

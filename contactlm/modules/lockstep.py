@@ -39,7 +39,13 @@ class Lockstep:
 
     @contextmanager
     def step(self, is_last: bool) -> Iterator[None]:
-        """Count the passes of a step; after this process's last one, go on for as long as another has some."""
+        """Count the passes of a step; after this process's last one, go on for as long as another has some.
+
+        What is done within a step belongs to it.
+        """
+        if self._counts:
+            yield
+            return
         self._counts = True
         try:
             yield

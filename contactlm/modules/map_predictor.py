@@ -36,7 +36,7 @@ class MapPredictor(TrainedWeights):
     def _logits_of_pass(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
         """Contact logits (B, T − 2, T − 2) of a batch of passes, whose tokens are those of the ESM alphabet."""
 
-    def in_lockstep(self, batch_idx: int) -> AbstractContextManager[None]:
+    def in_lockstep(self, batch_idx: int | None = None) -> AbstractContextManager[None]:
         """Where a step of an evaluation runs the network; see :meth:`contactlm.MapModule.in_lockstep`."""
         return nullcontext()
 
@@ -101,6 +101,8 @@ class MapPredictor(TrainedWeights):
     ) -> ContactMap:
         """Predict the contact map of one sequence of any length.
 
+        Where weights are spread over processes, a collective call.
+
         Args:
             sequence: L letters of the ESM alphabet.
             window: Residues in one pass; None: one pass at any length; left out: as the module was made.
@@ -161,7 +163,8 @@ class MapPredictor(TrainedWeights):
         training = self.training
         self.eval()
         try:
-            return next(iter(self.chain_maps([id], [tokens], options, [positions])))
+            with self.in_lockstep():  # one that finds rows of a Jacobian in the cache has fewer passes
+                return next(iter(self.chain_maps([id], [tokens], options, [positions])))
         finally:
             self.train(training)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
 import sys
 from pathlib import Path
@@ -340,9 +341,13 @@ STRATEGIES = {  # by name: processes, and how they are told of each other
 
 
 def fit_and_predict(several: list[str], data: list[str], fasta: str) -> tuple[list[float], dict[str, float]]:
-    """By the command line, one of some processes: the two numbers, and the test scores."""
+    """By the command line, one of some processes: the two numbers, and the test scores.
+
+    Each has a cache of its own, so that the map that is drawn at last is there for the one that scored it alone.
+    """
     from contactlm.runs.record_file import read_run
 
+    data = [*data, f"--model.cache_dir=cache{os.environ['LOCAL_RANK']}"]
     sys.argv = ["contactlm"]
     assert main(["fit", "--config=jacobian", *data, *several]) == 0
     run = Path("runs/jacobian/version_0")
@@ -363,8 +368,7 @@ def test_two_processes_share_proteins_and_fit_the_same(tiny_esm: Path, pdb_folde
         folder = tmp_path / name
         folder.mkdir()
         fasta = f"--data.predict_paths={tmp_path / 'a.fasta'}"
-        own = [*data, f"--model.cache_dir={folder / 'cache'}"]  # nothing that another one has computed
-        results[name] = run_ranks(fit_and_predict, devices, strategy, own, fasta, folder=folder)
+        results[name] = run_ranks(fit_and_predict, devices, strategy, data, fasta, folder=folder)
     (alone,), *several = results.values()
     for calibration, scores in (each for processes in several for each in processes):
         np.testing.assert_allclose(calibration, alone[0], rtol=1e-3)
