@@ -171,7 +171,9 @@ def test_what_else_differs_is_told(experiment: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_files_and_the_reference_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_files_and_the_reference_of_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = BACKBONES[::2], BUDGETS[::2]  # each of four groups has its pictures
     experiment = made_experiment(tmp_path / "runs", *few)
     given = ["report", str(experiment), "--out", str(tmp_path / "out")]
@@ -185,6 +187,7 @@ def test_the_files_and_the_reference_of_a_report(tmp_path: Path, capsys: pytest.
     rows = rows_of(tmp_path / "out" / "paired.csv")
     assert {row["equal"] for row in rows} == {"tokens", "FLOPs", "seconds"} and rows[0]["reference"] == "crop200"
     assert len(rows_of(tmp_path / "out" / "frontier.csv")) == 4 and (tmp_path / "out" / "frontier.png").is_file()
+    monkeypatch.setattr("contactlm.cli.report.save_figure", lambda *_: None)  # drawn once
     assert main([*given, "--reference", "whole"]) == 0
     assert {row["arm"] for row in rows_of(tmp_path / "out" / "paired.csv")} == {"crop200"}
     capsys.readouterr()
