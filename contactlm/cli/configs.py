@@ -57,12 +57,12 @@ def layers(config: str, above: Sequence[str] = ()) -> list[str]:
         ContactLMError: A file is not there, is no text, or is laid over itself.
     """
     _require_text(config)
-    content = content_of(config)
-    if not content and _is_file(config) and _says_nothing(config):
+    loaded = _loaded(config)
+    if loaded is None and _is_file(config):
         raise ContactLMError(f"{config}: an empty config; give one with options, or leave it out")
-    if "config" not in content:
+    if not isinstance(loaded, dict) or "config" not in loaded:
         return [config]
-    below = content["config"]
+    below = loaded["config"]
     path = str(Path(config).parent / str(below))
     if not isinstance(below, str) or not _is_file(path):
         raise ContactLMError(
@@ -75,18 +75,15 @@ def layers(config: str, above: Sequence[str] = ()) -> list[str]:
 
 def content_of(config: str) -> dict[str, Any]:
     """What a config, a path or its text, says; what is wrong with it is for the parser to say."""
-    try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8") if _is_file(config) else config)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
+    content = _loaded(config)
     return content if isinstance(content, dict) else {}
 
 
-def _says_nothing(path: str) -> bool:
+def _loaded(config: str) -> Any:
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8")) is None
+        return yaml.safe_load(Path(config).read_text(encoding="utf-8") if _is_file(config) else config)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False
+        return {}
 
 
 def _is_file(text: str) -> bool:

@@ -144,7 +144,8 @@ def test_zeroshot_scores_dev_and_test_and_trains_nothing(tmp_path: Path, tiny_es
     folders = [f"--data.train_dir={pdb_folders[0]}", f"--data.test_dir={pdb_folders[1]}", "--data.min_length=10"]
     model = [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu"]
     assert main(["fit", "--config=zeroshot", *folders, *model]) == 0
-    assert "mcc_sep6" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "mcc_sep6" in told.out and "training nothing: " in told.err
     run = tmp_path / "runs" / "zeroshot" / "version_0"
     assert not list(run.rglob("*.ckpt"))
     rows = list(csv.DictReader((run / "metrics.csv").open()))

@@ -42,6 +42,17 @@ def test_a_process_makes_as_many_passes_as_the_one_with_most(own: int, others: i
     assert group.asked == max(own, others) + 1  # each pass, and once to hear that none follows
 
 
+def test_what_is_done_within_a_step_belongs_to_it() -> None:
+    network, group = nn.Identity(), Group(4)
+    lockstep = Lockstep(network, lambda: SimpleNamespace(strategy=group), lambda: network(torch.ones(1)))  # type: ignore[arg-type,return-value]
+    with lockstep.step(is_last=True):
+        with lockstep.step(is_last=True):
+            network(torch.ones(1))
+        assert group.asked == 1  # the others are not waited for before this one is through
+        network(torch.ones(1))
+    assert group.asked == 5
+
+
 def test_an_error_amid_a_step_is_not_waited_for() -> None:
     network, group = nn.Identity(), Group(10)
     lockstep = Lockstep(network, lambda: SimpleNamespace(strategy=group), lambda: None)  # type: ignore[arg-type,return-value]
