@@ -16,8 +16,6 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
-from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -28,10 +26,7 @@ from Bio.PDB.StructureBuilder import StructureBuilder
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.compile import from_compiled
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from transformers import EsmModel
 from transformers.models.esm.modeling_esm import EsmLayer
@@ -44,7 +39,7 @@ from tests.model.families import small_model
 from tests.model.made import TINY, make_tokens, tiny_esm
 
 PACKAGE = Path(contactlm.__file__).parent
-BOUNDED = ("lightning", "transformers", "peft", "biopython", "tensorboard")
+BOUNDED = ("lightning", "transformers", "peft", "biopython")
 PUBLIC = {"_replace", "_fields", "_exit"}  # of named tuples and os: private in looks alone
 
 
@@ -171,17 +166,6 @@ def adapters_lie_in_the_backbone() -> None:
     assert "contact_head.modules_to_save.default.regression.weight" in names
 
 
-def a_sharding_strategy_keeps_its_sizes() -> None:
-    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=3, save_distributed_checkpoint=False)
-    assert (strategy._data_parallel_size, strategy._tensor_parallel_size) == (2, 3)
-    assert strategy._save_distributed_checkpoint is False
-
-
-def a_strategy_says_how_it_starts_processes() -> None:
-    assert DDPStrategy(start_method="fork")._start_method == "fork"
-    assert DDPStrategy()._start_method == "popen"
-
-
 def a_dictionary_reads_lines() -> None:
     table = MMCIF2Dict(iter(["data_x\n", "loop_\n", "_a.b\n", "_a.c\n", "1 'two words'\n"]))
     assert (table["_a.b"], table["_a.c"]) == (["1"], ["two words"])
@@ -218,18 +202,6 @@ def a_fused_optimizer_says_so() -> None:
     assert not getattr(torch.optim.Adam([weight], fused=False), "_step_supports_amp_scaling", False)
 
 
-def an_event_file_takes_whole_records() -> None:
-    with TemporaryDirectory() as folder:
-        writer: Any = EventFileWriter(folder)
-        assert Path(writer._file_name).parent == Path(folder)
-        records, written = writer._async_writer._writer, list[bytes]()
-        assert isinstance(records, RecordWriter)
-        records._writer = SimpleNamespace(write=written.append, flush=lambda: None, close=lambda: None)
-        records.write(b"event")
-        assert len(written) == 1 and len(written[0]) == 8 + 4 + len(b"event") + 4
-        writer.close()
-
-
 def a_parser_lists_its_options() -> None:
     parser = ArgumentParser()
     group = parser.add_argument_group("mine")
@@ -256,9 +228,6 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("lightning", "lightning.fabric.utilities.rank_zero:rank_zero_only.rank", "cli/contact_cli.py", None),
     ("lightning", f"{CHECKPOINT}._save_last_checkpoint", "callbacks/checkpoint.py", TO_SAVE),
     ("lightning", f"{CHECKPOINT}._save_topk_checkpoint", "callbacks/checkpoint.py", TO_SAVE),
-    ("lightning", f"{CHECKPOINT}._save_checkpoint", "callbacks/checkpoint.py", ("self", "trainer", "filepath")),
-    ("lightning", f"{CHECKPOINT}._remove_checkpoint", "callbacks/checkpoint.py", ("self", "trainer", "filepath")),
-    ("lightning", f"{CHECKPOINT}._monitor_candidates", "callbacks/checkpoint.py", ("self", "trainer")),
     ("lightning", "ModelCheckpoint._last_global_step_saved", "callbacks/checkpoint.py", a_checkpoint_callback_believes),
     ("lightning", "ModelCheckpoint._last_checkpoint_saved", "callbacks/checkpoint.py", a_checkpoint_callback_believes),
     ("lightning", f"{EPOCH_LOOP}._should_check_val_fx", "callbacks/moments.py", ("self", "data_fetcher")),
@@ -271,13 +240,6 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("lightning", "fit_loop.epoch_loop.max_steps", "cli/contact_cli.py", loops_count_batches),
     ("lightning", "lightning.pytorch.loops.fit_loop:_FitLoop._should_accumulate", "callbacks/budget.py", ("self",)),
     ("lightning", "lightning.pytorch.loops.fit_loop:_FitLoop._should_accumulate", "callbacks/step_sums.py", ("self",)),
-    ("lightning", "Strategy._data_parallel_size", "modules/strategies.py", a_sharding_strategy_keeps_its_sizes),
-    ("lightning", "Strategy._tensor_parallel_size", "modules/strategies.py", a_sharding_strategy_keeps_its_sizes),
-    (
-        *("lightning", "Strategy._save_distributed_checkpoint", "modules/sharded_strategy.py"),
-        a_sharding_strategy_keeps_its_sizes,
-    ),
-    ("lightning", "Strategy._start_method", "runs/peers.py", a_strategy_says_how_it_starts_processes),
     ("lightning", "fit_loop.epoch_progress", "data/datamodule.py", loops_count_batches),
     ("lightning", "Trainer.gradient_clip_val", "callbacks/guard.py", a_trainer_has_what_its_connectors_set),
     ("lightning", "Trainer.datamodule", "callbacks/run_facts.py", a_trainer_has_what_its_connectors_set),
@@ -285,7 +247,6 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("lightning", "LightningModule._trainer", "modules/base.py", a_module_without_a_trainer_says_so),
     ("lightning", "LightningModule._compiler_ctx", "model/execution.py", a_compiled_module_says_so),
     ("lightning", SPEED, "callbacks/throughput.py", ("device", "dtype")),
-    ("lightning", "lightning.pytorch.loggers.logger:DummyLogger", "runs/directory.py", None),
     ("transformers", "EsmLayer._gradient_checkpointing_func", "model/trunk.py", a_layer_calls_what_checkpoints_it),
     ("transformers", "EsmLayer.attention", "model/families/esm2.py", layers_have_these_parts),
     ("transformers", "EsmModel.encoder", "model/families/esm2.py", a_backbone_has_these_parts),
@@ -307,9 +268,6 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("torch", "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu", "callbacks/flops.py", None),
     ("torch", "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu_backward", "callbacks/flops.py", None),
     ("torch", "torch.utils.tensorboard:SummaryWriter._get_file_writer", "callbacks/dashboard.py", ("self",)),
-    ("tensorboard", "EventFileWriter._async_writer", "runs/full_disk.py", an_event_file_takes_whole_records),
-    ("tensorboard", "EventFileWriter._file_name", "runs/full_disk.py", an_event_file_takes_whole_records),
-    ("tensorboard", "RecordWriter._writer", "runs/full_disk.py", an_event_file_takes_whole_records),
     ("torch", "Module._compiled_call_impl", "model/execution.py", a_compiled_module_says_so),
     ("torch", "Module._orig_mod", "model/execution.py", a_compiled_module_says_so),
     ("torch", "Optimizer._step_supports_amp_scaling", "callbacks/guard.py", a_fused_optimizer_says_so),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -87,7 +88,6 @@ class SafeCheckpoint(ModelCheckpoint):
         self._signals = StopSignals()
         self._stopping = 0  # the signal that all processes know of
         self._fitting = True
-        self._failed = False
         self._to_flush = False
         self._validation_is_due = False
         self._step_before = 0
@@ -185,7 +185,8 @@ class SafeCheckpoint(ModelCheckpoint):
         if (self._stopping or due or at_end) and step != trainer.global_step and not self._is_trial(trainer):
             if trainer.should_stop and self._validation_is_due:
                 return  # the last validation cannot be put off to a resumed run: that one would not train
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            at = {"epoch": torch.tensor(trainer.current_epoch), "step": torch.tensor(trainer.global_step)}
+            self._save_last_checkpoint(trainer, {**trainer.callback_metrics, **at})
 
     def _give(self) -> list[int]:
         """Which signal came, and whether it is time to save."""
@@ -246,33 +247,23 @@ class SafeCheckpoint(ModelCheckpoint):
         self._tried_at = (trainer.global_step, time.monotonic())
         self._to_flush = True
         best_saved_at = self._last_global_step_saved
-        with self._taken_back_on_failure():
+        with self._taken_back_on_failure(trainer):
             super()._save_last_checkpoint(trainer, monitor_candidates)
         self._last_global_step_saved = best_saved_at  # or Lightning would not look whether this step is the best
 
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        with self._taken_back_on_failure():
+        with self._taken_back_on_failure(trainer):
             super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     @contextmanager
-    def _taken_back_on_failure(self) -> Iterator[None]:
+    def _taken_back_on_failure(self, trainer: L.Trainer) -> Iterator[None]:
         """Go on believing what was so before, when a checkpoint could not be written."""
         before = {name: copy(getattr(self, name)) for name in BELIEFS}
-        self._failed = False
+        failures = _failures(trainer)
         yield
-        if self._failed:
+        if trainer.strategy.broadcast(_failures(trainer) > failures):  # one process writes, and all must know
             for name, value in before.items():
                 setattr(self, name, value)
-
-    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        failures = _failures(trainer)
-        super()._save_checkpoint(trainer, filepath)
-        # one process writes, and all must know
-        self._failed = trainer.strategy.broadcast(_failures(trainer) > failures)
-
-    def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        if not self._failed:
-            super()._remove_checkpoint(trainer, filepath)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note a validation that is due or under way: a resumed run then begins with it."""

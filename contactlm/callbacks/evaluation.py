@@ -17,8 +17,8 @@ from contactlm.metrics.hit_scores import HitScores
 from contactlm.metrics.ranked_batch import RankedBatch
 from contactlm.metrics.scores import MAIN_NAMES, means_by, nan_mean
 from contactlm.metrics.strata import training_stratum
+from contactlm.runs.checkpoint_io import outlast_full_disk
 from contactlm.runs.directory import run_directory
-from contactlm.runs.full_disk import outlast_full_disk
 from contactlm.types import ContactLMError
 
 _OF_OTHERS = ("trivial_", "copy_")  # scores of predictors that are not the module

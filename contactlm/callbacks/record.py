@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -23,8 +24,8 @@ from contactlm.callbacks.run_facts import (
     run_seed,
     scheme_facts,
 )
+from contactlm.runs.checkpoint_io import outlast_full_disk
 from contactlm.runs.directory import run_directory
-from contactlm.runs.full_disk import TellOnce, outlast_full_disk
 from contactlm.runs.record_file import RUN_FILE, write_run
 from contactlm.shipped import __version__
 
@@ -67,7 +68,6 @@ class RunRecord(L.Callback):
         self._trained_with: int | None = None  # the seed of the run whose checkpoint is scored or goes on
         self._trained_as: str | None = None  # its arm
         self._folder: str | None = None
-        self._tell_full = TellOnce(f"{RUN_FILE} cannot be written (%s): the run goes on, and it is tried again")
         self._fitted = False
         self._began = self._batch_began = self._look_began = 0.0
         self._seconds_before = 0.0
@@ -210,7 +210,7 @@ class RunRecord(L.Callback):
             written = datetime.now(timezone.utc).isoformat(timespec="seconds")
             about = {**self._facts, "status": status, "written": written}
             history = {"dev_history": self.dev, "progress": self.progress}
-            with outlast_full_disk(self._folder, self._tell_full):  # the next write may find room
+            with outlast_full_disk(Path(self._folder) / RUN_FILE):  # the next write may find room
                 write_run(self._folder, {**about, **self.training, **self._results, **history})
 
     def state_dict(self) -> dict[str, Any]:

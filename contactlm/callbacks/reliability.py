@@ -9,7 +9,7 @@ from typing import Any
 
 from contactlm.atomic import atomic_path, write_csv
 from contactlm.metrics.calibration_scores import CONFIDENCE, SCORED, CalibrationScores
-from contactlm.runs.full_disk import outlast_full_disk
+from contactlm.runs.checkpoint_io import outlast_full_disk
 
 TABLE, FIGURE = "reliability.csv", "reliability.png"
 STATES = ("as predicted", "calibrated")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
@@ -45,15 +44,9 @@ from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint, found_backbone
 from contactlm.modules.choice import DEFAULT, OPTION
-from contactlm.modules.sharded_file import INDEX, is_sharded
-from contactlm.modules.strategies import check_strategy_options
-from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last
-from contactlm.runs.config_file import RunConfig
-from contactlm.runs.directory import claim_directory, run_directory
-from contactlm.runs.full_disk import outlast_full_disk
-from contactlm.runs.name import make_logger, names_instead
-from contactlm.runs.peers import Peers, watch_peers
-from contactlm.runs.series import finished_run
+from contactlm.modules.sharded import check_strategy_options
+from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last, outlast_full_disk
+from contactlm.runs.directory import RunConfig, claim_directory, make_logger, names_instead, run_directory
 from contactlm.shipped import config_folder
 from contactlm.structure.labels import contact_labels
 from contactlm.types import ModelError
@@ -72,8 +65,8 @@ class ContactCLI(LightningCLI):
     model: MapModule
     datamodule: ContactDataModule
 
-    def __init__(self, args: Sequence[str], peers: Peers | None = None) -> None:
-        self.arguments, self.peers = list(args), peers
+    def __init__(self, args: Sequence[str]) -> None:
+        self.arguments = list(args)
         self.status = 0
         base = [str(config_folder() / BASE)]
         check_adapters(args)
@@ -160,10 +153,7 @@ class ContactCLI(LightningCLI):
             )
         model = self.config[subcommand]["model"]
         given = {name: model[name] for name in HOW_HELD if name in model}
-        if path and is_sharded(path):  # Lightning reads the options from a file
-            self.config[subcommand]["ckpt_path"] = str(Path(path) / INDEX)
         super()._parse_ckpt_path()
-        self.config[subcommand]["ckpt_path"] = path
         if path and path not in NOT_PATHS and (found := found_backbone(checkpoint)) is not None:
             self.config[subcommand]["model"]["pretrained"] = found
         for name, value in given.items():
@@ -178,10 +168,6 @@ class ContactCLI(LightningCLI):
         So the command that starts a run is the one that goes on with it.
         """
         seed = _plain_seed(config["seed_everything"]) if self.config["subcommand"] == "fit" else None
-        if seed is not None:
-            plain = yaml.safe_load(self._parser("fit").dump(config, skip_none=False, skip_validation=True))
-            if (finished := finished_run(plain, seed)) is not None:
-                raise NothingToDo(str(finished))
         path, folder = find_last(config["trainer"], config["name"], config["checkpoint"]["dirpath"], seed)
         if path is None and self.config["subcommand"] != "fit":
             raise ModelError(f"ckpt_path: last: no last.ckpt in {folder} and below; give the path of a checkpoint")
@@ -217,8 +203,6 @@ class ContactCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         claim_directory(trainer)
-        if self.peers is not None:
-            watch_peers(self.peers, trainer)
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -335,10 +319,6 @@ class ContactCLI(LightningCLI):
         if self.trainer.is_global_zero:
             sys.stdout.write(f"{text}\n")
             sys.stdout.flush()
-
-
-class NothingToDo(Exception):  # noqa: N818 - it is no error
-    """The run that a command would start is finished; says which."""
 
 
 def tell(message: str, *values: object) -> None:

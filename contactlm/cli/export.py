@@ -10,9 +10,6 @@ from pathlib import Path
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, CONTACT_HEAD, check_checkpoint
 from contactlm.modules.contact import ContactModule
 from contactlm.modules.export import export_adapter, export_merged, require_contact_head, require_free
-from contactlm.modules.sharded_file import load_file
-from contactlm.runs.checkpoint_io import write_checkpoint
-from contactlm.types import ContactLMError
 
 
 def export_command(arguments: Sequence[str]) -> int:
@@ -30,17 +27,10 @@ def export_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--merge", action="store_true", help="Write a plain Hugging Face checkpoint instead of a PEFT adapter."
     )
-    parser.add_argument(
-        "--plain",
-        action="store_true",
-        help="Write what several processes wrote in parts as one checkpoint file.",
-    )
     parser.add_argument("--pretrained", help="The backbone, where it lies elsewhere than when the run was trained.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
     given = parser.parse_args(arguments)
     about = check_checkpoint(given.ckpt_path)[CHECKPOINT_KEY]
-    if given.plain:
-        return _write_plain(given.ckpt_path, Path(given.out).expanduser(), given.overwrite)
     require_contact_head(about.get("head", CONTACT_HEAD))
     require_free(Path(given.out).expanduser().resolve(), given.overwrite)  # before minutes may pass with loading
     elsewhere = {} if given.pretrained is None else {"pretrained": given.pretrained}
@@ -48,15 +38,4 @@ def export_command(arguments: Sequence[str]) -> int:
     export = export_merged if given.merge else export_adapter
     final = export(module, given.out, given.overwrite)
     sys.stdout.write(f"{'merged model' if given.merge else 'adapter'} written to {final}\n")
-    return 0
-
-
-def _write_plain(checkpoint: str, out: Path, overwrite: bool) -> int:
-    """Write what several processes wrote as the file that one would have written."""
-    if out.suffix != ".ckpt":
-        raise ContactLMError(f"out: {out}: --plain writes a checkpoint; give a file name that ends with .ckpt")
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise ContactLMError(f"out: {out} exists; give another name, or --overwrite to replace a file")
-    write_checkpoint(load_file(checkpoint), out)
-    sys.stdout.write(f"checkpoint written to {out}\n")
     return 0

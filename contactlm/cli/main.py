@@ -12,8 +12,7 @@ from contactlm.cli.choice import plain_arguments
 from contactlm.cli.commands import COMMANDS, answer
 from contactlm.cli.configs import resolve_arguments
 from contactlm.cli.console import CANNOT_WRITE, file_trouble, set_up_log
-from contactlm.cli.contact_cli import ContactCLI, NothingToDo, tell
-from contactlm.runs.peers import Peers, ended_together
+from contactlm.cli.contact_cli import ContactCLI
 from contactlm.runs.signals import Stopped
 from contactlm.types import ContactLMError
 
@@ -28,35 +27,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     set_up_log()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with ended_together() as peers:
-        return _status(given, peers)
-
-
-def _status(given: list[str], peers: Peers) -> int:
-    """Run a command; errors that a user can mend are told by the process that has one first."""
     try:
         if (status := answer(given)) is not None:
             return status
         if given[0] in COMMANDS and COMMANDS[given[0]].entry:
             return COMMANDS[given[0]].load()(given[1:])
-        return ContactCLI(plain_arguments(resolve_arguments(given)), peers).status
-    except NothingToDo as finished:
-        tell("%s: nothing to do (another --name or --seed_everything starts a new run)", finished)
-        return 0
+        return ContactCLI(plain_arguments(resolve_arguments(given))).status
     except Stopped as stop:
         return stop.status
     except (ContactLMError, MisconfigurationException) as error:
-        return peers.tell_error(str(error))
+        return _tell_error(str(error))
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        return peers.tell_error(file_trouble(error))
+        return _tell_error(file_trouble(error))
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning makes an exit status of 1 of Ctrl-C
             raise KeyboardInterrupt from end
         raise
     except (RuntimeError, MemoryError) as error:
         if (advice := memory_advice(error)) is None:
-            peers.explain(error)
             raise
-        return peers.tell_error(advice)
+        return _tell_error(advice)
+
+
+def _tell_error(text: str) -> int:
+    sys.stderr.write(f"contactlm: error: {text}\n")
+    return 1

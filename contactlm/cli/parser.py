@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from contactlm.runs.name import RUN_NAME
+from contactlm.runs.directory import RUN_NAME
 
 
 class ContactParser(LightningArgumentParser):

@@ -18,11 +18,16 @@ from contactlm.model.allocator import give_large_blocks_back
 from contactlm.model.execution import check_crop_length, check_execution
 from contactlm.model.losses import contact_loss
 from contactlm.model.sharding import shard_layers
-from contactlm.modules.lockstep import Lockstep, evaluate_without_inference_mode, idle_tokens, is_last_step
 from contactlm.modules.map_predictor import MapPredictor, of_residues
 from contactlm.modules.optimization import Parts, adam, fuse, make_optimizer, schedule, step_plateaus
-from contactlm.modules.sharded_strategy import adopt
-from contactlm.modules.strategies import check_strategy
+from contactlm.modules.sharded import (
+    Lockstep,
+    adopt,
+    check_sizes,
+    evaluate_without_inference_mode,
+    idle_tokens,
+    is_last_step,
+)
 from contactlm.structure.labels import contact_labels
 from contactlm.types import ModelError
 
@@ -241,7 +246,8 @@ class MapModule(MapPredictor):
     def configure_model(self) -> None:
         """Let a strategy that spreads weights over processes (``fsdp``, ``ModelParallelStrategy``) do so by layers."""
         if self.device_mesh is not None:
-            check_strategy(self.trainer.strategy, self.trainer.world_size)
+            data, tensor = (self.device_mesh[name].size() for name in ("data_parallel", "tensor_parallel"))
+            check_sizes(data, tensor, self.trainer.world_size)
         shard_layers(self.backbone, self.device_mesh)
         if self.device_mesh is not None and self._lockstep is None:
             adopt(self.trainer.strategy)

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import errno
 import pickle
-import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from contactlm.metrics.calibration import Calibration
 from contactlm.model.loading import ADAPTER_FILE
-from contactlm.modules.file_kind import describe_file
-from contactlm.modules.sharded_file import is_sharded, load_file
 from contactlm.types import ModelError
 
 CONTACT_HEAD = "contact head"  # what most models read maps from
 CHECKPOINT_KEY = "contactlm"  # under which a checkpoint says what it belongs to
+PARTS_INDEX = "meta.pt"  # in a folder with a part of each process, which earlier versions wrote
 # What torch and Lightning raise for files that are damaged.
 UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+BEGINNINGS = (
+    (b"PK\x03\x04", "a zip archive that is no checkpoint, or one that is cut short: copy it again"),
+    (b"\x1f\x8b", "gzip data: unpack it first"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x89PNG", "a picture"),
+    (b"%PDF", "a PDF document"),
+    (b"version https://git-lfs", "a Git LFS pointer in place of the file: fetch it with `git lfs pull`"),
+    (b"\x80", "a pickle, such as older versions of torch wrote"),
+)
+STARTS_OF_TEXT = (
+    ("<", "a web page or XML"),
+    (">", "a FASTA file"),
+    ("data_", "an mmCIF file"),
+    ("HEADER", "a PDB file"),
+)
 
 
 def check_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -34,24 +48,16 @@ def check_checkpoint(path: str | Path) -> dict[str, Any]:
         ModelError: No such file, or one that is not a checkpoint of plain values written by this package.
     """
     try:
-        mode = Path(path).stat().st_mode
-        if stat.S_ISDIR(mode) and not is_sharded(path):
-            raise ModelError(f"ckpt_path: {path} {_instead(Path(path))}")
-        checkpoint = load_file(path, "meta")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if is_sharded(path):
-            raise ModelError(
-                f"ckpt_path: {path} lacks {error.filename}, a part that one process wrote; processes on several "
-                "machines need a folder that all of them see (checkpoint.dirpath)"
-            ) from None
+        checkpoint = torch.load(path, weights_only=True, map_location="meta", mmap=True)
+    except IsADirectoryError:
+        raise ModelError(f"ckpt_path: {path} {_instead(Path(path))}") from None
+    except (FileNotFoundError, NotADirectoryError):
         raise ModelError(f"ckpt_path: {path} does not exist") from None
     except OSError as error:
         if error.errno == errno.EINVAL:  # a map of more than the file has: it was cut
             raise ModelError(f"ckpt_path: {path} is not a readable checkpoint: it is {_kind(path)}") from error
         raise ModelError(f"ckpt_path: {path} cannot be read ({error.strerror or error})") from error
     except (*UNREADABLE, EOFError, pickle.UnpicklingError) as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(f"ckpt_path: {path} is not a readable checkpoint: it is {_kind(path)}") from error
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         raise ModelError(
@@ -67,6 +73,12 @@ def _instead(folder: Path) -> str:
         return (
             "is an exported adapter, which Python reads (ContactModule.from_adapter, predict_contacts); here give the "
             "checkpoint it comes from, or export that with --merge and give the folder as model.pretrained"
+        )
+    if (folder / PARTS_INDEX).is_file():
+        return (
+            "is a checkpoint in parts, which an earlier version wrote (save_distributed_checkpoint: true) and this one "
+            f"does not read; make a file of it with that version: contactlm export --plain --ckpt_path {folder} --out "
+            "one.ckpt"
         )
     return "is a folder; give a file, or a folder that `contactlm export --merge` wrote as model.pretrained"
 
@@ -105,8 +117,6 @@ def _first_line(error: BaseException) -> str:
 
 def _kind(path: str | Path) -> str:
     """What a file is that torch cannot read as a checkpoint of plain values; its own advice is for programmers."""
-    if is_sharded(path):
-        return "damaged in one of its parts"
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -116,7 +126,20 @@ def _kind(path: str | Path) -> str:
         if any(name.endswith("data.pkl") for name in names):
             return "damaged, or holds Python objects, which are not loaded from files"
         return "a zip archive that is no checkpoint, such as .npz"
-    return describe_file(Path(path))
+    with Path(path).open("rb") as handle:
+        head = handle.read(512)
+    if not head.strip(b"\0"):
+        return "a file of zeros: a copy or download that broke off" if head else "an empty file"
+    for start, kind in BEGINNINGS:
+        if head.startswith(start):
+            return kind
+    if head[8:10] == b'{"':
+        return "a safetensors file: give its folder as model.pretrained"
+    try:
+        text = head.decode("utf-8").lstrip()
+    except UnicodeDecodeError:
+        return "no checkpoint, and of no kind that is known here"
+    return next((kind for start, kind in STARTS_OF_TEXT if text.startswith(start)), "a text file")
 
 
 def backbone_folder(pretrained: str | None) -> str | None:

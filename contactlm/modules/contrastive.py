@@ -12,7 +12,7 @@ from contactlm.model.residue_encoder import ResidueEncoder
 from contactlm.model.sharding import shard_whole
 from contactlm.model.step_flops import encoder_flops
 from contactlm.modules.language_model import ESM2, LanguageModelModule
-from contactlm.modules.lockstep import idle_tokens
+from contactlm.modules.sharded import idle_tokens
 from contactlm.types import ModelError
 
 OF_CONTACT_HEAD = ("train_head", "attention")  # options of ContactModule that mean nothing here

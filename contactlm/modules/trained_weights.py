@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import torch
 
+from contactlm.data.crop import Stream, generator
 from contactlm.metrics.calibration import Calibration
 from contactlm.modules.checkpoint import (
     CHECKPOINT_KEY,
@@ -20,8 +23,6 @@ from contactlm.modules.checkpoint import (
     class_name,
     found_backbone,
 )
-from contactlm.modules.random_state import drawn_from, seed_of_run
-from contactlm.modules.sharded_file import is_sharded, weights_stream
 from contactlm.types import ModelError
 
 if TYPE_CHECKING:
@@ -73,15 +74,13 @@ class TrainedWeights(L.LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> Self:
-        """Make a module from a checkpoint, as Lightning does; also from a folder that several processes wrote.
+        """Make a module from a checkpoint, as Lightning does.
 
         A backbone that was given as a relative path is found from another working directory, too.
         """
         if isinstance(checkpoint_path, (str, Path)) and Path(checkpoint_path).exists() and "pretrained" not in options:
             found = found_backbone(check_checkpoint(checkpoint_path))
             options |= {} if found is None else {"pretrained": found}
-        if isinstance(checkpoint_path, (str, Path)) and is_sharded(checkpoint_path):
-            checkpoint_path = weights_stream(checkpoint_path)
         return super().load_from_checkpoint(checkpoint_path, *arguments, **options)
 
     def own_draws(self) -> AbstractContextManager[None]:
@@ -153,3 +152,32 @@ class TrainedWeights(L.LightningModule):
         self._frozen = set(about[FROZEN]) if goes_on and FROZEN in about else None
         if "state_dict" in checkpoint:  # or the strategy has loaded the weights already
             check_weights(checkpoint["state_dict"], {n: w for n, w in self.state_dict().items() if n in saved})
+
+
+@contextmanager
+def drawn_from(seed: int, step: int, process: int, device: torch.device) -> Iterator[None]:
+    """Let the global generators draw what belongs to one step of one process; afterwards they are as they were.
+
+    So nothing of them need be saved: a run that goes on draws what the unbroken run draws.
+
+    Args:
+        seed: The run's seed, 0 or more.
+        step: Batches that the process was given before.
+        process: Its number in the run.
+        device: Where the model is.
+    """
+    number = int(generator(seed, Stream.MASKS, step, process).integers(2**63))
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        torch.default_generator.manual_seed(number)  # torch.manual_seed would reach all devices
+        if on_gpu:
+            torch.cuda.default_generators[device.index or 0].manual_seed(number)
+        yield
+
+
+def seed_of_run(trainer: L.Trainer) -> int:
+    """The seed of the data module, or else of ``seed_everything``, or else of PyTorch's own generator."""
+    seed = getattr(trainer.datamodule, "seed", None)  # type: ignore[attr-defined]  # a connector sets it
+    if seed is None:
+        seed = os.environ.get("PL_GLOBAL_SEED", torch.initial_seed())
+    return int(seed or 0) % 2**63

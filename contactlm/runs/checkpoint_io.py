@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +15,22 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from contactlm.atomic import atomic_path
 from contactlm.modules.checkpoint import check_checkpoint
-from contactlm.modules.sharded_file import INDEX, ShardedFile, is_sharded
-from contactlm.runs.name import RUN_NAME, filled_in
+from contactlm.runs.directory import RUN_NAME, filled_in
 from contactlm.types import ModelError
 
 log = logging.getLogger(__name__)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def outlast_full_disk(what: str | Path) -> Iterator[None]:
+    """Warn, and go on without it, where there is no room to write a file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        log.warning("%s cannot be written (%s); the run goes on without it", what, error.strerror)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,8 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     A local checkpoint is written to a temporary file in its own folder, tensor by tensor, forced to disk, and renamed.
     A write that fails (no space left, a quota) leaves the file that was there; it is logged and counted, and the run
-    goes on. What several processes wrote in parts (see :mod:`contactlm.modules.sharded_file`) is read as one file.
-    Other locations (``s3://…``) are left to Lightning.
+    goes on. Other locations (``s3://…``) are left to Lightning.
 
     Attributes:
         failures: Writes that failed.
@@ -37,24 +47,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self) -> None:
         super().__init__()
         self.failures = 0
+        self._last_failed = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint.
-
-        Args:
-            checkpoint: What ``torch.save`` takes.
-            path: The file.
-            storage_options: Not used; see Lightning's ``TorchCheckpointIO``.
-        """
+        """Write a checkpoint; arguments as of Lightning's ``TorchCheckpointIO``."""
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
+        self._last_failed = False
         try:
-            if is_sharded(path):  # of the run before, in the folder of its checkpoints
-                shutil.rmtree(path)
             write_checkpoint(checkpoint, Path(path))
         except OSError as error:
             self.failures += 1
+            self._last_failed = True
             log.warning(
                 "%s: the checkpoint cannot be written (%s; failure %d of this run). The run goes on, and older "
                 "checkpoints are kept; free some space, or end the run and resume it with checkpoint.dirpath elsewhere",
@@ -63,11 +68,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 self.failures,
             )
 
-    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Read a checkpoint, a file or a folder of parts."""
-        if "://" not in str(path) and is_sharded(path):
-            return ShardedFile(path).checkpoint()
-        return super().load_checkpoint(path, *arguments, **options)
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint, unless the one that replaces it could not be written."""
+        if not self._last_failed:
+            super().remove_checkpoint(path)
 
 
 def write_checkpoint(checkpoint: Mapping[Any, Any], path: Path) -> None:
@@ -76,46 +80,11 @@ def write_checkpoint(checkpoint: Mapping[Any, Any], path: Path) -> None:
     Raises:
         OSError: It cannot be written; an older file is as it was.
     """
-    with durable_file(path) as handle:
+    with atomic_path(path) as temporary, temporary.open("xb") as handle:
         stream = _Stream(handle)
         torch.save(dict(checkpoint), stream)  # type: ignore[arg-type]  # of a file it needs no more than that
-        stream.raise_error()
-
-
-class _Stream:
-    """Takes what ``torch.save`` writes, and remembers an error, of which it would hide what it was."""
-
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle = handle
-        self._error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Write, as long as there was no error."""
-        if self._error is None:
-            try:
-                self._handle.write(data)
-            except OSError as error:
-                self._error = error
-        return len(data)
-
-    def flush(self) -> None:
-        """Leave it to who opened the file."""
-
-    def raise_error(self) -> None:
-        """Raise the error that there was."""
-        if self._error is not None:
-            raise self._error
-
-
-@contextmanager
-def durable_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that replaces another, once it is on the disk whole.
-
-    Raises:
-        OSError: It cannot be written; the old file is as it was.
-    """
-    with atomic_path(path) as temporary, temporary.open("xb") as handle:
-        yield handle
+        if stream.error is not None:
+            raise stream.error
         handle.flush()
         os.fsync(handle.fileno())
     if os.name == "posix":
@@ -124,6 +93,25 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(folder)  # the new name, too, outlives a power cut
         finally:
             os.close(folder)
+
+
+class _Stream:
+    """Takes what ``torch.save`` writes, and remembers an error, of which it would hide what it was."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self._handle.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Leave it to who opened the file."""
 
 
 def find_last(
@@ -143,14 +131,10 @@ def find_last(
     Raises:
         ModelError: The first logger is neither CSVLogger nor TensorBoardLogger, and ``dirpath`` is None.
     """
-    folder, pattern = (Path(dirpath), "") if dirpath else runs_folder(trainer_config, name)
-    found = [path for path in folder.expanduser().glob(f"{pattern}last*.ckpt") if path.is_file() or is_sharded(path)]
-    newest_first = sorted(found, key=_written_at, reverse=True)
+    folder, pattern = (Path(dirpath), "") if dirpath else _runs_folder(trainer_config, name)
+    found = folder.expanduser().glob(f"{pattern}last*.ckpt")
+    newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
     return next((path for path in newest_first if seed is None or _seed_of(path) in (seed, None)), None), folder
-
-
-def _written_at(path: Path) -> int:
-    return (path / INDEX if path.is_dir() else path).stat().st_mtime_ns
 
 
 def _seed_of(path: Path) -> int | None:
@@ -158,12 +142,8 @@ def _seed_of(path: Path) -> int | None:
     return check_checkpoint(path).get("ContactDataModule", {}).get("seed")
 
 
-def runs_folder(trainer_config: Mapping[str, Any], name: str) -> tuple[Path, str]:
-    """The folder of all runs of this name, and the pattern of their checkpoint folders.
-
-    Raises:
-        ModelError: The first logger is neither CSVLogger nor TensorBoardLogger.
-    """
+def _runs_folder(trainer_config: Mapping[str, Any], name: str) -> tuple[Path, str]:
+    """The folder of all runs of this name, and the pattern of their checkpoint folders."""
     root = Path(trainer_config.get("default_root_dir") or ".")
     loggers = trainer_config.get("logger")
     first: Any = loggers[0] if isinstance(loggers, list) and loggers else loggers

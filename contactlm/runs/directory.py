@@ -1,16 +1,45 @@
-"""Where a run keeps its own files, whichever loggers it has."""
+"""Where a run keeps its own files, whichever loggers it has: its name, its directory, and its ``config.yaml`` there."""
 
 from __future__ import annotations
 
 import atexit
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 import lightning as L
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from contactlm.types import ContactLMError
+
+RUN_NAME = "{name}"
+"""What stands in the options of a logger for the name of the run."""
 EMPTY_LOG = 128  # bytes, at most: TensorBoard's file of events before the first of them
+LoggerClass = TypeVar("LoggerClass", bound=Logger)
+
+
+def filled_in(value: Any, name: str) -> Any:
+    """The value of a logger's option: the run's name where the option leaves it to the run."""
+    return name if value == RUN_NAME else value
+
+
+def make_logger(name: str, logger: type[LoggerClass], /, *args: Any, **options: Any) -> LoggerClass:
+    """Make a logger of a run called ``name``; :data:`RUN_NAME` in its options stands for that name."""
+    return logger(*args, **{key: filled_in(value, name) for key, value in options.items()})
+
+
+def names_instead(loggers: Any, name: str) -> list[str]:
+    """The names of a run whose loggers are all called otherwise, each once; none where a logger has the run's name.
+
+    Args:
+        loggers: ``trainer.logger``, in whichever of its forms a config has it.
+        name: The run's.
+    """
+    each = loggers if isinstance(loggers, list) else [loggers]
+    given = [logger.get("init_args") or {} for logger in each if logger not in (None, True, False)]
+    names = [filled_in(options["name"], name) for options in given if "name" in options]
+    return [] if name in names else [str(other) for other in dict.fromkeys(names)]
 
 
 def run_directory(trainer: L.Trainer) -> str | None:
@@ -26,7 +55,7 @@ def run_directory(trainer: L.Trainer) -> str | None:
     first = trainer.loggers[0] if trainer.loggers else None
     if first is None or isinstance(first, (CSVLogger, TensorBoardLogger)):
         return trainer.log_dir
-    if isinstance(first, DummyLogger):
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a connector sets it
         return None
     folder: str | None = None
     if trainer.is_global_zero:  # others may know neither name nor version
@@ -78,3 +107,42 @@ def _remove_if_bare(folder: Path) -> None:
             for file in files:
                 file.unlink()
         folder.rmdir()
+
+
+class RunConfig(SaveConfigCallback):
+    """Lightning's SaveConfigCallback, for any logger: ``config.yaml`` goes to :func:`run_directory`.
+
+    A run of another logger than Lightning's two local ones has a name that no other run has, unless it goes on with
+    that very run: there the file is replaced. Without a logger nothing is written, since all runs would share a folder.
+
+    Raises:
+        ContactLMError: The file is there already, from another run.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "save_to_log_dir": False})
+        self._folder: str | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the directory, in all processes, and write the file in the first."""
+        if trainer.loggers and not self.already_saved:
+            self._folder = run_directory(trainer)
+            self.overwrite |= not isinstance(trainer.loggers[0], (CSVLogger, TensorBoardLogger))
+            path = Path(self._folder or ".") / self.config_filename
+            if trainer.strategy.broadcast(path.exists()) and not self.overwrite:
+                raise ContactLMError(
+                    f"{path} is there already: this run would overwrite another one's results; leave the logger's "
+                    "version to the logger, or choose another one"
+                )
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the file; called in the first process only."""
+        if self._folder is not None:
+            path = Path(self._folder) / self.config_filename
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self.config.get("data.batch_size") == "auto":  # what it came to, so that the file makes the same run
+                self.config["data.batch_size"] = trainer.datamodule.batch_size  # type: ignore[attr-defined]  # see Trainer
+            self.parser.save(
+                self.config, str(path), skip_none=False, overwrite=self.overwrite, multifile=self.multifile
+            )

@@ -44,7 +44,7 @@ from contactlm.callbacks import FlopsMeter, SafeCheckpoint, TokenBudget, step_su
 from contactlm.callbacks.guard import LossGuard
 from contactlm.callbacks.memory import MemoryAdvice
 from contactlm.callbacks.throughput import ThroughputMeter
-from contactlm.modules.sharded_strategy import ShardedStrategy
+from contactlm.modules.sharded import ShardedStrategy
 from tests.conftest import random_sequence, write_pdb
 from tests.processes import run_ranks
 
@@ -125,7 +125,7 @@ def accumulated(folder: Path, steps: int, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         for name, block in (("once a step", once), ("at each batch", lambda _: nullcontext())):
             ShardedStrategy.block_backward_sync = block  # type: ignore[method-assign,assignment]
-            strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)
+            strategy = ModelParallelStrategy(2, 1)
             clock, module = Clock(time.perf_counter), ContactModule(None, architecture=SMALL)
             options = {"strategy": strategy, "devices": 2, "accumulate_grad_batches": 8, "max_epochs": -1}
             fit(module, folder, -(-steps // 8), 30, clock, enable_checkpointing=False, **options)
@@ -146,7 +146,7 @@ def peak_of_step(world: int, folder: Path, architecture: dict[str, int], length:
     strategy: dict[str, Any] = {}
     if world > 1:
         os.environ["CONTACTLM_CACHE"] = str(folder.parent / "cache")
-        strategy = {"strategy": ModelParallelStrategy(world, 1, save_distributed_checkpoint=True), "devices": world}
+        strategy = {"strategy": ModelParallelStrategy(world, 1), "devices": world}
     module = ContactModule(None, architecture=architecture, lora=None, activation_checkpointing=True)
     fit(module, folder, 1, length, LossGuard(), enable_checkpointing=False, **strategy)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

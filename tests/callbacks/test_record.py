@@ -250,14 +250,16 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.Mo
 
     warnings: list[str] = []
     monkeypatch.setattr("contactlm.callbacks.record.write_run", full)
-    monkeypatch.setattr("contactlm.runs.full_disk.log.warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(
+        "contactlm.runs.checkpoint_io.log.warning", lambda text, *values: warnings.append(text % values)
+    )
     record = RunRecord()
     record._folder = tmp_path
     module: Any = SimpleNamespace(device=torch.device("cpu"))
     for _ in range(3):
         record._write(SimpleNamespace(is_global_zero=True), module, "running")  # type: ignore[arg-type]
-    text = "run.json cannot be written (No space left on device): the run goes on, and it is tried again"
-    assert warnings == [text]  # once
+    text = f"{tmp_path / 'run.json'} cannot be written (No space left on device); the run goes on without it"
+    assert warnings == [text] * 3  # the next write may find room
 
 
 def test_batches_by_cost_are_told_by_their_bound() -> None:

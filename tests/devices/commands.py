@@ -20,7 +20,6 @@ Folders = tuple[Path, Path]
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQ"
 SHARDED = ["--trainer.strategy=ModelParallelStrategy", "--trainer.strategy.data_parallel_size=2"]
 SHARDED += ["--trainer.strategy.tensor_parallel_size=1", "--trainer.devices=2"]
-IN_ONE_FILE, IN_PARTS = (f"--trainer.strategy.save_distributed_checkpoint={value}" for value in ("false", "true"))
 FIT = [
     "--test_after_fit=true",
     "--model.window=40",
@@ -56,6 +55,10 @@ def run_of(folder: Path, kind: str = "lora", version: int = 0) -> Path:
 
 def checkpoint(run: Path, name: str = "last") -> Path:
     return next((run / "checkpoints").glob(f"{name}*.ckpt"))
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
 
 
 def logged(run: Path) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, pdb_folders: Folders) -> Path
     write_database(folder / "db", {f"near-{name}_A": mutated(text, 0.15, 1) for name, text in own.items()})
     pack_command(["--structures", str(pdb_folders[0]), "--out", str(folder / "packed"), "--workers=0"])
     (folder / "a.fasta").write_text(f">long\n{SEQUENCE * 4}\n>short\n{SEQUENCE}\n")
-    for name in ("one", "plain", "parts", "replicated"):
+    for name in ("one", "plain", "resumed", "replicated"):
         (folder / name).mkdir()
     return folder
 

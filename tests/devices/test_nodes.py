@@ -5,16 +5,13 @@ import signal
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from contactlm.modules.sharded_file import load_file
-from contactlm.runs import peers
 from contactlm.types import DataError
-from tests.devices.commands import KINDS, Folders, checkpoint, fits, run_commands, run_of, same_state
-from tests.processes import finish, free_port, output, rank_env, start
+from tests.devices.commands import KINDS, Folders, checkpoint, fits, load_file, run_commands, run_of, same_state
+from tests.processes import finish, free_port, output, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -107,11 +104,8 @@ def test_a_node_of_slurm_is_killed_and_the_run_goes_on(
     since = time.monotonic()
     killed[0].join(100)
     took, text = time.monotonic() - since, output(folder, "killed0")
-    assert [process.exitcode for process in killed] == [1, -signal.SIGKILL], text
-    assert took < ENDS_WITHIN
-    (line,) = (line for line in text.splitlines() if "error:" in line)
-    assert line.startswith("contactlm: error: process 1 (") and f"pid {killed[1].pid}) is gone: " in line
-    assert "Traceback" not in text
+    assert killed[1].exitcode == -signal.SIGKILL and killed[0].exitcode not in (0, None), text
+    assert took < ENDS_WITHIN  # when gloo's connection breaks
     for node, process in enumerate(start_nodes(folder, "node", slurm, commands, env=shared)):
         finish(process, folder, f"node{node}")
     assert "last.ckpt" in output(folder, "node0").split("ckpt_path: ")[1].splitlines()[0]
@@ -121,7 +115,7 @@ def test_a_node_of_slurm_is_killed_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize("broken", [[True, False], [True, True]], ids=["in the first", "in both"])
-def test_a_failure_is_told_once_and_ends_all(
+def test_a_failure_is_told_and_ends_all(
     work: Path, tiny_esm: Path, pdb_folders: Folders, broken: list[bool], request: pytest.FixtureRequest
 ) -> None:
     folder = work / str(request.node.callspec.id).replace(" ", "-")
@@ -131,38 +125,6 @@ def test_a_failure_is_told_once_and_ends_all(
     for process in nodes:
         process.join(100)
     texts = [output(folder, f"node{node}") for node in range(2)]
-    assert [process.exitcode for process in nodes] == [1, 1], texts
-    assert sum(text.count("train_dir: what the first process says is wrong with it") for text in texts) == 1
-    assert sum(text.count("error:") for text in texts) == 1 and "Traceback" not in "".join(texts)
-
-
-def hang() -> None:
-    """The first process waits for what never comes; the second one stands still. None notices a broken connection."""
-    import torch.distributed as dist
-
-    peers.LOST_AFTER = 2.0
-    rank = int(os.environ["LOCAL_RANK"])
-    os.environ["RANK"] = str(rank)
-    dist.init_process_group("gloo")
-    environment = SimpleNamespace(main_address="127.0.0.1")
-
-    def broadcast(value: Any) -> Any:
-        values = [value]
-        dist.broadcast_object_list(values)
-        return values[0]
-
-    strategy = SimpleNamespace(cluster_environment=environment, broadcast=broadcast, barrier=dist.barrier)
-    trainer: Any = SimpleNamespace(world_size=2, global_rank=rank, local_rank=rank, strategy=strategy)
-    peers.Peers().start(trainer)
-    if rank == 1:
-        os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(100)
-
-
-def test_a_process_that_stands_still_is_named(tmp_path: Path) -> None:
-    port = free_port()
-    first, second = (start(hang, folder=tmp_path, name=f"rank{n}", env=rank_env(n, 2, port)) for n in range(2))
-    first.join(60)
-    second.kill()
-    assert first.exitcode == 1, output(tmp_path, "rank0")
-    assert f"pid {second.pid}) is gone" in output(tmp_path, "rank0")
+    assert all(process.exitcode not in (0, None) for process in nodes), texts
+    for says, text in zip(broken, texts, strict=True):
+        assert text.count("contactlm: error: train_dir: what the first process says is wrong with it") == says

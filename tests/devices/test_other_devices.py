@@ -11,15 +11,14 @@ import pytest
 from contactlm import ContactModule
 from contactlm.data.batches import CostBound, CostSampler
 from contactlm.data.dataset import CropDataset
-from contactlm.modules.sharded_file import load_file
 from tests.callbacks.test_callbacks import data_module
 from tests.devices.commands import (
-    IN_PARTS,
     KINDS,
     SHARDED,
     Folders,
     checkpoint,
     fits,
+    load_file,
     run_commands,
     run_of,
     same_state,
@@ -76,7 +75,7 @@ def go_on(folder: Path, commands: list[list[list[str]]], processes: list[int], s
 
 def spread(processes: int) -> list[str]:
     sizes = [f"--trainer.strategy.data_parallel_size={processes}", f"--trainer.devices={processes}"]
-    return [*SHARDED, IN_PARTS, *sizes]
+    return [*SHARDED, *sizes]
 
 
 WAYS: dict[str, list[tuple[int, list[str]]]] = {  # processes, and how they are told of each other

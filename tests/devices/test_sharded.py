@@ -5,21 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from contactlm import ContactModule, predict_contacts
 from contactlm.maps.contact_map import ContactMap
-from contactlm.modules.sharded_file import is_sharded, load_file
 from tests.devices.commands import (
     DRAWING,
-    IN_ONE_FILE,
-    IN_PARTS,
     KINDS,
     SEQUENCE,
     SHARDED,
     Folders,
     checkpoint,
     fits,
+    load_file,
     logged,
     run_commands,
     run_of,
@@ -42,11 +39,10 @@ def replicated(work: Path, tiny_esm: Path, pdb_folders: Folders) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(work: Path, tiny_esm: Path, pdb_folders: Folders) -> Path:
-    """What two processes came to that share the weights and write checkpoints of one file; they predict, too."""
-    strategy = [*SHARDED, IN_ONE_FILE]
+    """What two processes came to that share the weights; they predict, too."""
     predict = ["predict", "--data.predict_paths=[../a.fasta]", "--ckpt_path=runs/lora/version_0/checkpoints/last.ckpt"]
-    predict += ["--model.window=40", "--formats=[npz]", "--trainer.accelerator=cpu", *strategy]
-    commands = [*fits(tiny_esm, pdb_folders, KINDS | DRAWING, *strategy), predict]
+    predict += ["--model.window=40", "--formats=[npz]", "--trainer.accelerator=cpu", *SHARDED]
+    commands = [*fits(tiny_esm, pdb_folders, KINDS | DRAWING, *SHARDED), predict]
     run_ranks(run_commands, 2, commands, folder=work / "plain")
     return work / "plain"
 
@@ -78,66 +74,53 @@ def test_each_chain_is_scored_once_whatever_the_passes_of_a_process(one: Path, p
 
 
 @pytest.fixture(scope="module")
-def parts(work: Path, tiny_esm: Path, pdb_folders: Folders) -> Path:
-    """A run of one process that goes on with two, which write parts, then one file, and in the end parts again.
+def resumed(work: Path, tiny_esm: Path, pdb_folders: Folders) -> Path:
+    """A run of one process that goes on with two, which share the weights.
 
     Each way is ended by a signal after its first step, but for the last one, which is then called once more.
     """
-    folder, kind, last = work / "parts", {"lora": KINDS["lora"]}, "--ckpt_path=last"
+    folder, kind, last = work / "resumed", {"lora": KINDS["lora"]}, "--ckpt_path=last"
     alone = fits(tiny_esm, pdb_folders, kind, last, "--data.batch_size=6")
-    joined, shared = (fits(tiny_esm, pdb_folders, kind, last, *SHARDED, how) for how in (IN_ONE_FILE, IN_PARTS))
-    ways = {
-        "alone": (alone, [2], signal.SIGKILL),
-        "shared": (shared, [1, None], signal.SIGTERM),
-        "joined": (joined, [2, 2], signal.SIGKILL),
-    }
+    shared = fits(tiny_esm, pdb_folders, kind, last, *SHARDED)
     ended = {}
+    ways = {"alone": (alone, [2], signal.SIGKILL), "shared": (shared, [1, None], signal.SIGTERM)}
     for name, way in ways.items():
         processes = start_ranks(way[0], folder, name, *way[1:])
         for process in processes:
             process.join(100)
         ended[name] = [process.exitcode for process in processes]
-    assert ended == {"alone": [-9], "shared": [143, 0], "joined": [-9, -9]}, output(folder, "shared0")
+    assert ended == {"alone": [-9], "shared": [143, 0]}, output(folder, "shared0")
     run_ranks(run_commands, 2, [*shared, *shared], folder=folder)
-    final, best = (checkpoint(run_of(folder, version=3), name) for name in ("last", "best"))
+    final, best = (checkpoint(run_of(folder, version=2), name) for name in ("last", "best"))
     test = ["test", f"--data.test_dir={pdb_folders[1]}", "--data.min_length=10", "--model.window=40"]
     test += ["--trainer.accelerator=cpu", f"--ckpt_path={best}", "--name=lora"]
-    exports = [["export", f"--ckpt_path={final}", f"--out={out}", *more] for out, more in EXPORTS.items()]
-    finish(start(run_commands, [test, *exports], folder=folder), folder)
+    finish(start(run_commands, [test, ["export", f"--ckpt_path={final}", "--out=adapter"]], folder=folder), folder)
     return folder
 
 
-EXPORTS: dict[str, list[str]] = {"adapter": [], "plain.ckpt": ["--plain"]}
 CHANGED = "had {} samples a step (processes x batch_size), now {}: the same samples"
 
 
-def test_a_run_goes_on_on_other_devices_and_is_the_unbroken_run(one: Path, parts: Path) -> None:
-    last = checkpoint(run_of(parts, version=3))
-    assert is_sharded(last) and {path.name[:4] for path in last.iterdir()} == {"meta", "part"}
-    halves = [sum(map(torch.numel, torch.load(part, weights_only=True).values())) for part in last.glob("part-*")]
-    saved = load_file(last)
-    same_state(saved, load_file(checkpoint(run_of(one))))
-    assert sum(halves) == 3 * sum(weight.numel() for weight in saved["state_dict"].values())  # weights, two moments
-    assert len(halves) == 2 and max(halves) < 0.7 * sum(halves)
-    ways = [[row for row in logged(run_of(parts, version=n)) if row.get("train/loss")] for n in range(4)]
-    assert [[row["step"] for row in rows] for rows in ways] == [["0"], ["1"], ["2"], ["3", "4"]]
+def test_a_run_goes_on_on_other_devices_and_is_the_unbroken_run(one: Path, resumed: Path) -> None:
+    same_state(load_file(checkpoint(run_of(resumed, version=2))), load_file(checkpoint(run_of(one))))
+    ways = [[row for row in logged(run_of(resumed, version=n)) if row.get("train/loss")] for n in range(3)]
+    assert [[row["step"] for row in rows] for rows in ways] == [["0"], ["1"], ["2", "3", "4"]]
     losses = [float(row["train/loss"]) for rows in ways for row in rows]
     expected = [float(row["train/loss"]) for row in logged(run_of(one)) if row["train/loss"]]
     assert losses == pytest.approx(expected, abs=1e-5)
-    assert CHANGED.format("1 x 6", "2 x 3") in output(parts, "shared0")
-    assert "samples a step" not in output(parts, "shared1") + output(parts, "joined0") + output(parts, "rank0")
+    assert CHANGED.format("1 x 6", "2 x 3") in output(resumed, "shared0")
+    assert "samples a step" not in output(resumed, "shared1") + output(resumed, "rank0")
 
 
-def test_a_spent_budget_stays_spent(parts: Path) -> None:
-    assert "train/loss" not in (run_of(parts, version=4) / "metrics.csv").read_text()
-    assert scores_of(run_of(parts, version=4)) == scores_of(run_of(parts, version=3))
+def test_a_spent_budget_stays_spent(resumed: Path) -> None:
+    assert "train/loss" not in (run_of(resumed, version=3) / "metrics.csv").read_text()
+    assert scores_of(run_of(resumed, version=3)) == scores_of(run_of(resumed, version=2))
 
 
-def test_parts_are_scored_exported_and_made_one(one: Path, parts: Path) -> None:
-    for ours, theirs in zip(scores_of(run_of(parts, version=5)), scores_of(run_of(one)), strict=True):
+def test_one_process_scores_and_exports_what_two_trained(one: Path, resumed: Path) -> None:
+    for ours, theirs in zip(scores_of(run_of(resumed, version=4)), scores_of(run_of(one)), strict=True):
         assert float(ours["auprc_sep6"]) == pytest.approx(float(theirs["auprc_sep6"]), abs=1e-3)
-    last = checkpoint(run_of(parts, version=3))
-    same_state(load_file(parts / "plain.ckpt"), load_file(last), 0)
-    adapter = ContactModule.from_adapter(parts / "adapter").predict_map(SEQUENCE).probability
+    last = checkpoint(run_of(resumed, version=2))
+    adapter = ContactModule.from_adapter(resumed / "adapter").predict_map(SEQUENCE).probability
     assert np.array_equal(adapter, predict_contacts(SEQUENCE, last).probability)
     np.testing.assert_allclose(adapter, predict_contacts(SEQUENCE, checkpoint(run_of(one))).probability, atol=1e-5)

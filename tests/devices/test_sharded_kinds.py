@@ -1,6 +1,6 @@
 """Retrieval and contrastive modules on two processes that share the weights (FSDP2): scored and predicted with.
 
-Each is trained on two processes, which write parts; two processes and one go on from those, by whole commands.
+Each is trained on two processes; two processes and one score and predict with the checkpoint, by whole commands.
 """
 
 from pathlib import Path
@@ -9,19 +9,14 @@ import numpy as np
 import pytest
 
 from contactlm.maps.contact_map import ContactMap
-from contactlm.modules.sharded_file import is_sharded, load_file
 from tests.devices.commands import (
     DRAWING,
-    IN_ONE_FILE,
-    IN_PARTS,
     KINDS,
     SHARDED,
     Folders,
-    checkpoint,
     fits,
     run_commands,
     run_of,
-    same_state,
     scores_of,
 )
 from tests.processes import finish, run_ranks, start
@@ -50,39 +45,28 @@ def looks(kind: str, trained: str, folders: Folders, out: str, *strategy: str) -
 
 @pytest.fixture(scope="module")
 def kinds(work: Path, tiny_esm: Path, pdb_folders: Folders) -> Path:
-    """The folder with what all came to: ``parts`` and ``file`` by two processes, ``one`` by one, of each kind."""
+    """The folder with what all came to: ``two`` by two processes, ``one`` by one, of each kind."""
     folder = work / "kinds"
     folder.mkdir()
-    shared, alone = fits(tiny_esm, pdb_folders, TRAINED, *SHARDED, IN_PARTS, "--test_after_fit=false"), []
+    shared, alone = fits(tiny_esm, pdb_folders, TRAINED, *SHARDED, "--test_after_fit=false"), []
     last = {kind: f"runs/{kind}/version_0/checkpoints/last.ckpt" for kind in TRAINED}
     for kind, trained in last.items():
-        shared += looks(kind, trained, pdb_folders, "parts", *SHARDED, IN_PARTS)
+        shared += looks(kind, trained, pdb_folders, "two", *SHARDED)
         alone += looks(kind, trained, pdb_folders, "one")
-        alone += [["export", f"--ckpt_path={trained}", f"--out={kind}.ckpt", "--plain"]]
     run_ranks(run_commands, 2, shared, folder=folder)
     finish(start(run_commands, alone, folder=folder), folder)
-    joined = [looks(kind, f"{kind}.ckpt", pdb_folders, "file", *SHARDED, IN_ONE_FILE) for kind in TRAINED]
-    run_ranks(run_commands, 2, [each for commands in joined for each in commands], folder=folder)
     return folder
 
 
 @pytest.mark.parametrize("kind", TRAINED)
-def test_parts_hold_what_was_trained_whatever_the_module(kinds: Path, kind: str) -> None:
-    last = checkpoint(run_of(kinds, kind))
-    assert is_sharded(last)
-    same_state(load_file(kinds / f"{kind}.ckpt"), load_file(last), 0)
-
-
-@pytest.mark.parametrize("kind", TRAINED)
-@pytest.mark.parametrize("way", ["parts", "file"])
-def test_each_protein_is_scored_and_predicted_once_as_by_one_process(kinds: Path, kind: str, way: str) -> None:
-    ours, theirs = (scores_of(run_of(kinds, f"{name}-{kind}")) for name in (way, "one"))
+def test_each_protein_is_scored_and_predicted_once_as_by_one_process(kinds: Path, kind: str) -> None:
+    ours, theirs = (scores_of(run_of(kinds, f"{name}-{kind}")) for name in ("two", "one"))
     assert [row["id"] for row in ours] == ["s0_A", "s1_A", "s2_A"]
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.keys() == other.keys() and ("copy_auprc_sep6" in mine) == (kind == "retrieval")
         for name in mine.keys() & {"auprc_sep6", "mcc_sep6", "p_at_L_long", "copy_auprc_sep6"}:
             assert float(mine[name]) == pytest.approx(float(other[name]), abs=1e-3), name
-    maps = {path.stem: ContactMap.load(path) for path in (kinds / f"{way}-{kind}").glob("*.npz")}
+    maps = {path.stem: ContactMap.load(path) for path in (kinds / f"two-{kind}").glob("*.npz")}
     assert {name: len(each) for name, each in maps.items()} == PREDICTED
     for name, each in maps.items():
         expected = ContactMap.load(kinds / f"one-{kind}" / f"{name}.npz")

@@ -53,3 +53,10 @@ def test_values_that_are_none_are_named(tmp_path: Path, change: Callable, reason
         predict_contacts("MKTAYIAKQR", tmp_path / "a.ckpt")
     assert str(caught.value).startswith(f"ckpt_path: {tmp_path / 'a.ckpt'} is a damaged checkpoint (")
     assert len(str(caught.value)) < 700
+
+
+def test_a_folder_of_parts_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").mkdir()
+    (tmp_path / "last.ckpt" / "meta.pt").touch()
+    with pytest.raises(ModelError, match=r"last\.ckpt is a checkpoint in parts, .* contactlm export --plain"):
+        predict_contacts("MKTAYIAKQR", tmp_path / "last.ckpt")

@@ -25,7 +25,6 @@ from contactlm.maps.jacobian import categorical_jacobian
 from contactlm.maps.score_scale import Logistic, fit_logistic, ranks, threshold_of_top
 from contactlm.modules.export import export_adapter
 from contactlm.modules.jacobian import LOGISTIC
-from contactlm.modules.sharded_file import load_file
 from contactlm.types import ModelError
 from tests.conftest import random_sequence
 from tests.devices.commands import IN_PARTS, SHARDED
@@ -353,7 +352,7 @@ def fit_and_predict(several: list[str], data: list[str], fasta: str) -> tuple[li
     run = Path("runs/jacobian/version_0")
     checkpoint = str(run / "checkpoints" / "calibrated.ckpt")
     assert main(["predict", "--out=maps", f"--ckpt_path={checkpoint}", fasta, *data[-3:], *several]) == 0
-    kept = load_file(checkpoint)["state_dict"]
+    kept = torch.load(checkpoint, weights_only=True)["state_dict"]
     return kept["slope_and_intercept"].tolist(), read_run(run)["test"]
 
 

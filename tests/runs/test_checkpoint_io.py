@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from contactlm.modules.sharded_file import INDEX
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, write_checkpoint
 from tests.processes import finish, start
 
@@ -58,11 +57,3 @@ def test_a_disk_that_fills_up_amid_a_tensor_is_told_as_such(tmp_path: Path, monk
     saver.save_checkpoint({"weight": torch.ones(2000)}, path)
     monkeypatch.undo()
     assert saver.failures == 1 and torch.load(path, weights_only=True) == {"n": 1}
-
-
-def test_a_file_takes_the_place_of_a_folder_of_parts(tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
-    path.mkdir()
-    (path / INDEX).write_bytes(b"")
-    AtomicCheckpointIO().save_checkpoint({"n": 1}, path)
-    assert torch.load(path, weights_only=True) == {"n": 1}
