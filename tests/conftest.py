@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # a test run with several workers starts them when this file 
 
 if not Path("/dev/nvidiactl").exists():  # Triton, which torch imports, reads it once
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub; its client reads this once, when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny here: a second thread costs more than it brings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -54,7 +55,6 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTACTLM_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="module")

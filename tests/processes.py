@@ -20,7 +20,7 @@ from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["contactlm.cli.main", "tests.conftest"])
-_inherited = ("CONTACTLM_CACHE", "HF_HUB_OFFLINE")
+_inherited = ("CONTACTLM_CACHE",)
 
 
 def _run(

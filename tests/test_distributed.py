@@ -167,6 +167,7 @@ def evaluate(world_size: int, tiny_esm: Path, folders: list[Folders]) -> list[di
     results = []
     for module in (ContactModule(str(tiny_esm)), RetrievalModule(str(tiny_esm), index="db")):
         evaluation = ContactEvaluation(write_rows=False)
+        module.double()  # another batch sums in another order: in float64 that moves no pair past its neighbour
         runner = trainer(Path.cwd(), evaluation, **processes(world_size))
         for each in folders:
             data = data_module(each, eval_batch_size=2)

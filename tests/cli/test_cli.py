@@ -173,8 +173,8 @@ def test_what_a_user_can_mend_is_one_clear_message(tmp_path: Path, tiny_esm: Pat
     assert "test_dir is not given" in complaint(capsys, ["test", *model])
     text = complaint(capsys, ["fit", *data_options(pdb_folders), *model, "--model.window=20"])
     assert "crop_length is 200, longer than the window of 20" in text
-    text = complaint(capsys, ["fit", *data_options(pdb_folders), "--model.pretrained=facebook/esm2_t6_8M_UR50D"])
-    assert "cannot be reached" in text and "give DIR" in text
+    text = complaint(capsys, ["fit", *data_options(pdb_folders), "--model.pretrained=someone/esm2-nowhere"])
+    assert "HF_HUB_OFFLINE forbids the download" in text and "give DIR" in text
     text = complaint(capsys, ["fit", *data_options(pdb_folders), *model, "--model.lora.init_lora_weights=pissa"])
     assert "pissa and its like" in text
     text = complaint(capsys, ["fit", *data_options(pdb_folders), *model, "--data.on_bad_file=raise"])

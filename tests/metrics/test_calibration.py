@@ -138,7 +138,8 @@ def test_maps_and_pairs_are_calibrated_alike_and_ranks_stay() -> None:
         assert (bands_of(separation[chosen]) == band).all()
         z = calibration.slope[band] * np.log(probability / (1 - probability)) + calibration.bias[band]
         torch.testing.assert_close(calibrated[chosen], torch.sigmoid(z)[chosen], atol=1e-5, rtol=1e-4)
-        assert torch.equal(probability[chosen].argsort(stable=True), calibrated[chosen].argsort(stable=True))
+        in_order = calibrated[chosen][probability[chosen].argsort()]
+        assert (in_order.diff() >= -1e-6 * in_order[1:]).all()  # neighbours may come out equal, or swap by rounding
     torch.testing.assert_close(calibrated, calibrated.T)
     two_chains = torch.tensor([0] * 30 + [1] * (len(probability) - 30))
     between = two_chains[:, None] != two_chains

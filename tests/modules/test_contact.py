@@ -151,8 +151,8 @@ def test_a_crop_longer_than_the_window_is_refused(tmp_path: Path, tiny_esm: Path
 
 
 def test_a_hub_name_without_network_says_how_to_give_a_directory() -> None:
-    with pytest.raises(ContactLMError, match=r"cannot be reached.*give DIR"):
-        ContactModule("facebook/esm2_t6_8M_UR50D")
+    with pytest.raises(ContactLMError, match=r"HF_HUB_OFFLINE forbids the download.*give DIR"):
+        ContactModule("someone/esm2-nowhere")
 
 
 def test_predict_contacts_takes_modules_checkpoints_and_directories(tmp_path: Path, tiny_esm: Path) -> None:
