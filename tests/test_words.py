@@ -17,8 +17,8 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from contactlm.cli.arguments import resolve_config
 from contactlm.cli.commands import COMMANDS
-from contactlm.cli.configs import resolve_config
 from contactlm.cli.main import main
 
 ROOT = Path(__file__).parents[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse import DefaultHelpFormatter
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
@@ -31,13 +33,9 @@ from contactlm.callbacks.progress import BudgetProgressBar
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.callbacks.writer import PredictionWriter
-from contactlm.cli.adapters import check_adapters
-from contactlm.cli.choice import NOT_PATHS, chosen_class
-from contactlm.cli.commands import ABOUT, SOME_SKIPPED
-from contactlm.cli.configs import BASE
+from contactlm.cli.arguments import BASE, NOT_PATHS, chosen_class
+from contactlm.cli.commands import ABOUT, SOME_SKIPPED, STATUSES, description
 from contactlm.cli.console import run_line, score_table
-from contactlm.cli.help import HelpFormatter, arrange_help
-from contactlm.cli.parser import ContactParser
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.data.sources import check_sources
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE
@@ -46,7 +44,7 @@ from contactlm.modules.checkpoint import check_checkpoint, found_backbone
 from contactlm.modules.choice import DEFAULT, OPTION
 from contactlm.modules.sharded import check_strategy_options
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last, outlast_full_disk
-from contactlm.runs.directory import RunConfig, claim_directory, make_logger, names_instead, run_directory
+from contactlm.runs.directory import RUN_NAME, RunConfig, claim_directory, make_logger, names_instead, run_directory
 from contactlm.shipped import config_folder
 from contactlm.structure.labels import contact_labels
 from contactlm.types import ModelError
@@ -59,6 +57,31 @@ KINDS = (
 )
 
 
+USAGE = "contactlm {name} [--config NAME_OR_FILE ...] [--GROUP.OPTION VALUE ...]"
+MORE = """\
+Options may be collected in a YAML file for --config, alone or on top of a shipped one; what comes later counts.
+A file whose first line is config: OTHER.yaml is laid over that one. A group may also be given as a file:
+--data my_data.yaml. --print_config shows what a command would run with."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of descriptions."""
+
+
+class ContactParser(LightningArgumentParser):
+    """Lightning's parser; a logger whose name is not given takes the run's, in place of its class's default.
+
+    A default of our own, since a name that was given may be that of the class (``lightning_logs``), or none.
+    """
+
+    def add_class_arguments(self, theclass: type, *args: Any, **options: Any) -> list[str]:
+        """Add the arguments of a class; see jsonargparse. Each class that a config names has a parser of its own."""
+        added = super().add_class_arguments(theclass, *args, **options)
+        if isinstance(theclass, type) and issubclass(theclass, Logger) and "name" in added:
+            self.set_defaults({"name": RUN_NAME})
+        return added
+
+
 class ContactCLI(LightningCLI):
     """LightningCLI with the budget, the scores and the shipped base config in place."""
 
@@ -69,7 +92,6 @@ class ContactCLI(LightningCLI):
         self.arguments = list(args)
         self.status = 0
         base = [str(config_folder() / BASE)]
-        check_adapters(args)
         super().__init__(
             chosen_class(args),
             ContactDataModule,
@@ -137,7 +159,9 @@ class ContactCLI(LightningCLI):
             parser.add_argument("--beside", type=str | None, default=None, help=about)
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # we have a table of our own
-        arrange_help(parser, subcommand)
+        parser.usage = USAGE.format(name=subcommand)
+        parser.description = f"{description(subcommand)}\n\n{MORE}"
+        parser.epilog = STATUSES
         return parser
 
     def _parse_ckpt_path(self) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from contactlm.callbacks.memory import memory_advice
-from contactlm.cli.choice import plain_arguments
+from contactlm.cli.arguments import plain_arguments, resolve_arguments
 from contactlm.cli.commands import COMMANDS, answer
-from contactlm.cli.configs import resolve_arguments
 from contactlm.cli.console import CANNOT_WRITE, file_trouble, set_up_log
 from contactlm.cli.contact_cli import ContactCLI
 from contactlm.runs.signals import Stopped

@@ -19,9 +19,8 @@ from lightning.pytorch.strategies import Strategy
 
 from contactlm.callbacks.budget import count_tokens
 from contactlm.callbacks.memory import MIXED
-from contactlm.cli.choice import plain_arguments
+from contactlm.cli.arguments import plain_arguments, resolve_arguments
 from contactlm.cli.commands import description
-from contactlm.cli.configs import resolve_arguments
 from contactlm.cli.contact_cli import ContactCLI
 from contactlm.data.whole import most_chains
 from contactlm.model.allocator import give_large_blocks_back

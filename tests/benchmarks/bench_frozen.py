@@ -20,7 +20,7 @@ from torch import Tensor
 
 from contactlm import ContactDataModule, ContactModule
 from contactlm.alphabet import CLS, EOS
-from contactlm.cli.configs import resolve_arguments
+from contactlm.cli.arguments import resolve_arguments
 from contactlm.cli.plan import PlanCLI
 from contactlm.metrics import PrecisionAtL, ProteinMCC
 from contactlm.structure.labels import contact_labels

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from contactlm.cli.choice import chosen_class
-from contactlm.cli.configs import resolve_arguments
+from contactlm.cli.arguments import chosen_class, resolve_arguments
 from contactlm.cli.contact_cli import ContactCLI
 from contactlm.modules.base import MapModule
 

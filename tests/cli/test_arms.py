@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from contactlm.cli.configs import resolve_arguments
+from contactlm.cli.arguments import resolve_arguments
 from contactlm.cli.contact_cli import ContactCLI
 from contactlm.cli.main import main
 from contactlm.shipped import config_folder

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from contactlm.cli.configs import resolve_arguments
+from contactlm.cli.arguments import resolve_arguments
 from contactlm.cli.main import main
 from contactlm.shipped import config_folder
 from contactlm.types import ContactLMError

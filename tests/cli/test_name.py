@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from contactlm.cli.configs import resolve_arguments
+from contactlm.cli.arguments import resolve_arguments
 from contactlm.cli.contact_cli import ContactCLI
 from contactlm.cli.main import main
 
