@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
