@@ -41,7 +41,7 @@ from contactlm.data.sources import check_sources
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint, found_backbone
-from contactlm.modules.choice import DEFAULT, OPTION
+from contactlm.modules.predict import DEFAULT, OPTION
 from contactlm.modules.sharded import check_strategy_options
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last, outlast_full_disk
 from contactlm.runs.directory import RUN_NAME, RunConfig, claim_directory, make_logger, names_instead, run_directory

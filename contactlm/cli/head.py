@@ -67,7 +67,7 @@ def _fit(given: Any, config: Any) -> int:
     fit = fit_head(backbone, data.chains["train"], data.chains["dev"], options, config.chain_ids)
     family = backbone.family
     about = {"version": __version__, "family": family.name, "backbone": pretrained, "backbone_checksum": checksum}
-    facts = {"chains": fit.ids, "strength": fit.strength, "held_out_p_at_L_long": fit.draw_scores[0]}
+    facts = {"chains": fit.ids, "strength": fit.strength, "held_out_p_at_L_long": fit.scores[fit.strength]}
     write_head(config.out, fit.head.weight[None], torch.tensor([fit.head.bias]), about | facts)
     sys.stdout.write(f"{_report(fit, family.name, options)}\n{config.out} written\n")
     return 0
@@ -82,20 +82,14 @@ def _device(name: str) -> torch.device:
 
 
 def _report(fit: HeadFit, family: str, options: HeadFitOptions) -> str:
-    """What was fitted, on what, how well it does, and how stable it is."""
+    """What was fitted, on what, and how well it does."""
     maps, (pairs, contacts) = len(fit.head.weight), fit.pairs
     scores = ", ".join(f"{strength:g}: {score:.3f}" for strength, score in fit.scores.items())
     lines = [
         f"{family}: {len(fit.ids)} chains, {pairs} pairs at least {options.min_separation} apart, {contacts} contacts",
-        f"heads used           {fit.used[0]} of {maps}, bias {fit.head.bias:.3f}",
-        f"P@L long, held out   {fit.draw_scores[0]:.3f} ({fit.held_out} chains; by strength {scores})",
+        f"heads used           {int(fit.head.weight.count_nonzero())} of {maps}, bias {fit.head.bias:.3f}",
+        f"P@L long, held out   {fit.scores[fit.strength]:.3f} ({fit.held_out} chains; by strength {scores})",
     ]
     if not math.isnan(fit.own_score):
         lines.append(f"the backbone's own   {fit.own_score:.3f}")
-    if len(fit.used) > 1:
-        used, every = ", ".join(map(str, fit.used)), ", ".join(f"{score:.3f}" for score in fit.draw_scores)
-        lines += [
-            f"over {len(fit.used)} draws         heads {used}; {fit.shared} in all, overlap {fit.overlap:.2f}",
-            f"                     P@L long {every}",
-        ]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,8 +39,7 @@ class HeadFitOptions:
 
     Attributes:
         chains: Chains to fit to, drawn from the training chains.
-        draws: How often chains are drawn: the first draw's head is kept, the others tell how stable it is.
-        seed: Of the draws, and of the pairs that are sampled.
+        seed: Of the chains that are drawn, and of the pairs that are sampled.
         min_separation: Pairs closer in sequence are left out.
         negatives: Pairs without contact kept for each contact.
         max_pairs: Most pairs in all: what the memory of a fit grows with.
@@ -50,7 +49,6 @@ class HeadFitOptions:
     """
 
     chains: int = 20
-    draws: int = 5
     seed: int = 0
     min_separation: int = 6
     negatives: int = 5
@@ -60,7 +58,7 @@ class HeadFitOptions:
     max_length: int = 1022
 
     def __post_init__(self) -> None:
-        counts = ("chains", "draws", "min_separation", "negatives", "max_pairs", "held_out", "max_length")
+        counts = ("chains", "min_separation", "negatives", "max_pairs", "held_out", "max_length")
         if low := [name for name in counts if getattr(self, name) < 1]:
             raise ModelError(f"{low[0]}: {getattr(self, low[0])} given; it must be at least 1")
         if not self.strengths or min(self.strengths) <= 0:
@@ -73,27 +71,18 @@ class Head(NamedTuple):
     weight: Tensor
     bias: float
 
-    @property
-    def active(self) -> set[int]:
-        """Attention maps that it reads."""
-        return set(self.weight.nonzero().flatten().tolist())
-
 
 @dataclass(frozen=True)
 class HeadFit:
     """A fitted head, and what is known of it.
 
     Attributes:
-        head: Of the first draw.
+        head: The one of the chosen strength.
         ids: The chains it was fitted to.
         strength: The chosen one.
         pairs: How many it was fitted to, and how many of them are contacts.
-        scores: Mean long-range P@L on the held-out chains by strength, of the first draw.
-        draw_scores: The same at the chosen strength, of every draw.
+        scores: Mean long-range P@L on the held-out chains by strength.
         own_score: The same of the head that the backbone came with; NaN where that reads no map.
-        used: Attention maps that each draw's head reads.
-        shared: Maps that the heads of all draws read.
-        overlap: Mean Jaccard index of the first draw's maps with the others'; NaN with one draw.
         held_out: Number of held-out chains.
     """
 
@@ -102,11 +91,7 @@ class HeadFit:
     strength: float
     pairs: tuple[int, int]
     scores: dict[float, float]
-    draw_scores: list[float]
     own_score: float
-    used: list[int]
-    shared: int
-    overlap: float
     held_out: int
 
 
@@ -131,28 +116,18 @@ def fit_head(
     most = options.max_length if reach is None else min(options.max_length, reach - 2)
     usable, judges = (_short(store, most, role) for store, role in ((train, "train"), (held_out, "dev")))
     judges = judges[: options.held_out]
-    draws = [_named(train, ids)] if ids else list(_draws(usable, options))
-    pairs, fits = _fit_draw(backbone, train, draws[0], options, options.strengths, 0)
+    chains = _named(train, ids) if ids else _drawn(usable, options)
+    pairs, fits = _fit(backbone, train, chains, options)
     own = _own_head(backbone)
     scores = _score(backbone, held_out, judges, [*fits, own])
     best = max(range(len(fits)), key=lambda k: (_or_low(scores[k]), -options.strengths[k]))
-    heads = [fits[best]]
-    for number, chains in enumerate(draws[1:], start=1):
-        heads += _fit_draw(backbone, train, chains, options, [options.strengths[best]], number)[1]
-    others = _score(backbone, held_out, judges, heads[1:]) if heads[1:] else []
-    active = [head.active for head in heads]
-    overlaps = [len(active[0] & other) / max(len(active[0] | other), 1) for other in active[1:]]
     return HeadFit(
-        head=heads[0],
-        ids=[train.ids[index] for index in draws[0]],
+        head=fits[best],
+        ids=[train.ids[index] for index in chains],
         strength=options.strengths[best],
         pairs=pairs,
         scores=dict(zip(options.strengths, scores[:-1], strict=True)),
-        draw_scores=[scores[best], *others],
-        own_score=scores[-1] if own.active else math.nan,
-        used=[len(maps) for maps in active],
-        shared=len(set.intersection(*active)),
-        overlap=nan_mean(overlaps) if overlaps else math.nan,
+        own_score=scores[-1] if own.weight.any() else math.nan,
         held_out=len(judges),
     )
 
@@ -186,27 +161,21 @@ def _named(store: ChainStore, ids: Sequence[str]) -> list[int]:
     return [number[id] for id in ids]
 
 
-def _draws(usable: Sequence[int], options: HeadFitOptions) -> Iterator[list[int]]:
-    """Chains of each draw, sorted."""
-    for draw in range(options.draws):
-        chosen = np.random.default_rng((options.seed, draw)).permutation(len(usable))[: options.chains]
-        yield sorted(usable[index] for index in chosen.tolist())
+def _drawn(usable: Sequence[int], options: HeadFitOptions) -> list[int]:
+    """Chains drawn at random, sorted."""
+    chosen = np.random.default_rng((options.seed, 0)).permutation(len(usable))[: options.chains]
+    return sorted(usable[index] for index in chosen.tolist())
 
 
-def _fit_draw(
-    backbone: ContactBackbone,
-    store: ChainStore,
-    chains: Sequence[int],
-    options: HeadFitOptions,
-    strengths: Sequence[float],
-    draw: int,
+def _fit(
+    backbone: ContactBackbone, store: ChainStore, chains: Sequence[int], options: HeadFitOptions
 ) -> tuple[tuple[int, int], list[Head]]:
-    """Read the features of one draw of chains and fit a head of each strength; pairs, contacts among them."""
-    features, contact, share = _sample(backbone, store, chains, options, draw)
+    """Read the features of chains and fit a head of each strength; pairs, contacts among them."""
+    features, contact, share = _sample(backbone, store, chains, options)
     scale = max(float(np.sqrt(np.mean(np.square(features)))), 1e-30)
     features /= scale
     heads = []
-    for strength in strengths:
+    for strength in options.strengths:
         solver = make_solver(strength)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*failed to converge.*")  # it is judged by what it predicts
@@ -233,7 +202,7 @@ def make_solver(strength: float) -> Any:
 
 
 def _sample(
-    backbone: ContactBackbone, store: ChainStore, chains: Sequence[int], options: HeadFitOptions, draw: int
+    backbone: ContactBackbone, store: ChainStore, chains: Sequence[int], options: HeadFitOptions
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], float]:
     """Features (N, C) of sampled pairs, whether they touch (N,), and the share of the others that was kept."""
     pairs = [_known_pairs(store, index, options.min_separation) for index in chains]
@@ -250,7 +219,7 @@ def _sample(
     kept_features: NDArray[np.float32] | None = None
     kept_contact, filled = np.zeros(contacts + others, np.bool_), 0
     for number, (index, (rows, columns, contact)) in enumerate(zip(chains, pairs, strict=True)):
-        draws = np.random.default_rng((options.seed, draw, number)).random(len(contact))
+        draws = np.random.default_rng((options.seed, 0, number)).random(len(contact))
         keep = contact | torch.from_numpy(draws < share)
         tokens = residue_tokens(backbone, store, index).to(device)
         found = pair_features(backbone, tokens, rows[keep].to(device), columns[keep].to(device)).numpy()

@@ -1,10 +1,11 @@
-"""predict_contacts: from sequences to contact maps in one call."""
+"""Models by name or path, and predict_contacts: from sequences to contact maps in one call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import EllipsisType
 from typing import overload
@@ -18,11 +19,11 @@ from contactlm.maps.thumbnail import ContactMaps
 from contactlm.maps.windows import WindowOptions
 from contactlm.model.adapter import CONFIG_FILE
 from contactlm.modules.base import MapModule
-from contactlm.modules.checkpoint import UNREADABLE, damaged
-from contactlm.modules.choice import checkpoint_class
+from contactlm.modules.checkpoint import CHECKPOINT_KEY, UNREADABLE, check_checkpoint, damaged, public_name
 from contactlm.modules.contact import ContactModule
-from contactlm.types import ContactLMError
+from contactlm.types import ContactLMError, ModelError
 
+OPTION, DEFAULT = "model_class", "contactlm.ContactModule"
 Device = str | torch.device
 Given = int | EllipsisType | None
 Model = MapModule | str | Path
@@ -188,3 +189,36 @@ def _from_checkpoint(path: str | Path) -> MapModule:
         if isinstance(error, ContactLMError):
             raise
         raise damaged(path, error) from error
+
+
+def import_module_class(name: str) -> type[MapModule]:
+    """Import a subclass of MapModule.
+
+    Args:
+        name: Such as ``contactlm.ContrastiveModule``.
+
+    Raises:
+        ModelError: There is no such class, or it is no MapModule.
+    """
+    where, _, what = name.rpartition(".")
+    try:
+        found = getattr(import_module(where), what)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(
+            f"{OPTION}: {name} cannot be imported ({error}); give a class as package.Class, for example {DEFAULT}"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, MapModule)):
+        raise ModelError(f"{OPTION}: {name} is no subclass of contactlm.MapModule")
+    return found
+
+
+def checkpoint_class(path: str | Path) -> type[MapModule]:
+    """The class that a checkpoint was written by, if it is one of this package; ContactModule where it does not say.
+
+    Raises:
+        ModelError: No such checkpoint, or one by a class of another package (a file does not decide what is imported).
+    """
+    name = public_name(check_checkpoint(path)[CHECKPOINT_KEY].get("class", DEFAULT))
+    if not name.startswith("contactlm."):
+        raise ModelError(f"ckpt_path: {path} was written by {name}; give `--{OPTION} {name}`, or load it in Python")
+    return import_module_class(name)

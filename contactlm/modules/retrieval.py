@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import uuid
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from contactlm.alphabet import decode
@@ -28,7 +31,6 @@ from contactlm.modules.base import Evaluated
 from contactlm.modules.checkpoint import CHECKPOINT_KEY
 from contactlm.modules.contact import prepare_head, published_calibration, published_threshold
 from contactlm.modules.language_model import ESM2, LanguageModelModule
-from contactlm.modules.shares import own_share
 from contactlm.retrieval.copy_homolog import copy_contacts
 from contactlm.retrieval.crops import CropEvidence
 from contactlm.retrieval.database import StructureDatabase
@@ -386,3 +388,30 @@ def _sequences(store: ChainStore) -> list[str]:
             found.append(joined[start : start + length])
             start += length
     return found
+
+
+def own_share(trainer: Trainer, folder: Path) -> tuple[int, int]:
+    """Which part of the work this process does; a collective call.
+
+    Where all nodes see one cache folder, each of all processes does a part. Where a node has a folder of its own, its
+    processes do the whole work among them.
+
+    Args:
+        trainer: Whose processes.
+        folder: The cache folder.
+
+    Returns:
+        The number of the part, and of how many.
+    """
+    if trainer.world_size == 1:
+        return 0, 1
+    mark = folder / trainer.strategy.broadcast(f".{uuid.uuid4().hex}.tmp")
+    if trainer.is_global_zero:
+        with suppress(OSError):  # then no process sees it
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+    trainer.strategy.barrier()
+    shared = trainer.strategy.reduce_boolean_decision(mark.exists(), all=True)
+    if trainer.is_global_zero:
+        mark.unlink(missing_ok=True)
+    return (trainer.global_rank, trainer.world_size) if shared else (trainer.local_rank, trainer.num_devices)

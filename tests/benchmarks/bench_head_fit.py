@@ -1,6 +1,6 @@
 """Memory and time of fitting a contact head: as many attention maps as ESM2-650M has, chains of one length.
 
-    python tests/benchmarks/bench_head_fit.py [--chains 20] [--length 300] [--strengths 0.03 0.3] [--draws 2]
+    python tests/benchmarks/bench_head_fit.py [--chains 20] [--length 300] [--strengths 0.03 0.3]
 
 A random backbone of 33 layers of 20 heads, each 8 wide, so that features and solver weigh and not the model; bundles
 of synthetic strands, with as many contacts as such have. Prints the peak resident set over the loaded model, which
@@ -45,12 +45,11 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=20)
     parser.add_argument("--length", type=int, default=300)
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.03, 0.3])
-    parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     backbone = ContactBackbone(load_esm(None, ARCHITECTURE, seed=0)).eval()
-    options = HeadFitOptions(given.chains, given.draws, held_out=HELD_OUT, strengths=given.strengths)
+    options = HeadFitOptions(given.chains, held_out=HELD_OUT, strengths=given.strengths)
     with tempfile.TemporaryDirectory() as folder:
         train, held_out = stores(Path(folder), given.chains, given.length)
         loaded, start = reset_peak(), time.process_time()
@@ -58,9 +57,7 @@ def main() -> None:
         over = peak() - loaded
     print(f"{len(fit.head.weight)} maps, {len(fit.ids)} chains of {given.length}, pairs and contacts {fit.pairs}")
     print(f"{over / 1e9:.2f} GB over the loaded model (bound {MOST / 1e9:g} GB: {'met' if over < MOST else 'MISSED'})")
-    print(
-        f"{time.process_time() - start:.0f} s of processor time, {given.draws} draws, {len(given.strengths)} strengths"
-    )
+    print(f"{time.process_time() - start:.0f} s of processor time, {len(given.strengths)} strengths")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor
 from contactlm import ContactModule, ContrastiveModule, RetrievalModule
 from contactlm.cli.arguments import chosen_class, plain_arguments, resolve_arguments
 from contactlm.cli.main import main
-from contactlm.modules.choice import checkpoint_class, import_module_class
+from contactlm.modules.predict import checkpoint_class, import_module_class
 from contactlm.types import ModelError
 
 

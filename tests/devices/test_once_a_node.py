@@ -11,7 +11,7 @@ from contactlm.retrieval.embeddings import SegmentStates
 from contactlm.retrieval.results import ResultCache
 from tests.conftest import random_sequence, write_pdb
 from tests.data.packed.made import pack, serving
-from tests.devices.commands import IN_ONE_FILE, SHARDED, fits, run_commands
+from tests.devices.commands import SHARDED, fits, run_commands
 from tests.modules.test_retrieval import write_database
 from tests.processes import run_ranks
 from tests.retrieval.made import mutated
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 RETRIEVAL = {"retrieval": ["--model_class=contactlm.RetrievalModule", "--model.index=../db", "--test_after_fit=false"]}
 STRATEGIES = {
     "ddp": ["--trainer.strategy=ddp", "--trainer.devices=2"],
-    "spread": [*SHARDED, IN_ONE_FILE],
+    "spread": SHARDED,
 }
 
 

@@ -14,7 +14,7 @@ import contactlm
 from contactlm import predict_contacts
 from contactlm.cli.main import main
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint
-from contactlm.modules.choice import checkpoint_class
+from contactlm.modules.predict import checkpoint_class
 
 BEFORE = Path(__file__).parent / "before_the_rooms"
 EXPECTED = json.loads((BEFORE / "expected.json").read_text())
