@@ -27,7 +27,7 @@ from contactlm.modules.export import export_adapter
 from contactlm.modules.jacobian import LOGISTIC
 from contactlm.types import ModelError
 from tests.conftest import random_sequence
-from tests.devices.commands import IN_PARTS, SHARDED
+from tests.devices.commands import SHARDED
 from tests.maps.test_jacobian import published
 from tests.processes import run_ranks, start, wait_until
 
@@ -335,7 +335,7 @@ def test_a_killed_prediction_goes_on(tiny_esm: Path, tmp_path: Path) -> None:
 STRATEGIES = {  # by name: processes, and how they are told of each other
     "one": (1, []),
     "replicated": (2, ["--trainer.devices=2", "--trainer.strategy=ddp"]),
-    "spread": (2, [*SHARDED, IN_PARTS]),
+    "spread": (2, SHARDED),
 }
 
 
