@@ -16,8 +16,8 @@ import yaml
 
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, check_head
-from contactlm.modules.predict import OPTION, checkpoint_class, import_module_class
 from contactlm.modules.contact import ContactModule
+from contactlm.modules.predict import OPTION, checkpoint_class, import_module_class
 from contactlm.shipped import config_folder
 from contactlm.types import ContactLMError
 
