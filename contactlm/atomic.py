@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 import re
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 LONGEST_NAME = 200  # characters of a file name, before its suffix; file systems allow about 255
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names of devices on Windows
-USE_NOTED_EVERY = 7 * 86_400  # seconds: so exactly is known when a file was used last
 TEMPORARY_NAME = r"\.[0-9a-f]{32}\.tmp"  # regular expression
 
 
@@ -115,15 +112,3 @@ class FileNames:
 
 def _checksum(name: str) -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-
-
-def note_use(path: Path, *others: Path) -> None:
-    """Renew the time of a file that was used, and of others that were used with it, where that was long ago.
-
-    File systems need not take note of reading (``noatime``), and what lies behind another file is not read at all.
-    """
-    with suppress(OSError):  # gone, or not ours to change
-        if time.time() - path.stat().st_mtime > USE_NOTED_EVERY:
-            for each in (path, *others):
-                with suppress(OSError):
-                    os.utime(each)

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from contactlm.atomic import note_use
 from contactlm.benchmark.check import CheckedChain
 from contactlm.benchmark.reader import FOLDER
 
@@ -57,7 +56,6 @@ class KeptScores:
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError):
             return known
-        note_use(self._path)
         for line in lines:
             try:
                 row = json.loads(line)

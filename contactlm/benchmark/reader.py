@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contactlm.atomic import atomic_file, note_use
+from contactlm.atomic import atomic_file
 from contactlm.data.cache import READER_VERSION
 from contactlm.structure.files import split_name
 from contactlm.structure.parse import read_chains
@@ -79,5 +79,4 @@ def _load(path: Path) -> list[Chain] | None:
             chains = [Chain(*row[:2], *row[2]) for row in zip(ids, sequences, parts, strict=True)]
     except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile):
         return None
-    note_use(path)
     return chains

@@ -25,8 +25,8 @@ from contactlm.benchmark.table import (
     score_rows,
     stratum_rows,
 )
+from contactlm.data.cache import progress_bar
 from contactlm.data.leakage import training_identity
-from contactlm.data.progress import Progress
 from contactlm.data.training_set import kept_training
 from contactlm.homology.relations import ClusterOptions
 from contactlm.modules.base import MapModule
@@ -106,7 +106,7 @@ def run_benchmark(names: Sequence[str], candidates: Sequence[Candidate], options
         module = candidate.load()
         remembered = kept_training(candidate.location) if candidate.location.endswith(".ckpt") else None
         for name, own in chains.items():
-            with Progress(f"{candidate.name} on {name}", "chain", len(own)) as bar:
+            with progress_bar(f"{candidate.name} on {name}", "chain", len(own)) as bar:
                 scored = score_model(candidate.name, module, own, contracts[name], options.cache_dir, bar.update)
             training = None if remembered is None else remembered.sequences
             predictors[name].append(_with_identity(scored, own, training, options.cache_dir))
@@ -129,7 +129,7 @@ def _obtain(name: str, options: BenchmarkOptions) -> tuple[BenchmarkSet, list[Ch
     else:
         asked = load_set(name)
     files = obtain_structures(asked.chains, source, options.out)
-    with Progress(f"Reading {asked.name}", "chain", len(asked.chains)) as bar:
+    with progress_bar(f"Reading {asked.name}", "chain", len(asked.chains)) as bar:
         return asked, check_chains(asked.chains, files, ChainReader(options.cache_dir), bar.update)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from typing import Any
@@ -14,7 +15,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.run_facts import find_callback
 from contactlm.callbacks.throughput import ThroughputMeter
-from contactlm.data.progress import has_terminal
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class BudgetProgressBar(TQDMProgressBar):
     @property
     def has_terminal(self) -> bool:
         """Whether bars can be drawn."""
-        return has_terminal()
+        return sys.stderr.isatty() and os.environ.get("TQDM_DISABLE", "").lower() in ("", "0", "false", "no")
 
     @property
     def is_disabled(self) -> bool:

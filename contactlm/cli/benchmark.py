@@ -9,7 +9,7 @@ from pathlib import Path
 
 from contactlm.benchmark.lists import load_set, published_figures, shipped_sets
 from contactlm.cli.commands import SOME_SKIPPED, description
-from contactlm.data.cache_folder import default_cache_dir
+from contactlm.data.cache import default_cache_dir
 from contactlm.data.rcsb.download import RCSB
 from contactlm.metrics.contracts import CONTRACTS
 from contactlm.types import ModelError

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contactlm.cli.commands import description
-from contactlm.data.cache_folder import default_cache_dir
+from contactlm.data.cache import default_cache_dir
 from contactlm.data.packed.manifest import ClusterRule
 from contactlm.data.packed.pack import pack_structures
 from contactlm.data.packed.writer import SHARD_RESIDUES

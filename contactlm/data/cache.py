@@ -1,13 +1,16 @@
 """What was read from structure files, kept so that the second start reads none.
 
-Three kinds of file below the cache folder, each written atomically, none needed: whatever is missing or damaged is
-made again.
+Three kinds of file below the cache folder, each written atomically. None is needed: what is missing or damaged is
+rebuilt.
 
 * ``entries/ab/abcd….chains``: the chains of one structure file, or the reason why it has none. The name is a hash of
   the file's content and of everything else that decides what is read (name stem, suffix, reader settings, version).
   An entry made for a structure database holds secondary structure in its meta data as well.
 * ``packs/….chains``: the entries of one list of files laid end to end; memory-mapped by every process.
 * ``index/….json``: size and modification time of files whose hash is known, so that a start hashes only what changed.
+
+Files are read in several processes, any of which may be killed. Then the files in hand are read again, each alone in a
+process of its own. A file whose process dies once more is lost; the run is not.
 """
 
 from __future__ import annotations
@@ -15,22 +18,37 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import multiprocessing
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import Any
 
-from contactlm.atomic import atomic_file, note_use
-from contactlm.data.cache_folder import default_cache_dir, open_cache_folder
-from contactlm.data.progress import Progress
-from contactlm.data.readers import LOST, Task, read_files
+from tqdm.auto import tqdm
+
+from contactlm.atomic import atomic_file
 from contactlm.data.store import ChainStore
 from contactlm.homology.relations import processors
 from contactlm.structure.parse import read_chains
 from contactlm.types import DataError, StructureError
 
 READER_VERSION = 2  # raise it whenever reading rules change: every entry is then read again
+FILES_PER_TASK = 4  # enough to make the exchange between processes cheap, few enough for a lively progress bar
+TASKS_AHEAD = 2  # tasks in hand for each process: none waits, and few are read again when one is killed
+LOST = "its reader ran out of memory, or was killed"
+"""The reason why a file was skipped that may be sound: no cache keeps it, so that the next start tries it again."""
+
+Item = tuple[int, Path]
+Result = tuple[int, ChainStore]
+Task = Callable[[Sequence[Item]], list[Result]]
+InHand = deque[tuple[Sequence[Item], Future[list[Result]]]]
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +62,7 @@ class ReadReport:
         parsed: Files that had to be parsed now (the rest came from the cache).
         problems: Skipped files with the reason.
         read: The files that ``file_of_chain`` in the store's meta data counts: those that could be opened.
-        remark: On what else lay there; empty when there is nothing to tell.
+        remark: On what else lay there; empty when there is nothing to say.
     """
 
     files: int = 0
@@ -52,6 +70,13 @@ class ReadReport:
     problems: dict[str, str] = field(default_factory=dict)
     read: list[Path] = field(default_factory=list)
     remark: str = ""
+
+
+def default_cache_dir() -> Path:
+    """``$CONTACTLM_CACHE``, or ``~/.cache/contactlm`` (following ``$XDG_CACHE_HOME``)."""
+    if "CONTACTLM_CACHE" in os.environ:
+        return Path(os.environ["CONTACTLM_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "contactlm"
 
 
 class StructureCache:
@@ -87,29 +112,24 @@ class StructureCache:
         Returns:
             The chains (memory-mapped when the cache can be written), and what happened.
         """
-        open_cache_folder(self.directory)
         keys, problems = self._keys(paths)
         readable = [path for path in paths if path in keys]
         joined_path = self.directory / "packs" / f"{_digest(*(keys[path] for path in readable))}.chains"
-        joined = _open_or_none(joined_path)
-        parsed = 0
-        if joined is not None:
-            note_use(joined_path, *(self._entry_path(key) for key in keys.values()))
+        joined, parsed = _open_or_none(joined_path), 0
         if joined is None:
             joined, parsed = self._join([(path, keys[path]) for path in readable])
-            if LOST not in joined.meta["problems"] and self._try_write(joined, joined_path):
+            if LOST not in joined.meta["problems"]:
+                self._try_write(joined, joined_path)
                 joined = _open_or_none(joined_path) or joined
-        report = ReadReport(len(paths), parsed, dict(problems), readable)
-        for path, reason in zip(readable, joined.meta["problems"], strict=True):
-            if reason is not None:
-                report.problems[str(path)] = reason
-        return joined, report
+        problems |= {
+            str(path): reason for path, reason in zip(readable, joined.meta["problems"], strict=True) if reason
+        }
+        return joined, ReadReport(len(paths), parsed, problems, readable)
 
     def _keys(self, paths: Sequence[Path]) -> tuple[dict[Path, str], dict[str, str]]:
         """Hash the files' contents; take the hash from the index where size and modification time are the same."""
         index_path = self.directory / "index" / f"{_digest(*sorted({str(p.parent.absolute()) for p in paths}))}.json"
         known = _read_index(index_path)
-        note_use(index_path)
         seen: dict[str, list[object]] = {}
         keys: dict[Path, str] = {}
         problems: dict[str, str] = {}
@@ -126,13 +146,11 @@ class StructureCache:
             seen[name] = [*mark, content]
             keys[path] = _digest(str(content), path.name, self.sequence, str(READER_VERSION))
         if any(known.get(name) != entry for name, entry in seen.items()):
-            self._merge_index(index_path, seen)
+            # other lists of the same folders share the index; what is gone is dropped
+            now = _read_index(index_path).items()
+            others = {name: entry for name, entry in now if name not in seen and Path(name).is_file()}
+            self._try_write(json.dumps(others | seen).encode(), index_path)
         return keys, problems
-
-    def _merge_index(self, path: Path, seen: dict[str, list[object]]) -> None:
-        """Add to an index what was seen now, and drop what is gone: other lists of the same folders share it."""
-        others = {name: entry for name, entry in _read_index(path).items() if name not in seen and Path(name).is_file()}
-        self._try_write_bytes(json.dumps(others | seen).encode(), path)
 
     def _join(self, items: Sequence[tuple[Path, str]]) -> tuple[ChainStore, int]:
         """Lay the entries of all files end to end."""
@@ -160,36 +178,30 @@ class StructureCache:
         """What reads some files, in this process or another."""
         return partial(parse_task, sequence=self.sequence)
 
-    def _parse(self, items: Sequence[tuple[int, Path]]) -> Iterator[tuple[int, ChainStore]]:
-        """Parse files, in parallel where that pays, with a progress bar that shows files, rate and failures."""
+    def _parse(self, items: Sequence[Item]) -> Iterator[Result]:
+        """Parse files, with a progress bar that shows files, rate and failures."""
         if not items:
             return
-        with Progress("Reading structures", "file", len(items), self.progress) as bar:
+        with progress_bar("Reading structures", "file", len(items), self.progress) as bar:
+            failed = 0
             for i, entry in read_files(items, self._task(), self.workers):
-                bar.update(failed=int(entry.meta["problem"] is not None))
+                failed += entry.meta["problem"] is not None
+                bar.set_postfix({"failed": failed} if failed else {}, refresh=False)
+                bar.update()
                 yield i, entry
 
     def _entry_path(self, key: str) -> Path:
         return self.directory / "entries" / key[:2] / f"{key}.chains"
 
-    def _try_write(self, store: ChainStore, path: Path) -> bool:
-        with self._tolerate_unwritable():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            store.write(path)
-            return True
-        return False
-
-    def _try_write_bytes(self, data: bytes, path: Path) -> None:
-        with self._tolerate_unwritable():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as handle:
-                handle.write(data)
-
-    @contextmanager
-    def _tolerate_unwritable(self) -> Iterator[None]:
-        """A cache that cannot be written costs time, not the run; say so once."""
+    def _try_write(self, what: ChainStore | bytes, path: Path) -> None:
+        """A cache that cannot be written costs time, not the run; say so once. A new one is its user's only."""
         try:
-            yield
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if isinstance(what, ChainStore):
+                what.write(path)
+            else:
+                with atomic_file(path) as handle:
+                    handle.write(what)
         except OSError as error:
             if not self._warned:
                 self._warned = True
@@ -201,7 +213,15 @@ class StructureCache:
                 )
 
 
-def parse_task(task: Sequence[tuple[int, Path]], sequence: str) -> list[tuple[int, ChainStore]]:
+def progress_bar(what: str, unit: str, total: int, shown: bool = True, initial: int = 0) -> tqdm[Any]:
+    """A bar on a terminal, cleared at the end; elsewhere, as in a log file, one line at the start."""
+    hidden = {} if shown and sys.stderr.isatty() else {"disable": True}  # else TQDM_DISABLE decides
+    if shown and hidden:
+        log.info("%s: %d %ss", what, total, unit)
+    return tqdm(total=total, initial=initial, desc=what, unit=unit, leave=False, dynamic_ncols=True, **hidden)
+
+
+def parse_task(task: Sequence[Item], sequence: str) -> list[Result]:
     """Read some files; a file that cannot be read becomes an empty entry with the reason."""
     done = []
     for i, path in task:
@@ -212,6 +232,62 @@ def parse_task(task: Sequence[tuple[int, Path]], sequence: str) -> list[tuple[in
         except MemoryError:
             done.append((i, ChainStore.from_chains([], {"problem": LOST})))
     return done
+
+
+def read_files(items: Sequence[Item], work: Task, processes: int) -> Iterator[Result]:
+    """Read files, in several processes where that pays.
+
+    Args:
+        items: Files, each with a number that comes back with what it holds.
+        work: Reads some of them.
+        processes: How many read; with 0 or 1, and for a few files, this process reads.
+
+    Yields:
+        What the files hold, in their order; of a file whose process was killed, also where it read nothing else, an
+        empty store with the problem :data:`LOST`.
+    """
+    if processes <= 1 or len(items) <= FILES_PER_TASK:
+        for item in items:
+            yield from work([item])
+        return
+    tasks = deque(items[i : i + FILES_PER_TASK] for i in range(0, len(items), FILES_PER_TASK))
+    while tasks:
+        in_hand: InHand = deque()
+        yield from _read_together(tasks, in_hand, work, processes)
+        for task, future in in_hand:  # a process was killed
+            if not future.cancelled() and future.exception() is None:
+                yield from future.result()
+            else:
+                yield from (_read_alone(item, work) for item in task)
+
+
+def _read_together(tasks: deque[Sequence[Item]], in_hand: InHand, work: Task, processes: int) -> Iterator[Result]:
+    """Read files in their order; leaves in hand what was not read because a process was killed."""
+    executor = ProcessPoolExecutor(processes, _context())
+    try:
+        while tasks or in_hand:
+            while tasks and len(in_hand) < TASKS_AHEAD * processes:
+                in_hand.append((tasks[0], executor.submit(work, tasks[0])))
+                tasks.popleft()
+            yield from in_hand[0][1].result()
+            in_hand.popleft()
+    except BrokenProcessPool:
+        return
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _read_alone(item: Item, work: Task) -> Result:
+    with ProcessPoolExecutor(1, _context()) as executor:
+        try:
+            return executor.submit(work, [item]).result()[0]
+        except BrokenProcessPool:
+            return item[0], ChainStore.from_chains([], {"problem": LOST})
+
+
+def _context() -> BaseContext:
+    # fork starts at once; the children only run numpy and Biopython, so threads of the parent do not matter
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
 def _hash_file(path: Path) -> str:

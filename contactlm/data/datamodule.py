@@ -67,8 +67,7 @@ class ContactDataModule(L.LightningDataModule):
             ``"whole"``: whole chains.
         true_ends: Keep ``<cls>`` and ``<eos>`` of a crop at the positions of the chain's real ends; otherwise they
             stand next to the crop, as they do in the passes of the sliding window.
-        batch_size: Training samples a batch and device; ``auto``: as many as fit on the GPU
-            (:class:`contactlm.callbacks.AutoBatchSize`).
+        batch_size: Training samples a batch and device.
         batch_tokens: Instead of ``batch_size``: as many training samples of like length as make at most so many tokens
             in a batch of one device, padding included (for whole chains, whose lengths differ); fewer where lengths lie
             so far apart that an epoch would be more than about 4 % padding. Every protein weighs the same in the loss,
@@ -121,7 +120,7 @@ class ContactDataModule(L.LightningDataModule):
         crop_length: int = 200,
         crop: CropScheme = "random",
         true_ends: bool = False,
-        batch_size: int | Literal["auto"] = 16,
+        batch_size: int = 16,
         batch_tokens: int | None = None,
         batch_pairs: int | None = None,
         weights: Literal["uniform", "cluster"] = "uniform",
@@ -142,9 +141,7 @@ class ContactDataModule(L.LightningDataModule):
         synthetic: SyntheticOptions | None = None,
     ) -> None:
         super().__init__()
-        check_positive(
-            crop_length=crop_length, batch_size=1 if batch_size == "auto" else batch_size, min_length=min_length
-        )
+        check_positive(crop_length=crop_length, batch_size=batch_size, min_length=min_length)
         check_positive(eval_batch_size=1 if eval_batch_size is None else eval_batch_size)
         self.train_dir, self.test_dir, self.synthetic = train_dir, test_dir, synthetic
         self.train_ids, self.test_ids, self.download_dir, self.base_url = train_ids, test_ids, download_dir, base_url
@@ -350,8 +347,6 @@ class ContactDataModule(L.LightningDataModule):
         if self.weights == "cluster" and self._is_main_process:
             log.info("an epoch is one chain of each of %d clusters of %d chains", len(dataset), len(store))
         size = self.batch_size if self.bound is None else self.bound
-        if size == "auto":
-            raise DataError("data.batch_size is auto, which `contactlm fit` finds on a GPU: give a number here")
         return training_loader(dataset, size, self._rank(), self._progress, self._complete, **options)
 
     def complete_batches(self, complete: Complete | None) -> None:

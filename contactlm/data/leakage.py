@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.atomic import atomic_file, note_use
+from contactlm.atomic import atomic_file
 from contactlm.data.complexes import best_of_chains, chain_sequences
 from contactlm.data.groups import LazySequences, chain_keys
 from contactlm.data.store import ChainStore
@@ -170,7 +170,6 @@ def _read(path: Path, n: int) -> NDArray[np.float32] | None:
         identity = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    note_use(path)
     fits = identity.shape == (n,) and identity.dtype == np.float32 and bool(((identity >= 0) & (identity <= 1)).all())
     return identity if fits else None
 

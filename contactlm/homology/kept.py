@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from contactlm.atomic import atomic_file, note_use
+from contactlm.atomic import atomic_file
 
 MAGIC = b"CLMCLUS1"
 log = logging.getLogger(__name__)
@@ -56,7 +56,6 @@ def kept_array(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArr
     if raw[:8] != MAGIC or not fits or zlib.crc32(payload).to_bytes(8, "little") != raw[8:16]:
         log.warning("%s is damaged; the clusters are computed again.", path)
         return None
-    note_use(path)
     return np.frombuffer(payload, kind).astype(dtype)
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from contactlm.alphabet import PAD
-from contactlm.data.cache_folder import default_cache_dir, open_cache_folder
+from contactlm.data.cache import default_cache_dir
 from contactlm.maps.agreement import MIN_SEPARATION
 from contactlm.maps.contact_map import RANKED, ContactMap
 from contactlm.maps.full_map import FullMap
@@ -170,7 +170,6 @@ class JacobianModule(LanguageModelModule):
         """Where this model's blocks are kept: precision changes them, and calibration does not."""
         root = self._cache_dir or default_cache_dir()
         if self._checksum is None:
-            open_cache_folder(root)
             self._checksum = backbone_checksum(self.backbone)[:16]
         precision = "32-true" if self._trainer is None else str(self.trainer.precision)
         return root / FOLDER / "_".join([self._checksum, precision, *self.held.values()])

@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from contactlm.alphabet import decode
-from contactlm.data.cache_folder import default_cache_dir
+from contactlm.data.cache import default_cache_dir
 from contactlm.data.store import ChainStore
 from contactlm.maps.full_map import FullMap, Shown, WindowOptions, full_maps
 from contactlm.model.backbone import AttentionName, backbone_checksum

@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.data.cache import ReadReport, StructureCache
+from contactlm.data.cache import LOST, ReadReport, StructureCache, Task
 from contactlm.data.files import find_structures
-from contactlm.data.readers import LOST, Task
 from contactlm.data.store import ChainStore
 from contactlm.retrieval.database import StructureDatabase, fingerprint_of, is_database, may_hold
 from contactlm.structure.parse import read_backbones

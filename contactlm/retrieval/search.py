@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from contactlm.data.progress import Progress
+from contactlm.data.cache import progress_bar
 from contactlm.homology.alignment import check_letters
 from contactlm.homology.relations import processors
 from contactlm.retrieval.aligned import Alignment, align
@@ -133,7 +133,7 @@ class StructureSearch:
         known = {key: self._cache.get(key) for key in set(keys)}
         missing = {key: i for i, key in enumerate(keys) if known[key] is None}
         numbers = list(missing.values())
-        with Progress("Searching", "chain", len(numbers), self._progress and bool(numbers)) as bar:
+        with progress_bar("Searching", "chain", len(numbers), self._progress and bool(numbers)) as bar:
             for start in range(0, len(numbers), BATCH):
                 batch = numbers[start : start + BATCH]
                 for i, found in zip(batch, self._find([queries[i] for i in batch]), strict=True):

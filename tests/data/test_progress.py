@@ -1,6 +1,5 @@
 """Progress where there is no terminal: lines, and nothing that a terminal would need."""
 
-import io
 import json
 import re
 import subprocess
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from contactlm.data.progress import Progress
 from tests.conftest import random_sequence
 
 Folders = tuple[Path, Path]
@@ -21,25 +19,6 @@ for command in json.loads(sys.argv[1]):
     sys.argv = ["contactlm", *command]
     assert main() in (0, 3), command
 """
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_has_a_bar_that_goes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with caplog.at_level("INFO", "contactlm"), Progress("Reading", "file", 8) as bar:
-        for n in range(8):
-            bar.update(failed=n % 2)
-    drawn = terminal.getvalue().split("\r")
-    assert "Reading:   0%" in drawn[1] and "\n" not in terminal.getvalue()
-    longest = max(map(len, drawn))
-    assert drawn[-1] == "" and not drawn[-2].strip() and len(drawn[-2]) >= longest - 1  # covered, to the last letter
-    assert caplog.messages == []
 
 
 @pytest.mark.slow
@@ -63,7 +42,5 @@ def test_a_log_file_gets_whole_lines(tmp_path: Path, tiny_esm: Path, pdb_folders
     lines = text.splitlines()
     assert "\r" not in text and "\x1b" not in text and "%|" not in text
     assert [line for line in lines if not line.strip() or line != line.strip()] == []
-    for what, total in (("Reading structures", "13 files"), ("Packing", "13 files"), ("Aligning", r"\d+ chains")):
-        told = [line for line in lines if line.startswith(f"{what}: ")]
-        assert re.fullmatch(f"{what}: {total}", told[0]) and f"{what}: done" in told[1]
-    assert any(re.fullmatch(r"Reading structures: done after \d+\.\d s, 1 failed", line) for line in lines)
+    for what in ("Reading structures: 13 files", "Packing: 13 files", r"Aligning: \d+ chains"):
+        assert any(re.fullmatch(what, line) for line in lines)

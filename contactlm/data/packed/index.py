@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.atomic import atomic_file
-from contactlm.data.mapped import received, to_send
-from contactlm.data.store import ChainStore
+from contactlm.data.store import ChainStore, received, to_send
 from contactlm.types import DataError
 
 MAGIC = b"CLMPIDX1"

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import fsspec
 from filelock import FileLock
 
-from contactlm.atomic import atomic_file, file_name, note_use
+from contactlm.atomic import atomic_file, file_name
 from contactlm.data.packed.manifest import INDEX, JOURNAL, MANIFEST, Manifest, Part, hash_file
 from contactlm.types import DataError
 
@@ -127,9 +127,7 @@ class RemoteFolder:
             DataError: It cannot be fetched, comes damaged twice, or cannot be kept.
         """
         path = self._path(part)
-        if _has_size(path, part.size):
-            note_use(path)
-        else:
+        if not _has_size(path, part.size):
             self._fetch(part, path)
         return path
 

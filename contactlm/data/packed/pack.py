@@ -7,18 +7,15 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from contactlm.data.cache import parse_task
+from contactlm.data.cache import parse_task, progress_bar, read_files
 from contactlm.data.files import FoundFiles, find_structures
 from contactlm.data.packed.manifest import ClusterRule, Manifest
 from contactlm.data.packed.writer import SHARD_RESIDUES, PackedWriter
-from contactlm.data.progress import Progress
-from contactlm.data.readers import read_files
 from contactlm.data.selection import name_problems
 from contactlm.data.store import ChainStore
 from contactlm.homology.relations import processors
 
 log = logging.getLogger(__name__)
-TASKS_AHEAD = 4  # tasks in hand for each worker: enough that none waits, few enough that memory stays small
 
 
 def pack_structures(
@@ -59,7 +56,7 @@ def pack_structures(
     done = writer.resume(lambda i: _mark(*found[i]), len(found))
     if done:
         log.info("%s: %d of %d files were packed before", out, done, len(found))
-    with Progress("Packing", "file", len(found), progress, done) as bar:
+    with progress_bar("Packing", "file", len(found), progress, done) as bar:
         contents = _read_in_order(paths[done:], sequence, workers)
         for (path, name), content in zip(found[done:], contents, strict=True):
             problem = content.meta["problem"]
@@ -95,5 +92,5 @@ def _mark(path: Path, name: str) -> str:
 def _read_in_order(paths: Sequence[Path], sequence: str, workers: int | None) -> Iterator[ChainStore]:
     """Read files in parallel; results come in the order of the files, and no more than a few are in memory."""
     work = partial(parse_task, sequence=sequence)
-    results = read_files(list(enumerate(paths)), work, processors() if workers is None else workers, TASKS_AHEAD)
+    results = read_files(list(enumerate(paths)), work, processors() if workers is None else workers)
     yield from (entry for _, entry in results)

@@ -12,7 +12,7 @@ from threading import Event, Thread
 from urllib.parse import urlsplit
 
 from contactlm.atomic import atomic_file, file_name
-from contactlm.data.progress import Progress
+from contactlm.data.cache import progress_bar
 from contactlm.data.rcsb.complete import CompleteFiles
 from contactlm.data.rcsb.fetch import Fetcher, FetchError, is_complete
 from contactlm.data.rcsb.ids import parse_id, read_id_list
@@ -89,7 +89,7 @@ def download_structures(
     fetcher = Fetcher(base_url, retries, timeout)
     report, complete = DownloadReport(), CompleteFiles(target, is_complete)
     obtain = partial(_obtain, folder=target, fetcher=fetcher, complete=complete)
-    bar = Progress("Fetching structures", "file", len(entries), progress)
+    bar = progress_bar("Fetching structures", "file", len(entries), progress)
     with bar, _saved(complete), _Crew(entries, workers, obtain, fetcher.stop) as crew:
         lost = 0
         for entry, outcome in crew:
@@ -101,7 +101,7 @@ def download_structures(
             elif outcome:
                 lost = 0
                 report.fetched += 1
-            bar.update(failed=int(entry in report.problems))
+            bar.update()
     report.paths = [_path(target, entry) for entry in entries if entry not in report.problems]
     return report
 
