@@ -16,8 +16,7 @@ from contactlm.cli.main import main
 from contactlm.maps.contact_map import ContactMap
 from contactlm.maps.full_map import full_map, full_maps
 from contactlm.maps.windows import WindowOptions
-from contactlm.structure.assembly import CHAIN_JUMP, residue_positions
-from contactlm.types import DataError, ModelError
+from contactlm.types import CHAIN_JUMP, DataError, ModelError, residue_positions
 from tests.conftest import random_sequence, sharpened, write_pdb
 
 LENGTHS = (18, 7, 20)

@@ -130,8 +130,7 @@ def author_chains(path: Path) -> dict[str, str]:
     Raises:
         StructureError: The file cannot be read, or is no mmCIF file, which alone has such ids.
     """
-    from contactlm.structure.mmcif import BackboneDict
-    from contactlm.structure.mmcif_lines import ATOMS
+    from contactlm.structure.mmcif import ATOMS, BackboneDict
 
     if split_name(path)[1] == "pdb":
         raise StructureError(path, "the list names the chain by its label id, which only mmCIF files have")

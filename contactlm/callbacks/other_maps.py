@@ -11,8 +11,7 @@ from contactlm.atomic import FileNames
 from contactlm.callbacks.prediction_summary import SUMMARY, read_summary
 from contactlm.maps.agreement import agreement
 from contactlm.maps.contact_map import ContactMap
-from contactlm.structure.assembly import residue_positions
-from contactlm.types import ContactLMError
+from contactlm.types import ContactLMError, residue_positions
 
 log = logging.getLogger(__name__)
 

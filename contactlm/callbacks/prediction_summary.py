@@ -12,7 +12,7 @@ import numpy as np
 from contactlm.atomic import atomic_path
 from contactlm.maps.contact_map import ContactMap
 from contactlm.metrics.calibration_scores import CONFIDENCE
-from contactlm.structure.assembly import residue_positions
+from contactlm.types import residue_positions
 
 SUMMARY = "summary.csv"
 SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")

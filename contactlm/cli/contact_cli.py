@@ -46,7 +46,7 @@ from contactlm.modules.sharded import check_strategy_options
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last, outlast_full_disk
 from contactlm.runs.directory import RUN_NAME, RunConfig, claim_directory, make_logger, names_instead, run_directory
 from contactlm.shipped import config_folder
-from contactlm.structure.labels import contact_labels
+from contactlm.structure.contacts import contact_labels
 from contactlm.types import ModelError
 
 log = logging.getLogger(__name__)

@@ -15,15 +15,13 @@ from contactlm.alphabet import CLS, EOS, PAD
 from contactlm.data.crop import CropScheme, Segments, Stream, crop_segments, epoch_order, generator
 from contactlm.data.store import ChainStore
 from contactlm.data.weights import ClusterTurns
-from contactlm.structure.assembly import chain_numbers, residue_positions
+from contactlm.types import chain_numbers, residue_positions
 
 
 class PositionedSample(TypedDict, total=False):
     """What a sample has beside, where rotary attention would not see the residues' true distances by itself."""
 
-    positions: NDArray[
-        np.int64
-    ]  # (L',): position of each residue in its chain, or in its complex (contactlm.structure.assembly)
+    positions: NDArray[np.int64]  # (L',): position of each residue in its chain, or in its complex (contactlm.types)
     residues: NDArray[np.int64]  # (L',): number of each in its chain, where they do not follow one another
     end: int  # position after the chain's last residue, where <eos> stays at the real end
     chain_of: NDArray[np.int64]  # (L',), number of each residue's chain, of complexes only

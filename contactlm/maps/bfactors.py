@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from contactlm.atomic import atomic_path
 from contactlm.maps.pairs import LEAST_SEPARATION
 from contactlm.maps.scripts import need_residues
-from contactlm.structure.assembly import chain_numbers
 from contactlm.structure.files import read_blocks, split_name
-from contactlm.types import StructureError
+from contactlm.types import StructureError, chain_numbers
 
 if TYPE_CHECKING:
     from contactlm.maps.contact_map import ContactMap

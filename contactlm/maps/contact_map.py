@@ -23,9 +23,8 @@ from contactlm.maps.pairs import LEAST_SEPARATION, Contact, pair_columns, ranked
 from contactlm.maps.rr import RANKED, RR_PAIRS_PER_RESIDUE, write_rr
 from contactlm.metrics.ranked import check_probability
 from contactlm.metrics.scores import score_protein
-from contactlm.structure.assembly import chain_numbers
 from contactlm.structure.numbered import FileResidues, find_residues
-from contactlm.types import ContactLMError, DataError
+from contactlm.types import ContactLMError, DataError, chain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.atomic import write_csv
-from contactlm.structure.assembly import chain_numbers
 from contactlm.structure.contacts import contact_map as contacts_of
+from contactlm.types import chain_numbers
 
 if TYPE_CHECKING:
     from contactlm.maps.contact_map import ContactMap

@@ -28,7 +28,7 @@ from contactlm.modules.sharded import (
     idle_tokens,
     is_last_step,
 )
-from contactlm.structure.labels import contact_labels
+from contactlm.structure.contacts import contact_labels
 from contactlm.types import ModelError
 
 

@@ -25,7 +25,7 @@ from contactlm.metrics.scores import nan_mean, precision_at_l, select_pairs
 from contactlm.model.backbone import ContactBackbone
 from contactlm.model.lora import contact_regression
 from contactlm.model.map_reading import logits_of_heads, pair_features
-from contactlm.structure.labels import contact_labels
+from contactlm.structure.contacts import contact_labels
 from contactlm.types import DataError, MissingExtraError, ModelError
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,8 @@ from contactlm.metrics.calibration import Calibration
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.modules.pass_size import sized
 from contactlm.modules.trained_weights import TrainedWeights
-from contactlm.structure.assembly import chain_numbers, residue_positions
-from contactlm.structure.labels import contact_labels
-from contactlm.types import ModelError
+from contactlm.structure.contacts import contact_labels
+from contactlm.types import ModelError, chain_numbers, residue_positions
 
 
 class MapPredictor(TrainedWeights):

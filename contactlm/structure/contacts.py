@@ -1,15 +1,15 @@
-"""C-beta positions from the backbone, and contact maps from C-beta positions (numpy).
-
-The same labels for batches on a device are in :mod:`contactlm.structure.labels`, apart from here so that processes
-that only read files need not import torch.
-"""
+"""C-beta positions from the backbone, and contact maps from C-beta positions: in numpy, and for batches on a device."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Internal coordinates of C-beta built on C, N, CA: Dunbrack 2002, the values of the ESM papers.
 BOND_LENGTH = 1.522  # CA-CB, in Å
@@ -98,4 +98,37 @@ def contact_map(cb: NDArray, threshold: float = CONTACT_THRESHOLD) -> NDArray[np
     labels[unknown] = -1
     labels[:, unknown] = -1
     np.fill_diagonal(labels, -1)
+    return labels
+
+
+def contact_labels(cb: Tensor, threshold: float = CONTACT_THRESHOLD) -> Tensor:
+    """Label every residue pair of every crop: what :func:`~contactlm.structure.contacts.contact_map` does, batched.
+
+    Args:
+        cb: C-beta coordinates, (B, L, 3) or (L, 3), in Å; NaN where the residue is unresolved or padding.
+        threshold: A contact is a distance strictly below this, in Å.
+
+    Returns:
+        int8 (B, L, L) or (L, L) on the device of ``cb``: 1 contact, 0 no contact, -1 unknown and on the diagonal.
+
+    Raises:
+        ValueError: ``cb`` is not of shape (B, L, 3) or (L, 3).
+    """
+    if cb.ndim not in (2, 3) or cb.shape[-1] != 3:
+        raise ValueError(f"cb has shape {tuple(cb.shape)}; expected (B, L, 3) or (L, 3)")
+    import torch  # here: processes that only read files do not wait for it
+
+    # float64 gives the labels of contact_map to the last pair; Apple's devices have none.
+    exact = cb.detach() if cb.device.type == "mps" else cb.detach().double()
+    x, y, z = exact.unbind(-1)
+    difference = x.unsqueeze(-1) - x.unsqueeze(-2)
+    squared = difference.square()
+    for axis in (y, z):
+        torch.sub(axis.unsqueeze(-1), axis.unsqueeze(-2), out=difference)
+        squared.addcmul_(difference, difference)
+    known = (~cb.isnan().any(dim=-1)).to(torch.int8)
+    labels = (squared < threshold**2).view(torch.int8)
+    # 0 or 1 where both residues are known, else -1; several times faster than filling by a mask.
+    labels.add_(1).mul_(known.unsqueeze(-1) * known.unsqueeze(-2)).sub_(1)
+    labels.diagonal(dim1=-2, dim2=-1).fill_(-1)
     return labels

@@ -11,9 +11,9 @@ import numpy as np
 from Bio.Align import Alignment, PairwiseAligner, substitution_matrices
 from numpy.typing import NDArray
 
-from contactlm.structure.bonds import linked
 from contactlm.structure.parse import SEQUENCES, NumberedChain, read_numbered
-from contactlm.structure.trace import helices_and_strands
+from contactlm.structure.polymer import linked
+from contactlm.structure.secondary import helices_and_strands
 from contactlm.types import StructureError
 
 LEAST_IDENTITY = 0.25  # of aligned pairs: below, a chain is no relative of the sequence

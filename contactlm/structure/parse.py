@@ -12,14 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from contactlm.alphabet import UNKNOWN_LETTER
 from contactlm.structure.align import Observed, agreement, align_observed, merge
-from contactlm.structure.bonds import bonded
-from contactlm.structure.breaks import fill_breaks
 from contactlm.structure.contacts import virtual_cbeta
 from contactlm.structure.files import brief, read_blocks, split_name
 from contactlm.structure.mmcif import read_mmcif
 from contactlm.structure.pdb import read_pdb
-from contactlm.structure.polymer import polymer
+from contactlm.structure.polymer import bonded, linked, polymer
 from contactlm.structure.residues import CAPS, RawChain, Residue, letter
 from contactlm.types import Chain, StructureError
 
@@ -66,7 +65,7 @@ def read_chains(path: str | Path, sequence: str = "seqres") -> list[Chain]:
     Where the observed residues differ from it they win; where it lacks them they are inserted. If the file has no
     full sequence, or one of another protein, the chain has the residues in the coordinates, and where it breaks as
     many unknown ones (X, unresolved) as the residue numbers leave out, 99 at most: see
-    :func:`~contactlm.structure.breaks.fill_breaks`. So residues stay as far apart in the sequence as they are.
+    :func:`~contactlm.structure.parse.fill_breaks`. So residues stay as far apart in the sequence as they are.
 
     Args:
         path: A file ending in ``.pdb``, ``.ent``, ``.cif`` or ``.mmcif``, each also with ``.gz``, in any case.
@@ -198,3 +197,38 @@ def _full(
         _log.warning("%s: the full sequence in the file agrees in %.0f %%: it is ignored", name, 100 * agreeing)
         return fill_breaks(residues, xyz)
     return merge(observed, full, positions)
+
+
+MAX_JUMP = 100
+"""Numbers that jump by more count as jumping by this: mostly they go on in another scheme."""
+
+
+def fill_breaks(residues: list[Residue], xyz: NDArray[np.float64]) -> tuple[str, NDArray[np.intp]]:
+    """Put unknown residues where the chain breaks, so that residues stand as far apart as their numbers say.
+
+    Where no bond links a residue to the next and the numbers jump by k, k - 1 unknown residues stand between them.
+    Linked residues are neighbours whatever their numbers. Numbers that stay or jump backwards tell nothing, and
+    insertion codes do not count: files use them in either order, and for second copies as well.
+
+    Args:
+        residues: M observed residues in chain order.
+        xyz: Their backbone coordinates, (M, 3 atoms, 3), in Å; NaN where missing.
+
+    Returns:
+        The sequence, L letters with X for the unknown ones, and the 0-based positions of the observed residues, (M,).
+    """
+    pairs = zip(residues[:-1], residues[1:], linked(xyz).tolist(), strict=True)
+    steps = [1 if is_linked else min(max(_jump(one, other), 1), MAX_JUMP) for one, other, is_linked in pairs]
+    positions = np.concatenate([[0], np.cumsum(steps)]).astype(np.intp)
+    letters = [UNKNOWN_LETTER] * (int(positions[-1]) + 1)
+    for at, residue in zip(positions.tolist(), residues, strict=True):
+        letters[at] = residue.letter
+    return "".join(letters), positions
+
+
+def _jump(one: Residue, other: Residue) -> int:
+    """By how much the number grows from a residue to the next: the number in the polymer where the file tells it."""
+    here, there = one.position_in_polymer, other.position_in_polymer
+    if here is not None and there is not None and here[0] == there[0]:
+        return there[1] - here[1]
+    return other.number - one.number

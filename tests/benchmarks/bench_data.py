@@ -54,7 +54,7 @@ def batch_milliseconds(repeats: int) -> list[float]:
     """Time making batches of 16 x 200 from a store of longer chains, labels included."""
     from contactlm.data.dataset import CropDataset, collate
     from contactlm.data.store import ChainStore
-    from contactlm.structure.labels import contact_labels
+    from contactlm.structure.contacts import contact_labels
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(201, 900, size=500)

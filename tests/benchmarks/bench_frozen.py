@@ -23,7 +23,7 @@ from contactlm.alphabet import CLS, EOS
 from contactlm.cli.arguments import resolve_arguments
 from contactlm.cli.plan import PlanCLI
 from contactlm.metrics import PrecisionAtL, ProteinMCC
-from contactlm.structure.labels import contact_labels
+from contactlm.structure.contacts import contact_labels
 
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {},

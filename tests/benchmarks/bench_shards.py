@@ -129,7 +129,7 @@ def batches(location: str, cache: str, count: int) -> None:
     from contactlm import ContactDataModule, ContactModule
     from contactlm.data.dataset import CropDataset, collate
     from contactlm.data.store import ChainStore
-    from contactlm.structure.labels import contact_labels
+    from contactlm.structure.contacts import contact_labels
 
     torch.set_num_threads(1)
     data = ContactDataModule(location, cache_dir=cache)

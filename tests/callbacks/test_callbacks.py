@@ -205,7 +205,7 @@ def test_a_formula_is_compared_once_and_then_believed(tmp_path: Path, pdb_folder
 
 def test_evaluation_scores_every_protein_once_from_full_maps(tmp_path: Path, pdb_folders, tiny_esm: Path) -> None:
     from contactlm.metrics.scores import score_protein
-    from contactlm.structure.labels import contact_labels
+    from contactlm.structure.contacts import contact_labels
 
     module, data, evaluation = ContactModule(str(tiny_esm), window=25), data_module(pdb_folders), ContactEvaluation()
     (logged,) = trainer(tmp_path, evaluation).test(module, data, verbose=False)

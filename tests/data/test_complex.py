@@ -13,9 +13,8 @@ from contactlm import ContactDataModule, contact_map, read_chains
 from contactlm.data.complexes import best_of_chains, chain_sequences, join_chains, join_groups
 from contactlm.data.dataset import CropDataset, collate
 from contactlm.data.store import ChainStore
-from contactlm.structure.assembly import CHAIN_JUMP, chain_numbers, residue_positions
-from contactlm.structure.labels import contact_labels
-from contactlm.types import DataError
+from contactlm.structure.contacts import contact_labels
+from contactlm.types import CHAIN_JUMP, DataError, chain_numbers, residue_positions
 from tests.conftest import random_sequence, write_pdb
 from tests.data.test_store import make_chain
 

@@ -10,7 +10,7 @@ from contactlm.data.dataset import CropDataset, ShareSampler, collate
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
 from contactlm.data.stream import StreamSampler
-from contactlm.structure.labels import contact_labels
+from contactlm.structure.contacts import contact_labels
 from contactlm.types import DataError
 from tests.data.test_store import make_chain
 

@@ -16,8 +16,7 @@ import torch
 from contactlm import ContactMap
 from contactlm.maps.packed import STEPS, pack_labels, pack_probability
 from contactlm.metrics.scores import score_protein, select_pairs
-from contactlm.structure.assembly import chain_numbers
-from contactlm.types import DataError
+from contactlm.types import DataError, chain_numbers
 from tests.browser import Browser
 from tests.conftest import random_sequence, write_pdb
 from tests.maps.made import map_of

@@ -34,7 +34,7 @@ from contactlm.metrics.calibration import Calibration
 from contactlm.model.evidence import Evidence
 from contactlm.model.loading import load_esm
 from contactlm.model.retrieval_backbone import RetrievalBackbone
-from contactlm.structure.labels import contact_labels
+from contactlm.structure.contacts import contact_labels
 
 TINY = {"num_hidden_layers": 3, "hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 96}
 WAITING = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "_unique", "equal.")

@@ -125,7 +125,7 @@ def test_true_ends_stand_at_the_ends_of_the_chain(scheme) -> None:
 
 
 def test_contacts_between_the_segments_are_labelled_by_distance() -> None:
-    from contactlm.structure.labels import contact_labels
+    from contactlm.structure.contacts import contact_labels
 
     cb = np.zeros((30, 3), np.float32)
     cb[:, 0] = np.minimum(np.arange(30), np.arange(30)[::-1]) * 10  # a hairpin: i touches 29 − i

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from contactlm import ContactMap
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, LossGuard, PredictionWriter, ThroughputMeter, TokenBudget
 from contactlm.metrics import PrecisionAtL, ProteinMCC
-from contactlm.structure.labels import contact_labels
+from contactlm.structure.contacts import contact_labels
 
 Item = dict[str, Any]
 

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from contactlm import ContactDataModule
 from contactlm.data.dataset import Batch
-from contactlm.structure.labels import contact_labels
+from contactlm.structure.contacts import contact_labels
 
 LETTERS = 33  # tokens of ESM's alphabet
 

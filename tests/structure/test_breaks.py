@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contactlm.structure.breaks import MAX_JUMP
-from contactlm.structure.parse import read_chains
+from contactlm.structure.parse import MAX_JUMP, read_chains
 from contactlm.types import Chain
 from tests.structure.made import Res, cif, pdb_atoms, peptide, seqres, three
 

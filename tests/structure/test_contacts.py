@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from contactlm.structure.contacts import contact_map, virtual_cbeta
-from contactlm.structure.labels import contact_labels
+from contactlm.structure.contacts import contact_labels, contact_map, virtual_cbeta
 from tests.structure.made import follow, peptide
 
 

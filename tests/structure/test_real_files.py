@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from contactlm.alphabet import encode
-from contactlm.structure.contacts import contact_map
-from contactlm.structure.labels import contact_labels
+from contactlm.structure.contacts import contact_labels, contact_map
 from contactlm.structure.parse import read_chains
 from contactlm.types import Chain, StructureError
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from contactlm.structure.bonds import MAX_CA_DISTANCE
 from contactlm.structure.parse import read_chains
-from contactlm.structure.trace import helices_and_strands
+from contactlm.structure.polymer import MAX_CA_DISTANCE
+from contactlm.structure.secondary import helices_and_strands
 from tests.structure.test_secondary import ideal
 
 FILES = 40
