@@ -135,10 +135,9 @@ def _obtain(name: str, options: BenchmarkOptions) -> tuple[BenchmarkSet, list[Ch
 
 def _open_database(folder: Path) -> StructureDatabase:
     from contactlm.retrieval.database import StructureDatabase
-    from contactlm.retrieval.engines import check_program
-    from contactlm.retrieval.search import SearchOptions
+    from contactlm.retrieval.search import check_phmmer
 
-    check_program(SearchOptions().program)
+    check_phmmer()
     return StructureDatabase.open(folder)
 
 

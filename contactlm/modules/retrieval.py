@@ -32,13 +32,11 @@ from contactlm.modules.checkpoint import CHECKPOINT_KEY
 from contactlm.modules.contact import prepare_head, published_calibration, published_threshold
 from contactlm.modules.language_model import ESM2, LanguageModelModule
 from contactlm.retrieval.copy_homolog import copy_contacts
-from contactlm.retrieval.crops import CropEvidence
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
-from contactlm.retrieval.engines import check_program
 from contactlm.retrieval.exclude import Exclusion
-from contactlm.retrieval.search import SearchOptions, StructureSearch
-from contactlm.retrieval.source import EvidenceSource
+from contactlm.retrieval.search import SearchOptions, StructureSearch, check_phmmer
+from contactlm.retrieval.source import CropEvidence, EvidenceSource
 from contactlm.retrieval.tokens import ChainEvidence, collate_evidence
 from contactlm.types import ModelError
 
@@ -82,7 +80,6 @@ class RetrievalModule(LanguageModelModule):
         decoder_lr_factor: The learning rate of decoder and template bias, which start from nothing, over the others'.
         max_identity: Hits with a larger share of identical residues among the aligned ones are left out, except for
             predictions.
-        shuffled_hits: Put random chains of the database instead of the hits, for control experiments.
         cache_dir: Where searches and segments' states are kept; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
         train_head: Whether the contact head learns.
         attention: As of :class:`contactlm.ContactModule`.
@@ -110,14 +107,13 @@ class RetrievalModule(LanguageModelModule):
         template_bias: bool = True,
         decoder_lr_factor: float = 10.0,
         max_identity: float = 0.95,
-        shuffled_hits: bool = False,
         cache_dir: str | None = None,
         train_head: bool = True,
         attention: AttentionName = "auto",
         init_seed: int = 0,
         **options: Any,
     ) -> None:
-        check_program(SearchOptions().program)
+        check_phmmer()
         if index is None:
             raise ModelError(
                 "index is not given: name a structure database with --model.index (in Python: index=); "
@@ -146,7 +142,6 @@ class RetrievalModule(LanguageModelModule):
         self._in_loader: CropEvidence | None = None
         self._cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.evidence = self._source(database, self._cache_dir)
-        self.evidence.shuffled = shuffled_hits
         self.exclusion  # noqa: B018 - complains about a max_identity out of range
 
     def _source(self, database: StructureDatabase, cache_dir: Path) -> EvidenceSource:
@@ -197,7 +192,7 @@ class RetrievalModule(LanguageModelModule):
         held, reads = super().run_facts, {name: self.hparams[name] for name in names}
         return {
             "equal": {**held["equal"], "structures": chains, "max_identity": self.max_identity},
-            "reads": held["reads"] | reads | {"shuffled_hits": self.evidence.shuffled},
+            "reads": held["reads"] | reads,
         }
 
     def setup(self, stage: str) -> None:

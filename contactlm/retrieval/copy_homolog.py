@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.retrieval.database import StructureDatabase
-from contactlm.retrieval.hit import Hit, hits_cb
+from contactlm.retrieval.hits import Hit, hits_cb
 from contactlm.structure.contacts import CONTACT_THRESHOLD, LEAST_WEIGHT, SOFTNESS, TRIVIAL_REACH
 
 

@@ -1,24 +1,25 @@
-"""Evidence by query: search, segments of the hits, and what was made once kept in memory."""
+"""Evidence by query: search, segments of the hits, and what was made once kept in memory; for crops of batches too."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import torch
+from torch.utils.data import get_worker_info
 
+from contactlm.data.store import ChainStore
+from contactlm.model.evidence import Evidence
 from contactlm.retrieval.embeddings import SegmentStates
-from contactlm.retrieval.exclude import Exclusion, entries_of, entry_of
-from contactlm.retrieval.hit import Hit
+from contactlm.retrieval.exclude import Exclusion
+from contactlm.retrieval.hits import Hit
 from contactlm.retrieval.search import StructureSearch
-from contactlm.retrieval.tokens import ChainEvidence, chain_evidence
+from contactlm.retrieval.tokens import ChainEvidence, chain_evidence, collate_evidence
 
 KEPT_BYTES = 512 << 20
 """Evidence kept in memory; what falls out is made again from the results kept on disk."""
-_DRAWS = 100
 
 
 class EvidenceSource:
@@ -27,12 +28,10 @@ class EvidenceSource:
     Args:
         search: Finds hits.
         segment_states: Mean states of the segments of the same database.
-        shuffled: Put other chains of the database, drawn at random, instead of the hits; what is said of them
-            (similarity, alignment) stays. For control experiments: such evidence is worth nothing.
     """
 
-    def __init__(self, search: StructureSearch, segment_states: SegmentStates, shuffled: bool = False) -> None:
-        self.search, self.segment_states, self.shuffled = search, segment_states, shuffled
+    def __init__(self, search: StructureSearch, segment_states: SegmentStates) -> None:
+        self.search, self.segment_states = search, segment_states
         self.database = search.database
         self._kept: OrderedDict[tuple[str, str, str], ChainEvidence] = OrderedDict()
         self._bytes = 0
@@ -61,10 +60,7 @@ class EvidenceSource:
 
     def hits(self, ids: Sequence[str], sequences: Sequence[str], exclusion: Exclusion) -> list[list[Hit]]:
         """The chains of the database that evidence is made of; arguments as of :meth:`of`."""
-        found = self.search.search(sequences, ids, exclusion)
-        if not self.shuffled:
-            return found
-        return [self._shuffle(*each, exclusion) for each in zip(ids, sequences, found, strict=True)]
+        return self.search.search(sequences, ids, exclusion)
 
     def _keep(self, key: tuple[str, str, str], evidence: ChainEvidence) -> ChainEvidence:
         self._kept[key] = evidence
@@ -73,28 +69,39 @@ class EvidenceSource:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return evidence
 
-    def _shuffle(self, name: str, sequence: str, hits: Sequence[Hit], exclusion: Exclusion) -> list[Hit]:
-        """Replace each hit by a random chain that may be used; the same ones for the same query."""
-        seed = hashlib.sha256(f"{name} {sequence}".encode()).digest()[:8]
-        rng = np.random.default_rng(int.from_bytes(seed, "little"))
-        own = entries_of(name) if exclusion.own_entry else frozenset()
-        avoided, others = {hit.index for hit in hits}, []
-        for hit in hits:
-            for index in rng.integers(len(self.database), size=_DRAWS).tolist():
-                if index not in avoided and self._allowed(index, own, exclusion):
-                    others.append(self._moved(hit, index))
-                    break
-        return others
 
-    def _allowed(self, index: int, own: frozenset[str], exclusion: Exclusion) -> bool:
-        entry = entry_of(self.database.id_of(index))
-        banned = own | exclusion.entries
-        return entry not in banned and self.database.sequence_of(index) not in exclusion.sequences
+@dataclass
+class CropEvidence:
+    """Adds evidence to batches of crops; a pure function of the batch.
 
-    def _moved(self, hit: Hit, index: int) -> Hit:
-        """The same alignment, with another chain; pairs beyond its end are dropped."""
-        inside = hit.hit_positions < self.database.store.lengths[index]
-        pairs = hit.query_positions[inside], hit.hit_positions[inside]
-        return replace(
-            hit, index=index, id=self.database.id_of(index), query_positions=pairs[0], hit_positions=pairs[1]
-        )
+    Attributes:
+        source: Finds what is known of chains.
+        store: The chains that are cropped.
+        hits: K of a batch.
+        width: Width of the backbone's states, E.
+        exclusion: What must not be used; None: it is not known yet, and batches stay as they are.
+    """
+
+    source: EvidenceSource
+    store: ChainStore
+    hits: int
+    width: int
+    exclusion: Exclusion | None = None
+
+    def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The batch with its ``evidence``."""
+        if self.exclusion is None or "evidence" in batch:
+            return batch
+        if get_worker_info() is not None:  # a device belongs to the process that loads no data
+            self.source.segment_states.encoder.device = torch.device("cpu")
+        return {**batch, "evidence": self.of(batch, self.exclusion)}
+
+    def of(self, batch: Mapping[str, Any], exclusion: Exclusion) -> Evidence:
+        """What is known of the residues of a batch, on the CPU."""
+        sequences = [self.store.sequence_of(index) for index in batch["indices"].tolist()]
+        whole = self.source.of(batch["ids"], sequences, exclusion)
+        shown: list[ChainEvidence] = []
+        for row, (start, length) in enumerate(zip(batch["starts"].tolist(), batch["lengths"].tolist(), strict=True)):
+            residues = batch["residues"][row, :length] if "residues" in batch else torch.arange(start, start + length)
+            shown.append(whole[row].shown(residues.numpy()))
+        return collate_evidence(shown, self.hits, self.width, batch["tokens"].shape[1] - 2)

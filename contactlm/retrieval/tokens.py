@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from contactlm.model.evidence import NO_SEGMENT, Evidence
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import SegmentStates
-from contactlm.retrieval.hit import Hit, hits_cb
+from contactlm.retrieval.hits import Hit, hits_cb
 from contactlm.structure.secondary import MIN_LENGTH, STRAND, Segment
 
 SEGMENT_STEP = 16

@@ -35,8 +35,7 @@ from contactlm.homology.alignment import Aligner
 from contactlm.homology.prefilter import WordIndex
 from contactlm.retrieval.build import BackboneCache, build_database
 from contactlm.retrieval.database import StructureDatabase
-from contactlm.retrieval.engines import Phmmer
-from contactlm.retrieval.search import StructureSearch
+from contactlm.retrieval.search import Phmmer, StructureSearch
 
 EVALUE = 1e-3
 LAMBDA, K = 0.267, 0.041

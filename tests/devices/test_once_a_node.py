@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from contactlm.retrieval.embeddings import SegmentStates
-from contactlm.retrieval.results import ResultCache
+from contactlm.retrieval.hits import ResultCache
 from tests.conftest import random_sequence, write_pdb
 from tests.data.packed.made import pack, serving
 from tests.devices.commands import SHARDED, fits, run_commands

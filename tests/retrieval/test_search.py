@@ -13,11 +13,9 @@ import pytest
 from Bio.Align import PairwiseAligner, substitution_matrices
 
 from contactlm.retrieval import search as search_module
-from contactlm.retrieval.aligned import align
-from contactlm.retrieval.engines import Found, Phmmer
 from contactlm.retrieval.exclude import Exclusion
-from contactlm.retrieval.hit import Hit
-from contactlm.retrieval.search import SearchOptions, StructureSearch
+from contactlm.retrieval.hits import Hit, align
+from contactlm.retrieval.search import Found, Phmmer, SearchOptions, StructureSearch
 from contactlm.types import DataError
 from tests.conftest import random_sequence
 from tests.homology.test_mmseqs import fake_mmseqs

@@ -18,7 +18,7 @@ from contactlm.model.loading import load_esm
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
 from contactlm.retrieval.exclude import Exclusion
-from contactlm.retrieval.hit import Hit
+from contactlm.retrieval.hits import Hit
 from contactlm.retrieval.search import StructureSearch
 from contactlm.retrieval.source import EvidenceSource
 from contactlm.retrieval.tokens import SEGMENT_STEP, chain_evidence, collate_evidence
