@@ -240,7 +240,7 @@ class StructureSearch:
         parts = [
             RESULT_VERSION,
             self.database.fingerprint,
-            {**asdict(self.options), "program": "phmmer"},
+            {**asdict(self.options), "program": "phmmer"},  # named since other programs could be chosen once
             exclusion.digest,
             sorted(own),
             query,

@@ -18,7 +18,7 @@ from contactlm.shipped import config_folder
 
 RETRIEVAL = {
     *("model_class", "model.index", "model.hits", "model.decoder_layers", "model.decoder_width", "model.template_bias"),
-    *("model.decoder_lr_factor", "model.max_identity", "model.shuffled_hits", "model.cache_dir"),
+    *("model.decoder_lr_factor", "model.max_identity", "model.cache_dir"),
 }
 # What each arm tests: the options that may differ from crop200.
 TESTED = {
@@ -49,7 +49,6 @@ TESTED["jacobian"] = {
 }
 BESIDE_RETRIEVAL = {
     "retrieval_tokens": {"model.template_bias": (True, False)},
-    "retrieval_shuffled": {"model.shuffled_hits": (False, True)},
 }
 TESTED |= dict.fromkeys(("retrieval", *BESIDE_RETRIEVAL), RETRIEVAL)
 # The crop, its length and the size of a batch, where they are not those of crop200.

@@ -43,7 +43,7 @@ def test_the_shipped_configs_are_the_documented_ones() -> None:
 
 
 # These draw long proteins, or run as "retrieval" does: tests/cli/test_arms.py compares their options with its.
-SLOW = ("retrieval_shuffled", "retrieval_tokens", "synthetic_long", "synthetic_pretrain")
+SLOW = ("retrieval_tokens", "synthetic_long", "synthetic_pretrain")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from contactlm import RetrievalModule
 from contactlm.cli.main import main
-from contactlm.retrieval.search import SearchOptions, StructureSearch
+from contactlm.retrieval.search import StructureSearch
 from contactlm.structure.secondary import secondary_structure
 from contactlm.types import ContactLMError, MissingExtraError
 from tests.conftest import random_sequence
@@ -54,7 +54,6 @@ def test_a_module_and_a_search_say_it_before_anything_is_read(tmp_path: Path) ->
     database = made_database(tmp_path, {"1abc_A": QUERY})
     with pytest.raises(MissingExtraError, match="pyhmmer"):
         StructureSearch(database)
-    StructureSearch(database, SearchOptions(program="mmseqs"))  # a program, no library
 
 
 def test_secondary_structure_says_it() -> None:

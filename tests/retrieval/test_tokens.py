@@ -181,8 +181,8 @@ def relatives(tmp_path: Path) -> StructureDatabase:
     return made_database(tmp_path, chains | {f"{n}xyz_A": random_sequence(50 + n, 150) for n in range(1, 9)})
 
 
-def source_of(database: StructureDatabase, shuffled: bool = False) -> EvidenceSource:
-    return EvidenceSource(StructureSearch(database, threads=1), SegmentStates(database, Encoder(), None), shuffled)
+def source_of(database: StructureDatabase) -> EvidenceSource:
+    return EvidenceSource(StructureSearch(database, threads=1), SegmentStates(database, Encoder(), None))
 
 
 def test_evidence_is_made_once_a_query_and_exclusion(tmp_path: Path) -> None:
@@ -195,15 +195,3 @@ def test_evidence_is_made_once_a_query_and_exclusion(tmp_path: Path) -> None:
     assert source.of(["2abc_A"], [QUERY], Exclusion())[0].ids == ("1abc_A", "3abc_A", "4abc_A")
     both = source.of(["q", "r"], [QUERY, random_sequence(99, 60)], Exclusion.nothing())
     assert both[0] is all_of_them and both[1].ids == () and both[1].segment_of.shape == (0, 60)
-
-
-def test_shuffled_hits_are_other_chains_that_may_be_used(tmp_path: Path) -> None:
-    database = relatives(tmp_path)
-    held_out = Exclusion.of_proteins(["1xyz_A", "2xyz_A"], [database.sequence_of(6)])
-    evidence = source_of(database, shuffled=True).of(["q"], [QUERY], held_out)[0]
-    true = source_of(database).of(["q"], [QUERY], held_out)[0]
-    assert len(evidence.ids) == len(true.ids) == 4
-    assert set(evidence.ids) <= {f"{n}xyz_A" for n in range(4, 9)}
-    np.testing.assert_array_equal(evidence.similarity, true.similarity)
-    same = source_of(database, shuffled=True).of(["q"], [QUERY], held_out)[0]
-    assert same.ids == evidence.ids
