@@ -19,7 +19,6 @@ MODIFIED_RESIDUES = "_pdbx_struct_mod_residue"
 
 _CATEGORIES = frozenset({ATOMS, FULL_SEQUENCES, MODIFIED_RESIDUES})
 _ROW_COLUMNS = ("pdbx_PDB_model_num", "label_atom_id", "label_comp_id", "label_asym_id", "label_seq_id")
-_NEEDED = frozenset(_ROW_COLUMNS)
 
 
 class BackboneLines:
@@ -85,7 +84,7 @@ class BackboneLines:
         if len(fields) != len(self._columns):
             return True
         if self._indices is None:
-            if not _NEEDED.issubset(self._columns):
+            if not set(_ROW_COLUMNS) <= set(self._columns):
                 return True
             self._indices = tuple(self._columns.index(name) for name in _ROW_COLUMNS)
             self._model = fields[self._indices[0]]
