@@ -8,7 +8,6 @@ IDENTITY_BOUNDS = (0.3, 0.5)  # a template bias has a weight for each range: che
 TRAINING_STRATA = ("id<30", "id30-50", "id>=50")
 NO_HIT = "nohit"
 HIT_STRATA = (NO_HIT, "hit<30", "hit30-50", "hit>=50")
-HIT_TITLES = ("no hit", "below 30 %", "30–50 %", "50 % and above")  # the same, in tables and figures
 HIT_IDENTITY, HIT_COVERAGE = "hit_identity", "hit_coverage"  # columns of test_scores.csv
 COPY = "copy_"  # what scores of copying the hits' contacts begin with
 

@@ -8,7 +8,7 @@ try {
     const tell = (number) => count && (count.textContent = number === rows.length ? "" : `${number} of ${rows.length}`);
     if (field) field.addEventListener("input", () => tell(table.search(field.value)));
   }
-  if (!document.getElementById("library")) page.ready(); // else what draws says so
+  page.ready();
 } catch (error) {
   page.fail(error);
 }

@@ -1,4 +1,4 @@
-"""Which runs may be compared, what their scores are over seeds, and which arm wins."""
+"""Runs by arm, their scores over seeds, and what else differs between runs that are compared."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from contactlm.report.read import Run
 
 SETS = ("train", "dev", "test")  # null: the run knows no such set
 MOST_NAMED = 6  # directories in a line
+SAME_STEPS = 0.05  # share by which optimizer steps may differ and still be called the same
+OF_A_STEP = ("batch_size", "batch_tokens", "batch_pairs", "accumulate_grad_batches")  # of the scheme
+Values = dict[str, list[Run]]  # runs by a value they have
 
 
 @dataclass(frozen=True)
@@ -37,37 +40,11 @@ class Spread:
             return None
         return cls(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None, len(known))
 
-    def text(self, digits: int = 3) -> str:
+    def text(self) -> str:
         """Mean ± sd, with the number of seeds where there is no sd."""
-        mean = f"{self.mean:.{digits}f}"
         if self.n == 1:
-            return f"{mean} (one seed)" if self.sd is None else f"{mean} (nothing trained)"
-        return f"{mean} ± {self.sd:.{digits}f}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Which arm scores best.
-
-    Attributes:
-        score: Name of the score.
-        spreads: Each arm's spread, best mean first.
-        rivals: Arms whose spread overlaps that of the best, or which have one seed or none to tell.
-    """
-
-    score: str
-    spreads: dict[str, Spread]
-    rivals: list[str]
-
-    @property
-    def best(self) -> str:
-        """The arm with the highest mean."""
-        return next(iter(self.spreads))
-
-    @property
-    def single(self) -> list[str]:
-        """Arms of one seed, whose spread is not known."""
-        return [arm for arm, spread in self.spreads.items() if spread.sd is None]
+            return f"{self.mean:.3f} (one seed)" if self.sd is None else f"{self.mean:.3f} (nothing trained)"
+        return f"{self.mean:.3f} ± {self.sd:.3f}"
 
 
 def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -84,34 +61,6 @@ def arm_spread(runs: Sequence[Run], value: Callable[[Run], float | None]) -> Spr
     if spread is not None and spread.n == 1 and not any(run.trained for run in runs):
         return Spread(spread.mean, 0.0, 1)
     return spread
-
-
-def judge(runs: Sequence[Run], score: str) -> Verdict | None:
-    """Find the best arm by a test score.
-
-    It wins when its mean − sd lies above every other arm's mean + sd. An arm of one seed has no spread: neither it
-    nor an arm compared with it can be told apart.
-
-    Args:
-        runs: Runs of all arms.
-        score: Such as ``mcc_sep6``.
-
-    Returns:
-        The verdict; None when no arm has the score.
-    """
-    spreads = {arm: arm_spread(members, lambda run: run.test.get(score)) for arm, members in by_arm(runs).items()}
-    known = {arm: spread for arm, spread in spreads.items() if spread is not None}
-    if not known:
-        return None
-    ordered = dict(sorted(known.items(), key=lambda item: -item[1].mean))
-    best, *others = ordered
-    return Verdict(score, ordered, [arm for arm in others if _overlap(ordered[best], ordered[arm])])
-
-
-def _overlap(better: Spread, other: Spread) -> bool:
-    if better.sd is None or other.sd is None:
-        return True
-    return better.mean - better.sd <= other.mean + other.sd
 
 
 def group_equal(runs: Sequence[Run], but: Collection[str] = ()) -> list[list[Run]]:
@@ -133,53 +82,102 @@ def group_equal(runs: Sequence[Run], but: Collection[str] = ()) -> list[list[Run
     return [sorted(group, key=lambda run: order[id(run)]) for group in sorted(groups, key=lambda g: -len(g))]
 
 
-def differences(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
+def differences(runs: Sequence[Run]) -> dict[str, Values]:
     """Name what should be equal and is not: by option, each value with its runs."""
     return _unlike(runs, _facts)
+
+
+def describe(values: Values, arms: bool = True) -> str:
+    """Each value with the runs that have it: by arms, or by directories, of many only their number."""
+    parts = []
+    for value, runs in values.items():
+        names = dict.fromkeys(run.arm if arms else str(run.path) for run in runs)
+        named = ", ".join(names) if arms or len(names) <= MOST_NAMED else f"{len(runs)} runs"
+        parts.append(f"{value} ({named})")
+    return "; ".join(parts)
 
 
 def remarks(runs: Sequence[Run]) -> list[str]:
     """Name what may differ between arms or machines and bears on what the numbers say."""
     trained = [run for run in runs if run.trained]
-    machines, rates = _unlike(trained, _machine), _unlike(trained, _rates)
-    remarks = [f"machines differ in {option}: {describe(values)}" for option, values in machines.items()]
-    remarks += [f"learning rates differ: {describe(values)}" for values in rates.values()]
+    machines = _unlike(trained, lambda run: _texts(run.record.get("machine") or {}))
+    lines = [f"machines differ in {option}: {describe(values)}" for option, values in machines.items()]
+    lines += [f"learning rates differ: {describe(values)}" for values in _unlike(trained, _optimizers).values()]
     for arm, members in by_arm(runs).items():
         for option, values in _unlike(members, _scheme).items():
-            remarks.append(f"runs of arm {arm} differ in {option}: {describe(values, arms=False)}")
-    return remarks + _uneven(runs) + _underspent(runs)
-
-
-def describe(values: dict[str, list[Run]], arms: bool = True) -> str:
-    """Each value with the runs that have it: by arms, or by directories, of many only their number."""
-    parts = []
-    for value, runs in values.items():
-        names = dict.fromkeys(run.arm if arms else str(run.path) for run in runs)
-        told = ", ".join(names) if arms or len(names) <= MOST_NAMED else f"{len(runs)} runs"
-        parts.append(f"{value} ({told})")
-    return "; ".join(parts)
-
-
-def _uneven(runs: Sequence[Run]) -> list[str]:
-    seeds = {
-        arm: sorted({str(run.seed) for run in members})
-        for arm, members in by_arm(run for run in runs if run.trained).items()
-    }
-    if len({tuple(each) for each in seeds.values()}) < 2:
-        return []
-    return ["arms have different seeds: " + "; ".join(f"{arm}: {', '.join(each)}" for arm, each in seeds.items())]
-
-
-def _underspent(runs: Sequence[Run]) -> list[str]:
-    return [
+            lines.append(f"runs of arm {arm} differ in {option}: {describe(values, arms=False)}")
+    seeds = {arm: sorted({str(run.seed) for run in members}) for arm, members in by_arm(trained).items()}
+    if len({tuple(each) for each in seeds.values()}) > 1:
+        lines.append("arms have different seeds: " + "; ".join(f"{arm}: {', '.join(s)}" for arm, s in seeds.items()))
+    return lines + [
         f"{run.path} ended after {run.record['tokens']:,} of {run.equal['budget']:,} tokens"
-        for run in runs
-        if run.trained and (run.equal.get("budget") or 0) > run.record["tokens"]
+        for run in trained
+        if (run.equal.get("budget") or 0) > run.record["tokens"]
     ]
 
 
-def _unlike(runs: Sequence[Run], facts: Callable[[Run], dict[str, str]]) -> dict[str, dict[str, list[Run]]]:
-    seen: dict[str, dict[str, list[Run]]] = {}
+def confounds(runs: Sequence[Run], reference: str) -> list[str]:
+    """A line for every arm that differs from the reference in optimizer steps, samples a step or rate as well.
+
+    Arms of which the step or the rate is all that differs are no such: these test just that.
+
+    Args:
+        runs: Trained runs; those of the largest budget that an arm shares with the reference are looked at.
+        reference: Arm to compare with.
+    """
+    arms = by_arm(runs)
+    lines = []
+    for arm, members in arms.items():
+        shared = {run.budget for run in members} & {run.budget for run in arms[reference]}
+        if arm == reference or not shared:
+            continue
+        ours, theirs = ([r for r in each if r.budget == max(shared)] for each in (members, arms[reference]))
+        one, other = _tested(ours[0]), _tested(theirs[0])
+        tested = [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
+        also = _also(ours, theirs)
+        if tested and also:
+            lines.append(
+                f"confounded: {arm} and {reference} differ in {', '.join(tested)}, and also: {'; '.join(also)}"
+            )
+    return lines
+
+
+def samples_a_step(run: Run) -> str:
+    """Samples of an optimizer step, over all processes; batches by cost hold as many as fit."""
+    scheme = run.record.get("scheme") or {}
+    if any(scheme.get(name) for name in ("batch_tokens", "batch_pairs")):
+        return "as many as fit"
+    if scheme.get("batch_size") is None:
+        return "unknown"
+    processes = (run.record.get("machine") or {}).get("processes") or 1
+    return f"{scheme['batch_size'] * (scheme.get('accumulate_grad_batches') or 1) * processes:,}"
+
+
+def _tested(run: Run) -> dict[str, Any]:
+    """What an arm does, apart from steps and rates."""
+    scheme = {name: value for name, value in (run.record.get("scheme") or {}).items() if name not in OF_A_STEP}
+    if scheme.get("crop") == "whole":
+        scheme.pop("crop_length", None)
+    own = {"module": run.record.get("module"), "trained parameters": run.record.get("trained_parameters")}
+    return {name: value for name, value in {**scheme, **run.reads, **own}.items() if value is not None}
+
+
+def _also(ours: Sequence[Run], theirs: Sequence[Run]) -> list[str]:
+    steps = [float(np.mean([run.record["steps"] for run in runs])) for runs in (ours, theirs)]
+    samples = [samples_a_step(runs[0]) for runs in (ours, theirs)]
+    groups = [runs[0].record.get("optimizer") or [] for runs in (ours, theirs)]
+    rates = [" and ".join(dict.fromkeys(f"{group['lr']:g}" for group in each)) or "unknown" for each in groups]
+    found = []
+    if abs(steps[0] - steps[1]) > SAME_STEPS * max(steps):
+        found.append(f"{steps[0]:,.0f} steps against {steps[1]:,.0f}")
+    for name, (one, other) in {"samples a step": samples, "learning rate": rates}.items():
+        if one != other:
+            found.append(f"{name} {one} against {other}")
+    return found
+
+
+def _unlike(runs: Sequence[Run], facts: Callable[[Run], dict[str, str]]) -> dict[str, Values]:
+    seen: dict[str, Values] = {}
     for run in runs:
         for name, value in facts(run).items():
             seen.setdefault(name, {}).setdefault(value, []).append(run)
@@ -187,29 +185,23 @@ def _unlike(runs: Sequence[Run], facts: Callable[[Run], dict[str, str]]) -> dict
 
 
 def _facts(run: Run) -> dict[str, str]:
-    return {name: _plain(value) for name, value in run.equal.items() if value is not None or name not in SETS}
-
-
-def _machine(run: Run) -> dict[str, str]:
-    return {name: _plain(value) for name, value in (run.record.get("machine") or {}).items()}
+    return _texts({name: value for name, value in run.equal.items() if value is not None or name not in SETS})
 
 
 def _scheme(run: Run) -> dict[str, str]:
-    facts = {
-        **(run.record.get("scheme") or {}),
-        **run.reads,
-        "module": run.record.get("module"),
-        "version": run.record.get("version"),
-    }
-    facts["trained parameters"] = run.record.get("trained_parameters")
+    own = {name: run.record.get(name) for name in ("module", "version")}
+    trained = run.record.get("trained_parameters")
+    return _texts({**(run.record.get("scheme") or {}), **run.reads, **own, "trained parameters": trained})
+
+
+def _optimizers(run: Run) -> dict[str, str]:
+    groups = run.record.get("optimizer") or []  # none where it scored a checkpoint
+    text = " and ".join(f"{group['optimizer']} {group['lr']:g}" for group in groups)
+    return {"optimizer": text} if groups else {}
+
+
+def _texts(facts: dict[str, Any]) -> dict[str, str]:
     return {name: _plain(value) for name, value in facts.items()}
-
-
-def _rates(run: Run) -> dict[str, str]:
-    groups = run.record.get("optimizer") or []
-    if not groups:  # it scored a checkpoint
-        return {}
-    return {"optimizer": " and ".join(f"{group['optimizer']} {group['lr']:g}" for group in groups)}
 
 
 def _plain(value: Any) -> str:

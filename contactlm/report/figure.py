@@ -37,7 +37,6 @@ CROSS: dict[str, Any] = {
 }
 TRIVIAL_LINE: dict[str, Any] = {"color": "#333333", "linewidth": 1.2, "linestyle": (0, (1, 2))}
 
-Style = dict[str, dict[str, Any]]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -155,15 +154,11 @@ def _label(left: Axes, right: Axes, score: str) -> None:
         ax.set_axisbelow(True)
 
 
-def _handles(arms: dict[str, list[Run]], styles: Style) -> list[Line2D]:
-    handles = [
-        Line2D([], [], linewidth=1.8, label=f"{arm} ({_how_many(runs)})", **styles[arm]) for arm, runs in arms.items()
-    ]
+def _handles(arms: dict[str, list[Run]], styles: dict[str, dict[str, Any]]) -> list[Line2D]:
+    handles = []
+    for arm, runs in arms.items():
+        seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+        label = f"{arm} ({seeds if any(run.trained for run in runs) else 'nothing trained'})"
+        handles.append(Line2D([], [], linewidth=1.8, label=label, **styles[arm]))
     cross = Line2D([], [], linestyle="none", color="#555555", label="test (± 1 sd over seeds)", **CROSS)
     return [*handles, cross, Line2D([], [], label="trivial: |i − j| ≤ 2, on dev", **TRIVIAL_LINE)]
-
-
-def _how_many(runs: Sequence[Run]) -> str:
-    if not any(run.trained for run in runs):
-        return "nothing trained"
-    return "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"

@@ -1,206 +1,141 @@
-"""``report.html``: the report of some runs to open in a browser, in one file."""
+"""``report.html``: the report of some runs to open in a browser, in one file: figures, and tables that sort."""
 
 from __future__ import annotations
 
-import csv
+import base64
+import json
 import math
-from collections.abc import Mapping, Sequence
-from os.path import relpath
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from contactlm.atomic import file_name
+import numpy as np
+import yaml
+
 from contactlm.pages.frame import escape, write_frame
-from contactlm.pages.library import load_bokeh, plot_item
 from contactlm.report.compare import by_arm
-from contactlm.report.figure import arm_styles
-from contactlm.report.options import differing_options
-from contactlm.report.page_figure import protein_figure, run_figures, two_a_row
 from contactlm.report.read import Run
-from contactlm.report.table import COLUMNS, TEST_SCORES, table_rows
-from contactlm.types import ContactLMError
+from contactlm.report.table import COLUMNS, table_rows
 
 PAGE = "report.html"
-OPTION = "option"  # title of a column
-MAPS = "maps"  # folder of a run's maps, as `contactlm predict --out` writes them
-MAP_SUFFIXES = (".html", ".png")  # what a point leads to, the first that there is
+CONFIG = "config.yaml"
+PROTEIN_SCORES = ("mcc_sep6", "p_at_L_long")
 DIGITS = {"gflops": 1, "forward_gflops": 1, "training_seconds": 1, "total_seconds": 1}
-BODY = """\
-<header>
-  <div><h1>{title}</h1></div>
-  <button id="theme" type="button">Light / dark</button>
-</header>
+HEADER = """\
+<header><div><h1>{title}</h1></div><button id="theme" type="button">Light / dark</button></header>
 <ul class="statements">{statements}</ul>
-<h2>Runs</h2>
-<div class="row" id="runs" role="group" aria-label="Runs in the figures"></div>
-<div id="figures"></div>
-<h2>Arms: mean and sd over seeds</h2>
-<div class="scroll" id="arms"></div>
-<h2>Every run</h2>
-<div class="row"><input type="search" data-searches="each" placeholder="search" aria-label="Search the runs">
-  <span class="quiet" id="each-count"></span></div>
-<div class="scroll" id="each"></div>
-<h2>Options in which the runs differ</h2>
-<div class="row"><input type="search" data-searches="options" placeholder="search" aria-label="Search the options">
-  <span class="quiet" id="options-count"></span></div>
-<div class="scroll" id="options"></div>
-<section id="by-protein" hidden>
-<h2>Protein by protein: who wins where</h2>
-<div class="row"><label>across <select id="arm-x"></select></label><label>up <select id="arm-y"></select></label>
-  <label>score <select id="score"></select></label><output id="wins"></output></div>
-<div class="columns">
-  <div id="scatter"></div>
-  <div class="side wide"><div class="row"><input type="search" class="grow" id="find-protein" placeholder="search"
-    aria-label="Search the proteins"></div><div class="scroll" id="pairs"></div>
-    <p class="quiet small">Click a point to see its row. Maps are linked where a run has a folder <code>maps</code>
-    that <code>contactlm predict</code> wrote.</p></div>
-</div>
-</section>"""
+"""
+SECTION = """\
+<h2>{title}</h2>
+<div class="row"><input type="search" data-searches="{place}" placeholder="search" aria-label="Search: {title}">
+  <span class="quiet" id="{place}-count"></span></div>
+<div class="scroll" id="{place}"></div>
+"""
 
 
-OVERVIEW = """\
-<header><div><h1>Report of runs</h1></div><button id="theme" type="button">Light / dark</button></header>
-<ul class="statements">{statements}</ul>
-<h2>Groups of runs that may be compared</h2>
-<ul>{links}</ul>"""
-
-
-def write_page(runs: Sequence[Run], statements: Sequence[str], path: Path) -> None:
-    """Write the page.
+def write_page(runs: Sequence[Run], statements: Sequence[str], figures: Sequence[Path], path: Path) -> None:
+    """Write the page of some runs that may be compared.
 
     Args:
-        runs: Runs that may be compared.
+        runs: The runs.
         statements: What the report says of them, line by line.
+        figures: PNG files to show.
         path: The file.
-
-    Raises:
-        MissingExtraError: Bokeh is not installed.
     """
-    load_bokeh()
-    names, differing = run_names(runs), differing_options(runs)
-    styles, figures = arm_styles(list(by_arm(runs))), run_figures(runs, names, differing)
-    data = {
-        "figures": len(figures),
-        "plot": plot_item(two_a_row(figures)),
-        "scatter": plot_item(protein_figure()),
-        "runs": [{"name": name, "color": styles[run.arm]["color"]} for name, run in zip(names, runs, strict=True)],
-        "tables": [_arms(runs), _each(runs), _options(names, differing)],
-        "proteins": protein_scores(runs, path.parent),
-    }
-    title = f"Report of {len(runs)} runs"
-    body = BODY.format(title=escape(title), statements="".join(f"<li>{escape(line)}</li>" for line in statements))
-    write_frame(path, title, body, data, ["tables", "report"], library=True)
+    rows = table_rows(runs)
+    tables = [
+        _table("arms", "Arms: mean and sd over seeds", *_scores([row for row in rows if row["row"] != "run"], "row")),
+        _table("each", "Every run", *_scores([row for row in rows if row["row"] == "run"], "run")),
+        _table("options", "Options in which the runs differ", *_options(runs)),
+        _table("proteins", "Protein by protein: test scores, means over seeds", *_proteins(runs)),
+    ]
+    tables = [table for table in tables if table["rows"]]
+    body = _header(f"Report of {len(runs)} runs", statements)
+    for figure in figures:
+        image = base64.b64encode(figure.read_bytes()).decode()
+        body += (
+            f'<p><img src="data:image/png;base64,{image}" alt="{escape(figure.stem)}" style="max-width: 100%"></p>\n'
+        )
+    body += "".join(SECTION.format(title=table["caption"], place=table["place"]) for table in tables)
+    write_frame(path, f"Report of {len(runs)} runs", body, {"tables": tables}, ["tables"], library=False)
 
 
 def write_overview(statements: Sequence[str], sets: Sequence[str], path: Path) -> None:
-    """Write a page that leads to those of several groups of runs.
-
-    Args:
-        statements: What the report says, line by line.
-        sets: The folders of the groups, beside the page.
-        path: The file.
-    """
+    """Write a page that leads to those of several groups of runs, in the folders ``sets`` beside it."""
     links = "".join(f'<li><a href="{quote(name)}/{PAGE}">{escape(name)}</a></li>' for name in sets)
-    lines = "".join(f"<li>{escape(line)}</li>" for line in statements)
-    body = OVERVIEW.format(statements=lines, links=links)
+    body = f"{_header('Report of runs', statements)}<h2>Groups of runs that may be compared</h2>\n<ul>{links}</ul>"
     write_frame(path, "Report of runs", body, {"tables": []}, ["tables"], library=False)
 
 
-def run_names(runs: Sequence[Run]) -> list[str]:
-    """Arm and seed of each run; with the directory where that is not enough."""
+def _header(title: str, statements: Sequence[str]) -> str:
+    return HEADER.format(title=escape(title), statements="".join(f"<li>{escape(line)}</li>" for line in statements))
+
+
+def _table(place: str, caption: str, columns: list[dict[str, Any]], rows: list[list[Any]]) -> dict[str, Any]:
+    cells = [[None if isinstance(cell, float) and math.isnan(cell) else cell for cell in row] for row in rows]
+    return {"place": place, "caption": caption, "columns": columns, "rows": cells}
+
+
+def _scores(rows: Sequence[Mapping[str, Any]], last: str) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    used = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
+    columns = [{"title": "arm", "text": True}, {"title": "seed"}]
+    for name in used:
+        is_score = name.startswith(("test_", "dev_"))
+        title = name.replace("_", " ", 1) if is_score else name.replace("_", " ")
+        columns.append({"title": title, "digits": 3 if is_score else DIGITS.get(name, 0)})
+    columns.append({"title": last, "text": True})
+    return columns, [[row[name] for name in ("arm", "seed", *used, last)] for row in rows]
+
+
+def _options(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     names = [f"{run.arm}, seed {run.seed}" for run in runs]
-    return [f"{name}, {run.path}" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
+    names = [f"{name}, {run.path}" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
+    columns = [{"title": title, "text": True, "long": title != "option"} for title in ("option", *names)]
+    return columns, [[name, *values] for name, values in differing_options(runs).items()]
 
 
-def protein_scores(runs: Sequence[Run], folder: Path) -> dict[str, Any] | None:
-    """Each arm's test scores of every protein, means over its seeds, and where its maps are.
+def differing_options(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """The options in which runs differ, by dotted name: each run's value as text, empty where it has none."""
+    options = [run_options(run) for run in runs]
+    values = {name: [each.get(name, "") for each in options] for name in sorted(set().union(*options))}
+    return {name: of_runs for name, of_runs in values.items() if len(set(of_runs)) > 1}
 
-    Args:
-        runs: Runs with one test set.
-        folder: Of the page, which links start from.
 
-    Returns:
-        ``ids``; ``scores``: by arm and name, a value or None for each id; ``links``: by arm, likewise. None where fewer
-        than two arms have scores of proteins.
-    """
-    arms = {arm: [table for run in members if (table := _proteins(run))] for arm, members in by_arm(runs).items()}
+def run_options(run: Run) -> dict[str, str]:
+    """All options of a run as text, by dotted name: of its record, and of its config where that can be read."""
+    parts = ("module", "version", "optimizer", "scheme", "reads", "equal", "machine")
+    record = {"seed": run.seed, **{name: run.record.get(name) for name in parts}}
+    try:
+        config = yaml.safe_load((run.path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        config = None
+    return dict(_flat(record)) | dict(_flat(config if isinstance(config, Mapping) else {}))
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in options.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+
+
+def _proteins(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    """Each arm's test scores of every protein; no row where fewer than two arms have some."""
+    arms = {arm: [table for run in own if (table := run.proteins())] for arm, own in by_arm(runs).items()}
     arms = {arm: tables for arm, tables in arms.items() if tables}
     if len(arms) < 2:
-        return None
-    keys = list(dict.fromkeys(key for tables in arms.values() for table in tables for key in table))
-    scores = {
-        arm: {name: [_mean([table.get(key, {}).get(name) for table in tables]) for key in keys] for name in TEST_SCORES}
-        for arm, tables in arms.items()
-    }
-    for of_arm in scores.values():
-        for name in [name for name, values in of_arm.items() if not any(value is not None for value in values)]:
-            del of_arm[name]
-    links = {arm: _links([key[0] for key in keys], members, folder) for arm, members in by_arm(runs).items()}
-    return {"ids": [key[0] for key in keys], "scores": scores, "links": {arm: links[arm] for arm in arms}}
-
-
-def _proteins(run: Run) -> Mapping[tuple[str, str], Mapping[str, float]]:
-    """A run's scores by protein; none where its file cannot be read, which the report's tables say."""
-    try:
-        return run.proteins() if run.test else {}
-    except ContactLMError:
-        return {}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    return round(sum(known) / len(known), 4) if known else None
-
-
-def _links(ids: Sequence[str], runs: Sequence[Run], folder: Path) -> list[str | None]:
-    """Where the maps of an arm are, of the first run that has each, as the page links to them."""
-    places = [place / MAPS for run in runs for place in (run.path, run.tested_in) if place is not None]
-    named = {place: _file_names(place) for place in places if place.is_dir()}
-    links: list[str | None] = []
-    for name in ids:
-        files = (p / f"{given.get(name, file_name(name))}{s}" for p, given in named.items() for s in MAP_SUFFIXES)
-        found = next((file for file in files if file.is_file()), None)
-        links.append(None if found is None else quote(Path(relpath(found, folder)).as_posix()))
-    return links
-
-
-def _file_names(folder: Path) -> dict[str, str]:
-    """What `summary.csv` there says: names of files by id."""
-    try:
-        with (folder / "summary.csv").open(newline="", encoding="utf-8") as handle:
-            return {row["id"]: row["file"] for row in csv.DictReader(handle) if row.get("id") and row.get("file")}
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return {}
-
-
-def _arms(runs: Sequence[Run]) -> dict[str, Any]:
-    rows = [row for row in table_rows(runs) if row["row"] != "run"]
-    used = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
-    columns = [{"title": "arm", "text": True}, {"title": "row", "text": True}, {"title": "seeds"}, *map(_column, used)]
-    cells = [[row["arm"], row["row"], row["seed"], *(_plain(row[name]) for name in used)] for row in rows]
-    return {"place": "arms", "caption": "Arms", "columns": columns, "rows": cells}
-
-
-def _each(runs: Sequence[Run]) -> dict[str, Any]:
-    rows = [row for row in table_rows(runs) if row["row"] == "run"]
-    used = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
-    columns = [{"title": "arm", "text": True}, {"title": "seed"}, *map(_column, used), {"title": "run", "text": True}]
-    cells = [[row["arm"], row["seed"], *(_plain(row[name]) for name in used), row["run"]] for row in rows]
-    return {"place": "each", "caption": "Every run", "columns": columns, "rows": cells}
-
-
-def _options(names: Sequence[str], differing: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    columns = [{"title": title, "text": True, "long": title != OPTION} for title in (OPTION, *names)]
-    rows = [[name, *values] for name, values in differing.items()]
-    return {"place": "options", "caption": "Options in which the runs differ", "columns": columns, "rows": rows}
-
-
-def _column(name: str) -> dict[str, Any]:
-    is_score = name.startswith(("test_", "dev_"))
-    digits = 3 if is_score else DIGITS.get(name, 0)
-    return {"title": name.replace("_", " ", 1) if is_score else name.replace("_", " "), "digits": digits}
-
-
-def _plain(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
+        return [], []
+    keys = dict.fromkeys(key for tables in arms.values() for table in tables for key in table)
+    columns = [{"title": "protein", "text": True}]
+    rows: list[list[Any]] = [[key[0]] for key in keys]
+    for score in PROTEIN_SCORES:
+        for arm, tables in arms.items():
+            columns.append({"title": f"{arm} {score}", "digits": 3})
+            for key, row in zip(keys, rows, strict=True):
+                known = [
+                    table[key][score] for table in tables if not math.isnan(table.get(key, {}).get(score, math.nan))
+                ]
+                row.append(float(np.mean(known)) if known else None)
+    return columns, rows

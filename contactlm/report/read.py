@@ -89,10 +89,7 @@ class Run:
     def proteins(self) -> dict[tuple[str, str], dict[str, float]]:
         """Scores of each test protein, by id and index, from ``test_scores.csv``; NaN where a field is empty.
 
-        No protein where the run has no such file.
-
-        Raises:
-            ContactLMError: The file cannot be read.
+        No protein where the run has no such file, or one that is damaged.
         """
         path = (self.tested_in or self.path) / PROTEINS
         try:
@@ -104,10 +101,8 @@ class Run:
                 }
                 for row in rows
             }
-        except FileNotFoundError:
+        except (OSError, ValueError, TypeError, KeyError, csv.Error):
             return {}
-        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-            raise ContactLMError(f"{path}: cannot be read ({error!r}), so that it tells nothing by stratum") from error
 
     @property
     def trained(self) -> bool:
@@ -202,30 +197,31 @@ def _leave_out_repeated(found: Found) -> None:
 
 def _join_evaluations(runs: Sequence[Run], left_out: dict[Path, str]) -> list[Run]:
     """Let scores of a checkpoint stand with the run that trained it, as those of one seed and not of two."""
-    trained = {id(run): run for run in runs if run.record.get("command") == "fit" or not run.trained}
-    others = [run for run in runs if id(run) not in trained]
+    kept = [run for run in runs if run.record.get("command") == "fit" or not run.trained]
+    others = [run for run in runs if run not in kept]
     for run in others:
-        of_run = next((key for key, fit in trained.items() if fit.trained and _is_checkpoint_of(run, fit)), None)
-        if of_run is None:
-            trained[id(run)] = run
+        at = next((n for n, fit in enumerate(kept) if fit.trained and _is_checkpoint_of(run, fit)), None)
+        if at is None:
+            kept.append(run)
             continue
-        fit = trained[of_run]
-        unlike = {name: value for name, value in run.reads.items() if fit.reads.get(name, value) != value}
+        fit = kept[at]
+        unlike = [
+            f"{name} {v}, there {fit.reads[name]}" for name, v in run.reads.items() if fit.reads.get(name, v) != v
+        ]
         if unlike:
-            left_out[run.path] = (
-                f"scores a checkpoint of {fit.path} with other options: "
-                + ", ".join(f"{name} {value}, there {fit.reads[name]}" for name, value in unlike.items())
-                + "; give it a name of its own with --record.arm NAME to see it beside"
-            )
+            reason = f"scores a checkpoint of {fit.path} with other options: {', '.join(unlike)}"
+            reason += "; give it a name of its own with --record.arm NAME to see it beside"
         elif run.test and not fit.test:
-            at = {name: run.record[name] for name in ("steps", "tokens", "flops")}
-            trained[of_run] = Run(fit.path, {**fit.record, "test": run.record["test"], "tested_at": at}, run.path)
-            left_out[run.path] = f"its test scores stand with those of {fit.path}, which trained the checkpoint"
+            tested_at = {name: run.record[name] for name in ("steps", "tokens", "flops")}
+            record = {**fit.record, "test": run.record["test"], "tested_at": tested_at}
+            kept[at] = Run(fit.path, record, run.path)
+            reason = f"its test scores stand with those of {fit.path}, which trained the checkpoint"
         elif run.test:
-            left_out[run.path] = f"scores a checkpoint of the same arm and seed as {fit.path}"
+            reason = f"scores a checkpoint of the same arm and seed as {fit.path}"
         else:
-            left_out[run.path] = f"scores a checkpoint of {fit.path} on dev, where that run has scores of its own"
-    return list(trained.values())
+            reason = f"scores a checkpoint of {fit.path} on dev, where that run has scores of its own"
+        left_out[run.path] = reason
+    return kept
 
 
 def _is_checkpoint_of(run: Run, fit: Run) -> bool:

@@ -33,19 +33,21 @@ def _of_record(*path: str, scale: float = 1.0) -> Column:
     return value
 
 
-def _score(role: str, name: str) -> Column:
-    return lambda run: getattr(run, role).get(name)
+def _test(name: str) -> Column:
+    return lambda run: run.test.get(name)
 
 
+def _dev(name: str) -> Column:
+    return lambda run: run.dev.get(name)
+
+
+PROBABILITY_COLUMNS = [f"{name}{calibrated}" for name in PROBABILITY_SCORES for calibrated in ("", "_calibrated")]
 COLUMNS: dict[str, Column] = {
-    **{f"test_{name}": _score("test", name) for name in TEST_SCORES},
-    **{f"test_{name}": _score("test", name) for name in ("mcc_sep6_calibrated", *CONFIDENCE_SCORES)},
     **{
-        f"test_{name}{calibrated}": _score("test", f"{name}{calibrated}")
-        for name in PROBABILITY_SCORES
-        for calibrated in ("", "_calibrated")
+        f"test_{name}": _test(name)
+        for name in (*TEST_SCORES, "mcc_sep6_calibrated", *CONFIDENCE_SCORES, *PROBABILITY_COLUMNS)
     },
-    **{f"dev_{name}": _score("dev", name) for name in DEV_SCORES},
+    **{f"dev_{name}": _dev(name) for name in DEV_SCORES},
     "tokens": _of_record("tokens"),
     "residues": _of_record("residues"),
     "steps": _of_record("steps"),
@@ -56,6 +58,17 @@ COLUMNS: dict[str, Column] = {
     "total_seconds": _of_record("seconds", "total"),
     "training_memory_mib": _of_record("memory", "training", scale=MEBIBYTE),
     "peak_memory_mib": _of_record("memory", "peak", scale=MEBIBYTE),
+}
+COSTS = {
+    "tokens": "tokens",
+    "steps": "optimizer steps",
+    "trained_parameters": "trained parameters",
+    "gflops": "GFLOPs",
+    "forward_gflops": "forward GFLOPs",
+    "training_seconds": "training (s)",
+    "total_seconds": "total (s)",
+    "training_memory_mib": "training memory (MiB)",
+    "peak_memory_mib": "peak memory (MiB)",
 }
 
 
@@ -73,14 +86,12 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for arm, members in by_arm(runs).items():
         spreads = {name: Spread.of(column(run) for run in members) for name, column in COLUMNS.items()}
         for kind in ("mean", "sd"):
-            values = {name: None if spread is None else getattr(spread, kind) for name, spread in spreads.items()}
+            values = {name: getattr(spread, kind, None) for name, spread in spreads.items()}
             rows.append({"row": kind, "arm": arm, "seed": len(members), **values, "run": ""})
-    trivial = {
-        f"{role}_{name}": value for role in ("test", "dev") for name, value in trivial_scores(runs, role).items()
-    }
-    rows.append(
-        {"row": "trivial", "arm": TRIVIAL, "seed": None, **dict.fromkeys(COLUMNS), **_known(trivial), "run": ""}
-    )
+    trivial: dict[str, float | None] = dict.fromkeys(COLUMNS)
+    for role in ("test", "dev"):
+        trivial |= {f"{role}_{name}": value for name, value in trivial_scores(runs, role).items()}
+    rows.append({"row": "trivial", "arm": TRIVIAL, "seed": None, **trivial, "run": ""})
     return rows
 
 
@@ -92,65 +103,41 @@ def trivial_scores(runs: Sequence[Run], role: str) -> dict[str, float]:
     return {name: spread.mean for name, spread in spreads.items() if spread is not None}
 
 
-def _known(values: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if name in COLUMNS}
-
-
 def curve_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """All points of the figures: ``kind`` is ``progress`` (left panel), ``dev`` (curves) or ``test`` (crosses)."""
     rows = []
     for run in runs:
-        end = {name: run.record[name] for name in ("steps", "tokens", "flops")}
-        end["forward_flops"] = run.record.get("forward_flops")
         points: list[tuple[str, dict[str, Any], dict[str, Any]]] = [("progress", row, {}) for row in run.progress]
         points += [("dev", row, row) for row in run.history]
-        points += [("test", end, run.test)] if run.test else []
+        points += [("test", run.record, run.test)] if run.test else []
         for kind, at, scores in points:
-            when = {name: at[name] for name in ("steps", "tokens")}
-            flops = {name.replace("flops", "gflops"): _giga(at.get(name)) for name in ("flops", "forward_flops")}
+            cost = {name: at[name] for name in ("steps", "tokens")}
+            for name in ("flops", "forward_flops"):
+                cost[name.replace("flops", "gflops")] = None if at.get(name) is None else at[name] / 1e9
             values = {name: scores.get(name) for name in TEST_SCORES}
-            rows.append({"kind": kind, "arm": run.arm, "seed": run.seed, **when, **flops, **values})
+            rows.append({"kind": kind, "arm": run.arm, "seed": run.seed, **cost, **values})
     return rows
-
-
-def _giga(value: float | None) -> float | None:
-    return None if value is None else value / 1e9
 
 
 def markdown(runs: Sequence[Run]) -> str:
     """Tables: scores by arm, how far probabilities can be believed, cost by arm, and every run."""
-    arms = by_arm(runs)
-    scores = [
-        [
-            arm,
-            str(len(members)),
-            *(_spread(members, f"test_{name}") for name in TEST_SCORES),
-            _spread(members, "dev_mcc_sep6"),
-        ]
-        for arm, members in arms.items()
-    ]
-    trivial = trivial_scores(runs, "test")
-    on_dev = trivial_scores(runs, "dev").get("mcc_sep6")
-    scores.append(
-        [TRIVIAL.replace("|", "\\|"), "", *(_number(trivial.get(name)) for name in TEST_SCORES), _number(on_dev)]
-    )
-    costs = [[arm, *(_cost(members, name) for name in _COSTS)] for arm, members in arms.items()]
-    each = [
-        [
-            run.arm,
-            str(run.seed),
-            *(_number(run.test.get(name)) for name in TEST_SCORES),
-            *(_cost([run], n) for n in _COSTS),
-        ]
-        for run in runs
-    ]
+    arms, columns = by_arm(runs), [*(f"test_{name}" for name in TEST_SCORES), "dev_mcc_sep6"]
+    scores = [[arm, str(len(members)), *(_spread(members, name) for name in columns)] for arm, members in arms.items()]
+    trivial = [trivial_scores(runs, "test").get(name) for name in TEST_SCORES]
+    trivial.append(trivial_scores(runs, "dev").get("mcc_sep6"))
+    scores.append([TRIVIAL.replace("|", "\\|"), "", *map(_number, trivial)])
+    costs = [[arm, *(_cost(members, name) for name in COSTS)] for arm, members in arms.items()]
+    each = []
+    for run in runs:
+        own = [_number(run.test.get(name)) for name in TEST_SCORES]
+        each.append([run.arm, str(run.seed), *own, *(_cost([run], name) for name in COSTS)])
     test = [f"test {name}" for name in TEST_SCORES]
     return "\n\n".join(
         (
             "### Scores: mean ± sd over seeds\n\n" + grid(["arm", "seeds", *test, "dev mcc_sep6"], scores),
             *_probabilities(arms),
-            "### Cost of training: mean over seeds\n\n" + grid(["arm", *_COSTS.values()], costs),
-            "### Every run\n\n" + grid(["arm", "seed", *test, *_COSTS.values()], each),
+            "### Cost of training: mean over seeds\n\n" + grid(["arm", *COSTS.values()], costs),
+            "### Every run\n\n" + grid(["arm", "seed", *test, *COSTS.values()], each),
         )
     )
 
@@ -162,9 +149,11 @@ def _probabilities(arms: dict[str, list[Run]]) -> list[str]:
         if not any("ece_sep6" in run.test for run in members):
             continue
         pairs = [(_spread(members, f"test_{n}"), _spread(members, f"test_{n}_calibrated")) for n in PROBABILITY_SCORES]
-        thresholds = [_spread(members, f"test_{name}") for name in THRESHOLD_SCORES]
-        told = [f"{before} → {after}" if after else before for before, after in pairs]
-        rows.append([arm, *thresholds, *told, *(_spread(members, f"test_{name}") for name in CONFIDENCE_SCORES)])
+        both = [f"{before} → {after}" if after else before for before, after in pairs]
+        thresholds, confidence = (
+            [_spread(members, f"test_{name}") for name in names] for names in (THRESHOLD_SCORES, CONFIDENCE_SCORES)
+        )
+        rows.append([arm, *thresholds, *both, *confidence])
     if not rows:
         return []
     title = "### Probabilities on test: as predicted → calibrated on dev"
@@ -173,19 +162,6 @@ def _probabilities(arms: dict[str, list[Run]]) -> list[str]:
         "alike, the tuned threshold says no more than 0.5."
     )
     return [title, note, grid(["arm", *THRESHOLD_SCORES, *PROBABILITY_SCORES, *CONFIDENCE_SCORES], rows)]
-
-
-_COSTS = {
-    "tokens": "tokens",
-    "steps": "optimizer steps",
-    "trained_parameters": "trained parameters",
-    "gflops": "GFLOPs",
-    "forward_gflops": "forward GFLOPs",
-    "training_seconds": "training (s)",
-    "total_seconds": "total (s)",
-    "training_memory_mib": "training memory (MiB)",
-    "peak_memory_mib": "peak memory (MiB)",
-}
 
 
 def _cost(runs: Sequence[Run], name: str) -> str:

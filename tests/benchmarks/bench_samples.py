@@ -37,11 +37,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from contactlm.cli.report import write_report
 from contactlm.modules.contact import ContactModule
+from contactlm.report.figure import save_figure
 from contactlm.report.read import find_runs
 from contactlm.report.table import grid
 from contactlm.runs.record_file import read_run
+from tests.benchmarks.sample_frontier import draw_frontier, equal_cost_table, frontier_points
 from tests.benchmarks.sample_runs import BUDGETS, COLUMNS, SCORES, TODAY, Arm, World, train, write_records
-from tests.benchmarks.sample_verdict import outcome_table, verdict_table
+from tests.benchmarks.sample_verdict import BUDGET, RIVALS, outcome_table, verdict_table
 
 WORLDS = {
     "bundle": World("bundle", {"kind": "bundle", "min_length": 300, "max_length": 1200}),
@@ -272,6 +274,10 @@ def report(world: World, given: argparse.Namespace) -> None:
     sys.stdout.write("\n".join(write_report([runs], given.out / "report" / world.name)) + "\n\n")
     if world is not REAL:
         found = find_runs([runs]).runs
+        save_figure(draw_frontier(frontier_points(found)[0]), given.out / "report" / world.name / "frontier.png")
+        for cost in ("FLOPs", "seconds"):
+            for reference in RIVALS:
+                sys.stdout.write(f"{equal_cost_table(found, reference, BUDGET, cost)}\n\n")
         sys.stdout.write(f"{verdict_table(found)}\n\n{outcome_table(found)}\n")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from contactlm.report.compare import by_arm
-from contactlm.report.confounds import samples_a_step
-from contactlm.report.frontier import Point, frontier_points
-from contactlm.report.paired import SCORES, Difference, score_at_cost
+from contactlm.report.compare import by_arm, samples_a_step
 from contactlm.report.read import Pair, Run
+from contactlm.report.summary import PAIRED_SCORES as SCORES
+from contactlm.report.summary import Difference
 from contactlm.report.table import grid
+from tests.benchmarks.sample_frontier import Point, frontier_points, score_at_cost
 
 BUDGET, PRIMARY = 500_000, "mcc_sep6"
 CHEAP, RIVALS = "crop200", ("crop200", "full1020")  # whose FLOPs, and whose scores, at the budget
@@ -17,14 +17,14 @@ CHEAP, RIVALS = "crop200", ("crop200", "full1020")  # whose FLOPs, and whose sco
 
 def verdict_table(runs: Sequence[Run]) -> str:
     """Every arm at crop200's FLOPs against both shipped arms at their 500,000 tokens, paired."""
-    rows = [
-        [arm, rival, str(len(found[SCORES[0]].values)), f"{found[SCORES[0]].share:.2f}", *told, verdict]
-        for arm in by_arm(runs)
-        if arm not in RIVALS
-        for rival in RIVALS
-        if (found := against(runs, arm, rival))
-        for told, verdict in [([found[score].text() for score in SCORES], verdict_of(list(found.values())))]
-    ]
+    rows = []
+    for arm in by_arm(runs):
+        for rival in RIVALS if arm not in RIVALS else ():
+            found, shares = against(runs, arm, rival)
+            if found:
+                told, verdict = [found[score].text() for score in SCORES], verdict_of(list(found.values()))
+                share = f"{sum(shares) / len(shares):.2f}"
+                rows.append([arm, rival, str(len(found[PRIMARY].values)), share, *told, verdict])
     return grid(["arm, at the FLOPs of crop200", "against", "pairs", "spent", *SCORES, "ahead"], rows)
 
 
@@ -38,7 +38,7 @@ def outcome_table(runs: Sequence[Run]) -> str:
         rate = last.runs[0].record["optimizer"][0]["lr"]
         costs = [f"{last.mean(value):,.0f}" for value in (lambda run: run.record["steps"], gigaflops)]
         reached = [f"{by_budget[budget].mean(primary):.3f}" for budget in sorted(by_budget)]
-        above = [against(points_runs(points), arm, rival) if arm not in RIVALS else {} for rival in RIVALS]
+        above = [against(points_runs(points), arm, rival)[0] if arm not in RIVALS else {} for rival in RIVALS]
         told = [above[0][PRIMARY].text() if above[0] else "", *(above[1][s].text() if above[1] else "" for s in SCORES)]
         rows.append([f"`{arm}`", samples_a_step(last.runs[0]), f"{rate:g}", *costs, *reached, *told])
     budgets = sorted({point.budget for point in points})
@@ -63,15 +63,14 @@ def verdict_of(differences: Sequence[Difference]) -> str:
     return "yes" if all(each.is_ahead for each in differences) else "no"
 
 
-def against(runs: Sequence[Run], arm: str, rival: str) -> dict[str, Difference]:
-    """Differences by score; empty where nothing can be paired."""
+def against(runs: Sequence[Run], arm: str, rival: str) -> tuple[dict[str, Difference], list[float]]:
+    """Differences by score, and what share of the FLOPs was spent; empty where nothing can be paired."""
     arms = by_arm(runs)
     cheap = {run.pair: run for run in arms[CHEAP] if run.budget == BUDGET}
     theirs = {run.pair: run for run in arms[rival] if run.budget == BUDGET}
-    found = {}
+    found, shares = {}, []
     for score in SCORES:
         values: dict[Pair, float] = {}
-        shares = []
         for pair in sorted(cheap.keys() & theirs.keys(), key=str):
             course = [run for run in arms[arm] if run.pair == pair]
             reached = score_at_cost(course, "FLOPs", cheap[pair].record["flops"], score)
@@ -79,5 +78,5 @@ def against(runs: Sequence[Run], arm: str, rival: str) -> dict[str, Difference]:
                 values[pair] = reached[0] - theirs[pair].test[score]
                 shares.append(reached[1])
         if values:
-            found[score] = Difference(arm, BUDGET, "FLOPs", score, sum(shares) / len(shares), values)
-    return found
+            found[score] = Difference(arm, BUDGET, score, values)
+    return found, shares

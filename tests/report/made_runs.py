@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from contactlm.atomic import write_csv
 from contactlm.runs.record_file import write_run
 
 SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
+IDENTITY = [None, 0.2, 0.35, 0.45, 0.5, 0.9, None, 0.6]
+COPIED = [0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.0, 0.85]
 STEPS_PER_LOOK, LOOKS, TOKENS_PER_STEP = 20, 5, 3232
 
 
@@ -86,3 +91,17 @@ def make_untrained(folder: Path, score: float, **other: Any) -> Path:
         "equal": terms,
     }
     return make_run(folder, "zeroshot", 0, score, **nothing, **none, **other)
+
+
+def add_proteins(folder: Path, seed: int, knows_hits: bool, copied: list[float] | None = None) -> list[float]:
+    """Write test_scores.csv; the scores of each protein."""
+    scores = np.random.default_rng(seed).random(len(IDENTITY)).tolist()
+    rows = [
+        {"id": f"p{n}", "index": n, "mcc_sep6": score, "p_at_L_long": "nan" if n == 3 else score / 2}
+        for n, score in enumerate(scores)
+    ]
+    if knows_hits:
+        for row, identity, copy in zip(rows, IDENTITY, copied or COPIED, strict=True):
+            row |= {"hit_identity": identity, "copy_mcc_sep6": copy, "copy_p_at_L_long": copy}
+    write_csv(folder / "test_scores.csv", rows)
+    return scores

@@ -14,18 +14,26 @@ from PIL import Image
 
 from contactlm.atomic import write_csv
 from contactlm.cli.main import main
-from contactlm.report.compare import Spread, by_arm, differences, group_equal, judge
+from contactlm.report.compare import Spread, by_arm, differences, group_equal
 from contactlm.report.figure import COLORS, arm_styles, draw_score, mean_curve
 from contactlm.report.read import find_runs
-from contactlm.report.summary import group_lines, summarize
+from contactlm.report.summary import group_lines, judge, summarize
 from contactlm.report.table import curve_rows, markdown, table_rows, trivial_scores
 from tests.conftest import Finished
-from tests.report.made_runs import LOOKS, STEPS_PER_LOOK, TOKENS_PER_STEP, chains, equal_terms, make_run, make_untrained
+from tests.report.made_runs import (
+    LOOKS,
+    STEPS_PER_LOOK,
+    TOKENS_PER_STEP,
+    add_proteins,
+    chains,
+    equal_terms,
+    make_run,
+    make_untrained,
+)
 
 CROP, FULL = (0.40, 0.44, 0.42), (0.20, 0.24, 0.19)
 Folders = tuple[Path, Path]
 FILES = {"mcc.png", "mcc_sep6.png", "p_at_L_long.png", "table.csv", "table.md", "curves.csv", "report.html"}
-OVER_BUDGETS = {"frontier.png", "frontier.csv", "paired.csv"}
 
 
 @pytest.fixture
@@ -69,7 +77,7 @@ def test_means_and_sds_over_seeds_are_those_of_numpy(two_arms: Path, tmp_path: P
 def test_the_files_of_a_report(two_arms: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert report(two_arms, "--out", tmp_path / "out") == 0
     out = tmp_path / "out"
-    assert {path.name for path in out.iterdir()} == {*FILES, *OVER_BUDGETS, "report.md"}
+    assert {path.name for path in out.iterdir()} == {*FILES, "paired.csv", "report.md"}
     for name in ("mcc", "mcc_sep6", "p_at_L_long"):
         with Image.open(out / f"{name}.png") as image:
             assert min(image.size) > 600
@@ -203,14 +211,14 @@ def test_unequal_runs_are_not_mixed_unless_asked(two_arms: Path, tmp_path: Path,
     out = tmp_path / "out"
     assert report(two_arms, "--out", out) == 0
     assert "differs: budget: 323,200 (" in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {"set1", "set2", *OVER_BUDGETS, "report.md", "report.html"}
+    assert {path.name for path in out.iterdir()} == {"set1", "set2", "paired.csv", "report.md", "report.html"}
     assert {path.name for path in (out / "set1").iterdir()} == FILES
     means = [row for row in rows_of(out / "set1" / "table.csv") if (row["row"], row["arm"]) == ("mean", "crop200")]
     assert math.isclose(float(means[0]["test_mcc_sep6"]), np.mean(CROP)) and means[0]["seed"] == "3"
 
     assert report(two_arms, "--out", out, "--mixed") == 0
     assert "differs within this table: budget: 323,200 (" in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {*FILES, *OVER_BUDGETS, "report.md"}  # the sets of before are gone
+    assert {path.name for path in out.iterdir()} == {*FILES, "paired.csv", "report.md"}  # the sets of before are gone
     means = [row for row in rows_of(out / "table.csv") if (row["row"], row["arm"]) == ("mean", "crop200")]
     assert math.isclose(float(means[0]["test_mcc_sep6"]), np.mean((*CROP, 0.9)))
 
@@ -299,6 +307,24 @@ def test_what_bears_on_a_comparison_is_noted(two_arms: Path) -> None:
     assert "runs of arm full1020 differ in crop: " in text
     assert "slow ended after 1,000 of 323,200 tokens" in text
     assert "arms have different seeds: crop200: 0, 1, 2; full1020: 0, 1, 2, 3" in text
+
+
+def test_scores_of_a_checkpoint_that_was_given_something_else_are_not_those_of_its_run(tmp_path: Path) -> None:
+    reads = {"hits": 4, "shuffled_hits": False}
+    fit = make_run(tmp_path / "retrieval" / "version_0", "retrieval", 0, 0.3, reads=reads, test={})
+    same = make_run(tmp_path / "retrieval" / "version_1", "retrieval", 0, 0.3, reads=reads, command="test")
+    other = make_run(
+        tmp_path / "retrieval" / "version_2", "retrieval", 0, 0.1, reads=reads | {"shuffled_hits": True}, command="test"
+    )
+    scores = add_proteins(same, 3, knows_hits=True)
+    add_proteins(other, 4, knows_hits=True)
+    found = find_runs([tmp_path])
+    (run,) = found.runs
+    assert (run.path, run.tested_in, run.test["mcc_sep6"]) == (fit, same, 0.3)
+    assert [row["mcc_sep6"] for row in run.proteins().values()] == scores
+    assert "shuffled_hits True, there False" in found.left_out[other] and "--record.arm" in found.left_out[other]
+    make_run(other, "shuffled_at_test", 0, 0.1, reads=reads | {"shuffled_hits": True}, command="test")
+    assert [run.arm for run in find_runs([tmp_path]).runs] == ["retrieval", "shuffled_at_test"]
 
 
 def complaint(capsys: pytest.CaptureFixture, *arguments: object) -> str:

@@ -1,4 +1,4 @@
-"""The frontier of arms, budgets and backbones, and paired differences, of runs with known numbers."""
+"""Paired differences of runs with known numbers, and what else differs between their arms."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from contactlm.cli.main import main
-from contactlm.report.compare import by_arm, group_equal
-from contactlm.report.confounds import confounds, samples_a_step
-from contactlm.report.frontier import draw_frontier, frontier_points, frontier_rows, whole_experiments
-from contactlm.report.paired import SCORES, Difference, ahead_line, paired_differences
+from contactlm.report.compare import by_arm, confounds, group_equal, samples_a_step
 from contactlm.report.read import Run, find_runs
+from contactlm.report.summary import PAIRED_SCORES as SCORES
+from contactlm.report.summary import Difference, difference_table, paired_differences, whole_experiments
 from tests.report.made_runs import equal_terms, make_run
 from tests.report.test_report import rows_of
 
@@ -70,13 +70,14 @@ def test_runs_of_several_backbones_are_paired_and_their_means_are_not_taken(expe
     assert len(group_equal(runs)) == len(BACKBONES) * len(BUDGETS)  # no table mixes them
     (whole,) = whole_experiments(runs)
     assert len(whole) == len(runs) == 36
-    at_tokens = found(paired_differences(whole, "crop200"), budget=500_000, cost="tokens", score="mcc_long")
+    at_tokens = found(paired_differences(whole, "crop200"), budget=500_000, score="mcc_long")
     expected = [0.2 + 0.01 * seed + 0.005 * k for k in range(3) for seed in SEEDS]
     assert list(at_tokens.values.values()) == pytest.approx(expected)
-    assert at_tokens.mean == pytest.approx(np.mean(expected)) and at_tokens.share == 1
-    assert at_tokens.se_pairs == pytest.approx(np.std(expected, ddof=1) / np.sqrt(6))
+    assert at_tokens.mean == pytest.approx(np.mean(expected))
+    over_pairs, over_backbones = at_tokens.errors
+    assert over_pairs == pytest.approx(np.std(expected, ddof=1) / np.sqrt(6))
     by_backbone = [0.205 + 0.005 * k for k in range(3)]
-    assert at_tokens.se_backbones == pytest.approx(np.std(by_backbone, ddof=1) / np.sqrt(3))
+    assert over_backbones == pytest.approx(np.std(by_backbone, ddof=1) / np.sqrt(3))
     assert at_tokens.se is not None and at_tokens.is_ahead
     assert at_tokens.se == pytest.approx(max(np.std(expected, ddof=1) / 6**0.5, np.std(by_backbone, ddof=1) / 3**0.5))
     # taken without pairs, the spread of the backbones would drown it
@@ -84,68 +85,24 @@ def test_runs_of_several_backbones_are_paired_and_their_means_are_not_taken(expe
     assert np.std(levels, ddof=1) / np.sqrt(6) > 4 * at_tokens.se
 
 
-@pytest.mark.parametrize("cost", ["FLOPs", "seconds"])
-def test_at_equal_cost_scores_are_interpolated_and_not_extrapolated(experiment: Path, cost: str) -> None:
-    """Scores rise with the logarithm of the cost, so that interpolation is exact."""
-    runs = find_runs([experiment]).runs
-    differences = paired_differences(runs, "crop200")
-    one = found(differences, budget=500_000, cost=cost, score="mcc_sep6")
-    expected = [
-        score_of("whole", b, s, 500_000 / 3) - score_of("crop200", b, s, 500_000) for b in BACKBONES for s in SEEDS
-    ]
-    assert list(one.values.values()) == pytest.approx(expected) and one.share == pytest.approx(1)
-    # whole chains cost more than crop200 at 100,000 and 200,000 tokens, even with their smallest budget
-    assert {each.budget for each in differences if each.cost == cost} == {500_000}
-    # the other way round, crops spend less: their longest run is taken as it is
-    reverse = found(paired_differences(runs, "whole"), budget=500_000, cost=cost, score="mcc_sep6")
-    assert reverse.share == pytest.approx(1 / 3) and reverse.mean == pytest.approx(-0.21, abs=1e-6)
-    inside = found(paired_differences(runs, "whole"), budget=100_000, cost=cost, score="mcc_sep6")
-    assert inside.share == pytest.approx(1)
-    assert inside.mean == pytest.approx(-0.21 + RISE * math.log(3))
-
-
 def test_only_arms_that_are_ahead_on_all_scores_are_called_so(experiment: Path) -> None:
-    line = ahead_line(paired_differences(find_runs([experiment]).runs, "crop200"), "crop200")
-    assert line.endswith("at no more FLOPs than its 500,000 tokens take: whole")
+    def line() -> str:
+        return difference_table(paired_differences(find_runs([experiment]).runs, "crop200"), "crop200")[0]
+
+    assert line().endswith("at 500,000 tokens: whole")
     for backbone in BACKBONES:
         for seed in SEEDS:
             for budget in BUDGETS:
                 poor = dict.fromkeys(SCORES, score_of("whole", backbone, seed, budget)) | {"auprc_sep6": 0.0}
                 make(experiment, "whole", backbone, seed, budget, test=poor)
-    line = ahead_line(paired_differences(find_runs([experiment]).runs, "crop200"), "crop200")
-    assert line.endswith("take: no arm")
+    assert line().endswith("at 500,000 tokens: no arm")
 
 
 def test_one_pair_has_no_standard_error(tmp_path: Path) -> None:
     for arm in ARMS:
         make(tmp_path, arm, "aaaa", 0, 500_000)
-    one = found(paired_differences(find_runs([tmp_path]).runs, "crop200"), cost="tokens", score="mcc_sep6")
+    one = found(paired_differences(find_runs([tmp_path]).runs, "crop200"), score="mcc_sep6")
     assert one.se is None and not one.is_ahead and one.text() == "+0.200 (one pair)"
-
-
-def test_points_are_means_over_what_every_arm_was_run_with(experiment: Path, tmp_path: Path) -> None:
-    points, left_out = frontier_points(find_runs([experiment]).runs)
-    assert not left_out and len(points) == 6 and {len(point.runs) for point in points} == {6}
-    rows = frontier_rows(points)
-    one = next(row for row in rows if (row["arm"], row["budget"]) == ("whole", 200_000))
-    expected = [score_of("whole", b, s, 200_000) for b in BACKBONES for s in SEEDS]
-    assert one["test_mcc_sep6"] == pytest.approx(np.mean(expected)) and one["backbones"] == 3
-    assert one["se_mcc_sep6"] == pytest.approx(np.std(expected, ddof=1) / np.sqrt(6))
-    assert (one["tokens"], one["flops"], one["seconds"], one["samples_a_step"]) == (200_000, 6e11, 600, "16")
-    axes = draw_frontier(points).axes
-    assert len(axes) == 6
-    lines = np.asarray(axes[1].lines[0].get_xydata())
-    np.testing.assert_allclose(lines[:, 0], np.array(BUDGETS) * 1e6)
-    # an arm that lacks a backbone takes that backbone from all
-    make(tmp_path / "more", "crop200", "dddd", 0, 500_000)
-    points, left_out = frontier_points(find_runs([experiment, tmp_path / "more"]).runs)
-    assert "left out of the frontier: 1 runs" in left_out[0] and {len(point.runs) for point in points} == {6}
-    # and a budget that was tried once gives no point
-    make(tmp_path / "more", "whole", "aaaa", 0, 300_000)
-    points, left_out = frontier_points(find_runs([experiment, tmp_path / "more"]).runs)
-    assert "2 runs" in left_out[0] and len(points) == 6
-    points, left_out = frontier_points(find_runs([tmp_path / "more"]).runs)
-    assert points == [] and "no backbone and seed that every arm" in left_out[0]
 
 
 def test_what_else_differs_is_told(experiment: Path) -> None:
@@ -183,11 +140,10 @@ def test_the_files_and_the_reference_of_a_report(
     assert "confounded: whole and crop200" in printed and "ahead of crop200 by more than 2 standard errors" in printed
     text = (tmp_path / "out" / "report.md").read_text()
     assert "Test scores above those of crop200 at 500,000 tokens" in text
-    assert "| whole | 4 | 2 | 1.00 | +0.210 ± 0.005 |" in text
+    assert "| whole | 4 | 2 | +0.210 ± 0.005 |" in text
     rows = rows_of(tmp_path / "out" / "paired.csv")
-    assert {row["equal"] for row in rows} == {"tokens", "FLOPs", "seconds"} and rows[0]["reference"] == "crop200"
-    assert len(rows_of(tmp_path / "out" / "frontier.csv")) == 4 and (tmp_path / "out" / "frontier.png").is_file()
-    monkeypatch.setattr("contactlm.cli.report.save_figure", lambda *_: None)  # drawn once
+    assert {row["equal"] for row in rows} == {"tokens"} and rows[0]["reference"] == "crop200"
+    monkeypatch.setattr("contactlm.cli.report.draw_score", lambda *_: Figure())  # drawn once
     assert main([*given, "--reference", "whole"]) == 0
     assert {row["arm"] for row in rows_of(tmp_path / "out" / "paired.csv")} == {"crop200"}
     capsys.readouterr()

@@ -1,4 +1,9 @@
-"""The frontier: what every arm reaches with how many tokens, FLOPs and seconds, over all budgets and backbones."""
+"""What every arm reaches with how many tokens, FLOPs and seconds, and differences at equal cost, for bench_samples.py.
+
+At equal FLOPs or seconds an arm's score is interpolated between its budgets, linearly in the logarithm of the cost, and
+never extrapolated: an arm whose runs all cost less is taken at the end of its longest one, and one whose runs all cost
+more is not compared.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +17,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from contactlm.report.compare import by_arm, group_equal
-from contactlm.report.confounds import samples_a_step
+from contactlm.report.compare import by_arm, samples_a_step
 from contactlm.report.figure import FIGURES, arm_styles
-from contactlm.report.paired import COSTS, SCORES, comparable
-from contactlm.report.read import Run
+from contactlm.report.read import Pair, Run
+from contactlm.report.summary import PAIRED_SCORES as SCORES
+from contactlm.report.summary import Difference
+from contactlm.report.table import grid
 
 DRAWN = ("mcc_sep6", "p_at_L_long")
 AXES = {"tokens": "training tokens", "FLOPs": "FLOPs of training", "seconds": "seconds of training"}
-MAY_DIFFER = ("budget", "backbone")
+COSTS: dict[str, Callable[[Run], float | None]] = {
+    "tokens": lambda run: run.record["tokens"],
+    "FLOPs": lambda run: run.record["flops"],
+    "seconds": lambda run: (run.record.get("seconds") or {}).get("training"),
+}
+SLACK = 0.01  # of a cost: budgets end with a batch, never at the token
 
 
 @dataclass(frozen=True)
@@ -48,16 +59,11 @@ class Point:
         return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def whole_experiments(runs: Sequence[Run]) -> list[list[Run]]:
-    """Groups of trained and tested runs that differ in nothing but arm, seed, budget and backbone."""
-    return [group for group in group_equal(comparable(runs), MAY_DIFFER) if len(by_arm(group)) > 1]
-
-
 def frontier_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
     """Points over the backbones and seeds that every arm was run with; a budget that lacks one of them gives no point.
 
     Args:
-        runs: Of one experiment; see :func:`whole_experiments`.
+        runs: Of one experiment; see :func:`contactlm.report.summary.whole_experiments`.
 
     Returns:
         The points, arm by arm; and what had to be left out for it, in words.
@@ -76,7 +82,7 @@ def frontier_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
 
 
 def frontier_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Rows of ``frontier.csv``."""
+    """Rows of a table of the points."""
     return [
         {
             "arm": point.arm,
@@ -133,3 +139,60 @@ def _label(ax: Axes, cost: str) -> None:
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_axisbelow(True)
+
+
+def equal_cost(runs: Sequence[Run], reference: str, budget: int, cost: str) -> list[tuple[Difference, float]]:
+    """Differences to the reference at what its runs of a budget cost, each with the share of it that was spent."""
+    arms = {arm: _courses(members) for arm, members in by_arm(runs).items()}
+    theirs = {pair: run for pair, course in arms.pop(reference).items() for run in course if run.budget == budget}
+    found = []
+    for arm, ours in arms.items():
+        for score in SCORES:
+            values: dict[Pair, float] = {}
+            shares = []
+            for pair in sorted(ours.keys() & theirs.keys(), key=str):
+                reached = score_at_cost(ours[pair], cost, COSTS[cost](theirs[pair]), score)
+                if reached is not None and score in theirs[pair].test:
+                    values[pair] = reached[0] - theirs[pair].test[score]
+                    shares.append(reached[1])
+            if values:
+                found.append((Difference(arm, budget, score, values), float(np.mean(shares))))
+    return found
+
+
+def equal_cost_table(runs: Sequence[Run], reference: str, budget: int, cost: str) -> str:
+    """Differences at equal cost, as a Markdown table."""
+    arms: dict[str, dict[str, tuple[Difference, float]]] = {}
+    for each, share in equal_cost(runs, reference, budget, cost):
+        arms.setdefault(each.arm, {})[each.score] = each, share
+    rows = []
+    for arm, own in arms.items():
+        first, share = next(iter(own.values()))
+        scores = [own[score][0].text() if score in own else "" for score in SCORES]
+        rows.append([arm, str(len(first.values)), f"{share:.2f}", *scores])
+    return grid([f"above {reference} at its {cost}", "pairs", "spent", *SCORES], rows)
+
+
+def _courses(runs: Sequence[Run]) -> dict[Pair, list[Run]]:
+    courses: dict[Pair, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.record["tokens"]):
+        courses.setdefault(run.pair, []).append(run)
+    return courses
+
+
+def score_at_cost(runs: Sequence[Run], cost: str, most: float | None, score: str) -> tuple[float, float] | None:
+    """An arm's score at a cost, and how much of the cost it has spent; None where it has no run so cheap.
+
+    Args:
+        runs: Of one arm, backbone and seed, each of another budget.
+        cost: See :data:`COSTS`.
+        most: Of that.
+        score: Such as ``mcc_sep6``.
+    """
+    points = [(spent, run.test[score]) for run in runs if (spent := COSTS[cost](run)) and score in run.test]
+    if not points or not most:
+        return None
+    x, y = (np.array(column, dtype=float) for column in zip(*sorted(points), strict=True))
+    if most < x[0] * (1 - SLACK):
+        return None
+    return float(np.interp(np.log(most), np.log(x), y)), float(np.clip(most, x[0], x[-1]) / most)
