@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 
 from contactlm.alphabet import UNKNOWN_LETTER
 from contactlm.benchmark.lists import AskedChain
-from contactlm.benchmark.reader import ChainReader
 from contactlm.benchmark.structures import FoundFiles, author_chains, entry_in
 from contactlm.homology.alignment import Aligner
 from contactlm.metrics.contracts import Atom
 from contactlm.structure.beta_carbon import beta_carbons
+from contactlm.structure.files import split_name
+from contactlm.structure.parse import read_chains
 from contactlm.types import Chain, StructureError
 
 MIN_IDENTITY = 0.95  # of the known residues of the list that the file has
@@ -66,21 +68,21 @@ class CheckedChain:
 
 
 def check_chains(
-    chains: Sequence[AskedChain], files: FoundFiles, reader: ChainReader, tell: Callable[[], object]
+    chains: Sequence[AskedChain], files: FoundFiles, tell: Callable[[], object] = lambda: None
 ) -> list[CheckedChain]:
-    """Look up every chain of a list.
-
-    Args:
-        chains: Those of the list.
-        files: Of their entries.
-        reader: Reads them.
-        tell: Called after each chain.
-    """
+    """Look up every chain of a list in the files of its entries; ``tell`` is called after each."""
     checked = []
+    read = lru_cache(maxsize=1)(_chains_in)  # lists name several parts of one chain
     for asked in chains:
-        checked.append(_check(asked, files, reader))
+        checked.append(_check(asked, files, read))
         tell()
     return checked
+
+
+def _chains_in(path: Path) -> dict[str, Chain]:
+    """Chains of a file by the author's chain id."""
+    stem = split_name(path)[0]
+    return {chain.id[len(stem) + 1 :]: chain for chain in read_chains(path)}
 
 
 def counts(checked: Sequence[CheckedChain]) -> Counter[str]:
@@ -90,14 +92,14 @@ def counts(checked: Sequence[CheckedChain]) -> Counter[str]:
     return Counter(asked=len(checked), found=found, replaced=states[REPLACED], missing=states[MISSING])
 
 
-def _check(asked: AskedChain, files: FoundFiles, reader: ChainReader) -> CheckedChain:
+def _check(asked: AskedChain, files: FoundFiles, read: Callable[[Path], Mapping[str, Chain]]) -> CheckedChain:
     if asked.facts.get("scorable") == "0":
         return CheckedChain(asked, MISSING, "the list says that it cannot be scored (scorable is 0)")
     path = files.of(asked)
     if path is None:
         return CheckedChain(asked, MISSING, files.problems.get(asked.entry, "no file of that entry is there"))
     try:
-        chains = reader.chains(path)
+        chains = read(path)
         name = author_chains(path).get(asked.chain) if asked.naming == "label" else asked.chain
         own_entry = entry_in(path)
     except StructureError as error:
@@ -106,7 +108,7 @@ def _check(asked: AskedChain, files: FoundFiles, reader: ChainReader) -> Checked
     if checked.state != MISSING and own_entry not in (None, asked.entry):
         said = f"the file of {asked.entry} says that it is entry {own_entry}"
         reason = f"{checked.reason}; {said}" if checked.reason else said
-        return CheckedChain(**{**checked.__dict__, "state": REPLACED, "reason": reason})
+        return replace(checked, state=REPLACED, reason=reason)
     return checked
 
 
@@ -119,7 +121,7 @@ def _choose(asked: AskedChain, path: Path, name: str | None, chains: Mapping[str
         checked = _fit(asked, path, chain)
         if checked.state == FOUND:
             reason = f"{there}; chain {other} has its sequence"
-            return CheckedChain(**{**checked.__dict__, "state": REPLACED, "reason": reason})
+            return replace(checked, state=REPLACED, reason=reason)
     return CheckedChain(asked, MISSING, there)
 
 
@@ -154,11 +156,7 @@ def _length_fault(asked: AskedChain, chain: Chain) -> str:
 
 
 def place(wanted: str, there: str) -> tuple[NDArray[np.int64], float, float]:
-    """Find the residues of a sequence in a longer, shorter or slightly different one.
-
-    Args:
-        wanted: L letters.
-        there: M letters.
+    """Find the L residues of a sequence in a longer, shorter or slightly different one.
 
     Returns:
         The index in ``there`` of each residue, int64 (L,), −1 where it has none; the share of identical ones among

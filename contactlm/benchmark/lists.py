@@ -65,9 +65,6 @@ class BenchmarkSet:
     Attributes:
         name: Its name; of a user's list the file's, without suffix.
         chains: In the order of the list.
-        about: What it is.
-        source: Where the list is from.
-        licence: Of the source.
         age: ``older`` or ``newer`` than ESM-2's pretraining data; empty where nobody said.
         note: What has to be known with every result.
     """
@@ -81,11 +78,7 @@ class BenchmarkSet:
     note: str = ""
 
     def part(self, subset: str) -> BenchmarkSet:
-        """The chains of a subset; see :meth:`AskedChain.belongs`.
-
-        Raises:
-            DataError: It has none.
-        """
+        """The chains of a subset; see :meth:`AskedChain.belongs`. Raises DataError where it has none."""
         chains = tuple(chain for chain in self.chains if chain.belongs(subset))
         if not chains:
             raise DataError(
@@ -97,18 +90,7 @@ class BenchmarkSet:
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """A figure from the literature.
-
-    Attributes:
-        set: Name of the test set.
-        subset: The chains it is the mean of; see :meth:`AskedChain.belongs`.
-        model: Such as ``ESM-2 650M``.
-        method: How maps were read from the model.
-        score: Such as ``p_at_L_long``.
-        value: The figure.
-        contract: What it was measured with; see :mod:`contactlm.metrics.contracts`.
-        source: Where it stands.
-    """
+    """A figure from the literature: the mean of a score over a subset's chains, under a contract."""
 
     set: str
     subset: str
@@ -160,11 +142,7 @@ def load_set(name: str) -> BenchmarkSet:
 
 
 def read_list(path: Path) -> tuple[AskedChain, ...]:
-    """Read a CSV file of chains; see :func:`load_set`.
-
-    Raises:
-        DataError: It cannot be read, a row is none, or two rows are the same.
-    """
+    """Read a CSV file of chains; see :func:`load_set`."""
     rows = _rows(path, NEEDED)
     if not rows:
         raise DataError(f"{path}: the list has no chain")

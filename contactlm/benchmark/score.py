@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from contactlm.benchmark.check import CheckedChain
-from contactlm.benchmark.kept import KeptScores, Scores, chain_checksum
-from contactlm.callbacks.origin import weights_checksum
-from contactlm.callbacks.run_facts import module_facts
 from contactlm.metrics.contracts import CONTRACTS, OURS, contract_scores
 from contactlm.metrics.scores import score_protein, trivial_probability
 from contactlm.modules.base import MapModule
@@ -29,6 +25,7 @@ SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long", "p_at_L2_long", "p_at_L5
 TRIVIAL = "trivial (|i − j| ≤ 2)"
 COPY = "copy of the best hit"
 TUNED = "mcc_sep6_tuned"
+Scores = dict[str, float]
 
 
 def under(contract: str, score: str) -> str:
@@ -50,7 +47,7 @@ class Predictor:
     name: str
     rows: dict[str, Scores]
     is_model: bool = False
-    identity: Mapping[str, float] | None = field(default=None)
+    identity: Mapping[str, float] | None = None
 
 
 def map_scores(
@@ -80,43 +77,26 @@ def score_model(
     module: MapModule,
     chains: Sequence[CheckedChain],
     contracts: Sequence[str],
-    cache_dir: Path,
     tell: Callable[[], object],
 ) -> Predictor:
-    """Predict the chains whose scores are not kept yet, and score them.
-
-    Maps are scored as ``contactlm test`` does: before any calibration.
+    """Predict chains and score their maps as ``contactlm test`` does: before any calibration.
 
     Args:
         name: Of the model, in tables.
         module: The model.
         chains: Chains that are not missing.
         contracts: Names of the contracts to score under, beside ours.
-        cache_dir: Where scores are kept.
         tell: Called after each chain.
     """
     module.hold_out([chain.asked.protein for chain in chains], [chain.sequence for chain in chains])
-    facts = [module_facts(module, kind) for kind in ("equal", "reads")]
-    held_out = sorted(chain.asked.protein for chain in chains) if any(facts) else []
-    options = [module.windows.window, module.windows.least_overlap, module.tuned_threshold, *facts, held_out]
-    kept = KeptScores(cache_dir, f"{weights_checksum(module)} {json.dumps(options, sort_keys=True)}")
-    keys = {chain.asked.id: chain_checksum(chain) for chain in chains}
-    wanted = {*SCORES, *(under(contract, "p_at_L_long") for contract in contracts)}
-    missing = [chain for chain in chains if not wanted <= (kept.of(keys[chain.asked.id]) or {}).keys()]
-    for _ in range(len(chains) - len(missing)):
+    module.applies_calibration = False
+    chains = sorted(chains, key=lambda chain: len(chain.sequence))  # those of like length share a pass
+    rows = {}
+    predicted = predict_contacts((chain.sequence for chain in chains), module)
+    for chain, each in zip(chains, predicted, strict=True):
+        rows[chain.asked.id] = map_scores(each.probability, chain, contracts, module.tuned_threshold)
         tell()
-    missing.sort(key=lambda chain: len(chain.sequence))  # those of like length share a pass
-    module.applies_calibration = False  # maps are scored as `contactlm test` scores them
-    for chain, probability in zip(missing, _predicted(module, missing), strict=True):
-        key = keys[chain.asked.id]
-        kept.add(key, (kept.of(key) or {}) | map_scores(probability, chain, contracts, module.tuned_threshold))
-        tell()
-    return Predictor(name, {chain_id: kept.of(key) or {} for chain_id, key in keys.items()}, is_model=True)
-
-
-def _predicted(module: MapModule, chains: Sequence[CheckedChain]) -> Iterator[NDArray[np.float32]]:
-    for predicted in predict_contacts((chain.sequence for chain in chains), module):
-        yield predicted.probability
+    return Predictor(name, rows, is_model=True)
 
 
 def score_trivial(chains: Sequence[CheckedChain], contracts: Sequence[str]) -> Predictor:

@@ -1,4 +1,4 @@
-"""Structure files of a test set: of a folder, or fetched from RCSB once."""
+"""Structure files of a test set: of a folder, fetched from RCSB once, or made of synthetic proteins."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from contactlm.atomic import atomic_path
-from contactlm.benchmark.lists import AskedChain
+from contactlm.atomic import atomic_path, write_csv
+from contactlm.benchmark.lists import AskedChain, BenchmarkSet, read_list
 from contactlm.data.files import find_structures
 from contactlm.data.rcsb.download import CHECK, RCSB, download_structures
 from contactlm.data.rcsb.ids import parse_id
+from contactlm.data.synthetic import SyntheticOptions, write_synthetic
 from contactlm.structure.files import lines_of, read_blocks, split_name
+from contactlm.structure.mmcif import BackboneDict
+from contactlm.structure.mmcif_lines import ATOMS
+from contactlm.structure.parse import read_chains
 from contactlm.types import DataError, StructureError
 
 MISSING_FILE = "missing_entries.txt"
+SMOKE = "smoke"
+PROTEINS = 8  # of it
 _HEADER_LINES = 200  # within which a file says which entry it is
 
 
@@ -60,10 +66,7 @@ class FoundFiles:
 def obtain_structures(chains: Sequence[AskedChain], source: StructureSource, out: Path) -> FoundFiles:
     """Find the files of some chains, and fetch what is missing unless a folder or offline work was asked for.
 
-    Args:
-        chains: The chains.
-        source: Where to look.
-        out: Folder of the results: where the server cannot be reached, the missing entries are listed there.
+    Where the server cannot be reached, the missing entries are listed in the folder ``out``.
 
     Raises:
         DataError: No such folder; or the server cannot be reached, which says what is missing and how to bring it.
@@ -71,13 +74,11 @@ def obtain_structures(chains: Sequence[AskedChain], source: StructureSource, out
     if source.folder is not None:
         return FoundFiles(_by_stem(find_structures(source.folder, "structures")))
     entries = sorted({chain.entry for chain in chains})
+    missing = [entry for entry in entries if not (source.cache / f"{entry}.cif.gz").is_file()]
     if source.offline:
-        there = {entry: source.cache / f"{entry}.cif.gz" for entry in entries}
         reason = f"not fetched yet: run once without --offline, or put {{}}.cif.gz into {source.cache}"
-        return FoundFiles(
-            {entry: path for entry, path in there.items() if path.is_file()},
-            {entry: reason.format(entry) for entry, path in there.items() if not path.is_file()},
-        )
+        files = {entry: source.cache / f"{entry}.cif.gz" for entry in entries if entry not in missing}
+        return FoundFiles(files, {entry: reason.format(entry) for entry in missing})
     try:
         report = download_structures(entries, source.cache, source.base_url, remedy=CHECK)
     except DataError as error:
@@ -106,11 +107,7 @@ def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def entry_in(path: Path) -> str | None:
-    """The PDB id that a file gives itself, in lower case; None where it gives none.
-
-    Raises:
-        StructureError: The file cannot be read.
-    """
+    """The PDB id that a file gives itself, in lower case; None where it gives none."""
     is_pdb = split_name(path)[1] == "pdb"
     with closing(read_blocks(path)) as blocks:
         for _, line in zip(range(_HEADER_LINES), lines_of(blocks), strict=False):
@@ -125,13 +122,7 @@ def entry_in(path: Path) -> str | None:
 
 
 def author_chains(path: Path) -> dict[str, str]:
-    """The author's chain id of each of mmCIF's own (label) ids.
-
-    Raises:
-        StructureError: The file cannot be read, or is no mmCIF file, which alone has such ids.
-    """
-    from contactlm.structure.mmcif import ATOMS, BackboneDict
-
+    """The author's chain id of each of mmCIF's own (label) ids. Raises StructureError for other files."""
     if split_name(path)[1] == "pdb":
         raise StructureError(path, "the list names the chain by its label id, which only mmCIF files have")
     try:
@@ -140,3 +131,19 @@ def author_chains(path: Path) -> dict[str, str]:
     except (ValueError, LookupError) as error:
         raise StructureError(path, f"cannot be read as mmCIF: {error}") from error
     return {label: author for label, author, number in reversed(rows) if number not in "?."}
+
+
+def smoke_set(folder: Path) -> tuple[BenchmarkSet, Path]:
+    """Write a test set of synthetic proteins into a folder; the set, and the folder of its structures."""
+    test = write_synthetic(SyntheticOptions(str(folder / "made"), n_train=1, n_test=PROTEINS, seed=22))[1]
+    rows = []
+    for number, path in enumerate(sorted(test.glob("*.pdb"))):
+        entry = f"9s{number:02d}"  # files are called as entries are
+        with atomic_path(folder / "structures" / f"{entry}.pdb") as temporary:
+            temporary.write_bytes(path.read_bytes())
+        [chain] = read_chains(path)
+        rows.append({"pdb_id": entry, "chain": "A", "length": len(chain), "sequence": chain.sequence})
+    write_csv(folder / "smoke.csv", rows)
+    about = "SYNTHETIC proteins: scores say nothing about real ones"
+    asked = BenchmarkSet(SMOKE, read_list(folder / "smoke.csv"), about, "contactlm.data.synthetic")
+    return asked, folder / "structures"

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from contactlm.benchmark.lists import load_set, published_figures, shipped_sets
 from contactlm.cli.commands import SOME_SKIPPED, description
@@ -18,41 +19,27 @@ LIST = "list"
 MORE = """\
 A set is one of `contactlm benchmark list`, `smoke` (synthetic proteins, no network), or a CSV file of your own with the
 columns pdb_id and chain and, where known, sequence. NAME:PART takes a part of it: dates FROM..TO, a role, a chain's id.
-Structures are fetched from RCSB once and kept in the cache folder, as scores are, by model and chain."""
+Structures are fetched from RCSB once and kept in the cache folder."""
 
 
 def benchmark_command(arguments: Sequence[str]) -> int:
-    """Run ``contactlm benchmark``.
-
-    Returns:
-        The exit status: 0, or 3 when chains of a set are missing (they are named). Arguments that cannot be parsed end
-        the process with 2.
-
-    Raises:
-        ContactLMError: A set, a model or the structures cannot be had.
-    """
+    """Run ``contactlm benchmark``; the exit status is 3 when chains of a set are missing, which are named."""
     given = _parser().parse_args(arguments)
     if given.names == [LIST]:
         sys.stdout.write(f"{list_text()}\n")
         return 0
-    from contactlm.benchmark.check import counts  # torch and lightning take seconds, which the list needs not
-    from contactlm.benchmark.page import write_page
-    from contactlm.benchmark.run import REPORT, BenchmarkOptions, Candidate, run_benchmark
+    from contactlm.benchmark.results import write_page  # torch and lightning take seconds, which the list needs not
+    from contactlm.benchmark.run import REPORT, BenchmarkOptions, run_benchmark
     from contactlm.benchmark.structures import StructureSource
 
-    cache_dir = Path(given.cache_dir).expanduser() if given.cache_dir else default_cache_dir()
+    cache_dir = given.cache_dir or default_cache_dir()
     source = StructureSource(
-        Path(given.download_dir).expanduser() if given.download_dir else cache_dir / "structures",
-        Path(given.structures).expanduser() if given.structures else None,
-        given.offline,
-        given.base_url,
+        given.download_dir or cache_dir / "structures", given.structures, given.offline, given.base_url
     )
-    out = Path(given.out).expanduser()
-    database = Path(given.database).expanduser() if given.database else None
-    candidates = [Candidate(*pair, given.head) for pair in _named(given).items()]
-    results = run_benchmark(given.names, candidates, BenchmarkOptions(source, cache_dir, out, database))
-    sys.stdout.write(f"{write_page(results)}\nwritten to {out / REPORT} and the tables beside it\n")
-    return SOME_SKIPPED if any(counts(result.checked)["missing"] for result in results) else 0
+    options = BenchmarkOptions(source, cache_dir, given.out, given.database, given.head)
+    results = run_benchmark(given.names, _named(given), options)
+    sys.stdout.write(f"{write_page(results)}\nwritten to {given.out / REPORT} and the tables beside it\n")
+    return SOME_SKIPPED if any(len(result.found) < len(result.checked) for result in results) else 0
 
 
 def list_text() -> str:
@@ -106,6 +93,10 @@ def short_names(locations: Sequence[str]) -> list[str]:
     return list(locations)
 
 
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "contactlm benchmark",
@@ -113,22 +104,22 @@ def _parser() -> argparse.ArgumentParser:
         epilog=MORE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
-    add("names", nargs="+", metavar="NAME", help="Test sets, or list: tell the shipped ones.")
-    add("--ckpt_path", nargs="+", default=[], metavar="FILE", help="Checkpoints, or folders of `contactlm export`.")
-    add(
-        "--model.pretrained", dest="pretrained", nargs="+", default=[], metavar="NAME",
-        help="Published models by hub name or folder, with their own contact head.",
-    )  # fmt: skip
+    add, where = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    several: dict[str, Any] = {"nargs": "+", "default": []}
+    add("names", nargs="+", metavar="NAME", help="Test sets, or list: show the shipped ones.")
+    add("--ckpt_path", **several, metavar="FILE", help="Checkpoints, or folders of `contactlm export`.")
+    hub = "Published models by hub name or folder, with their own contact head."
+    add("--model.pretrained", dest="pretrained", **several, metavar="NAME", help=hub)
     add("--model.head", dest="head", metavar="FILE", help="Contact head of `contactlm head fit`, for one of those.")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--structures", metavar="DIR", help="Folder of structure files, called as entries are; no network."
-    )
-    where.add_argument("--offline", action="store_true", help="Fetch nothing: score what was fetched before.")
-    add("--database", metavar="DB", help="Of `contactlm index build`: also score copying the best hit in it.")
-    add("--out", default="benchmark", help="Folder to write (default: benchmark).")
+    files = "Folder of structure files, called as entries are; no network."
+    where("--structures", type=_folder, metavar="DIR", help=files)
+    where("--offline", action="store_true", help="Fetch nothing: score what was fetched before.")
+    copied = "Of `contactlm index build`: also score copying the best hit in it."
+    add("--database", type=_folder, metavar="DB", help=copied)
+    add("--out", type=_folder, default="benchmark", help="Folder to write (default: benchmark).")
     add("--base_url", default=RCSB, help="Server of mmCIF files (default: %(default)s).")
-    add("--download_dir", metavar="DIR", help="Where fetched structures are kept; default: in the cache folder.")
-    add("--cache_dir", metavar="DIR", help="Cache folder; default: $CONTACTLM_CACHE or ~/.cache/contactlm.")
+    fetched = "Where fetched structures are kept; default: in the cache folder."
+    add("--download_dir", type=_folder, metavar="DIR", help=fetched)
+    cache = "Cache folder; default: $CONTACTLM_CACHE or ~/.cache/contactlm."
+    add("--cache_dir", type=_folder, metavar="DIR", help=cache)
     return parser

@@ -90,9 +90,9 @@ def write_report(
             text += [*([f"## {name}"] if name else []), _bullets(summary), tables]
         for number, experiment in enumerate(whole_experiments(found.runs), start=1):
             name = PAIRED if number == 1 else f"{PAIRED}{number}"
-            compared, tables = _write_paired(experiment, folder / f"{name}.csv", reference)
+            compared, table = _write_paired(experiment, folder / f"{name}.csv", reference)
             lines += compared
-            text += [f"## {name}", _bullets(compared), *tables]
+            text += [f"## {name}", _bullets(compared), *table]
         last = [*(f"left out: {path}: {reason}" for path, reason in found.left_out.items()), RULE]
         if sets:
             write_overview([*lines, *last], sets, folder / PAGE)

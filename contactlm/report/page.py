@@ -79,7 +79,7 @@ def _table(place: str, caption: str, columns: list[dict[str, Any]], rows: list[l
 
 def _scores(rows: Sequence[Mapping[str, Any]], last: str) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     used = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
-    columns = [{"title": "arm", "text": True}, {"title": "seed"}]
+    columns: list[dict[str, Any]] = [{"title": "arm", "text": True}, {"title": "seed"}]
     for name in used:
         is_score = name.startswith(("test_", "dev_"))
         title = name.replace("_", " ", 1) if is_score else name.replace("_", " ")

@@ -125,7 +125,7 @@ def markdown(runs: Sequence[Run]) -> str:
     scores = [[arm, str(len(members)), *(_spread(members, name) for name in columns)] for arm, members in arms.items()]
     trivial = [trivial_scores(runs, "test").get(name) for name in TEST_SCORES]
     trivial.append(trivial_scores(runs, "dev").get("mcc_sep6"))
-    scores.append([TRIVIAL.replace("|", "\\|"), "", *map(_number, trivial)])
+    scores.append([TRIVIAL, "", *map(_number, trivial)])
     costs = [[arm, *(_cost(members, name) for name in COSTS)] for arm, members in arms.items()]
     each = []
     for run in runs:
@@ -183,4 +183,5 @@ def _number(value: float | None) -> str:
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, its first column to the left and the others to the right."""
     alignment = [":--", *["--:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, alignment, *rows))
+    lines = (header, alignment, *rows)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)

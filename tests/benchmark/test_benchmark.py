@@ -1,9 +1,8 @@
-"""The command: what it fetches, scores, compares, keeps and says."""
+"""The command: what it fetches, scores, compares and says."""
 
 from __future__ import annotations
 
 import gzip
-import json
 import threading
 from functools import partial
 from pathlib import Path
@@ -124,77 +123,19 @@ def test_contracts_with_other_atoms_take_those_atoms(tmp_path: Path, tiny_esm: P
     """A part of CASP14's list, whose contract has C-beta atoms, with a real file in the place of its chain."""
     from contactlm.benchmark.check import check_chains
     from contactlm.benchmark.lists import AskedChain
-    from contactlm.benchmark.reader import ChainReader
     from contactlm.benchmark.structures import StructureSource, obtain_structures
 
     file = shared / "pdb" / "edge" / "1aki.pdb"
     [chain] = read_chains(file)
     part = AskedChain("1aki_A", "1aki", "A", sequence=chain.sequence[20:120])
     source = StructureSource(tmp_path, file.parent)
-    [checked] = check_chains([part], obtain_structures([part], source, tmp_path), ChainReader(tmp_path), lambda: None)
+    [checked] = check_chains([part], obtain_structures([part], source, tmp_path))
     predictor = score.score_trivial([checked], ["ca8", "cb8-full"])
     flat = trivial_probability(100).numpy()
     for name, atoms in (("ca8", chain.ca), ("cb8-full", beta_carbons(file, chain))):
         expected = contract_scores(CONTRACTS[name], flat, atoms[20:120])
         for key, value in expected.items():
             assert predictor.rows["1aki_A"][f"{name}:{key}"] == pytest.approx(value)
-
-
-def test_scores_are_kept_by_model_and_chain(
-    tmp_path: Path, tiny_esm: Path, other_esm: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked, structures = made_set(tmp_path, 4)
-    predicted: list[int] = []
-    original = score.predict_contacts
-
-    def counting(sequences, module):
-        for one in original(sequences, module):
-            predicted.append(len(one))
-            yield one
-
-    monkeypatch.setattr(score, "predict_contacts", counting)
-    common = (asked, "--structures", structures, "--out")
-    assert run(*common, tmp_path / "one", "--model.pretrained", tiny_esm) == 0
-    assert len(predicted) == 4
-    assert run(*common, tmp_path / "two", "--model.pretrained", tiny_esm) == 0
-    assert len(predicted) == 4
-    for name in ("table.csv", "scores_mine.csv", "report.md"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert run(*common, tmp_path / "three", "--model.pretrained", tiny_esm, other_esm) == 0
-    assert len(predicted) == 8
-    write_pdb(structures / "9a02.pdb", {"A": random_sequence(702, 64)}, seed=3)  # other coordinates
-    assert run(*common, tmp_path / "four", "--model.pretrained", tiny_esm) == 0
-    assert predicted[8:] == [64]
-
-
-def test_a_killed_command_goes_on_and_a_torn_line_is_scored_again(
-    tmp_path: Path, tiny_esm: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked, structures = made_set(tmp_path, 4)
-    cache = tmp_path / "cache"
-    common = (asked, "--structures", structures, "--model.pretrained", tiny_esm, "--cache_dir", cache, "--out")
-    original = score.map_scores
-    scored: list[str] = []
-
-    def killed(probability, chain, *rest):
-        if len(scored) == 2:
-            raise KeyboardInterrupt
-        scored.append(chain.asked.id)
-        return original(probability, chain, *rest)
-
-    monkeypatch.setattr(score, "map_scores", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(*common, tmp_path / "one")
-    [kept] = (cache / "benchmark").glob("*.jsonl")
-    lines = kept.read_text().splitlines()
-    assert len(lines) == 2
-    kept.write_text(f"{lines[0]}\n{lines[1][:20]}")
-    scored.clear()
-    monkeypatch.setattr(score, "map_scores", lambda *args: scored.append(args[1].asked.id) or original(*args))
-    monkeypatch.setattr(score, "score_trivial", lambda *_: score.Predictor(TRIVIAL, {}))
-    assert run(*common, tmp_path / "one") == 0
-    assert len(scored) == 3 + 4  # three chains by the model, four by the trivial predictor
-    assert json.loads(kept.read_text().splitlines()[-1])["scores"].keys() >= {"mcc_sep6", "p_at_L_long"}
 
 
 def test_models_are_compared_on_the_same_proteins(tmp_path: Path, tiny_esm: Path, other_esm: Path) -> None:

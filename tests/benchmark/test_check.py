@@ -10,7 +10,6 @@ import pytest
 from contactlm import read_chains
 from contactlm.benchmark.check import FOUND, MISSING, REPLACED, CheckedChain, check_chains, counts, place
 from contactlm.benchmark.lists import AskedChain
-from contactlm.benchmark.reader import ChainReader
 from contactlm.benchmark.structures import StructureSource, entry_in, obtain_structures
 from tests.conftest import random_sequence, write_pdb
 
@@ -19,7 +18,7 @@ WHOLE = random_sequence(1, 80)
 
 def checked(folder: Path, asked: AskedChain) -> CheckedChain:
     source = StructureSource(folder / "cache", folder)
-    [one] = check_chains([asked], obtain_structures([asked], source, folder), ChainReader(folder), lambda: None)
+    [one] = check_chains([asked], obtain_structures([asked], source, folder))
     return one
 
 
