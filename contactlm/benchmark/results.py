@@ -83,7 +83,9 @@ class SetResult:
         rows = []
         for predictor in self.predictors:
             identity = predictor.identity
-            for stratum in TRAINING_STRATA if identity is not None else ():
+            if identity is None:
+                continue
+            for stratum in TRAINING_STRATA:
                 chains = [each for each in self.asked(WHOLE) if training_stratum(identity[each.id]) == stratum]
                 for name in COMPARED:
                     estimate = _estimate(predictor, chains, name)
