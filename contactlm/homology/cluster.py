@@ -1,11 +1,7 @@
 """Sequence clusters, so that relatives are never on both sides of a split, and the leakage between two sets.
 
-The cost grows with the square of the number of distinct chains and falls with that of processor cores. Measured on
-one core (AVX-512, chains of 208 residues on average): 1,000 chains 3 s, 2,000 chains 9 s, 4,000 chains 28 s; that makes
-about 3 minutes for 10,000 and 12 minutes for 20,000 on one core. Large families add to it. MMseqs2 takes 7,820 s of
-processor time for 100,000 chains, mutated copies of real ones with some 160 relatives each (a run that was ended after
-nine of ten blocks and went on; 1,560 MB in the last block), and took 646 s and 965 MB for 20,000 in one block
-(``tests/benchmarks/bench_cluster.py --mutated --program mmseqs``).
+The cost grows with the square of the number of distinct chains and falls with that of processor cores: on one core
+1,000 chains of 208 residues take 3 s, 4,000 take 28 s, 20,000 about 12 minutes (``tests/benchmarks/bench_cluster.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,47 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.homology.alignment import check_letters
-from contactlm.homology.kept import KeptBlocks, keep_array, kept_array
-from contactlm.homology.relations import SEARCHES, ClusterOptions, Relations, find_relations, make_pool
+from contactlm.homology.relations import (
+    SEARCHES,
+    ClusterOptions,
+    Relations,
+    find_relations,
+    keep_array,
+    kept_array,
+    make_pool,
+)
 
-__all__ = ["ClusterOptions", "best_identity", "cluster_sequences", "related_pairs"]
+__all__ = ["ClusterOptions", "best_identity", "cluster_sequences"]
 
 CLUSTER_VERSION = 1  # of the rule; raise it with that: clusters that were recorded in packed sets count no longer then
 DEFAULTS = ClusterOptions()
-
-
-def related_pairs(
-    sequences: Sequence[str],
-    options: ClusterOptions = DEFAULTS,
-    threads: int | None = None,
-    progress: bool = False,
-) -> list[tuple[int, int, float]]:
-    """Find all related pairs of a set.
-
-    Args:
-        sequences: n sequences of ESM letters.
-        options: When two sequences are related.
-        threads: Threads that align; None takes one for each available processor.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        ``(i, j, identity)`` with i < j, ascending; identical sequences have identity 1. Independent of the order of
-        the sequences but for their numbers.
-
-    Raises:
-        DataError: A sequence holds other letters, or MMseqs2 is asked for and cannot run.
-    """
-    check_letters(sequences)
-    pool = make_pool(sequences)
-    number = {sequence: i for i, sequence in enumerate(pool)}
-    members: list[list[int]] = [[] for _ in pool]
-    for i, sequence in enumerate(sequences):
-        members[number[sequence]].append(i)
-    found = find_relations(pool, options, None, threads, progress)
-    pairs = [(i, j, 1.0) for same in members for a, i in enumerate(same) for j in same[a + 1 :]]
-    for a, b, identity in zip(*(column.tolist() for column in found), strict=True):
-        pairs += [(min(i, j), max(i, j), identity) for i in members[a] for j in members[b]]
-    return sorted(pairs)
 
 
 def best_identity(
@@ -134,7 +104,7 @@ def cluster_sequences(
         so_far = None if path is None else path.with_suffix("")
         of_pool = _link(len(pool), find_relations(pool, options, None, threads, progress, so_far))
         if path is not None and keep_array(of_pool, path):
-            KeptBlocks(so_far).clear()
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     cluster = dict(zip(pool, of_pool.tolist(), strict=True))
     numbers: dict[int, int] = {}
     return np.array([numbers.setdefault(cluster[s], len(numbers)) for s in sequences], dtype=np.int64)

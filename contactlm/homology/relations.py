@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from tqdm.auto import tqdm
 
 from contactlm.alphabet import UNKNOWN_LETTER
-from contactlm.homology.alignment import Aligner, raw_score
-from contactlm.homology.kept import KeptBlocks
+from contactlm.atomic import atomic_file, note_use
+from contactlm.homology.alignment import Aligner, WordIndex, raw_score
 from contactlm.homology.mmseqs import Hits, find_program, search
-from contactlm.homology.prefilter import WordIndex
 from contactlm.types import DataError
 
+MAGIC = b"CLMCLUS1"  # of a kept array's file
 MANY_SEQUENCES = 20_000  # beyond, MMseqs2 is taken where it is installed (measured: contactlm.homology.cluster)
 Sides: TypeAlias = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 Bar: TypeAlias = "tqdm[Any]"
@@ -41,8 +41,8 @@ class ClusterOptions:
         identity: Least share of identical columns among all aligned columns, gaps included.
         coverage: Least share of the shorter sequence inside the alignment.
         bits: Least bit score, so that chance matches of short sequences do not count.
-        prefilter: Align only pairs that share words (see :mod:`contactlm.homology.prefilter` for what is lost by that:
-            about one of 50 pairs between 30 and 35 % identity); False aligns every pair.
+        prefilter: Align only pairs that share words (see :class:`contactlm.homology.alignment.WordIndex` for what is
+            lost by that: about one of 50 pairs between 30 and 35 % identity); False aligns every pair.
         program: ``"builtin"``; or ``"mmseqs"``: the MMseqs2 program, which must be installed
             (``pip install 'contactlm[mmseqs]'``), finds and aligns the pairs, and the same conditions are put to its
             alignments; or ``"auto"``: MMseqs2 for more than 20,000 distinct sequences, where it is installed.
@@ -132,74 +132,65 @@ def find_relations(
         DataError: A sequence holds other letters than those of the ESM alphabet; MMseqs2 is asked for and cannot run.
     """
     chosen = options.chosen(len(pool))
-    _tell_choice(options, chosen, len(pool))
+    if options.program == "auto" and len(pool) > MANY_SEQUENCES:
+        builtin = "the built-in search; MMseqs2 is faster, and is taken where it is installed: "
+        by = "MMseqs2" if chosen.program == "mmseqs" else f"{builtin}pip install 'contactlm[mmseqs]'"
+        log.info("%d sequences are compared by %s", len(pool), by)
     if sides is not None and sides[0].sum() > sides[1].sum():
         sides = sides[1], sides[0]
     search = SEARCHES[chosen.program](pool, chosen, sides, threads or processors())
     asked = np.arange(len(pool)) if sides is None else np.flatnonzero(sides[0])
     size = search.block if sides is None else max(1, len(asked))  # the pairs of one partner are aligned together
     blocks = [asked[start : start + size] for start in range(0, len(asked), size)]
-    kept = KeptBlocks(keep_in if len(blocks) > 1 else None)
-    bar = tqdm(
-        total=len(asked), desc="Aligning", unit="chain", disable=None if progress else True, leave=False,
-        file=sys.stderr, dynamic_ncols=True,
-    )  # fmt: skip
-    writes = progress and bar.disable  # a log file: no bar, but a line at the start and the end
-    if writes:
-        log.info("Aligning: %d chains", len(asked))
-    with bar:
-        parts = [_of_block(number, block, search, kept, bar) for number, block in enumerate(blocks)]
-    if writes:
-        log.info("Aligning: done")
+    keep_in = keep_in if len(blocks) > 1 else None
+    parts = []
+    with tqdm(total=len(asked), desc="Aligning", unit="chain", disable=None if progress else True, leave=False) as bar:
+        for number, block in enumerate(blocks):
+            path = None if keep_in is None else keep_in / f"{number:06d}.part"
+            values = None if path is None else kept_array(path, np.float64)
+            if values is not None and len(values) % 3 == 0:
+                first, second, identity = values.reshape(-1, 3).T
+                parts.append(Relations(first.astype(np.int64), second.astype(np.int64), identity))
+                bar.update(len(block))
+                continue
+            parts.append(search.related(block, bar))
+            if path is not None and not keep_array(np.stack(parts[-1], axis=1).astype(np.float64), path):
+                keep_in = None
     return Relations.join(parts)
 
 
-def _of_block(number: int, block: NDArray[np.int64], search: PairSearch, kept: KeptBlocks, bar: Bar) -> Relations:
-    """The relations of some sequences: those kept, or else found now."""
-    values = kept.get(number)
-    if values is not None and len(values) % 3 == 0:
-        bar.update(len(block))
-        first, second, identity = values.reshape(-1, 3).T
-        return Relations(first.astype(np.int64), second.astype(np.int64), identity)
-    found = search.related(block, bar)
-    kept.put(number, np.stack(found, axis=1).astype(np.float64))
-    return found
+def keep_array(array: NDArray[Any], path: Path) -> bool:
+    """Write magic, CRC-32 (uint64) and values, little endian; False and a warning where that is impossible."""
+    payload = array.astype(array.dtype.newbyteorder("<")).tobytes()
+    try:
+        with atomic_file(path) as handle:
+            handle.write(MAGIC + zlib.crc32(payload).to_bytes(8, "little") + payload)
+    except OSError as error:
+        log.warning("The clusters cannot be kept in %s (%s): they are computed again next time.", path.parent, error)
+        return False
+    return True
 
 
-def _tell_choice(options: ClusterOptions, chosen: ClusterOptions, n: int) -> None:
-    if options.program == "auto" and n > MANY_SEQUENCES:
-        builtin = "the built-in search; MMseqs2 is faster, and is taken where it is installed: "
-        by = "MMseqs2" if chosen.program == "mmseqs" else f"{builtin}pip install 'contactlm[mmseqs]'"
-        log.info("%d sequences are compared by %s", n, by)
-
-
-class PairSearch(Protocol):
-    """Finds relatives of sequences of one pool.
-
-    Attributes:
-        block: How many sequences to ask for at a time: some minutes' work.
-        version: Raise it whenever other pairs are found, or blocks are cut otherwise: what was kept is found again.
-    """
-
-    block: int
-    version: int
-
-    def related(self, asked: NDArray[np.int64], bar: Bar) -> Relations:
-        """Find all relations of some sequences, int64 (m,), with those of the other side or with later ones.
-
-        Of one side alone they follow each other in the pool.
-        """
-        ...
+def kept_array(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any] | None:
+    """Read what :func:`keep_array` wrote, flat; None when the file is missing, damaged or of another length."""
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    payload, kind = raw[16:], np.dtype(dtype).newbyteorder("<")
+    fits = len(payload) % kind.itemsize == 0 and length in (None, len(payload) // kind.itemsize)
+    if raw[:8] != MAGIC or not fits or zlib.crc32(payload).to_bytes(8, "little") != raw[8:16]:
+        log.warning("%s is damaged; the clusters are computed again.", path)
+        return None
+    note_use(path)
+    return np.frombuffer(payload, kind).astype(dtype)
 
 
 class AlignmentSearch:
-    """The search that is built in.
+    """The search that is built in; the arguments are those of :func:`find_relations`, the smaller side first.
 
-    Args:
-        pool: Distinct sequences, sorted.
-        options: The rule.
-        sides: As for :func:`find_relations`, the smaller one first.
-        threads: Threads that align.
+    ``block`` is how many sequences to ask for at a time, some minutes' work. Raise ``version`` whenever other pairs are
+    found, or blocks are cut otherwise: what was kept is found again.
     """
 
     block, version = 512, 1
@@ -216,9 +207,8 @@ class AlignmentSearch:
         pairs = np.unique(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=0)
         starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
         groups = np.split(pairs, starts[1:]) if len(pairs) else []
-        return _keep_related(
-            Hits.join(_in_threads(partial(_measure, self._pool, self._aligner), groups, self._threads)), self._options
-        )
+        measured = _in_threads(partial(_measure, self._pool, self._aligner), groups, self._threads)
+        return _keep_related(Hits.join(measured), self._options)
 
     def _partners(self, i: int) -> NDArray[np.int64]:
         """The pairs of a sequence whose score is high enough, int64 (m, 2), the shorter first."""

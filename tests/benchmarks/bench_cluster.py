@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 from Bio.Align import substitution_matrices
 
-from contactlm.homology.alignment import Aligner, raw_score
-from contactlm.homology.cluster import ClusterOptions, cluster_sequences, related_pairs
-from contactlm.homology.prefilter import WordIndex
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from contactlm.homology.alignment import Aligner, WordIndex, raw_score
+from contactlm.homology.cluster import ClusterOptions, cluster_sequences
 from contactlm.homology.relations import make_pool
 from contactlm.structure.parse import read_chains
+from tests.homology.pairs import related_pairs
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "pdb"
 AMINO_ACIDS = "ARNDCQEGHILKMFPSTWYV"

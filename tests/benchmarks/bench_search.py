@@ -31,8 +31,7 @@ from numpy.typing import NDArray
 
 from contactlm.data.files import find_structures
 from contactlm.data.store import ChainStore
-from contactlm.homology.alignment import Aligner
-from contactlm.homology.prefilter import WordIndex
+from contactlm.homology.alignment import Aligner, WordIndex
 from contactlm.retrieval.build import BackboneCache, build_database
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.search import Phmmer, StructureSearch

@@ -15,12 +15,12 @@ import pytest
 from Bio.Align import PairwiseAligner, substitution_matrices
 
 import contactlm.homology.cluster as cluster_module
-from contactlm.homology.alignment import Aligner, raw_score
-from contactlm.homology.cluster import ClusterOptions, best_identity, cluster_sequences, related_pairs
-from contactlm.homology.prefilter import WordIndex
+from contactlm.homology.alignment import Aligner, WordIndex, raw_score
+from contactlm.homology.cluster import ClusterOptions, best_identity, cluster_sequences
 from contactlm.homology.relations import make_pool
 from contactlm.structure.parse import read_chains
 from contactlm.types import DataError
+from tests.homology.pairs import related_pairs
 
 AMINO_ACIDS = list("ARNDCQEGHILKMFPSTWYV")
 EXACT = ClusterOptions(prefilter=False)

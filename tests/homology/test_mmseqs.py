@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import stat
 import sys
 import tracemalloc
@@ -14,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 
 from contactlm.homology import mmseqs, relations
-from contactlm.homology.cluster import ClusterOptions, best_identity, cluster_sequences, related_pairs
+from contactlm.homology.cluster import ClusterOptions, best_identity, cluster_sequences
 from contactlm.homology.relations import find_relations, make_pool
 from contactlm.types import DataError
+from tests.homology.pairs import related_pairs
 from tests.homology.test_cluster import EXACT, families, partition, random_sequence, real_chains
 
 MMSEQS = ClusterOptions(program="mmseqs")
@@ -158,21 +157,6 @@ def test_a_large_table_takes_little_memory(tmp_path: Path, monkeypatch: pytest.M
     tracemalloc.stop()
     assert found == lines
     assert peak < 80e6, f"{peak / 1e6:.0f} MB for a table of {lines} hits"  # as lists of strings: 500 MB
-
-
-def test_scratch_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_mmseqs(tmp_path, monkeypatch)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folders = [tmp_path / f"{mmseqs.SCRATCH}{name}" for name in ("dead", "alive", "young")]
-    for folder in folders:
-        folder.mkdir()
-        (folder / "lock").touch()
-        os.utime(folder, (0, 0) if folder.name[-1] != "g" else None)
-    with FileLock(folders[1] / "lock"):
-        os.utime(folders[1], (0, 0))
-        cluster_sequences(families(1)[:2], MMSEQS)
-    assert [folder.exists() for folder in folders] == [False, True, True]
-    assert len(list(tmp_path.glob(f"{mmseqs.SCRATCH}*"))) == 2  # its own is gone, too
 
 
 def pairs_of(sequences: Sequence[str], options: ClusterOptions) -> dict[tuple[int, int], float]:
