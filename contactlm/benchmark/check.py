@@ -107,8 +107,7 @@ def _check(asked: AskedChain, files: FoundFiles, read: Callable[[Path], Mapping[
     checked = _choose(asked, path, name, chains)
     if checked.state != MISSING and own_entry not in (None, asked.entry):
         said = f"the file of {asked.entry} says that it is entry {own_entry}"
-        reason = f"{checked.reason}; {said}" if checked.reason else said
-        return replace(checked, state=REPLACED, reason=reason)
+        return replace(checked, state=REPLACED, reason=f"{checked.reason}; {said}" if checked.reason else said)
     return checked
 
 
@@ -120,8 +119,7 @@ def _choose(asked: AskedChain, path: Path, name: str | None, chains: Mapping[str
     for other, chain in chains.items() if asked.sequence else ():
         checked = _fit(asked, path, chain)
         if checked.state == FOUND:
-            reason = f"{there}; chain {other} has its sequence"
-            return replace(checked, state=REPLACED, reason=reason)
+            return replace(checked, state=REPLACED, reason=f"{there}; chain {other} has its sequence")
     return CheckedChain(asked, MISSING, there)
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import combinations
 from typing import Any
 
-from contactlm.benchmark.check import FOUND, MISSING, CheckedChain, counts
+from contactlm.benchmark.check import FOUND, MISSING, REPLACED, CheckedChain, counts
 from contactlm.benchmark.lists import WHOLE, AskedChain, BenchmarkSet, PublishedFigure
 from contactlm.benchmark.score import SCORES, TUNED, Predictor, under
 from contactlm.metrics.bootstrap import Estimate, estimate_mean
@@ -110,25 +110,18 @@ class SetResult:
 
     def gap(self, subset: str) -> str:
         """Why published figures of a part do not belong beside ours; empty: they do."""
-        part = [each for each in self.checked if each.asked.belongs(subset)]
-        missing = sum(each.state == MISSING for each in part)
-        replaced = len(part) - missing - sum(each.state == FOUND for each in part)
-        faults = [f"{count} {what}" for count, what in ((missing, "missing"), (replaced, "replaced")) if count]
-        return f"of {len(part)} chains {' and '.join(faults)}" if faults else ""
+        number = counts([each for each in self.checked if each.asked.belongs(subset)])
+        faults = [f"{number[state]} {state}" for state in (MISSING, REPLACED) if number[state]]
+        return f"of {number['asked']} chains {' and '.join(faults)}" if faults else ""
 
 
 def score_rows(result: SetResult) -> list[Row]:
     """Scores of every predictor on every chain."""
-    rows: list[Row] = [
-        {
-            "id": chain.id,
-            "predictor": predictor.name,
-            "training_identity": (predictor.identity or {}).get(chain.id),
-            **predictor.rows[chain.id],
-        }
-        for predictor in result.predictors
-        for chain in result.asked(WHOLE)
-    ]
+    rows: list[Row] = []
+    for each in result.predictors:
+        for name in (chain.id for chain in result.asked(WHOLE)):
+            identity = (each.identity or {}).get(name)
+            rows.append({"id": name, "predictor": each.name, "training_identity": identity, **each.rows[name]})
     names = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name) for name in names} for row in rows]
 
@@ -181,24 +174,27 @@ def write_page(results: Sequence[SetResult]) -> str:
 
 def _overview(results: Sequence[SetResult], score: str) -> str:
     names = list(dict.fromkeys(predictor.name for result in results for predictor in result.predictors))
-    cells: dict[tuple[str, str], str] = {}
-    for result in results:
-        for row in result.rows:
-            if (row["subset"], row["contract"], row["score"]) == (WHOLE, OURS.name, score):
-                cells[row["predictor"], row["set"]] = _text(row)
+    cells = {
+        (row["predictor"], row["set"]): _text(row)
+        for result in results
+        for row in result.rows
+        if (row["subset"], row["contract"], row["score"]) == (WHOLE, OURS.name, score)
+    }
     sets = [result.set.name for result in results]
     return grid(["", *sets], [[name, *(cells.get((name, each), "") for each in sets)] for name in names])
 
 
 def _set_parts(result: SetResult) -> list[str]:
     number = counts(result.checked)
-    about = f"{result.set.about}. Source: {result.set.source or 'not said'}."
-    found = (
-        f"{number['asked']} chains asked, {number['found']} found, {number['missing']} missing, "
-        f"{number['replaced']} replaced."
-    )
-    parts = [about, found, *_reasons(result.checked), *(f"Note: {remark}." for remark in result.remarks)]
-    if not number["found"]:
+    numbers = (f"{number['asked']} chains asked", *(f"{number[state]} {state}" for state in (FOUND, MISSING, REPLACED)))
+    parts = [f"{result.set.about}. Source: {result.set.source or 'not said'}.", f"{', '.join(numbers)}."]
+    reasons = [f"- {each.asked.id} {each.state}: {each.reason}" for each in result.checked if each.state != FOUND]
+    if len(reasons) > NAMED:
+        reasons[NAMED:] = [f"- … and {len(reasons) - NAMED} more, named in chains_….csv"]
+    if reasons:
+        parts.append("\n".join(reasons))
+    parts += [f"Note: {remark}." for remark in result.remarks]
+    if not result.found:
         return parts
     own = [row for row in result.rows if (row["subset"], row["contract"]) == (WHOLE, OURS.name)]
     parts.append(_wide(own, [*SCORES, *([TUNED] if any(row["score"] == TUNED for row in own) else [])]))
@@ -216,12 +212,6 @@ def _set_parts(result: SetResult) -> list[str]:
         lines = [[f"{row['model']} − {row['minus']}", f"`{row['score']}`", _text(row)] for row in result.differences]
         parts.append(grid(["", "score", "difference"], lines))
     return parts
-
-
-def _reasons(checked: Sequence[CheckedChain]) -> list[str]:
-    told = [f"- {each.asked.id} {each.state}: {each.reason}" for each in checked if each.state != FOUND]
-    more = [f"- … and {len(told) - NAMED} more, named in chains_….csv"] if len(told) > NAMED else []
-    return ["\n".join([*told[:NAMED], *more])] if told else []
 
 
 def _contract_parts(result: SetResult, subset: str) -> list[str]:

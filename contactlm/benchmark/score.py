@@ -53,14 +53,7 @@ class Predictor:
 def map_scores(
     probability: NDArray[np.float32], chain: CheckedChain, contracts: Sequence[str], tuned: float | None = None
 ) -> Scores:
-    """Score one predicted map.
-
-    Args:
-        probability: (L, L), in [0, 1].
-        chain: The chain, which is not missing.
-        contracts: Names of the contracts to score under, beside ours.
-        tuned: A threshold that was tuned on dev.
-    """
+    """Score a map, float32 (L, L) in [0, 1], of a chain under our contract and others; ``tuned`` is a threshold."""
     maps = torch.from_numpy(probability), torch.from_numpy(contact_map(chain.coordinates(OURS.atom)))
     own = score_protein(*maps)
     scores = {name: own[name] for name in SCORES}
@@ -79,15 +72,7 @@ def score_model(
     contracts: Sequence[str],
     tell: Callable[[], object],
 ) -> Predictor:
-    """Predict chains and score their maps as ``contactlm test`` does: before any calibration.
-
-    Args:
-        name: Of the model, in tables.
-        module: The model.
-        chains: Chains that are not missing.
-        contracts: Names of the contracts to score under, beside ours.
-        tell: Called after each chain.
-    """
+    """Predict chains and score their maps as ``contactlm test`` does, before any calibration; ``tell`` after each."""
     module.hold_out([chain.asked.protein for chain in chains], [chain.sequence for chain in chains])
     module.applies_calibration = False
     chains = sorted(chains, key=lambda chain: len(chain.sequence))  # those of like length share a pass

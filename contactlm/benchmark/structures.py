@@ -45,22 +45,15 @@ class StructureSource:
 
 @dataclass
 class FoundFiles:
-    """Files of entries.
+    """Files by stem in lower case, of several of one stem mmCIF first; and by entry why there is none."""
 
-    Attributes:
-        files: By stem in lower case; of several files of one stem mmCIF first.
-        problems: Why there is none, by entry.
-    """
-
-    files: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, Path]
     problems: dict[str, str] = field(default_factory=dict)
 
     def of(self, asked: AskedChain) -> Path | None:
         """The file of a chain: one of its own (``1abc_A.pdb``), or that of its entry."""
-        for stem in (f"{asked.entry}_{asked.chain}".lower(), asked.entry, f"pdb{asked.entry}"):
-            if stem in self.files:
-                return self.files[stem]
-        return None
+        stems = (f"{asked.entry}_{asked.chain}".lower(), asked.entry, f"pdb{asked.entry}")
+        return next((self.files[stem] for stem in stems if stem in self.files), None)
 
 
 def obtain_structures(chains: Sequence[AskedChain], source: StructureSource, out: Path) -> FoundFiles:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contactlm.atomic import atomic_path, write_csv
+from contactlm.cli.commands import description
 from contactlm.report.compare import by_arm, confounds, group_equal
 from contactlm.report.figure import FIGURES, draw_score, save_figure
 from contactlm.report.page import PAGE, write_overview, write_page
@@ -25,21 +26,11 @@ from contactlm.report.summary import (
 from contactlm.report.table import curve_rows, markdown, table_rows
 from contactlm.types import ContactLMError
 
-ABOUT = """\
-Compare runs: figures, tables and a statement of which arm wins, from the run.json that `contactlm fit` and
-`contactlm test` write. Runs of one arm (the run's name) that differ in their seed are averaged.
-Runs that differ in what should be equal (budget, chains, split, evaluation, precision, weights the training starts
-from) are named and reported apart, in set1/, set2/, ...; --mixed puts them into one table all the same.
-Runs of several budgets, backbones and seeds are compared pair by pair, at equal tokens.
-"""
-EXAMPLE = """\
-example:
-  for seed in 0 1 2; do
-    contactlm fit --config crop200  --seed_everything $seed
-    contactlm fit --config full1020 --seed_everything $seed
-  done
-  contactlm report runs/crop200 runs/full1020 --out report
-"""
+MORE = """\
+Figures, tables and a statement of which arm wins, from the run.json that `contactlm fit` and `contactlm test` write.
+Runs of one arm (the run's name) that differ in their seed are averaged. Runs that differ in what should be equal
+(budget, chains, split, evaluation, precision, weights the training starts from) are named and reported apart, in set1/,
+set2/, ... Runs of several budgets, backbones and seeds are compared pair by pair, at equal tokens."""
 REPORT, PAIRED, USUAL_REFERENCE = "report.md", "paired", "crop200"
 FILES = (*(f"{name}.png" for name in FIGURES), "table.csv", "table.md", "curves.csv", PAGE)
 
@@ -47,7 +38,10 @@ FILES = (*(f"{name}.png" for name in FIGURES), "table.csv", "table.md", "curves.
 def report_command(arguments: Sequence[str]) -> int:
     """Run ``contactlm report``; arguments that cannot be parsed end the process with 2."""
     parser = argparse.ArgumentParser(
-        "contactlm report", description=ABOUT, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+        "contactlm report",
+        description=description("report"),
+        epilog=MORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN_DIR", help="Run directory, or a folder with some below it.")
@@ -136,12 +130,10 @@ def _write_paired(runs: Sequence[Run], path: Path, wanted: str | None) -> tuple[
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier report wrote: its groups may have been others."""
-    if not (folder / REPORT).is_file():
-        return
-    for path in folder.glob(f"{PAIRED}*.csv"):
-        path.unlink()
-    for own in (folder, *folder.glob("set*/")):
-        for name in FILES:
-            (own / name).unlink(missing_ok=True)
-        if own != folder and not any(own.iterdir()):
-            own.rmdir()
+    if (folder / REPORT).is_file():
+        for name in (*FILES, f"{PAIRED}*.csv"):
+            for path in (*folder.glob(name), *folder.glob(f"set*/{name}")):
+                path.unlink()
+        for own in folder.glob("set*/"):
+            if not any(own.iterdir()):
+                own.rmdir()

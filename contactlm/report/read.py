@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -87,20 +86,14 @@ class Run:
         return self.record.get("progress") or []
 
     def proteins(self) -> dict[tuple[str, str], dict[str, float]]:
-        """Scores of each test protein, by id and index, from ``test_scores.csv``; NaN where a field is empty.
-
-        No protein where the run has no such file, or one that is damaged.
-        """
+        """Scores of each test protein by id and index, NaN where empty; none where the file is missing or damaged."""
         path = (self.tested_in or self.path) / PROTEINS
         try:
             with path.open(newline="", encoding="utf-8") as handle:
                 rows = list(csv.DictReader(handle))
-            return {
-                (row.pop("id"), row.pop("index")): {
-                    name: math.nan if text == "" else float(text) for name, text in row.items()
-                }
-                for row in rows
-            }
+            keys = [(row.pop("id"), row.pop("index")) for row in rows]
+            values = [{name: float("nan" if text == "" else text) for name, text in row.items()} for row in rows]
+            return dict(zip(keys, values, strict=True))
         except (OSError, ValueError, TypeError, KeyError, csv.Error):
             return {}
 
@@ -125,9 +118,6 @@ class Found:
 
 def find_runs(paths: Sequence[str | Path]) -> Found:
     """Read runs from run directories and from folders that hold some, at any depth.
-
-    Args:
-        paths: Run directories, and folders with run directories below them.
 
     Raises:
         ContactLMError: A path that does not exist or holds no run, a record that cannot be read in a run directory

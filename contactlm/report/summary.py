@@ -207,10 +207,8 @@ def check_reference(runs: Sequence[Run], wanted: str | None) -> None:
     """Complain about an arm to compare with of which no run was trained and tested."""
     arms = list(by_arm(_comparable(runs)))
     if wanted is not None and wanted not in arms:
-        known = ", ".join(arms) or "none"
-        raise ContactLMError(
-            f"reference: {wanted}: no trained run of that arm has test scores; arms that have: {known}"
-        )
+        those = f"arms that have: {', '.join(arms) or 'none'}"
+        raise ContactLMError(f"reference: {wanted}: no trained run of that arm has test scores; {those}")
 
 
 def paired_differences(runs: Sequence[Run], reference: str) -> list[Difference]:
