@@ -16,10 +16,9 @@ from contactlm.report.read import Run, find_runs
 from contactlm.report.summary import (
     RULE,
     check_reference,
-    difference_rows,
-    difference_table,
     group_lines,
-    paired_differences,
+    paired_rows,
+    paired_table,
     summarize,
     whole_experiments,
 )
@@ -120,11 +119,11 @@ def _write_paired(runs: Sequence[Run], path: Path, wanted: str | None) -> tuple[
     """Write the paired differences of an experiment; statements, and a table."""
     arms = list(by_arm(runs))
     reference = next((arm for arm in (wanted, USUAL_REFERENCE) if arm in arms), arms[0])
-    found, lines = paired_differences(runs, reference), confounds(runs, reference)
-    if not found:
+    rows, lines = paired_rows(runs, reference), confounds(runs, reference)
+    if not rows:
         return [*lines, f"nothing to compare with {reference}: no arm shares a backbone and a seed with it"], []
-    write_csv(path, difference_rows(found, reference))
-    ahead, table = difference_table(found, reference)
+    write_csv(path, rows)
+    ahead, table = paired_table(rows)
     return [ahead, *lines], [table]
 
 

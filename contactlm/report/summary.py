@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,37 +24,20 @@ ENOUGH = 2  # standard errors
 MAY_DIFFER = ("budget", "backbone")  # between runs of one experiment
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Which arm scores best.
-
-    Attributes:
-        spreads: Each arm's spread, best mean first.
-        rivals: Arms whose spread overlaps that of the best, or which have one seed or none to tell.
-    """
-
-    spreads: dict[str, Spread]
-    rivals: list[str]
-
-    @property
-    def best(self) -> str:
-        """The arm with the highest mean."""
-        return next(iter(self.spreads))
-
-
-def judge(runs: Sequence[Run], score: str) -> Verdict | None:
-    """Find the best arm by a test score; None when no arm has the score.
+def judge(runs: Sequence[Run], score: str) -> tuple[dict[str, Spread], list[str]]:
+    """Find the best arm by a test score.
 
     It wins when its mean − sd lies above every other arm's mean + sd. An arm of one seed has no spread: neither it
     nor an arm compared with it can be told apart.
+
+    Returns:
+        Each arm's spread, best mean first, and the arms that cannot be told apart from the best.
     """
     spreads = {arm: arm_spread(members, lambda run: run.test.get(score)) for arm, members in by_arm(runs).items()}
-    known = {arm: spread for arm, spread in spreads.items() if spread is not None}
-    if not known:
-        return None
-    ordered = dict(sorted(known.items(), key=lambda item: -item[1].mean))
-    best, *others = ordered
-    return Verdict(ordered, [arm for arm in others if _overlap(ordered[best], ordered[arm])])
+    known = [(arm, spread) for arm, spread in spreads.items() if spread is not None]
+    ordered = dict(sorted(known, key=lambda item: -item[1].mean))
+    best, *others = ordered or [""]
+    return ordered, [arm for arm in others if _overlap(ordered[best], ordered[arm])]
 
 
 def _overlap(better: Spread, other: Spread) -> bool:
@@ -113,85 +95,32 @@ def _terms(runs: Sequence[Run]) -> list[str]:
 
 
 def _statement(runs: Sequence[Run], score: str) -> str:
-    verdict = judge(runs, score)
-    if verdict is None:
+    spreads, rivals = judge(runs, score)
+    if not spreads:
         return f"test {JUDGED[score]} ({score}): no arm has it"
-    spreads = ", ".join(f"{arm} {spread.text()}" for arm, spread in verdict.spreads.items())
+    each = ", ".join(f"{arm} {spread.text()}" for arm, spread in spreads.items())
     trivial = trivial_scores(runs, "test").get(score)
     known = "" if trivial is None else f"; the trivial predictor has {trivial:.3f}"
-    low = trivial is not None and verdict.spreads[verdict.best].mean <= trivial
+    low = trivial is not None and next(iter(spreads.values())).mean <= trivial
     warning = ", and no arm is above it" if low else ""
-    return f"test {JUDGED[score]} ({score}): {_outcome(verdict)}. {spreads}{known}{warning}"
+    return f"test {JUDGED[score]} ({score}): {_outcome(spreads, rivals)}. {each}{known}{warning}"
 
 
-def _outcome(verdict: Verdict) -> str:
-    best, rivals = verdict.best, verdict.rivals
-    if len(verdict.spreads) == 1:
+def _outcome(spreads: dict[str, Spread], rivals: Sequence[str]) -> str:
+    best = next(iter(spreads))
+    if len(spreads) == 1:
         return "one arm only, so there is nothing to compare"
     if not rivals:
         return f"{best} wins"
-    equal = [arm for arm, spread in verdict.spreads.items() if spread.mean == verdict.spreads[best].mean]
+    equal = [arm for arm, spread in spreads.items() if spread.mean == spreads[best].mean]
     if len(equal) > 1:
         return f"no clear winner; {', '.join(equal)} share the highest mean"
-    single = [arm for arm, spread in verdict.spreads.items() if spread.sd is None and arm in (best, *rivals)]
+    single = [arm for arm, spread in spreads.items() if spread.sd is None and arm in (best, *rivals)]
     reasons = [f"the spread of {', '.join(single)} is unknown (one seed)"] if single else []
     overlapping = [arm for arm in rivals if arm not in single]
     if overlapping and best not in single:
         reasons.append(f"its spread overlaps that of {', '.join(overlapping)}")
     return f"no clear winner; {best} has the highest mean, but {' and '.join(reasons)}"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far an arm's test score is above that of the reference, at equal tokens.
-
-    Attributes:
-        arm: The arm.
-        budget: Tokens of both.
-        score: Such as ``mcc_sep6``.
-        values: One difference for each pair of runs, by backbone and seed.
-    """
-
-    arm: str
-    budget: int
-    score: str
-    values: dict[Pair, float]
-
-    @property
-    def mean(self) -> float:
-        """Mean over pairs."""
-        return float(np.mean(list(self.values.values())))
-
-    @property
-    def backbones(self) -> list[float]:
-        """The mean difference on each backbone."""
-        of_backbone: dict[str, list[float]] = {}
-        for (backbone, _), value in self.values.items():
-            of_backbone.setdefault(backbone, []).append(value)
-        return [float(np.mean(values)) for values in of_backbone.values()]
-
-    @property
-    def errors(self) -> tuple[float | None, float | None]:
-        """Standard error of the mean over pairs, and over backbones, pairs on one being alike; None: of one value."""
-        return _standard_error(list(self.values.values())), _standard_error(self.backbones)
-
-    @property
-    def se(self) -> float | None:
-        """The larger of both standard errors; None for one pair."""
-        return max(filter(None, self.errors), default=None)
-
-    @property
-    def is_ahead(self) -> bool:
-        """Whether the arm is above the reference by more than two standard errors."""
-        return self.se is not None and self.mean > ENOUGH * self.se
-
-    def text(self) -> str:
-        """Mean ± standard error."""
-        return f"{self.mean:+.3f}" + (" (one pair)" if self.se is None else f" ± {self.se:.3f}")
-
-
-def _standard_error(values: Sequence[float]) -> float | None:
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def _comparable(runs: Sequence[Run]) -> list[Run]:
@@ -211,51 +140,70 @@ def check_reference(runs: Sequence[Run], wanted: str | None) -> None:
         raise ContactLMError(f"reference: {wanted}: no trained run of that arm has test scores; {those}")
 
 
-def paired_differences(runs: Sequence[Run], reference: str) -> list[Difference]:
-    """Compare every arm of an experiment with the reference at each of its budgets, by backbone and seed."""
+def paired_rows(runs: Sequence[Run], reference: str) -> list[dict[str, Any]]:
+    """Rows of ``paired.csv``: every arm against the reference at each of its budgets, by backbone and seed."""
     arms = {arm: {(run.budget, run.pair): run.test for run in own} for arm, own in by_arm(_comparable(runs)).items()}
     theirs = arms.pop(reference)
-    found = []
+    rows = []
     for budget in sorted({budget for budget, _ in theirs}):
         for arm, ours in arms.items():
             shared = sorted((key for key in ours.keys() & theirs.keys() if key[0] == budget), key=str)
             for score in PAIRED_SCORES:
                 known = [key for key in shared if score in ours[key] and score in theirs[key]]
                 if known:
+                    about = {"reference": reference, "reference_budget": budget, "equal": "tokens"}
                     values = {key[1]: ours[key][score] - theirs[key][score] for key in known}
-                    found.append(Difference(arm, budget, score, values))
-    return found
+                    rows.append({**about, "arm": arm, "score": score, **difference(values)})
+    return rows
 
 
-def difference_rows(found: Sequence[Difference], reference: str) -> list[dict[str, Any]]:
-    """Rows of ``paired.csv``."""
-    return [
-        {
-            "reference": reference,
-            "reference_budget": each.budget,
-            "equal": "tokens",
-            "arm": each.arm,
-            "score": each.score,
-            "difference": each.mean,
-            "se_pairs": each.errors[0],
-            "se_backbones": each.errors[1],
-            "pairs": len(each.values),
-            "backbones": len(each.backbones),
-        }
-        for each in found
-    ]
+def difference(values: Mapping[Pair, float]) -> dict[str, Any]:
+    """The mean of differences by backbone and seed, with standard errors over pairs and over backbones' means.
+
+    Pairs on one backbone are alike; the error of one value is None.
+    """
+    of_backbone: dict[str, list[float]] = {}
+    for (backbone, _), value in values.items():
+        of_backbone.setdefault(backbone, []).append(value)
+    means = [float(np.mean(own)) for own in of_backbone.values()]
+    return {
+        "difference": float(np.mean(list(values.values()))),
+        "se_pairs": _standard_error(list(values.values())),
+        "se_backbones": _standard_error(means),
+        "pairs": len(values),
+        "backbones": len(means),
+    }
 
 
-def difference_table(found: Sequence[Difference], reference: str) -> tuple[str, str]:
+def _standard_error(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def larger_error(row: Mapping[str, Any]) -> float | None:
+    """The larger standard error of a :func:`difference`; None for one pair."""
+    return max(filter(None, (row["se_pairs"], row["se_backbones"])), default=None)
+
+
+def is_ahead(row: Mapping[str, Any]) -> bool:
+    """Whether a :func:`difference` is above 0 by more than two standard errors."""
+    error = larger_error(row)
+    return error is not None and row["difference"] > ENOUGH * error
+
+
+def difference_text(row: Mapping[str, Any]) -> str:
+    """Mean ± standard error of a :func:`difference`."""
+    error = larger_error(row)
+    return f"{row['difference']:+.3f}" + (" (one pair)" if error is None else f" ± {error:.3f}")
+
+
+def paired_table(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """At the reference's largest budget: a line that names the arms ahead on all scores, and a table."""
-    budget = max(each.budget for each in found)
-    arms: dict[str, dict[str, Difference]] = {}
-    for each in found:
-        if each.budget == budget:
-            arms.setdefault(each.arm, {})[each.score] = each
-    ahead = [
-        arm for arm, own in arms.items() if [each.is_ahead for each in own.values()] == [True] * len(PAIRED_SCORES)
-    ]
+    reference, budget = rows[0]["reference"], max(row["reference_budget"] for row in rows)
+    arms: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["reference_budget"] == budget:
+            arms.setdefault(row["arm"], {})[row["score"]] = row
+    ahead = [arm for arm, own in arms.items() if all(score in own and is_ahead(own[score]) for score in PAIRED_SCORES)]
     line = (
         f"ahead of {reference} by more than {ENOUGH} standard errors of the paired difference on "
         f"{', '.join(PAIRED_SCORES)}, at {budget:,} tokens: {', '.join(ahead) or 'no arm'}"
@@ -263,8 +211,8 @@ def difference_table(found: Sequence[Difference], reference: str) -> tuple[str, 
     cells = []
     for arm, own in arms.items():
         first = next(iter(own.values()))
-        scores = [own[score].text() if score in own else "" for score in PAIRED_SCORES]
-        cells.append([arm, str(len(first.values)), str(len(first.backbones)), *scores])
+        scores = [difference_text(own[score]) if score in own else "" for score in PAIRED_SCORES]
+        cells.append([arm, str(first["pairs"]), str(first["backbones"]), *scores])
     title = f"### Test scores above those of {reference} at {budget:,} tokens, paired by backbone and seed"
     note = "Mean ± standard error (over pairs, or over backbones where that is larger)."
     return line, "\n\n".join([title, note, grid(["arm", "pairs", "backbones", *PAIRED_SCORES], cells)])

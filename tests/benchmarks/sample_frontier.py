@@ -21,7 +21,7 @@ from contactlm.report.compare import by_arm, samples_a_step
 from contactlm.report.figure import FIGURES, arm_styles
 from contactlm.report.read import Pair, Run
 from contactlm.report.summary import PAIRED_SCORES as SCORES
-from contactlm.report.summary import Difference
+from contactlm.report.summary import difference, difference_text
 from contactlm.report.table import grid
 
 DRAWN = ("mcc_sep6", "p_at_L_long")
@@ -141,7 +141,7 @@ def _label(ax: Axes, cost: str) -> None:
     ax.set_axisbelow(True)
 
 
-def equal_cost(runs: Sequence[Run], reference: str, budget: int, cost: str) -> list[tuple[Difference, float]]:
+def equal_cost(runs: Sequence[Run], reference: str, budget: int, cost: str) -> list[dict[str, Any]]:
     """Differences to the reference at what its runs of a budget cost, each with the share of it that was spent."""
     arms = {arm: _courses(members) for arm, members in by_arm(runs).items()}
     theirs = {pair: run for pair, course in arms.pop(reference).items() for run in course if run.budget == budget}
@@ -156,20 +156,21 @@ def equal_cost(runs: Sequence[Run], reference: str, budget: int, cost: str) -> l
                     values[pair] = reached[0] - theirs[pair].test[score]
                     shares.append(reached[1])
             if values:
-                found.append((Difference(arm, budget, score, values), float(np.mean(shares))))
+                share = float(np.mean(shares))
+                found.append({"arm": arm, "score": score, "share": share, "values": values, **difference(values)})
     return found
 
 
 def equal_cost_table(runs: Sequence[Run], reference: str, budget: int, cost: str) -> str:
     """Differences at equal cost, as a Markdown table."""
-    arms: dict[str, dict[str, tuple[Difference, float]]] = {}
-    for each, share in equal_cost(runs, reference, budget, cost):
-        arms.setdefault(each.arm, {})[each.score] = each, share
+    arms: dict[str, dict[str, dict[str, Any]]] = {}
+    for each in equal_cost(runs, reference, budget, cost):
+        arms.setdefault(each["arm"], {})[each["score"]] = each
     rows = []
     for arm, own in arms.items():
-        first, share = next(iter(own.values()))
-        scores = [own[score][0].text() if score in own else "" for score in SCORES]
-        rows.append([arm, str(len(first.values)), f"{share:.2f}", *scores])
+        first = next(iter(own.values()))
+        scores = [difference_text(own[score]) if score in own else "" for score in SCORES]
+        rows.append([arm, str(first["pairs"]), f"{first['share']:.2f}", *scores])
     return grid([f"above {reference} at its {cost}", "pairs", "spent", *SCORES], rows)
 
 

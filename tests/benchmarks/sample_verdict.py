@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from contactlm.report.compare import by_arm, samples_a_step
 from contactlm.report.read import Pair, Run
 from contactlm.report.summary import PAIRED_SCORES as SCORES
-from contactlm.report.summary import Difference
+from contactlm.report.summary import difference, difference_text, is_ahead
 from contactlm.report.table import grid
 from tests.benchmarks.sample_frontier import Point, frontier_points, score_at_cost
 
@@ -22,9 +23,9 @@ def verdict_table(runs: Sequence[Run]) -> str:
         for rival in RIVALS if arm not in RIVALS else ():
             found, shares = against(runs, arm, rival)
             if found:
-                told, verdict = [found[score].text() for score in SCORES], verdict_of(list(found.values()))
+                told, verdict = [difference_text(found[score]) for score in SCORES], verdict_of(list(found.values()))
                 share = f"{sum(shares) / len(shares):.2f}"
-                rows.append([arm, rival, str(len(found[PRIMARY].values)), share, *told, verdict])
+                rows.append([arm, rival, str(found[PRIMARY]["pairs"]), share, *told, verdict])
     return grid(["arm, at the FLOPs of crop200", "against", "pairs", "spent", *SCORES, "ahead"], rows)
 
 
@@ -39,7 +40,8 @@ def outcome_table(runs: Sequence[Run]) -> str:
         costs = [f"{last.mean(value):,.0f}" for value in (lambda run: run.record["steps"], gigaflops)]
         reached = [f"{by_budget[budget].mean(primary):.3f}" for budget in sorted(by_budget)]
         above = [against(points_runs(points), arm, rival)[0] if arm not in RIVALS else {} for rival in RIVALS]
-        told = [above[0][PRIMARY].text() if above[0] else "", *(above[1][s].text() if above[1] else "" for s in SCORES)]
+        told = [difference_text(above[0][PRIMARY]) if above[0] else ""]
+        told += [difference_text(above[1][score]) if above[1] else "" for score in SCORES]
         rows.append([f"`{arm}`", samples_a_step(last.runs[0]), f"{rate:g}", *costs, *reached, *told])
     budgets = sorted({point.budget for point in points})
     header = ["arm", "samples a step", "rate", "steps", "GFLOPs", *(f"{budget:,}" for budget in budgets)]
@@ -59,11 +61,11 @@ def primary(run: Run) -> float:
     return run.test[PRIMARY]
 
 
-def verdict_of(differences: Sequence[Difference]) -> str:
-    return "yes" if all(each.is_ahead for each in differences) else "no"
+def verdict_of(differences: Sequence[dict[str, Any]]) -> str:
+    return "yes" if all(map(is_ahead, differences)) else "no"
 
 
-def against(runs: Sequence[Run], arm: str, rival: str) -> tuple[dict[str, Difference], list[float]]:
+def against(runs: Sequence[Run], arm: str, rival: str) -> tuple[dict[str, dict[str, Any]], list[float]]:
     """Differences by score, and what share of the FLOPs was spent; empty where nothing can be paired."""
     arms = by_arm(runs)
     cheap = {run.pair: run for run in arms[CHEAP] if run.budget == BUDGET}
@@ -78,5 +80,5 @@ def against(runs: Sequence[Run], arm: str, rival: str) -> tuple[dict[str, Differ
                 values[pair] = reached[0] - theirs[pair].test[score]
                 shares.append(reached[1])
         if values:
-            found[score] = Difference(arm, BUDGET, score, values)
+            found[score] = difference(values)
     return found, shares

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from contactlm.report.figure import arm_styles
 from contactlm.report.read import find_runs
-from contactlm.report.summary import Difference
 from tests.benchmarks.hit_strata import draw_hits, hit_markdown, hit_rows, hit_strata
 from tests.benchmarks.sample_frontier import (
     draw_frontier,
@@ -115,21 +115,21 @@ def test_at_equal_cost_scores_are_interpolated_and_not_extrapolated(experiment: 
     """Scores rise with the logarithm of the cost, so that interpolation is exact."""
     runs = find_runs([experiment]).runs
 
-    def found(reference: str, budget: int) -> tuple[Difference, float]:
-        return next(one for one in equal_cost(runs, reference, budget, cost) if one[0].score == "mcc_sep6")
+    def found(reference: str, budget: int) -> dict[str, Any]:
+        return next(one for one in equal_cost(runs, reference, budget, cost) if one["score"] == "mcc_sep6")
 
-    one, share = found("crop200", 500_000)
+    one = found("crop200", 500_000)
     expected = [
         score_of("whole", b, s, 500_000 / 3) - score_of("crop200", b, s, 500_000) for b in BACKBONES for s in SEEDS
     ]
-    assert list(one.values.values()) == pytest.approx(expected) and share == pytest.approx(1)
+    assert list(one["values"].values()) == pytest.approx(expected) and one["share"] == pytest.approx(1)
     # whole chains cost more than crop200 at 100,000 and 200,000 tokens, even with their smallest budget
     assert not any(equal_cost(runs, "crop200", budget, cost) for budget in (100_000, 200_000))
     # the other way round, crops spend less: their longest run is taken as it is
-    reverse, share = found("whole", 500_000)
-    assert share == pytest.approx(1 / 3) and reverse.mean == pytest.approx(-0.21, abs=1e-6)
-    inside, share = found("whole", 100_000)
-    assert share == pytest.approx(1) and inside.mean == pytest.approx(-0.21 + RISE * math.log(3))
+    reverse = found("whole", 500_000)
+    assert reverse["share"] == pytest.approx(1 / 3) and reverse["difference"] == pytest.approx(-0.21, abs=1e-6)
+    inside = found("whole", 100_000)
+    assert inside["share"] == pytest.approx(1) and inside["difference"] == pytest.approx(-0.21 + RISE * math.log(3))
     assert "| crop200 | 6 | 1.00 | -0.100" in equal_cost_table(runs, "whole", 100_000, cost)
 
 

@@ -15,7 +15,14 @@ from contactlm.cli.main import main
 from contactlm.report.compare import by_arm, confounds, group_equal, samples_a_step
 from contactlm.report.read import Run, find_runs
 from contactlm.report.summary import PAIRED_SCORES as SCORES
-from contactlm.report.summary import Difference, difference_table, paired_differences, whole_experiments
+from contactlm.report.summary import (
+    difference_text,
+    is_ahead,
+    larger_error,
+    paired_rows,
+    paired_table,
+    whole_experiments,
+)
 from tests.report.made_runs import equal_terms, make_run
 from tests.report.test_report import rows_of
 
@@ -60,8 +67,8 @@ def experiment(tmp_path: Path) -> Path:
     return made_experiment(tmp_path / "runs", BACKBONES, BUDGETS)
 
 
-def found(differences: list[Difference], **wanted: Any) -> Difference:
-    (one,) = [each for each in differences if all(getattr(each, name) == value for name, value in wanted.items())]
+def found(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+    (one,) = [row for row in rows if wanted.items() <= row.items()]
     return one
 
 
@@ -70,24 +77,24 @@ def test_runs_of_several_backbones_are_paired_and_their_means_are_not_taken(expe
     assert len(group_equal(runs)) == len(BACKBONES) * len(BUDGETS)  # no table mixes them
     (whole,) = whole_experiments(runs)
     assert len(whole) == len(runs) == 36
-    at_tokens = found(paired_differences(whole, "crop200"), budget=500_000, score="mcc_long")
+    at_tokens = found(paired_rows(whole, "crop200"), reference_budget=500_000, score="mcc_long")
     expected = [0.2 + 0.01 * seed + 0.005 * k for k in range(3) for seed in SEEDS]
-    assert list(at_tokens.values.values()) == pytest.approx(expected)
-    assert at_tokens.mean == pytest.approx(np.mean(expected))
-    over_pairs, over_backbones = at_tokens.errors
-    assert over_pairs == pytest.approx(np.std(expected, ddof=1) / np.sqrt(6))
+    assert (at_tokens["arm"], at_tokens["pairs"], at_tokens["backbones"]) == ("whole", 6, 3)
+    assert at_tokens["difference"] == pytest.approx(np.mean(expected))
+    assert at_tokens["se_pairs"] == pytest.approx(np.std(expected, ddof=1) / np.sqrt(6))
     by_backbone = [0.205 + 0.005 * k for k in range(3)]
-    assert over_backbones == pytest.approx(np.std(by_backbone, ddof=1) / np.sqrt(3))
-    assert at_tokens.se is not None and at_tokens.is_ahead
-    assert at_tokens.se == pytest.approx(max(np.std(expected, ddof=1) / 6**0.5, np.std(by_backbone, ddof=1) / 3**0.5))
+    assert at_tokens["se_backbones"] == pytest.approx(np.std(by_backbone, ddof=1) / np.sqrt(3))
+    error = larger_error(at_tokens)
+    assert is_ahead(at_tokens)
+    assert error == pytest.approx(max(np.std(expected, ddof=1) / 6**0.5, np.std(by_backbone, ddof=1) / 3**0.5))
     # taken without pairs, the spread of the backbones would drown it
     levels = [score_of("whole", b, s, 500_000) for b in BACKBONES for s in SEEDS]
-    assert np.std(levels, ddof=1) / np.sqrt(6) > 4 * at_tokens.se
+    assert np.std(levels, ddof=1) / np.sqrt(6) > 4 * error
 
 
 def test_only_arms_that_are_ahead_on_all_scores_are_called_so(experiment: Path) -> None:
     def line() -> str:
-        return difference_table(paired_differences(find_runs([experiment]).runs, "crop200"), "crop200")[0]
+        return paired_table(paired_rows(find_runs([experiment]).runs, "crop200"))[0]
 
     assert line().endswith("at 500,000 tokens: whole")
     for backbone in BACKBONES:
@@ -101,8 +108,8 @@ def test_only_arms_that_are_ahead_on_all_scores_are_called_so(experiment: Path) 
 def test_one_pair_has_no_standard_error(tmp_path: Path) -> None:
     for arm in ARMS:
         make(tmp_path, arm, "aaaa", 0, 500_000)
-    one = found(paired_differences(find_runs([tmp_path]).runs, "crop200"), score="mcc_sep6")
-    assert one.se is None and not one.is_ahead and one.text() == "+0.200 (one pair)"
+    one = found(paired_rows(find_runs([tmp_path]).runs, "crop200"), score="mcc_sep6")
+    assert larger_error(one) is None and not is_ahead(one) and difference_text(one) == "+0.200 (one pair)"
 
 
 def test_what_else_differs_is_told(experiment: Path) -> None:
