@@ -28,27 +28,17 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 STYLES = ("-", "--", "-.", ":")
 LEAST_RANGE = 0.1  # of a score's axis, so that small changes do not look large
 POINTS = 200  # at which curves of several seeds are averaged
-CROSS: dict[str, Any] = {
-    "marker": "X",
-    "markersize": 8,
-    "markeredgecolor": "white",
-    "markeredgewidth": 0.7,
-    "zorder": 5,
-}
+CROSS = {"marker": "X", "markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.7, "zorder": 5}
 TRIVIAL_LINE: dict[str, Any] = {"color": "#333333", "linewidth": 1.2, "linestyle": (0, (1, 2))}
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def draw_score(runs: Sequence[Run], score: str) -> Figure:
-    """Draw a figure.
+    """Draw a figure of runs that may be compared.
 
-    Left: cumulative GFLOPs by optimizer step, log scale. Right: the score on dev by tokens, with a cross for the
-    test set at the end. Lines are means over seeds, bands ± 1 sd; the trivial predictor is a thin grey line.
-
-    Args:
-        runs: Runs that may be compared.
-        score: Such as ``mcc``; see :data:`FIGURES`.
+    Left: cumulative GFLOPs by optimizer step, log scale. Right: a score of :data:`FIGURES` on dev by tokens, with a
+    cross for the test set at the end. Lines are means over seeds, bands ± 1 sd; the trivial predictor is a thin line.
     """
     arms = by_arm(runs)
     styles = arm_styles(list(arms))
@@ -57,9 +47,10 @@ def draw_score(runs: Sequence[Run], score: str) -> Figure:
     left, right = figure.subplots(1, 2)
     for arm, members in arms.items():
         _draw_cost(left, members, styles[arm])
-        _draw_dev(right, members, score, styles[arm])
-        _draw_test(right, members, score, styles[arm])
-    _draw_trivial(right, runs, score)
+        _draw_score(right, members, score, styles[arm])
+    trivial = trivial_scores(runs, "dev").get(score, trivial_scores(runs, "test").get(score))
+    if trivial is not None:
+        right.axhline(trivial, zorder=1, **TRIVIAL_LINE)
     _label(left, right, score)
     figure.legend(handles=_handles(arms, styles), loc="outside lower center", ncols=4, frameon=False, fontsize="small")
     return figure
@@ -80,10 +71,7 @@ def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def mean_curve(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Average curves of several seeds over what they share of the x axis.
-
-    Args:
-        curves: (x, y) of each, x ascending.
+    """Average curves (x, y) of several seeds, x ascending, over what they share of the x axis.
 
     Returns:
         (x, mean, sd), each float64 (n,): at the points of the curves where all have the same, else at evenly spaced
@@ -110,28 +98,18 @@ def _draw_cost(ax: Axes, runs: Sequence[Run], style: dict[str, Any]) -> None:
         ax.plot(x[-1], mean[-1], marker="o", markersize=4, color=style["color"])
 
 
-def _draw_dev(ax: Axes, runs: Sequence[Run], score: str, style: dict[str, Any]) -> None:
+def _draw_score(ax: Axes, runs: Sequence[Run], score: str, style: dict[str, Any]) -> None:
     curves = _curves(runs, "history", "tokens", score)
     if curves:
         x, mean, sd = mean_curve(curves)
         ax.plot(x, mean, linewidth=1.6, **style)
         ax.fill_between(x, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
-
-
-def _draw_test(ax: Axes, runs: Sequence[Run], score: str, style: dict[str, Any]) -> None:
-    spread = Spread.of(run.test.get(score) for run in runs)
-    if spread is None:
-        return
-    tokens = float(np.mean([run.record["tokens"] for run in runs if score in run.test]))
-    ax.errorbar(tokens, spread.mean, yerr=spread.sd, color=style["color"], capsize=3, elinewidth=1, **CROSS)
-    if not tokens:  # nothing was trained: there is no curve, and the score holds at any budget
-        ax.axhline(spread.mean, linewidth=1, **style)
-
-
-def _draw_trivial(ax: Axes, runs: Sequence[Run], score: str) -> None:
-    value = trivial_scores(runs, "dev").get(score, trivial_scores(runs, "test").get(score))
-    if value is not None:
-        ax.axhline(value, zorder=1, **TRIVIAL_LINE)
+    test = Spread.of(run.test.get(score) for run in runs)
+    if test is not None:
+        tokens = float(np.mean([run.record["tokens"] for run in runs if score in run.test]))
+        ax.errorbar(tokens, test.mean, yerr=test.sd, color=style["color"], capsize=3, elinewidth=1, **CROSS)
+        if not tokens:  # nothing was trained: there is no curve, and the score holds at any budget
+            ax.axhline(test.mean, linewidth=1, **style)
 
 
 def _label(left: Axes, right: Axes, score: str) -> None:
