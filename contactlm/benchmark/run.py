@@ -16,8 +16,8 @@ from contactlm.benchmark.lists import BenchmarkSet, PublishedFigure, load_set, p
 from contactlm.benchmark.results import SetResult, chain_rows, score_rows, write_page
 from contactlm.benchmark.score import score_copy, score_model, score_trivial
 from contactlm.benchmark.structures import SMOKE, StructureSource, obtain_structures, smoke_set
+from contactlm.data.cache import progress_bar
 from contactlm.data.leakage import training_identity
-from contactlm.data.progress import Progress
 from contactlm.data.training_set import kept_training
 from contactlm.homology.relations import ClusterOptions
 from contactlm.modules.predict import load_model
@@ -83,10 +83,9 @@ def run_benchmark(names: Sequence[str], models: Mapping[str, str], options: Benc
 
 def _open_database(folder: Path) -> StructureDatabase:
     from contactlm.retrieval.database import StructureDatabase
-    from contactlm.retrieval.engines import check_program
-    from contactlm.retrieval.search import SearchOptions
+    from contactlm.retrieval.search import check_phmmer
 
-    check_program(SearchOptions().program)
+    check_phmmer()
     return StructureDatabase.open(folder)
 
 
@@ -99,7 +98,7 @@ def _obtain(name: str, options: BenchmarkOptions) -> SetResult:
     else:
         asked = load_set(name)
     files = obtain_structures(asked.chains, source, options.out)
-    with Progress(f"Reading {asked.name}", "chain", len(asked.chains)) as bar:
+    with progress_bar(f"Reading {asked.name}", "chain", len(asked.chains)) as bar:
         result = SetResult(asked, check_chains(asked.chains, files, bar.update), _figures(asked))
     if asked.note:
         result.remarks.append(asked.note)
@@ -125,7 +124,7 @@ def _score(name: str, location: str, results: Sequence[SetResult], options: Benc
         module = module.to(torch.accelerator.current_accelerator())
     remembered = kept_training(location) if location.endswith(".ckpt") else None
     for result in results:
-        with Progress(f"{name} on {result.set.name}", "chain", len(result.found)) as bar:
+        with progress_bar(f"{name} on {result.set.name}", "chain", len(result.found)) as bar:
             scored = score_model(name, module, result.found, result.contracts, bar.update)
         if remembered is not None and result.found:
             sequences = [chain.sequence for chain in result.found]

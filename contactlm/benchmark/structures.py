@@ -15,8 +15,7 @@ from contactlm.data.rcsb.download import CHECK, RCSB, download_structures
 from contactlm.data.rcsb.ids import parse_id
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
 from contactlm.structure.files import lines_of, read_blocks, split_name
-from contactlm.structure.mmcif import BackboneDict
-from contactlm.structure.mmcif_lines import ATOMS
+from contactlm.structure.mmcif import ATOMS, BackboneDict
 from contactlm.structure.parse import read_chains
 from contactlm.types import DataError, StructureError
 

@@ -86,43 +86,6 @@ def search(
     """
     if not queries or not targets:
         return
-    bounds = ("-e", repr(largest_evalue(bits, queries, targets)), "--min-seq-id", f"{max(0.0, identity - SLACK):.4f}")
-    for block in search_blocks(queries, targets, COLUMNS, (*SETTINGS, *bounds), threads):
-        yield _hits(block)
-
-
-def largest_evalue(bits: float, queries: Sequence[str], targets: Sequence[str]) -> float:
-    """Return the largest E-value that a hit of at least so many bits can have: m n / 2^bits (Karlin & Altschul 1990).
-
-    The longest query is m residues long, all targets together n.
-    """
-    return max(map(len, queries)) * sum(map(len, targets)) * 2.0 ** (ROUNDING - bits)
-
-
-def easy_search(
-    queries: Sequence[str], targets: Sequence[str], columns: Sequence[str], settings: Sequence[str], threads: int
-) -> dict[str, NDArray[np.float64]]:
-    """Run :func:`search_blocks` and take all it finds: by column its values, float64 (hits,)."""
-    nothing = {name: np.zeros(0) for name in columns}
-    blocks = [nothing, *search_blocks(queries, targets, columns, settings, threads)]
-    return {name: np.concatenate([block[name] for block in blocks]) for name in columns}
-
-
-def search_blocks(
-    queries: Sequence[str], targets: Sequence[str], columns: Sequence[str], settings: Sequence[str], threads: int
-) -> Iterator[dict[str, NDArray[np.float64]]]:
-    """Run ``mmseqs easy-search``; queries and targets are called by their numbers.
-
-    Args:
-        queries: Sequences, at least one.
-        targets: Sequences, at least one.
-        columns: What to ask of each hit; all numbers.
-        settings: Further arguments of the program.
-        threads: Threads of the program.
-
-    Yields:
-        By column its values, float64 (hits of a block,).
-    """
     program = find_program()
     if program is None:
         raise DataError(
@@ -134,20 +97,31 @@ def search_blocks(
         for name, sequences in zip(names, (queries, targets), strict=False):
             with Path(name).open("w", encoding="ascii") as fasta:
                 fasta.writelines(f">{i}\n{s}\n" for i, s in enumerate(sequences) if s)
-        output = ("--format-output", ",".join(columns), "--threads", str(threads))
-        done = subprocess.run([program, "easy-search", *names, *settings, *output], capture_output=True, text=True)
+        bounds = ("-e", repr(largest_evalue(bits, queries, targets)))
+        bounds += ("--min-seq-id", f"{max(0.0, identity - SLACK):.4f}")
+        output = ("--format-output", ",".join(COLUMNS), "--threads", str(threads))
+        command = [program, "easy-search", *names, *SETTINGS, *bounds, *output]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             said = "\n".join((done.stdout + done.stderr).splitlines()[-LAST_LINES:])
             raise DataError(f"{program} failed with exit status {done.returncode}: {said}")
-        yield from _read(Path(names[2]), columns)
+        yield from _read(Path(names[2]))
 
 
-def _read(path: Path, columns: Sequence[str]) -> Iterator[dict[str, NDArray[np.float64]]]:
+def largest_evalue(bits: float, queries: Sequence[str], targets: Sequence[str]) -> float:
+    """Return the largest E-value that a hit of at least so many bits can have: m n / 2^bits (Karlin & Altschul 1990).
+
+    The longest query is m residues long, all targets together n.
+    """
+    return max(map(len, queries)) * sum(map(len, targets)) * 2.0 ** (ROUNDING - bits)
+
+
+def _read(path: Path) -> Iterator[Hits]:
     try:
         with path.open("rb") as table:
             while lines := table.readlines(BLOCK_BYTES):
                 rows = np.loadtxt(lines, np.float64, delimiter="\t", comments=None, ndmin=2)
-                yield dict(zip(columns, rows.T, strict=True))
+                yield _hits(dict(zip(COLUMNS, rows.T, strict=True)))
     except (OSError, ValueError) as error:
         raise DataError(f"mmseqs wrote a table that is not understood ({error})") from error
 

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from tqdm.auto import tqdm
 
 from contactlm.alphabet import UNKNOWN_LETTER
-from contactlm.atomic import atomic_file, note_use
+from contactlm.atomic import atomic_file
 from contactlm.homology.alignment import Aligner, WordIndex, raw_score
 from contactlm.homology.mmseqs import Hits, find_program, search
 from contactlm.types import DataError
@@ -182,7 +182,6 @@ def kept_array(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArr
     if raw[:8] != MAGIC or not fits or zlib.crc32(payload).to_bytes(8, "little") != raw[8:16]:
         log.warning("%s is damaged; the clusters are computed again.", path)
         return None
-    note_use(path)
     return np.frombuffer(payload, kind).astype(dtype)
 
 
