@@ -22,8 +22,8 @@ BELOW = {
     "modules": {"structure", "metrics", "maps", "model", "retrieval", "data"},
     "runs": {"modules"},
     "callbacks": {"structure", "metrics", "maps", "pages", "data", "modules", "runs"},
-    "report": {"metrics", "pages", "runs"},
-    "benchmark": {"structure", "homology", "metrics", "data", "model", "retrieval", "modules", "callbacks"},
+    "report": {"pages", "runs"},
+    "benchmark": {"structure", "homology", "metrics", "data", "model", "retrieval", "modules", "report"},
 }
 OF_EXTRAS = {"pyhmmer", "pydssp", "bokeh"}  # of contactlm[retrieval] and contactlm[pages]
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
