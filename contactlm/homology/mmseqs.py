@@ -97,8 +97,8 @@ def search(
         for name, sequences in zip(names, (queries, targets), strict=False):
             with Path(name).open("w", encoding="ascii") as fasta:
                 fasta.writelines(f">{i}\n{s}\n" for i, s in enumerate(sequences) if s)
-        bounds = ("-e", repr(largest_evalue(bits, queries, targets)))
-        bounds += ("--min-seq-id", f"{max(0.0, identity - SLACK):.4f}")
+        evalue, least = largest_evalue(bits, queries, targets), max(0.0, identity - SLACK)
+        bounds = ("-e", repr(evalue), "--min-seq-id", f"{least:.4f}")
         output = ("--format-output", ",".join(COLUMNS), "--threads", str(threads))
         command = [program, "easy-search", *names, *SETTINGS, *bounds, *output]
         done = subprocess.run(command, capture_output=True, text=True)

@@ -28,7 +28,13 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 STYLES = ("-", "--", "-.", ":")
 LEAST_RANGE = 0.1  # of a score's axis, so that small changes do not look large
 POINTS = 200  # at which curves of several seeds are averaged
-CROSS = {"marker": "X", "markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.7, "zorder": 5}
+CROSS: dict[str, Any] = {
+    "marker": "X",
+    "markersize": 8,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.7,
+    "zorder": 5,
+}
 TRIVIAL_LINE: dict[str, Any] = {"color": "#333333", "linewidth": 1.2, "linestyle": (0, (1, 2))}
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
