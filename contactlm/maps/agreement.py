@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-MIN_SEPARATION = 6  # of the pairs compared
+from contactlm.maps.score_scale import MIN_SEPARATION, average_ranks
 
 
 def agreement(one: Tensor, other: Tensor, positions: Tensor | None = None) -> dict[str, float]:
@@ -41,9 +41,3 @@ def agreement(one: Tensor, other: Tensor, positions: Tensor | None = None) -> di
     correlation = float(ranked.prod(0).sum() / spread) if spread > 0 else math.nan
     tops = [set(own.argsort(descending=True, stable=True)[:L].tolist()) for own in values]
     return {"spearman_sep6": correlation, "shared_top_L": len(tops[0] & tops[1]) / len(tops[0])}
-
-
-def average_ranks(values: Tensor) -> Tensor:
-    """Ranks of values (N,), from 1, float64; equal ones share their mean rank."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0).double() - (counts - 1) / 2)[inverse]

@@ -1,92 +1,58 @@
 """The categorical Jacobian (Zhang et al. 2024, PNAS 121): contacts read out of a masked language model, without labels.
 
 Each residue is changed to each of the 20 amino acids, and J[i, a, j, b] is what that does to the logit of b at
-position j: mutated minus wild type, both unmasked. The mean over each of the four axes is taken off, the Frobenius norm
-over (a, b) is a pair's coupling, and the average product correction takes off what is due to its residues alone. A
-substitution by the residue itself gives the wild type, hence 0 without being run.
+position j: mutated minus wild type, both unmasked. The mean over each of the four axes is taken off, J is made
+symmetric, the Frobenius norm over (a, b) is a pair's coupling, and the average product correction takes off what is due
+to its residues alone. A substitution by the residue itself gives the wild type, hence 0 without being run.
 
-Chains longer than the window take several passes, as they do for contact heads (:mod:`contactlm.maps.full_map`):
+Means over a, b and j need one row (all that changes of residue i do) at a time. The mean over i, and the block across
+the diagonal, need all rows: (20 n)² numbers, which lie in a temporary file and are read back a tile at a time.
 
-* *Each pass is centred on its own*, over all its residues, those of both segments where there are two. A mean over
-  residues that a pass does not show cannot be known to it.
-* *Norms are blended, and corrected once.* Norms are in units of logits in every pass, so they are averaged as
-  probabilities are there: with weights that fall linearly towards cuts, only the cross block of two segments counting
-  (in both directions: i changed and j read, j changed and i read). The average product is that of the whole map.
-
-What fits the window takes one pass and is exact.
+Chains longer than the window take several passes, as they do for contact heads (:mod:`contactlm.maps.full_map`). Each
+pass is centred on its own: a mean over residues that it does not show cannot be known to it. Norms are blended as
+probabilities are there, of two segments the cross block alone. The average product is that of the whole map.
 """
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from contactlm.maps.jacobian_batches import LanguageModel, batches, run_batch
-from contactlm.maps.jacobian_norms import Symmetrise, corrected_for_average_product
-from contactlm.maps.jacobian_pass import AMINO_ACIDS, JacobianPass
-from contactlm.maps.passes import check_residue_tokens, checked_positions, context_weights, how_made, residues_of
-from contactlm.maps.windows import WindowOptions, plan_passes
-from contactlm.types import ModelError
+from contactlm.alphabet import CLS, EOS, PAD, VOCABULARY, encode
+from contactlm.atomic import atomic_file
+from contactlm.maps.passes import (
+    check_residue_tokens,
+    checked_positions,
+    context_weights,
+    how_made,
+    residues_of,
+    token_positions,
+)
+from contactlm.maps.windows import Pass, WindowOptions, plan_passes
+from contactlm.types import DataError, ModelError
 
-__all__ = ["AMINO_ACIDS", "JacobianMap", "JacobianOptions", "categorical_jacobian", "jacobian_maps"]
+AMINO_ACIDS: tuple[int, ...] = tuple(int(token) for token in encode("LAGVSERTIDPKQNFYMHWC"))
+"""Tokens of the 20 amino acids, in the order of the vocabulary: what is put in, and whose logits are read."""
 
-
-@dataclass(frozen=True)
-class JacobianOptions:
-    """How a categorical Jacobian is taken.
-
-    Attributes:
-        symmetrise: ``"before"`` the norm, (J + Jᵀ) / 2 over (i, a) ↔ (j, b), as in the paper's script; ``"after"`` it,
-            (S + Sᵀ) / 2 of the corrected map S, as in ColabBio's ``get_contacts``. None: before, and after if
-            ``masked``.
-        masked: Put ``<mask>`` at each position instead of each amino acid: L sequences instead of 19 L, and another
-            quantity, whose only axis of substitutions is that of the logits.
-        substitutions: Put only so many amino acids at each position, those that the wild type's logits there find
-            likeliest; the others count as having the mean effect of these. 19 / substitutions times as fast, and no
-            longer exact. None: all.
-        folder: Where blocks of positions, and norms of finished passes, are kept: who calls again goes on from there.
-            One folder a model. None: nowhere.
-        logits_of: Tokens whose logits the model gives, in its order; None: those of the whole vocabulary.
-
-    Raises:
-        ModelError: Values that make no sense, or not together.
-    """
-
-    symmetrise: Symmetrise | None = None
-    masked: bool = False
-    substitutions: int | None = None
-    folder: Path | None = None
-    logits_of: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.symmetrise not in (None, "before", "after"):
-            raise ModelError(f"symmetrise: {self.symmetrise!r} given; choose 'before' or 'after' the norm")
-        if self.masked and self.symmetrise == "before":
-            raise ModelError(
-                "symmetrise: 'before' given with masked: a masked position has no substitutions to exchange with "
-                "logits; take 'after', or leave it out"
-            )
-        if self.substitutions is not None and (self.masked or not 1 <= self.substitutions <= len(AMINO_ACIDS)):
-            raise ModelError(
-                f"substitutions: {self.substitutions} given{' with masked' if self.masked else ''}; give from 1 to "
-                f"{len(AMINO_ACIDS)}, without masked, or None for all"
-            )
-        if self.logits_of is not None and (missing := set(AMINO_ACIDS) - set(self.logits_of)):
-            raise ModelError(f"logits_of: tokens {sorted(missing)}, of amino acids, are missing")
-
-    @property
-    def when(self) -> Symmetrise:
-        """``symmetrise``, its default filled in."""
-        return self.symmetrise or ("after" if self.masked else "before")
+LanguageModel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Change = tuple[int, int] | None  # residue of the pass, from 0, and the token put there; None: the wild type
+CPU_COST = 256 * 1024  # token pairs of a batch on a CPU: larger ones fall out of its caches
+_LEAST_SHARE_OF_LONGEST = 0.75  # of T², in one batch
+_LETTERS = len(AMINO_ACIDS)
+_TILE = 1_000_000  # numbers of a tile: 8 MB in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +61,7 @@ class JacobianMap:
 
     Attributes:
         scores: (L, L) on the CPU, symmetric, 0 on the diagonal, of any sign; float32 (float64 of a float64 model).
-        how: How it was made, in plain values: as of :class:`~contactlm.maps.full_map.FullMap`, with ``symmetrise``,
-            ``masked`` and ``substitutions``.
+        how: How it was made, in plain values: as of :class:`~contactlm.maps.full_map.FullMap`, with ``symmetrise``.
     """
 
     scores: Tensor
@@ -106,39 +71,34 @@ class JacobianMap:
 def categorical_jacobian(
     lm_logits: LanguageModel,
     tokens: Tensor,
-    symmetrise: Symmetrise | None = None,
-    masked: bool = False,
     windows: WindowOptions | None = None,
     device: torch.device | str | None = None,
     positions: Tensor | None = None,
     folder: str | Path | None = None,
     logits_of: Iterable[int] | None = None,
-    substitutions: int | None = None,
 ) -> Tensor:
     """Read contacts out of a masked language model.
 
-    Memory over that of the model and one batch is a few (L, L) arrays and 0.1 GB at most: the (20 n)² numbers of a pass
-    of n residues lie in memory while they take less than 64 MB, and in files otherwise (1.6 GB at n = 1,000).
+    Memory over that of the model and one batch is a few (L, L) arrays and 0.1 GB at most. A pass of n residues takes
+    (20 n)² numbers in a temporary file: 1.6 GB at n = 1,000.
 
     Args:
         lm_logits: The model, ``(tokens int64 (B, T), attention_mask bool (B, T), positions int64 (B, T) or None) ->
             logits (B, T, V)``; in evaluation mode. Called without gradients.
         tokens: Residue tokens (L,), any integer type, without ``<cls>`` and ``<eos>``; any letters.
-        symmetrise: See :class:`JacobianOptions`; ``masked``, ``folder`` and ``logits_of`` too.
-        masked: See there.
         windows: Windows and batches; None takes the defaults.
         device: Where the model is; None means where ``tokens`` are.
         positions: The residues' positions: integers (L,), ascending; only differences count. None: 0 … L − 1.
-        folder: See there.
-        logits_of: See there.
-        substitutions: See there.
+        folder: Where temporary files lie, and where norms of finished passes are kept for whoever calls again. One
+            folder a model. None: the system's folder, and nothing is kept.
+        logits_of: Tokens whose logits the model gives, in its order; None: those of the whole vocabulary.
 
     Returns:
         Scores (L, L), symmetric, 0 on the diagonal; the larger, the likelier a contact. No probabilities. float32, or
         float64 of a model that gives float64.
 
     Raises:
-        DataError: The chain is empty, or ``tokens`` or ``positions`` are none; or ``folder`` is of another model.
+        DataError: The chain is empty, ``tokens`` or ``positions`` are none, or a file cannot be written.
         ModelError: Options that make no sense, or logits of another shape or not finite.
 
     Examples:
@@ -152,120 +112,75 @@ def categorical_jacobian(
         >>> divmod(int(scores.argmax()), 4)
         (0, 3)
     """
-    given = None if logits_of is None else tuple(logits_of)
-    kept_in = None if folder is None else Path(folder).expanduser()
-    options = JacobianOptions(symmetrise, masked, substitutions, kept_in, given)
-    return next(jacobian_maps(lm_logits, [tokens], options, windows, device, [positions])).scores
+    return next(jacobian_maps(lm_logits, [tokens], windows, device, [positions], folder, logits_of)).scores
 
 
 def jacobian_maps(
     lm_logits: LanguageModel,
     chains: Iterable[Tensor],
-    options: JacobianOptions | None = None,
     windows: WindowOptions | None = None,
     device: torch.device | str | None = None,
     positions: Iterable[Tensor | None] | None = None,
+    folder: str | Path | None = None,
+    logits_of: Iterable[int] | None = None,
 ) -> Iterator[JacobianMap]:
     """Read the contacts of several chains, batching sequences of like length across positions, passes and chains.
 
-    Args:
-        lm_logits: As of :func:`categorical_jacobian`; ``device`` and errors too.
-        chains: Residue tokens (L,) of each chain.
-        options: How; None takes the defaults.
-        windows: Windows and batches; None takes the defaults. On a CPU batches are of at most 256 × 1024 token pairs.
-        device: Where the model is.
-        positions: As of :func:`categorical_jacobian`, one for each chain; None: 0 … L − 1 in all.
+    Arguments and errors are those of :func:`categorical_jacobian`, with the tokens and positions of each chain. On a
+    CPU batches are of at most 256 × 1024 token pairs.
 
     Yields:
         One map for each chain, in the order given.
     """
-    options, windows = options or JacobianOptions(), windows or WindowOptions()
+    windows = windows or WindowOptions()
+    order = tuple(range(len(VOCABULARY)) if logits_of is None else logits_of)
+    if missing := set(AMINO_ACIDS) - set(order):
+        raise ModelError(f"logits_of: tokens {sorted(missing)}, of amino acids, are missing")
+    whole = len(order) if logits_of is not None else None
+    pairs = zip(chains, repeat(None)) if positions is None else zip(chains, positions, strict=True)
     waiting: deque[_Chain] = deque()
+    alike: MutableMapping[str, _Pass] = WeakValueDictionary()
+
+    def passes() -> Iterator[_Pass]:
+        """Plan chain after chain, as they are needed."""
+        for index, (tokens, own) in enumerate(pairs):
+            check_residue_tokens(tokens, index)
+            own = None if own is None else checked_positions(own, len(tokens), index)
+            on = tokens.device if device is None else torch.device(device)
+            waiting.append(_planned(tokens.cpu().long(), own, windows, on, folder, alike))
+            for one in waiting[-1].passes:
+                if sequences := one.begin():
+                    bar.total += sequences
+                    bar.refresh()
+                    yield one
+
     hidden = None if windows.progress else True  # None: unless standard error is a terminal
     with tqdm(total=0, unit="sequence", leave=False, disable=hidden, dynamic_ncols=True) as bar:
-        passes = _passes(_chains(chains, positions, options, windows, device, waiting), bar)
-        for batch in batches(passes, windows.bound):
-            run_batch(lm_logits, batch, options.logits_of)
+        for batch in _batches(passes(), windows.bound):
+            _run_batch(lm_logits, batch, [order.index(token) for token in AMINO_ACIDS], whole)
             bar.update(len(batch))
-            while waiting and waiting[0].is_finished:
-                yield waiting.popleft().finish(options, windows)
+            while waiting and all(one.norms is not None for one in waiting[0].passes):
+                yield waiting.popleft().finish(windows)
     while waiting:
-        yield waiting.popleft().finish(options, windows)
+        yield waiting.popleft().finish(windows)
 
 
-def _chains(
-    chains: Iterable[Tensor],
-    positions: Iterable[Tensor | None] | None,
-    options: JacobianOptions,
-    windows: WindowOptions,
-    device: torch.device | str | None,
-    waiting: deque[_Chain],
-) -> Iterator[_Chain]:
-    """Plan chain after chain, when it is asked for; those planned are also put where they wait for their rows."""
-    alike: MutableMapping[str, JacobianPass] = WeakValueDictionary()
-    pairs = zip(chains, repeat(None)) if positions is None else zip(chains, positions, strict=True)
-    for index, (tokens, own) in enumerate(pairs):
-        check_residue_tokens(tokens, index)
-        own = None if own is None else checked_positions(own, len(tokens), index)
-        on = tokens.device if device is None else torch.device(device)
-        waiting.append(_Chain(tokens.cpu().long(), own, options, windows, on, alike))
-        yield waiting[-1]
-
-
-def _passes(chains: Iterator[_Chain], bar: Any) -> Iterator[JacobianPass]:
-    for chain in chains:
-        for one in chain.passes:
-            if sequences := one.begin():
-                bar.total += sequences
-                bar.refresh()
-                yield one
-
-
+@dataclass(frozen=True)
 class _Chain:
-    """One chain: its passes, and its map when they are done.
+    """One chain of L residues: its plan, and a pass for each piece of it."""
 
-    Args:
-        tokens: Residue tokens, int64 (L,), on the CPU.
-        positions: int64 (L,), or None.
-        options: How the Jacobian is taken.
-        windows: How passes are planned.
-        device: Where the model is.
-        alike: Passes under way, by digest: those of the same sequence are run once (chains of a homomer).
-    """
+    length: int
+    plan: list[Pass]
+    passes: list[_Pass]
 
-    def __init__(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None,
-        options: JacobianOptions,
-        windows: WindowOptions,
-        device: torch.device,
-        alike: MutableMapping[str, JacobianPass],
-    ) -> None:
-        self.length = len(tokens)
-        self.plan = plan_passes(self.length, windows)
-        self.passes = []
-        for piece in self.plan:
-            residues = residues_of(piece)
-            own = residues if positions is None else positions[residues]
-            contiguous = positions is None and len(piece.segments) == 1
-            kind = (options.when, options.masked, options.substitutions, options.folder)
-            one = JacobianPass(tokens[residues], None if contiguous else own, *kind, device)
-            self.passes.append(alike.setdefault(one.digest, one))
-
-    @property
-    def is_finished(self) -> bool:
-        return all(one.norms is not None for one in self.passes)
-
-    def finish(self, options: JacobianOptions, windows: WindowOptions) -> JacobianMap:
+    def finish(self, windows: WindowOptions) -> JacobianMap:
         norms = [one.norms for one in self.passes if one.norms is not None]
-        scores = corrected_for_average_product(self._blended(norms)).to(norms[0].dtype)
+        scores = _corrected_for_average_product(self._blended(norms)).to(norms[0].dtype)
         how = how_made(self.length, self.plan, windows, "norms, weights falling linearly towards cuts")
-        taken = {"symmetrise": options.when, "masked": options.masked, "substitutions": options.substitutions}
-        return JacobianMap(scores, {**how, **taken})
+        return JacobianMap(scores, {**how, "symmetrise": "before"})
 
-    def _blended(self, norms: list[Tensor]) -> Tensor:
-        """One map of norms, float64 (L, L): row i changed, column j read."""
+    def _blended(self, norms: Sequence[Tensor]) -> Tensor:
+        """One map of norms, float64 (L, L)."""
         if len(norms) == 1:
             return norms[0].double()
         total = torch.zeros(self.length, self.length, dtype=torch.float64)
@@ -281,3 +196,205 @@ class _Chain:
                 total[there, here] += own[last, first] * weight.T
                 weights[there, here] += weight.T
         return total.div_(weights)
+
+
+def _planned(
+    tokens: Tensor,
+    positions: Tensor | None,
+    windows: WindowOptions,
+    device: torch.device,
+    folder: str | Path | None,
+    alike: MutableMapping[str, _Pass],
+) -> _Chain:
+    """A chain's passes; those of a sequence that is under way already (chains of a homomer) are shared."""
+    plan, passes = plan_passes(len(tokens), windows), []
+    for piece in plan:
+        residues = residues_of(piece)
+        own = residues if positions is None else positions[residues]
+        contiguous = positions is None and len(piece.segments) == 1
+        one = _Pass(tokens[residues], None if contiguous else own, folder, device)
+        passes.append(alike.setdefault(one.digest, one))
+    return _Chain(len(tokens), plan, passes)
+
+
+class _Pass:
+    """One pass of a chain: its sequences, one residue changed in each, their rows, and (n, n) norms at the end."""
+
+    def __init__(
+        self, tokens: Tensor, positions: Tensor | None, folder: str | Path | None, device: torch.device
+    ) -> None:
+        self.residues, self.device = len(tokens), device
+        self.tokens = torch.cat([torch.tensor([CLS]), tokens, torch.tensor([EOS])])
+        self.own_positions = positions is not None
+        self.positions = token_positions(torch.arange(len(tokens)) if positions is None else positions)
+        digest = hashlib.sha256(f"before {AMINO_ACIDS} None".encode())  # so files of earlier versions are found
+        digest.update(self.tokens.numpy().tobytes() + self.positions.numpy().tobytes())
+        self.digest = digest.hexdigest()[:20]
+        self.norms: Tensor | None = None
+        self._folder = None if folder is None else Path(folder).expanduser()
+        self._file: Any = None
+        self._row: Tensor | None = None
+
+    def begin(self) -> int:
+        """Look for finished norms; return how many sequences are to be run, 0 when called again."""
+        if self.norms is not None or self._file is not None:
+            return 0
+        with suppress(OSError, ValueError, EOFError):  # not there, or damaged
+            self.norms = None if self._folder is None else torch.from_numpy(np.load(self._kept_as(self._folder)))
+        if self.norms is not None:
+            return 0
+        try:
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=self._folder, prefix="jacobian-")  # noqa: SIM115 - closed when all is read
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        return 1 + sum(len(self._others(residue)) for residue in range(self.residues))
+
+    def changes(self) -> Iterator[Change]:
+        """Every sequence of the pass, in the order in which :meth:`take` wants its logits."""
+        yield None
+        for residue in range(self.residues):
+            yield from ((residue, token) for token in self._others(residue))
+
+    def _others(self, residue: int) -> list[int]:
+        native = int(self.tokens[residue + 1])
+        return [token for token in AMINO_ACIDS if token != native]
+
+    def take(self, change: Change, logits: Tensor) -> None:
+        """Take the 20 amino acids' logits at every residue, (n, 20), of one sequence."""
+        if change is None:
+            self._wild_type = logits
+            return
+        residue, token = change
+        if self._row is None:
+            self._row = logits.new_zeros(_LETTERS, *logits.shape)
+        torch.sub(logits, self._wild_type, out=self._row[AMINO_ACIDS.index(token)])
+        if token == self._others(residue)[-1]:
+            self._append(_centred_row(self._row).cpu(), residue)
+            self._row = None
+
+    def _append(self, row: Tensor, residue: int) -> None:
+        if not torch.isfinite(row).all():  # now, and not after hours
+            raise ModelError(
+                f"a sequence of {self.residues} residues: the model's logits are not finite; its weights are damaged, "
+                "or half precision is too little for it (trainer.precision)"
+            )
+        try:
+            self._file.write(row.numpy().data)
+            if residue == self.residues - 1:
+                self._file.flush()
+                self.norms = self._pair_norms(row.numpy().dtype).to(row.dtype)
+                self._file.close()
+                if self._folder is not None:
+                    with atomic_file(self._kept_as(self._folder)) as handle:
+                        np.save(handle, self.norms.numpy())
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def _kept_as(self, folder: Path) -> Path:
+        return folder / f"{self.digest}.norms.npy"
+
+    def _cannot_write(self, error: OSError) -> DataError:
+        return DataError(
+            f"{self._folder or tempfile.gettempdir()}: cannot be written ({error.strerror or error}); the Jacobian of "
+            f"{self.residues} residues takes {1600 * self.residues**2 / 1e9:.1f} GB there: give a folder with room "
+            "(model.cache_dir; in Python folder, or TMPDIR), or a smaller window"
+        )
+
+    def _pair_norms(self, dtype: np.dtype[Any]) -> Tensor:
+        """Frobenius norms of (J + Jᵀ) / 2 over substitutions and logits, float64 (n, n), 0 on the diagonal."""
+        n = self.residues
+
+        def read(rows: slice, columns: slice) -> Tensor:  # a map of its own each time: no page of it stays in memory
+            J = np.memmap(self._file, dtype, "r", shape=(n, _LETTERS, n, _LETTERS))
+            return torch.from_numpy(J[rows, :, columns].astype(np.float64))
+
+        mean = torch.zeros(_LETTERS, n, _LETTERS, dtype=torch.float64)
+        for rows in _parts(n, _TILE // (_LETTERS * n * _LETTERS)):
+            mean += read(rows, slice(0, n)).sum(0)
+        mean /= n
+        norms = torch.zeros(n, n, dtype=torch.float64)
+        parts = _parts(n, int(_TILE**0.5 / _LETTERS))
+        for k, own in enumerate(parts):
+            for other in parts[k:]:
+                tile = read(own, other).sub_(mean[:, other])
+                across = read(other, own).sub_(mean[:, own]).permute(2, 3, 0, 1)
+                tile_norms = tile.add_(across).square_().sum((1, 3)).sqrt_().div_(2)
+                norms[own, other], norms[other, own] = tile_norms, tile_norms.T
+        return norms.fill_diagonal_(0)
+
+
+def _parts(n: int, size: int) -> list[slice]:
+    size = max(1, size)
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _centred_row(row: Tensor) -> Tensor:
+    """Take off a row's means over substitutions, logits and positions; the row, (20, n, 20), is changed."""
+    row -= row.mean(0)
+    row -= row.mean(2, keepdim=True)
+    row -= row.mean(1, keepdim=True)
+    return row
+
+
+def _corrected_for_average_product(norms: Tensor) -> Tensor:
+    """Subtract the average product (Dunn et al. 2008) from norms (L, L), which are changed; symmetric, diagonal 0."""
+    total = norms.sum()
+    if total > 0:
+        norms.addr_(norms.sum(1), norms.sum(0) / -total)
+    return norms.add_(norms.T.clone()).div_(2).fill_diagonal_(0)
+
+
+def _batches(passes: Iterable[_Pass], max_cost: int) -> Iterator[list[tuple[_Pass, Change]]]:
+    """Fill batches of at most so many token pairs with sequences of like length, on one device, in order."""
+    batch: list[tuple[_Pass, Change]] = []
+    for one in passes:
+        bound = min(max_cost, CPU_COST) if one.device.type == "cpu" else max_cost
+        for change in one.changes():
+            lengths = [other.residues + 2 for other, _ in (batch[:1] + batch[-1:])] + [one.residues + 2]
+            fits = (len(batch) + 1) * max(lengths) ** 2 <= bound
+            alike = min(lengths) ** 2 >= _LEAST_SHARE_OF_LONGEST * max(lengths) ** 2
+            if batch and not (fits and alike and one.device == batch[0][0].device):
+                yield batch
+                batch = []
+            batch.append((one, change))
+    if batch:
+        yield batch
+
+
+def _run_batch(
+    lm_logits: LanguageModel, batch: list[tuple[_Pass, Change]], columns: list[int], width: int | None
+) -> None:
+    """Run a batch; hand each pass the logits of the amino acids (``columns`` of ``width`` letters; None: enough)."""
+    tokens, positions = _collate(batch)
+    on = batch[0][0].device
+    tokens = tokens.to(on)
+    with torch.no_grad():
+        logits = lm_logits(tokens, tokens != PAD, None if positions is None else positions.to(on))
+    if logits.ndim != 3 or logits.shape[:2] != tokens.shape:
+        raise ModelError(
+            f"the model returned logits of shape {tuple(logits.shape)} for tokens of shape {tuple(tokens.shape)}: "
+            "expected a logit per token and letter, (B, T, V)"
+        )
+    if logits.shape[-1] <= max(columns) or width not in (None, logits.shape[-1]):
+        expected = len(VOCABULARY) if width is None else width
+        raise ModelError(f"the model returned logits of {logits.shape[-1]} tokens: expected those of {expected}")
+    if columns != list(range(logits.shape[-1])):
+        logits = logits[..., columns]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    for (one, change), own in zip(batch, logits, strict=True):
+        one.take(change, own[1 : one.residues + 1])
+
+
+def _collate(batch: list[tuple[_Pass, Change]]) -> tuple[Tensor, Tensor | None]:
+    """Tokens (B, T), padded; positions (B, T) unless all passes are contiguous."""
+    T = max(one.residues for one, _ in batch) + 2
+    tokens = torch.full((len(batch), T), PAD)
+    positions = torch.zeros(len(batch), T, dtype=torch.int64)
+    for row, (one, change) in enumerate(batch):
+        n = one.residues + 2
+        tokens[row, :n], positions[row, :n] = one.tokens, one.positions
+        if change is not None:
+            tokens[row, change[0] + 1] = change[1]
+    return tokens, positions if any(one.own_positions for one, _ in batch) else None

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from contactlm.maps.agreement import average_ranks
-
+MIN_SEPARATION = 6  # of the pairs that a fit is made on, and that are called contacts
 _STEPS = 100  # Newton's method takes about ten
 _NEAR = 1e-9
 _RIDGE = 1e-6  # of a pair, against data that two numbers separate
@@ -41,6 +40,12 @@ def ranks(scores: Tensor) -> Tensor:
     result = torch.zeros(L, L)
     result[upper[0], upper[1]] = ((average_ranks(values) - 0.5) / max(1, len(values))).float()
     return result + result.T
+
+
+def average_ranks(values: Tensor) -> Tensor:
+    """Ranks of values (N,), from 1, float64; equal ones share their mean rank."""
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0).double() - (counts - 1) / 2)[inverse]
 
 
 def fit_logistic(
@@ -78,14 +83,15 @@ def fit_logistic(
     return Logistic(float(slope / scale), float(intercept - slope * mean / scale))
 
 
-def threshold_of_top(scores: Tensor, count: int, min_separation: int) -> float:
-    """A threshold that the ``count`` highest values of pairs at least so far apart are above.
+def far_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores, float32 (N,), and truth, bool (N,), of the pairs at least 6 apart whose truth is known."""
+    upper = tuple(torch.triu_indices(len(scores), len(scores), MIN_SEPARATION))
+    known = labels[upper] >= 0
+    return scores[upper][known].float(), labels[upper][known] == 1
 
-    Args:
-        scores: (L, L), in [0, 1].
-        count: How many.
-        min_separation: Least |i − j|.
-    """
+
+def threshold_of_top(scores: Tensor, count: int, min_separation: int = MIN_SEPARATION) -> float:
+    """A threshold that the ``count`` highest values, in [0, 1], of pairs at least so far apart are above."""
     L = len(scores)
     values = scores[tuple(torch.triu_indices(L, L, min_separation))].sort(descending=True).values
     return float(values[count]) if len(values) > count else 0.0

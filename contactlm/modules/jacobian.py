@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from contactlm.alphabet import PAD
 from contactlm.data.cache import default_cache_dir
-from contactlm.maps.agreement import MIN_SEPARATION
 from contactlm.maps.contact_map import RANKED, ContactMap
 from contactlm.maps.full_map import FullMap
-from contactlm.maps.jacobian import AMINO_ACIDS, JacobianOptions, jacobian_maps
-from contactlm.maps.score_scale import Logistic, fit_logistic, ranks, threshold_of_top
+from contactlm.maps.jacobian import AMINO_ACIDS, jacobian_maps
+from contactlm.maps.score_scale import Logistic, far_pairs, fit_logistic, ranks, threshold_of_top
 from contactlm.maps.windows import WindowOptions
 from contactlm.model.backbone import backbone_checksum
 from contactlm.model.families.registry import family_of
@@ -45,25 +44,22 @@ class ScoredMap(FullMap):
 class JacobianModule(LanguageModelModule):
     """Predicts contacts from the categorical Jacobian of a masked language model (Zhang et al. 2024).
 
-    Nothing is trained, and the backbone's contact head is not used: see :mod:`contactlm.maps.jacobian` for what is
-    computed, and how at any length. A map takes 19 L sequences, of which blocks are kept in the cache: a process that
-    is killed loses less than a minute of them (or the position it was at), and maps that were made are there at once.
+    Nothing is trained, and the backbone's contact head is not used; :mod:`contactlm.maps.jacobian` computes it at any
+    length. A map takes 19 L sequences. Finished maps stay in the cache: a killed process loses the protein at hand.
 
-    Its scores are no probabilities. ``contactlm fit --config jacobian`` trains no step, fits a logistic curve to the
-    scores of dev's pairs at least 6 apart, and keeps its two numbers in a checkpoint. Before that, what it calls
-    probabilities are ranks of scores: P@L and AUPRC mean what they always do, and no score at a threshold is reported.
+    Scores are no probabilities. ``contactlm fit --config jacobian`` trains no step, fits a logistic curve to the scores
+    of dev's pairs at least 6 apart, and keeps its two numbers in a checkpoint. Before that, what it calls probabilities
+    are ranks of scores: P@L and AUPRC mean what they always do, and no score at a threshold is reported.
 
     Args:
         pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format, with the language-model
             head. None: a randomly initialised backbone from ``architecture``.
         architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
             out: ``esm``); needs ``pretrained`` to be None.
-        symmetrise: Whether the Jacobian is made symmetric ``"before"`` the norm, as in the paper's script, or the map
-            ``"after"`` it. None: before, and after if ``masked``.
-        masked: Put ``<mask>`` at each position instead of each amino acid: 19 times as fast, and another quantity.
-        substitutions: Put only so many amino acids at each position, those that the wild type finds likeliest: faster,
-            and no longer exact. None: all.
-        cache_dir: Where blocks and maps are kept; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
+        symmetrise: ``"before"`` the norm, which None means too.
+        masked: False; older checkpoints name it.
+        substitutions: None, which is all; older checkpoints name it.
+        cache_dir: Where maps are kept; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
         lora: None: there is nothing to adapt.
         freeze_backbone: True: nothing is trained.
         init_seed: Seed of a randomly initialised backbone.
@@ -93,10 +89,20 @@ class JacobianModule(LanguageModelModule):
             raise ModelError("lora, freeze_backbone: the categorical Jacobian trains nothing; give null and true")
         if options.get("head") is not None:
             raise ModelError("head: the categorical Jacobian reads no contact head; leave it out")
-        self._how = JacobianOptions(symmetrise, masked, substitutions, None, AMINO_ACIDS)
-        network = partial(_network, pretrained, init_seed)
-        super().__init__(network, pretrained, architecture, None, True, init_seed=init_seed, **options)
-        self.save_hyperparameters({"symmetrise": symmetrise, "masked": masked, "substitutions": substitutions})
+        if symmetrise == "after" or masked or substitutions is not None:
+            raise ModelError(
+                "symmetrise, masked, substitutions: the categorical Jacobian takes all substitutions and is symmetrised "
+                "before the norm; leave them out, and fit again what was fitted with them"
+            )
+        super().__init__(
+            partial(_network, pretrained, init_seed),
+            pretrained,
+            architecture,
+            None,
+            True,
+            init_seed=init_seed,
+            **options,
+        )
         # A parameter, though no step moves it: it travels in checkpoints, and DDP wants one that could be trained.
         self.slope_and_intercept = nn.Parameter(torch.zeros(2))
         self._cache_dir = Path(cache_dir).expanduser() if cache_dir else None
@@ -119,14 +125,6 @@ class JacobianModule(LanguageModelModule):
     def gives_ranks(self) -> bool:  # type: ignore[override]
         """Whether nothing was fitted yet, so that probabilities are ranks."""
         return self.score_fit is None
-
-    @property
-    def run_facts(self) -> dict[str, dict[str, Any]]:
-        """For ``run.json``, and for what predictions were made from: how the Jacobian is taken."""
-        how = self._how
-        own = {"symmetrise": how.when, "masked": how.masked, "substitutions": how.substitutions}
-        held = super().run_facts
-        return {**held, "reads": {**held["reads"], **own}}
 
     def contact_logits(
         self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
@@ -153,21 +151,17 @@ class JacobianModule(LanguageModelModule):
         self, ids: Sequence[str], chains: Sequence[Tensor], windows: WindowOptions, positions: Sequence[Any] | None
     ) -> Iterator[ScoredMap]:
         """Full-length maps of whole chains, with their scores."""
-        how = replace(self._how, folder=self._folder())
-        for made in jacobian_maps(self._letter_logits, chains, how, windows, self.device, positions):
-            p = {"p": RANKED if self.score_fit is None else LOGISTIC}
-            yield ScoredMap(self._probability(made.scores), {**made.how, **p}, made.scores)
+        arguments = windows, self.device, positions, self._folder(), AMINO_ACIDS
+        for made in jacobian_maps(self._letter_logits, chains, *arguments):
+            fit = self.score_fit
+            probability = ranks(made.scores) if fit is None else fit.of(made.scores).fill_diagonal_(0)
+            yield ScoredMap(probability, {**made.how, "p": RANKED if fit is None else LOGISTIC}, made.scores)
 
     def _letter_logits(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
         return self.backbone(self.own_tokens(tokens), attention_mask, positions)
 
-    def _probability(self, scores: Tensor) -> Tensor:
-        if self.score_fit is None:
-            return ranks(scores)
-        return self.score_fit.of(scores).fill_diagonal_(0)
-
     def _folder(self) -> Path:
-        """Where this model's blocks are kept: precision changes them, and calibration does not."""
+        """Where this model's maps are kept: precision changes them, and calibration does not."""
         root = self._cache_dir or default_cache_dir()
         if self._checksum is None:
             self._checksum = backbone_checksum(self.backbone)[:16]
@@ -184,10 +178,9 @@ class JacobianModule(LanguageModelModule):
         """As of any module; where probabilities are ranks, the L highest at least 6 apart are called contacts."""
         made = super().as_contact_map(id, sequence, full, labels)
         if self.threshold is None and made.is_ranked:
-            made.threshold = threshold_of_top(full.probability, len(sequence), MIN_SEPARATION)
+            made.threshold = threshold_of_top(full.probability, len(sequence))
         return made
 
-    # -- calibration -------------------------------------------------------------------------------------------------
     def on_fit_start(self) -> None:
         """Fit on dev, unless a checkpoint has brought a fit."""
         super().on_fit_start()
@@ -201,7 +194,7 @@ class JacobianModule(LanguageModelModule):
         if self._calibrates:
             for full, labels in zip(maps, evaluated["labels"], strict=True):
                 if isinstance(full, ScoredMap):
-                    self._dev.append(_known_pairs(full.scores, labels))
+                    self._dev.append(far_pairs(full.scores, labels))
         return evaluated
 
     def on_validation_epoch_end(self) -> None:
@@ -237,10 +230,3 @@ def _network(pretrained: str | None, seed: int, esm: Any) -> MaskedLanguageModel
     with torch.device("cpu"):  # also where the model is made without numbers
         letters = family_of(esm.config).tokens.own(torch.tensor(AMINO_ACIDS)).tolist()
     return MaskedLanguageModel(esm, load_language_model_head(esm, pretrained, seed), letters)
-
-
-def _known_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and truth of the pairs at least 6 apart whose truth is known."""
-    upper = tuple(torch.triu_indices(len(scores), len(scores), MIN_SEPARATION))
-    known = labels[upper] >= 0
-    return scores[upper][known].float(), labels[upper][known] == 1

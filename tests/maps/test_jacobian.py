@@ -1,10 +1,11 @@
-"""The categorical Jacobian: against the published double loop, at any length, whole again after a killed process."""
+"""The categorical Jacobian: against the published double loop, at any length."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from contactlm.alphabet import MASK, PAD, encode
 from contactlm.maps import categorical_jacobian
-from contactlm.maps.jacobian import AMINO_ACIDS, JacobianOptions, jacobian_maps
+from contactlm.maps.jacobian import AMINO_ACIDS, jacobian_maps
 from contactlm.maps.windows import WindowOptions
 from contactlm.types import DataError, ModelError
 from tests.conftest import random_sequence
@@ -43,7 +44,7 @@ class MadeModel:
         return (x @ self.out).to(self.dtype)
 
 
-def published(model, tokens: Tensor, symmetrise: str, masked: bool = False) -> np.ndarray:
+def published(model, tokens: Tensor) -> np.ndarray:
     """One position and substitution after another, everything stored, as the papers' scripts do it."""
     L = len(tokens)
 
@@ -53,18 +54,15 @@ def published(model, tokens: Tensor, symmetrise: str, masked: bool = False) -> n
         return model(row, row != PAD, None)[0, 1:-1].double().numpy()[:, list(AMINO_ACIDS)]
 
     wild_type = logits(tokens)
-    letters = [MASK] if masked else AMINO_ACIDS
-    jacobian = np.zeros((L, len(letters), L, 20))
+    jacobian = np.zeros((L, 20, L, 20))
     for i in range(L):
-        for a, letter in enumerate(letters):
+        for a, letter in enumerate(AMINO_ACIDS):
             changed = tokens.clone()
             changed[i] = letter
             jacobian[i, a] = logits(changed) - wild_type
     for axis in range(4):
-        if jacobian.shape[axis] > 1:
-            jacobian -= jacobian.mean(axis, keepdims=True)
-    if symmetrise == "before":
-        jacobian = (jacobian + jacobian.transpose(2, 3, 0, 1)) / 2
+        jacobian -= jacobian.mean(axis, keepdims=True)
+    jacobian = (jacobian + jacobian.transpose(2, 3, 0, 1)) / 2
     norms = np.zeros((L, L))
     for i in range(L):
         for j in range(L):
@@ -79,32 +77,21 @@ def residues(length: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(encode(random_sequence(seed, length))).long()
 
 
-@pytest.mark.parametrize("symmetrise", ["before", "after"])
 @pytest.mark.parametrize("length", [1, 2, 3, 11, 16])
-def test_equal_to_the_published_loop(length: int, symmetrise: str) -> None:
+def test_equal_to_the_published_loop(length: int) -> None:
     for seed in range(2):
         model, tokens = MadeModel(seed), residues(length, seed)
-        scores = categorical_jacobian(model, tokens, symmetrise)
+        scores = categorical_jacobian(model, tokens)
         assert scores.dtype == torch.float64
-        np.testing.assert_allclose(scores.numpy(), published(model, tokens, symmetrise), rtol=0, atol=1e-10)
-
-
-def test_masked_is_the_loop_over_masks() -> None:
-    model, tokens = MadeModel(), residues(13)
-    scores = categorical_jacobian(model, tokens, masked=True)
-    np.testing.assert_allclose(scores.numpy(), published(model, tokens, "after", masked=True), rtol=0, atol=1e-10)
-    assert sum(B for B, _ in model.shapes) - 14 == 14  # a forward a position and the wild type, in both
+        np.testing.assert_allclose(scores.numpy(), published(model, tokens), rtol=0, atol=1e-10)
 
 
 def test_letters_that_are_no_amino_acids() -> None:
     model, tokens = MadeModel(), torch.from_numpy(encode("MXKUBZOAXXV")).long()
+    tokens[4] = MASK
     np.testing.assert_allclose(
-        categorical_jacobian(model, tokens).numpy(), published(model, tokens, "before"), rtol=0, atol=1e-10
+        categorical_jacobian(model, tokens).numpy(), published(model, tokens), rtol=0, atol=1e-10
     )
-    masks = tokens.clone()
-    masks[4] = MASK
-    scores = categorical_jacobian(model, masks, masked=True)
-    np.testing.assert_allclose(scores.numpy(), published(model, masks, "after", masked=True), rtol=0, atol=1e-10)
 
 
 def test_logits_of_the_amino_acids_alone() -> None:
@@ -119,44 +106,6 @@ def test_float32_is_near_float64() -> None:
     exact, rounded = (categorical_jacobian(MadeModel(0, dtype), tokens) for dtype in (torch.float64, torch.float32))
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded.double(), exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
-
-
-@pytest.mark.parametrize("symmetrise", ["before", "after"])
-def test_rows_in_files_are_the_same(monkeypatch: pytest.MonkeyPatch, symmetrise: str) -> None:
-    """Also when tiles and blocks are a few residues each, and cut anywhere."""
-    model, tokens = MadeModel(), residues(23)
-    at_once = categorical_jacobian(model, tokens, symmetrise)
-    for held, tile in ((1, 1), (40_000, 9_000), (200_000, 3 * 8_000)):
-        monkeypatch.setattr("contactlm.maps.jacobian_rows.HELD_BYTES", held)
-        monkeypatch.setattr("contactlm.maps.jacobian_norms._TILE", tile)
-        torch.testing.assert_close(categorical_jacobian(model, tokens, symmetrise), at_once, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("symmetrise", ["before", "after"])
-def test_fewer_substitutions_are_the_likeliest_and_the_rest_their_mean(symmetrise: str) -> None:
-    model, tokens, few = MadeModel(), residues(11), 6
-    J = stored(model, tokens, torch.arange(11), centred=False)
-    ends = torch.tensor([0]), torch.tensor([2])
-    row = torch.cat([ends[0], tokens, ends[1]])[None]
-    likely = model(row, row != PAD, None)[0, 1:-1, list(AMINO_ACIDS)]
-    for i, native in enumerate((tokens - 4).tolist()):
-        order = [a for a in likely[i].argsort(descending=True).tolist() if a != native]
-        J[i, order[few:]] = J[i, [native, *order[:few]]].mean(0)
-    for axis in range(4):
-        J -= J.mean(axis, keepdims=True)
-    J = (J + J.transpose(2, 3, 0, 1)) / 2 if symmetrise == "before" else J
-    norms = np.sqrt((J**2).sum((1, 3)))
-    np.fill_diagonal(norms, 0)
-    norms = norms - norms.sum(0, keepdims=True) * norms.sum(1, keepdims=True) / norms.sum()
-    np.fill_diagonal(norms, 0)
-    model.shapes.clear()
-    scores = categorical_jacobian(model, tokens, symmetrise, substitutions=few)
-    np.testing.assert_allclose(scores.numpy(), (norms + norms.T) / 2, rtol=0, atol=1e-10)
-    assert sum(B for B, _ in model.shapes) == 1 + few * 11
-    exact = categorical_jacobian(model, tokens, symmetrise)
-    torch.testing.assert_close(
-        categorical_jacobian(model, tokens, symmetrise, substitutions=19), exact, rtol=0, atol=1e-12
-    )
 
 
 def test_batches_keep_to_the_cost_and_mix_chains() -> None:
@@ -192,69 +141,40 @@ def test_chains_are_drawn_as_they_are_needed() -> None:
     assert len(drawn) <= 2
 
 
-def test_goes_on_where_it_was_stopped(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("contactlm.maps.jacobian_rows.KEPT_EVERY", 0.0)
+def test_tiles_of_any_size_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = MadeModel(), residues(23)
+    at_once = categorical_jacobian(model, tokens)
+    for tile in (1, 9_000, 3 * 8_000):
+        monkeypatch.setattr("contactlm.maps.jacobian._TILE", tile)
+        torch.testing.assert_close(categorical_jacobian(model, tokens), at_once, rtol=0, atol=1e-12)
+
+
+def test_finished_norms_are_kept_in_a_folder(tmp_path: Path) -> None:
     tokens, full = residues(14), 14 * 19 + 1
     expected = categorical_jacobian(MadeModel(), tokens)
     stopped = MadeModel()
     stopped.limit = full // 2
     windows = WindowOptions(max_cost=20 * 16**2)
     with pytest.raises(KeyboardInterrupt):
-        categorical_jacobian(stopped, tokens, windows=windows, folder=tmp_path)
-    assert len(list(tmp_path.glob("*.rows-*.npy"))) >= 5
+        categorical_jacobian(stopped, tokens, windows, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
     rest = MadeModel()
-    torch.testing.assert_close(
-        categorical_jacobian(rest, tokens, windows=windows, folder=tmp_path), expected, rtol=0, atol=1e-12
-    )
-    assert sum(B for B, _ in rest.shapes) <= full // 2 + 2 * 20 + 1
-    assert {path.suffix for path in tmp_path.iterdir()} == {".lock", ".npy"}
-    assert [path.name.split(".")[1] for path in tmp_path.glob("*.npy")] == ["norms"]
+    torch.testing.assert_close(categorical_jacobian(rest, tokens, folder=tmp_path), expected, rtol=0, atol=1e-12)
+    assert sum(B for B, _ in rest.shapes) == full
+    (kept,) = tmp_path.iterdir()
     again = MadeModel()
     torch.testing.assert_close(categorical_jacobian(again, tokens, folder=tmp_path), expected, rtol=0, atol=1e-12)
     assert again.shapes == []
-    categorical_jacobian(again, tokens, "after", folder=tmp_path)  # other norms, so other rows
+    kept.write_bytes(kept.read_bytes()[:70])
+    torch.testing.assert_close(categorical_jacobian(again, tokens, folder=tmp_path), expected, rtol=0, atol=1e-12)
     assert sum(B for B, _ in again.shapes) == full
 
 
-def test_rows_of_another_model_are_refused_and_damaged_ones_made_again(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("contactlm.maps.jacobian_rows.KEPT_EVERY", 0.0)
-    tokens, stopped = residues(9), MadeModel()
-    stopped.limit = 120
-    windows = WindowOptions(max_cost=20 * 11**2)
-    with pytest.raises(KeyboardInterrupt):
-        categorical_jacobian(stopped, tokens, windows=windows, folder=tmp_path)
-    with pytest.raises(DataError, match=r"rows of a Jacobian by another model .* a folder of its own"):
-        categorical_jacobian(MadeModel(seed=1), tokens, folder=tmp_path)
-    second = sorted(tmp_path.glob("*.rows-*.npy"))[1]
-    second.write_bytes(second.read_bytes()[:70])
-    expected = categorical_jacobian(MadeModel(), tokens)
-    torch.testing.assert_close(categorical_jacobian(MadeModel(), tokens, folder=tmp_path), expected)
-
-
-def test_two_at_once_keep_out_of_each_others_way(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("contactlm.maps.jacobian_rows.KEPT_EVERY", 0.0)
-    tokens = residues(9)
-    expected = categorical_jacobian(MadeModel(), tokens)
-    inner: list[Tensor] = []
-
-    class Nested(MadeModel):
-        def __call__(self, *batch):
-            if len(self.shapes) == 3:
-                inner.append(categorical_jacobian(MadeModel(), tokens, folder=tmp_path))
-            return super().__call__(*batch)
-
-    outer = categorical_jacobian(Nested(), tokens, windows=WindowOptions(max_cost=20 * 11**2), folder=tmp_path)
-    for scores in (outer, inner[0]):
-        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-12)
-
-
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("contactlm.maps.jacobian_rows.HELD_BYTES", 1)
-
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("contactlm.maps.jacobian_rows.np.save", full)
+    monkeypatch.setattr("contactlm.maps.jacobian.np.save", full)
     with pytest.raises(
         DataError, match=r"cannot be written \(No space left on device\).*takes 0\.0 GB there.*cache_dir"
     ):
@@ -310,18 +230,15 @@ def shifted(length: int):
     return model
 
 
-@pytest.mark.parametrize("symmetrise", ["before", "after"])
-def test_every_pair_of_a_long_chain_is_found_at_its_true_distance(symmetrise: str) -> None:
+def test_every_pair_of_a_long_chain_is_found_at_its_true_distance() -> None:
     L = 44
     model, tokens = shifted(L), residues(L)
-    whole = categorical_jacobian(model, tokens, symmetrise, windows=WindowOptions(window=None))
-    torch.testing.assert_close(
-        categorical_jacobian(model, tokens, symmetrise, windows=WindowOptions(window=L)), whole, rtol=0, atol=0
-    )
+    whole = categorical_jacobian(model, tokens, WindowOptions(window=None))
+    torch.testing.assert_close(categorical_jacobian(model, tokens, WindowOptions(window=L)), whole, rtol=0, atol=0)
     for window in (16, 26):
         options = WindowOptions(window=window)
-        (made,) = jacobian_maps(model, [tokens], JacobianOptions(symmetrise), options)
-        assert made.how["passes"]["two_segments"] > 0 and made.how["symmetrise"] == symmetrise
+        (made,) = jacobian_maps(model, [tokens], options)
+        assert made.how["passes"]["two_segments"] > 0 and made.how["symmetrise"] == "before"
         assert torch.equal(made.scores, made.scores.T) and torch.isfinite(made.scores).all()
         upper = tuple(torch.triu_indices(L, L, 1))
         near = torch.corrcoef(torch.stack([made.scores[upper], whole[upper]]))
@@ -339,6 +256,7 @@ def test_windows_are_blended_as_written_down() -> None:
     for piece in plan_passes(L, options):
         shown = residues_of(piece)
         jacobian = stored(model, tokens[shown], shown)
+        jacobian = (jacobian + jacobian.transpose(2, 3, 0, 1)) / 2
         for rows, columns in {piece.block, piece.block[::-1]}:
             for i in range(*rows):
                 for j in range(*columns):
@@ -352,11 +270,11 @@ def test_windows_are_blended_as_written_down() -> None:
     norms = total / weights
     norms = norms - norms.sum(0, keepdims=True) * norms.sum(1, keepdims=True) / norms.sum()
     np.fill_diagonal(norms, 0)
-    scores = categorical_jacobian(model, tokens, "after", windows=options)
+    scores = categorical_jacobian(model, tokens, options)
     np.testing.assert_allclose(scores.numpy(), (norms + norms.T) / 2, rtol=0, atol=1e-6)  # weights are float32
 
 
-def stored(model, tokens: Tensor, where: Tensor, centred: bool = True) -> np.ndarray:
+def stored(model, tokens: Tensor, where: Tensor) -> np.ndarray:
     """The whole Jacobian of some residues at their positions."""
     rows = torch.cat([torch.tensor([0]), tokens, torch.tensor([2])]).expand(20 * len(tokens) + 1, -1).clone()
     for i in range(len(tokens)):
@@ -365,7 +283,7 @@ def stored(model, tokens: Tensor, where: Tensor, centred: bool = True) -> np.nda
     positions = torch.cat([torch.tensor([0]), own, own[-1:] + 1]).expand_as(rows)
     logits = model(rows, rows != PAD, positions)[:, 1:-1, list(AMINO_ACIDS)].numpy()
     jacobian = (logits[1:] - logits[0]).reshape(len(tokens), 20, len(tokens), 20)
-    for axis in range(4 if centred else 0):
+    for axis in range(4):
         jacobian -= jacobian.mean(axis, keepdims=True)
     return jacobian
 
@@ -389,13 +307,6 @@ def test_positions_of_a_complex_count() -> None:
 
 def test_options_and_models_that_cannot_be() -> None:
     tokens = residues(5)
-    with pytest.raises(ModelError, match="symmetrise: 'twice' given; choose 'before' or 'after'"):
-        categorical_jacobian(MadeModel(), tokens, "twice")  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="'before' given with masked"):
-        categorical_jacobian(MadeModel(), tokens, "before", masked=True)
-    for few, options in ((0, {}), (21, {}), (5, {"masked": True})):
-        with pytest.raises(ModelError, match=f"substitutions: {few} given.*from 1 to 20"):
-            categorical_jacobian(MadeModel(), tokens, substitutions=few, **options)
     with pytest.raises(ModelError, match=r"logits_of: tokens \[4\], of amino acids, are missing"):
         categorical_jacobian(MadeModel(), tokens, logits_of=range(5, 24))
     with pytest.raises(ModelError, match="logits of 20 tokens: expected those of 33"):

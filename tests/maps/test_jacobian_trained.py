@@ -43,12 +43,11 @@ def model(family: Family, tmp_path_factory: pytest.TempPathFactory) -> EsmForMas
     return EsmForMaskedLM.from_pretrained(folder).eval()
 
 
-def maps(model: EsmForMaskedLM, sequences: Tensor, window: int | None = None, **options) -> list[Tensor]:
+def maps(model: EsmForMaskedLM, sequences: Tensor, window: int | None = None) -> list[Tensor]:
     def logits(tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
         return model(tokens, attention_mask.long(), position_ids=positions).logits
 
-    windows = WindowOptions(window=window)
-    return [categorical_jacobian(logits, tokens, windows=windows, **options) for tokens in sequences]
+    return [categorical_jacobian(logits, tokens, WindowOptions(window=window)) for tokens in sequences]
 
 
 def mean_precision(scores: list[Tensor], family: Family) -> tuple[float, float]:
@@ -58,9 +57,8 @@ def mean_precision(scores: list[Tensor], family: Family) -> tuple[float, float]:
     return sum(found) / len(found), trivial
 
 
-@pytest.mark.parametrize("symmetrise", ["before", "after"])
-def test_it_finds_the_pairs_that_covary(model: EsmForMaskedLM, family: Family, sequences, symmetrise: str) -> None:
-    found, trivial = mean_precision(maps(model, sequences, symmetrise=symmetrise), family)
+def test_it_finds_the_pairs_that_covary(model: EsmForMaskedLM, family: Family, sequences: Tensor) -> None:
+    found, trivial = mean_precision(maps(model, sequences), family)
     assert found >= 0.8 and trivial < 0.15
 
 
@@ -75,12 +73,3 @@ def test_windows_of_six_tenths_find_nearly_the_same(model: EsmForMaskedLM, famil
     shared = [agreement(one, other)["shared_top_L"] for one, other in zip(whole, parts, strict=True)]
     assert sum(shared) / len(shared) >= 0.7
     assert mean_precision(parts, family)[0] >= 0.75 * mean_precision(whole, family)[0]
-
-
-@pytest.mark.parametrize(("options", "least"), [({"substitutions": 9}, 0.8), ({"masked": True}, 0.7)])
-def test_cheaper_ways_find_most_of_it(model, family: Family, sequences: Tensor, options, least: float) -> None:
-    """Twice and nineteen times as fast; what that costs, by the share of the L highest pairs, and by P@L."""
-    whole, cheap = maps(model, sequences), maps(model, sequences, **options)
-    shared = [agreement(one, other)["shared_top_L"] for one, other in zip(whole, cheap, strict=True)]
-    assert sum(shared) / len(shared) >= least
-    assert mean_precision(cheap, family)[0] >= least * mean_precision(whole, family)[0]

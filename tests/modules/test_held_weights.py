@@ -116,7 +116,7 @@ def test_the_other_modules_take_it(tmp_path: Path, tiny_esm: Path, how: dict[str
     sequence = random_sequence(1, 24)
     for made_of in (
         partial(ContrastiveModule, str(tiny_esm)),
-        partial(JacobianModule, str(tiny_esm), masked=True, cache_dir=str(tmp_path)),
+        partial(JacobianModule, str(tiny_esm), cache_dir=str(tmp_path)),
     ):
         torch.manual_seed(0)
         exact = made_of()

@@ -18,7 +18,6 @@ from contactlm import ContactMap, ContactModule, JacobianModule, predict_contact
 from contactlm.alphabet import CLS, EOS, encode
 from contactlm.callbacks.prediction_summary import read_summary
 from contactlm.cli.main import main
-from contactlm.maps import jacobian_rows
 from contactlm.maps.agreement import agreement
 from contactlm.maps.contact_map import RANKED
 from contactlm.maps.jacobian import categorical_jacobian
@@ -44,9 +43,8 @@ def tokens_of(sequence: str) -> torch.Tensor:
     return torch.from_numpy(encode(sequence)).long()
 
 
-@pytest.mark.parametrize("symmetrise", ["before", "after"])
-def test_esm2_in_float64_is_the_double_loop(tiny_esm: Path, symmetrise: str) -> None:
-    module = JacobianModule(str(tiny_esm), symmetrise=symmetrise).double().eval()
+def test_esm2_in_float64_is_the_double_loop(tiny_esm: Path) -> None:
+    module = JacobianModule(str(tiny_esm)).double().eval()
     tokens = tokens_of(random_sequence(0, 15) + "XUB")
     (made,) = module.chain_maps(["a"], [tokens], module.windows, None)
 
@@ -56,21 +54,19 @@ def test_esm2_in_float64_is_the_double_loop(tiny_esm: Path, symmetrise: str) -> 
         return logits
 
     with torch.no_grad():
-        expected = published(one, tokens, symmetrise)
+        expected = published(one, tokens)
     np.testing.assert_allclose(made.scores.numpy(), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_stock_transformers_gives_the_same_scores(tiny_esm: Path, masked: bool) -> None:
+def test_stock_transformers_gives_the_same_scores(tiny_esm: Path, module: JacobianModule) -> None:
     """Whose attention, activation and whole vocabulary are its own, in float32."""
-    module = JacobianModule(str(tiny_esm), masked=masked).eval()
     stock = EsmForMaskedLM.from_pretrained(tiny_esm).eval()
     sequence = random_sequence(1, 20)
 
     def logits(row, mask, positions):
         return stock(row, mask.long()).logits
 
-    expected = categorical_jacobian(logits, tokens_of(sequence), masked=masked)
+    expected = categorical_jacobian(logits, tokens_of(sequence))
     (made,) = module.chain_maps(["a"], [tokens_of(sequence)], module.windows, None)
     torch.testing.assert_close(made.scores, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
     module.score_fit = Logistic(2.0, -1.0)
@@ -177,8 +173,9 @@ def test_a_fit_needs_both_classes_and_stands_separation() -> None:
 def test_what_cannot_be_is_refused(tiny_esm: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="trains nothing"):
         JacobianModule(str(tiny_esm), lora={"r": 4})
-    with pytest.raises(ModelError, match="'before' given with masked"):
-        JacobianModule(str(tiny_esm), symmetrise="before", masked=True)
+    for options in ({"symmetrise": "after"}, {"masked": True}, {"substitutions": 9}):
+        with pytest.raises(ModelError, match="takes all substitutions and is symmetrised before the norm"):
+            JacobianModule(str(tiny_esm), **options)
     EsmModel.from_pretrained(tiny_esm, add_pooling_layer=False).save_pretrained(tmp_path / "headless")
     with pytest.raises(ModelError, match=r"headless: no language-model head \(lm_head.bias, .*EsmForMaskedLM"):
         JacobianModule(str(tmp_path / "headless"))
@@ -259,6 +256,15 @@ def test_a_checkpoint_keeps_the_two_numbers(flow: Path) -> None:
         ContactModule.load_from_checkpoint(path, weights_only=True)
 
 
+def test_a_checkpoint_of_before_that_names_how_is_read(flow: Path, tmp_path: Path) -> None:
+    (path,) = flow.rglob("*.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["hyper_parameters"] |= {"symmetrise": None, "masked": False, "substitutions": None}
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    old, new = (JacobianModule.load_from_checkpoint(each, weights_only=True) for each in (tmp_path / "old.ckpt", path))
+    assert old.score_fit == new.score_fit is not None
+
+
 def test_predict_with_and_without_a_fit(flow: Path, tiny_esm: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["contactlm"])
@@ -304,21 +310,21 @@ def test_training_it_is_refused(tiny_esm: Path, pdb_folders, tmp_path: Path, mon
     assert "the categorical Jacobian trains nothing: give --trainer.max_steps 0" in capsys.readouterr().err
 
 
-def predict_keeping_all(pretrained: str, cache: str) -> None:
-    jacobian_rows.KEPT_EVERY = 0.0
-    JacobianModule(pretrained, cache_dir=cache).predict_map(random_sequence(6, 60))
+def predict_two(pretrained: str, cache: str) -> None:
+    module = JacobianModule(pretrained, cache_dir=cache)
+    for seed in (5, 6):
+        module.predict_map(random_sequence(seed, 60))
 
 
 @pytest.mark.slow
-def test_a_killed_prediction_goes_on(tiny_esm: Path, tmp_path: Path) -> None:
-    """SIGKILL in the middle of a protein; the next process runs no row that was kept."""
-    process = start(predict_keeping_all, str(tiny_esm), str(tmp_path), folder=tmp_path)
-    wait_until(lambda: len(list(tmp_path.rglob("*.rows-*.npy"))) >= 5, process)
+def test_a_killed_prediction_loses_the_protein_at_hand(tiny_esm: Path, tmp_path: Path) -> None:
+    """SIGKILL after the first of two proteins; the next process runs the second alone."""
+    process = start(predict_two, str(tiny_esm), str(tmp_path), folder=tmp_path)
+    wait_until(lambda: len(list(tmp_path.rglob("*.norms.npy"))) >= 1, process)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    kept = len(list(tmp_path.rglob("*.rows-*.npy")))
-    assert 5 <= kept < 60
+    left = 2 - len(list(tmp_path.rglob("*.norms.npy")))
     module, count = JacobianModule(str(tiny_esm), cache_dir=str(tmp_path)).eval(), 0
 
     def counted(_module, arguments, _output) -> None:
@@ -326,10 +332,9 @@ def test_a_killed_prediction_goes_on(tiny_esm: Path, tmp_path: Path) -> None:
         count += len(arguments[0])
 
     module.backbone.register_forward_hook(counted)
-    resumed = module.predict_map(random_sequence(6, 60))
-    assert count == 1 + 19 * (60 - kept)
-    expected = JacobianModule(str(tiny_esm), cache_dir=str(tmp_path / "other")).predict_map(random_sequence(6, 60))
-    np.testing.assert_allclose(resumed.probability, expected.probability, atol=2e-3)  # ranks of scores that round
+    for seed in (5, 6):
+        module.predict_map(random_sequence(seed, 60))
+    assert count == left * (1 + 19 * 60)
 
 
 STRATEGIES = {  # by name: processes, and how they are told of each other
