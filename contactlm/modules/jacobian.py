@@ -91,7 +91,7 @@ class JacobianModule(LanguageModelModule):
             raise ModelError("head: the categorical Jacobian reads no contact head; leave it out")
         if symmetrise == "after" or masked or substitutions is not None:
             raise ModelError(
-                "symmetrise, masked, substitutions: the categorical Jacobian takes all substitutions and is symmetrised "
+                "symmetrise, masked, substitutions: the categorical Jacobian takes all substitutions, symmetric "
                 "before the norm; leave them out, and fit again what was fitted with them"
             )
         super().__init__(
