@@ -124,7 +124,7 @@ def test_the_other_modules_take_it(tmp_path: Path, tiny_esm: Path, how: dict[str
         narrow = made_of(**how)
         a, b = (torch.tensor(predict_contacts(sequence, module).probability) for module in (exact, narrow))
         assert narrow.run_facts["equal"] == how and exact.run_facts["equal"] == {}
-        assert 0 < float((a - b).abs().mean()) < 0.15
+        assert 0 < float((a - b).abs().mean()) < 0.25  # ranks of unrelated scores differ by a third
 
 
 @pytest.mark.parametrize("how", WAY)
