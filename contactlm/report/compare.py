@@ -20,13 +20,7 @@ Values = dict[str, list[Run]]  # runs by a value they have
 
 @dataclass(frozen=True)
 class Spread:
-    """A quantity over the seeds of an arm.
-
-    Attributes:
-        mean: Mean.
-        sd: Standard deviation over seeds, n − 1 in the denominator; None with one seed, 0 where nothing was trained.
-        n: Number of seeds.
-    """
+    """A quantity over n seeds of an arm; the sd (n − 1) is None with one seed, 0 where nothing was trained."""
 
     mean: float
     sd: float | None
@@ -119,11 +113,8 @@ def remarks(runs: Sequence[Run]) -> list[str]:
 def confounds(runs: Sequence[Run], reference: str) -> list[str]:
     """A line for every arm that differs from the reference in optimizer steps, samples a step or rate as well.
 
-    Arms of which the step or the rate is all that differs are no such: these test just that.
-
-    Args:
-        runs: Trained runs; those of the largest budget that an arm shares with the reference are looked at.
-        reference: Arm to compare with.
+    Arms of which the step or the rate is all that differs are no such: these test just that. The trained runs of the
+    largest budget that an arm shares with the reference are compared.
     """
     arms = by_arm(runs)
     lines = []

@@ -35,14 +35,7 @@ SECTION = """\
 
 
 def write_page(runs: Sequence[Run], statements: Sequence[str], figures: Sequence[Path], path: Path) -> None:
-    """Write the page of some runs that may be compared.
-
-    Args:
-        runs: The runs.
-        statements: What the report says of them, line by line.
-        figures: PNG files to show.
-        path: The file.
-    """
+    """Write the page of some runs that may be compared, with PNG files and what the report says, line by line."""
     rows = table_rows(runs)
     tables = [
         _table("arms", "Arms: mean and sd over seeds", *_scores([row for row in rows if row["row"] != "run"], "row")),

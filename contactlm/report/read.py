@@ -20,13 +20,7 @@ Pair = tuple[str, int | None]  # what a run starts from, its backbone and its se
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run.
-
-    Attributes:
-        path: Its directory.
-        record: What ``run.json`` says; see :class:`contactlm.callbacks.RunRecord`.
-        tested_in: Directory of the run that scored it on test, where that is another one.
-    """
+    """A run's directory, what its ``run.json`` says, and where another run scored it on test."""
 
     path: Path
     record: dict[str, Any]
@@ -105,12 +99,7 @@ class Run:
 
 @dataclass
 class Found:
-    """What was found in the directories given.
-
-    Attributes:
-        runs: Finished runs with scores, in order of arm, seed and path.
-        left_out: Directories that are not used, with the reason.
-    """
+    """Finished runs with scores, in order of arm, seed and path; and directories that are not used, with the reason."""
 
     runs: list[Run] = field(default_factory=list)
     left_out: dict[Path, str] = field(default_factory=dict)

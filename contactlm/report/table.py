@@ -18,7 +18,6 @@ THRESHOLD_SCORES = ("mcc_sep6", "mcc_sep6_calibrated", "mcc_sep6_tuned")
 CONFIDENCE_SCORES = ("confidence_bias", "confidence_error")  # of each protein's predicted long-range P@L
 DEV_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long")
 TRIVIAL = "trivial (|i − j| ≤ 2)"
-MEBIBYTE = 2**20
 
 Column = Callable[[Run], float | None]
 
@@ -56,20 +55,13 @@ COLUMNS: dict[str, Column] = {
     "forward_gflops": _of_record("forward_flops", scale=1e9),
     "training_seconds": _of_record("seconds", "training"),
     "total_seconds": _of_record("seconds", "total"),
-    "training_memory_mib": _of_record("memory", "training", scale=MEBIBYTE),
-    "peak_memory_mib": _of_record("memory", "peak", scale=MEBIBYTE),
+    "training_memory_mib": _of_record("memory", "training", scale=2**20),
+    "peak_memory_mib": _of_record("memory", "peak", scale=2**20),
 }
-COSTS = {
-    "tokens": "tokens",
-    "steps": "optimizer steps",
-    "trained_parameters": "trained parameters",
-    "gflops": "GFLOPs",
-    "forward_gflops": "forward GFLOPs",
-    "training_seconds": "training (s)",
-    "total_seconds": "total (s)",
-    "training_memory_mib": "training memory (MiB)",
-    "peak_memory_mib": "peak memory (MiB)",
-}
+# Titles of costs, in Markdown
+COSTS = {"tokens": "tokens", "steps": "optimizer steps", "trained_parameters": "trained parameters", "gflops": "GFLOPs"}
+COSTS |= {"forward_gflops": "forward GFLOPs", "training_seconds": "training (s)", "total_seconds": "total (s)"}
+COSTS |= {"training_memory_mib": "training memory (MiB)", "peak_memory_mib": "peak memory (MiB)"}
 
 
 def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
