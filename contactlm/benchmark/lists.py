@@ -60,13 +60,9 @@ class AskedChain:
 
 @dataclass(frozen=True)
 class BenchmarkSet:
-    """A list of chains and what is known of it.
+    """A list of chains in order, and what is known of it.
 
-    Attributes:
-        name: Its name; of a user's list the file's, without suffix.
-        chains: In the order of the list.
-        age: ``older`` or ``newer`` than ESM-2's pretraining data; empty where nobody said.
-        note: What has to be known with every result.
+    ``age`` is ``older`` or ``newer`` than ESM-2's pretraining data, or empty; ``note`` belongs with every result.
     """
 
     name: str

@@ -27,14 +27,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class SetResult:
-    """What was found of a test set, and how predictors score on it.
+    """What was found of a test set, and how predictors, models first, score on it.
 
-    Attributes:
-        set: The list.
-        checked: What became of each of its chains.
-        figures: Published figures of this set.
-        predictors: Models first; added as they are scored, before any rows are asked for.
-        remarks: What has to be known of it.
+    Predictors and remarks are added before any rows are asked for.
     """
 
     set: BenchmarkSet
@@ -128,19 +123,12 @@ def score_rows(result: SetResult) -> list[Row]:
 
 def chain_rows(result: SetResult) -> list[Row]:
     """What became of every chain of the list."""
-    return [
-        {
-            "id": each.asked.id,
-            "state": each.state,
-            "file": "" if each.path is None else each.path.name,
-            "chain": "" if each.chain is None else each.chain.id,
-            "residues": len(each.sequence),
-            "identity": each.identity,
-            "coverage": each.coverage,
-            "reason": each.reason,
-        }
-        for each in result.checked
-    ]
+    rows = []
+    for each in result.checked:
+        file, chain = "" if each.path is None else each.path.name, "" if each.chain is None else each.chain.id
+        found = {"id": each.asked.id, "state": each.state, "file": file, "chain": chain, "residues": len(each.sequence)}
+        rows.append({**found, "identity": each.identity, "coverage": each.coverage, "reason": each.reason})
+    return rows
 
 
 def _estimate(predictor: Predictor, chains: Sequence[AskedChain], score: str) -> Estimate:

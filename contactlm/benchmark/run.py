@@ -34,10 +34,7 @@ class BenchmarkOptions:
     """How to run a benchmark.
 
     Attributes:
-        structures: Where structures come from.
-        cache_dir: The cache folder.
-        out: Folder of the results.
-        database: A structure database whose best hit is copied, for comparison; None: there is none.
+        database: A structure database whose best hit is copied, for comparison.
         head: A contact head's file for a published model, in the place of its own.
     """
 

@@ -35,13 +35,9 @@ def under(contract: str, score: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """Something that predicts maps, with its scores on a test set.
+    """Something that predicts maps: a model, or what every model has to beat; with its scores by the chains' ids.
 
-    Attributes:
-        name: Its name in tables.
-        rows: Scores by the ids of the chains.
-        is_model: Whether it is a model, or something that every model has to beat.
-        identity: Of each chain to the nearest training chain of the model, by id; None where these are not known.
+    ``identity`` is that of each chain to the nearest training chain of a model, by id; None where these are not known.
     """
 
     name: str
@@ -96,10 +92,7 @@ def score_trivial(chains: Sequence[CheckedChain], contracts: Sequence[str]) -> P
 def score_copy(
     chains: Sequence[CheckedChain], contracts: Sequence[str], database: StructureDatabase, cache_dir: Path
 ) -> Predictor:
-    """Score copying the contacts of the best hit in a structure database; a chain's own entry is no hit.
-
-    A chain without a hit is scored as the trivial predictor is.
-    """
+    """Score copying the best hit in a structure database, never the own entry; without a hit, what is trivial."""
     from contactlm.retrieval.copy_homolog import copy_homolog
     from contactlm.retrieval.exclude import Exclusion
     from contactlm.retrieval.search import SearchOptions, StructureSearch

@@ -30,9 +30,8 @@ class StructureSource:
     """Where structures come from.
 
     Attributes:
-        cache: Folder of what was fetched; made when something is.
+        cache: Folder of what was fetched.
         folder: A folder of the user, in place of fetching; its files are called as their entries are.
-        offline: Fetch nothing, and do with what there is.
         base_url: Server and path before ``/1ABC.cif.gz``.
     """
 
