@@ -10,8 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from contactlm.callbacks.moments import is_time_to_log
-from contactlm.callbacks.step_sums import StepSums
+from contactlm.callbacks.steps import StepSums, ends_with_step, is_time_to_log
 from contactlm.types import ContactLMError
 
 Count = Callable[[Any], tuple[int, int]]
@@ -73,8 +72,7 @@ class TokenBudget(L.Callback):
             )
         self.max_tokens, self.look_every = max_tokens, look_every
         self.count = count
-        self.tokens = 0
-        self.residues = 0
+        self.tokens = self.residues = 0
         self._own = [0, 0]  # tokens and residues of this process that are not summed yet
         self._coming = [0, 0]  # those of all processes that are summed, of batches that have not ended
         self._is_last_of_epoch: bool | None = None  # known, while Lightning is told that it is
@@ -118,12 +116,10 @@ class TokenBudget(L.Callback):
     def _take(self, sums: list[int]) -> None:
         self._coming = [coming + more for coming, more in zip(self._coming, sums, strict=True)]
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
         """Count the batch; all processes know at the same step that it is the last one."""
         self._own = [own + more for own, more in zip(self._own, self.count(batch), strict=True)]
-        if self.max_tokens is None or not trainer.fit_loop._should_accumulate():
+        if self.max_tokens is None or ends_with_step(trainer):
             return  # no one needs to know before its step
         StepSums.of(trainer).exchange(trainer, early=True)
         if self.tokens + self._coming[0] >= self.max_tokens:
@@ -131,9 +127,7 @@ class TokenBudget(L.Callback):
             progress = trainer.fit_loop.epoch_loop.batch_progress
             self._is_last_of_epoch, progress.is_last_batch = progress.is_last_batch, True
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Add the batch up, and stop when the budget is spent."""
         StepSums.of(trainer).settle(trainer)
         if self._is_last_of_epoch is not None:
@@ -157,7 +151,7 @@ class TokenBudget(L.Callback):
 
     def _space_looks(self, trainer: L.Trainer) -> None:
         """Look at dev when the step has completed another part of the run."""
-        due = self._looks if trainer.fit_loop._should_accumulate() else self._due(trainer)
+        due = self._due(trainer) if ends_with_step(trainer) else self._looks
         if due > self._looks:
             self._looked_after = trainer.fit_loop.total_batch_idx + 1
         self._tell_look(trainer, due > self._looks)

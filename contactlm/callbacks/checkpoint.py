@@ -18,8 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from contactlm.atomic import remove_temporaries
-from contactlm.callbacks.moments import validation_follows
-from contactlm.callbacks.step_sums import StepSums
+from contactlm.callbacks.steps import StepSums, validation_follows
 from contactlm.data.store import ChainStore
 from contactlm.data.training_set import NAME as KEPT_TRAINING
 from contactlm.data.training_set import keep_training

@@ -4,24 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from numpy.typing import NDArray
+from torch import Tensor
 
 from contactlm.callbacks.budget import TokenBudget
-from contactlm.callbacks.dashboard_layout import BY_TOKENS, GFLOPS, HPARAM_METRICS, custom_layout, run_hparams
-from contactlm.callbacks.dashboard_maps import CURVE_POINTS, LENGTHS, Exhibits, PrecisionRecall, draw
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
-from contactlm.callbacks.run_facts import find_callback
+from contactlm.callbacks.run_facts import optimizer_facts, run_seed, scheme_facts
+from contactlm.callbacks.steps import find_callback
+from contactlm.maps.contact_map import ContactMap
+from contactlm.metrics.ranked import cuts_on, reaching
+from contactlm.metrics.ranked_batch import RankedBatch
 from contactlm.types import ContactLMError
 
 SCORES = ("mcc", "mcc_sep6", "mcc_short", "mcc_medium", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
 OVER_TOKENS = (*SCORES, "mcc_sep6_tuned", "trivial_mcc", "trivial_p_at_L_long")
 OVER_PROTEINS = ("mcc_sep6", "mcc", "p_at_L_long", "auprc_sep6")
+HPARAM_METRICS = ("dev/mcc_sep6", "test/mcc_sep6")
+GFLOPS = "flops/cumulative_gflops"
+BY_TOKENS = "by_tokens/dev/"  # prefix of scores whose step is the number of tokens trained on
+LAYOUT = {  # of the custom scalars: the two panels of the report, and how scores and loss go along
+    "report": {
+        "cumulative GFLOPs by step": [GFLOPS],
+        "dev MCC by tokens, |i - j| >= 6": [f"{BY_TOKENS}mcc_sep6"],
+    },
+    "dev by tokens": {
+        "MCC by range": [f"{BY_TOKENS}{name}" for name in ("mcc_short", "mcc_medium", "mcc_long")],
+        "long-range precision at L, L/5": [f"{BY_TOKENS}{name}" for name in ("p_at_L_long", "p_at_L5_long")],
+        "MCC of all pairs, the trivial predictor beside": [f"{BY_TOKENS}{name}" for name in ("mcc", "trivial_mcc")],
+    },
+    "training": {
+        "loss": ["train/loss"],
+        "tokens and residues a second": ["speed/tokens_per_s", "speed/residues_per_s"],
+    },
+}
+PLAIN = (bool, int, float, str)
+LENGTHS = (50, 100, 200, 400)  # residues: the proteins nearest to these lengths are drawn
+PICTURE_INCHES, PICTURE_DPI = (5.6, 5.25), 100
+CURVE_POINTS = 201  # thresholds 0, 0.005, … 1
 
 
 class TensorBoardDashboard(L.Callback):
@@ -61,28 +88,29 @@ class TensorBoardDashboard(L.Callback):
         self._curve = PrecisionRecall()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put down charts and options."""
+        """Write charts and options."""
         self._looks = self._parts = 0
-        for logger in _loggers(trainer):
-            logger.experiment.add_custom_scalars(custom_layout())
+        charts = {
+            tab: {title: ["Multiline", [f"{name}$" for name in names]] for title, names in group.items()}
+            for tab, group in LAYOUT.items()
+        }
+        for writer in _writers(trainer):
+            writer.add_custom_scalars(charts)
         self._write_hparams(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Write the FLOPs so far in units that can be read."""
         meter = find_callback(trainer, FlopsMeter)
         step, before = trainer.global_step, self._step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector sets it
         self._step = step
         if meter is not None and step != before and step % every == 0:
-            for logger in _loggers(trainer):
-                logger.experiment.add_scalar(GFLOPS, meter.total / 1e9, step)
+            for writer in _writers(trainer):
+                writer.add_scalar(GFLOPS, meter.total / 1e9, step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the proteins of the look before."""
-        self._curve = PrecisionRecall()
-        self._exhibits = None
+        self._curve, self._exhibits = PrecisionRecall(), None
         if not trainer.sanity_checking:
             self._looks += 1
             if _has_logger(trainer) and self._is_time_to_draw(trainer):
@@ -94,16 +122,11 @@ class TensorBoardDashboard(L.Callback):
         self._write_hparams(trainer, pl_module)
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
         """Look at the batch's proteins; those of a test are not drawn."""
-        if _has_logger(trainer) and not trainer.sanity_checking and _are_maps(outputs):
+        are_maps = isinstance(outputs, Mapping) and {"ids", "probability", "labels"} <= outputs.keys()
+        if _has_logger(trainer) and not trainer.sanity_checking and are_maps:
             self._curve.add(outputs)
             if self._exhibits is not None and trainer.is_global_zero:
                 self._exhibits.add(outputs)
@@ -119,10 +142,14 @@ class TensorBoardDashboard(L.Callback):
         if budget is not None and trainer.state.fn == TrainerFn.FITTING:
             for name in OVER_TOKENS:
                 if (value := trainer.callback_metrics.get(f"dev/{name}")) is not None:
-                    for logger in _loggers(trainer):
-                        logger.experiment.add_scalar(f"{BY_TOKENS}dev/{name}", float(value), budget.tokens)
+                    for writer in _writers(trainer):
+                        writer.add_scalar(f"{BY_TOKENS}{name}", float(value), budget.tokens)
         if self._exhibits is not None:
-            self._write_maps(trainer, getattr(pl_module, "call_threshold", 0.5))
+            for exhibit in self._exhibits.chosen():
+                picture = draw(exhibit, getattr(pl_module, "call_threshold", 0.5))
+                for writer in _writers(trainer):
+                    writer.add_image(f"dev/maps/{exhibit.id}", picture, trainer.global_step, dataformats="HWC")
+            self._exhibits = None
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write what the test has shown."""
@@ -131,8 +158,8 @@ class TensorBoardDashboard(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the files be complete before whatever comes after training."""
-        for logger in _loggers(trainer):
-            logger.experiment.flush()
+        for writer in _writers(trainer):
+            writer.flush()
 
     def _is_time_to_draw(self, trainer: L.Trainer) -> bool:
         budget = find_callback(trainer, TokenBudget)
@@ -146,13 +173,12 @@ class TensorBoardDashboard(L.Callback):
     def _write_hparams(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        for logger in _loggers(trainer):
-            if logger.log_dir in self._described:
-                continue
-            self._described.add(logger.log_dir)
-            metrics = dict.fromkeys(HPARAM_METRICS, 0.0)  # their values are the last scalars of these names
-            for summary in hparams(run_hparams(trainer, pl_module), metrics):
-                logger.experiment._get_file_writer().add_summary(summary)
+        metrics = dict.fromkeys(HPARAM_METRICS, 0.0)  # their values are the last scalars of these names
+        for writer in _writers(trainer):
+            if writer.log_dir not in self._described:
+                self._described.add(writer.log_dir)
+                for summary in hparams(run_hparams(trainer, pl_module), metrics):
+                    writer._get_file_writer().add_summary(summary)
 
     def _write_distributions(self, trainer: L.Trainer, prefix: str) -> None:
         """Curve and histograms. On several processes a collective call."""
@@ -161,8 +187,7 @@ class TensorBoardDashboard(L.Callback):
         evaluation = find_callback(trainer, ContactEvaluation)
         rows = [] if evaluation is None else evaluation.rows
         step = trainer.global_step
-        for logger in _loggers(trainer):
-            writer = logger.experiment
+        for writer in _writers(trainer):
             tag = f"{prefix}/precision_recall_sep6"
             writer.add_pr_curve_raw(tag, **curve, global_step=step, num_thresholds=CURVE_POINTS)
             for name in OVER_PROTEINS:
@@ -171,28 +196,165 @@ class TensorBoardDashboard(L.Callback):
                     bins = np.linspace(-1, 1, 81) if name.startswith("mcc") else np.linspace(0, 1, 41)
                     writer.add_histogram(f"{prefix}/proteins/{name}", values, step, bins=bins)
 
-    def _write_maps(self, trainer: L.Trainer, threshold: float) -> None:
-        exhibits, self._exhibits = self._exhibits, None
-        writers = [logger.experiment for logger in _loggers(trainer)]
-        if exhibits is None or not writers:
-            return
-        for exhibit in exhibits.chosen():
-            picture = draw(exhibit, threshold)
-            for writer in writers:
-                writer.add_image(f"dev/maps/{exhibit.id}", picture, trainer.global_step, dataformats="HWC")
-
 
 def _has_logger(trainer: L.Trainer) -> bool:
     """Whether there is something to write to; the same in all processes."""
     return any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
 
 
-def _are_maps(outputs: Any) -> bool:
-    return isinstance(outputs, Mapping) and {"ids", "probability", "labels"} <= outputs.keys()
+def _writers(trainer: L.Trainer) -> list[Any]:
+    """What writes to TensorBoard; in the first process only."""
+    loggers = trainer.loggers if trainer.is_global_zero else []
+    return [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def _loggers(trainer: L.Trainer) -> list[Any]:
-    """The TensorBoard loggers to write to; in the first process only."""
-    if not trainer.is_global_zero:
-        return []
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+def run_hparams(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, bool | int | float | str]:
+    """The options that tell runs apart, as plain values; what a project does not have is left out.
+
+    Arm (the logger's name), seed, learning rate, crop scheme and length, batch size, rank of LoRA (0 without) and
+    budget first; then the trainer's as ``trainer.…`` and the module's own hyperparameters as ``model.…``. TensorBoard
+    sorts them by name, and shows the first few.
+    """
+    budget, optimizers, hparams = find_callback(trainer, TokenBudget), optimizer_facts(trainer), pl_module.hparams
+    options: dict[str, Any] = {"arm": str(trainer.loggers[0].name or "") if trainer.loggers else ""}
+    options |= {"seed": run_seed(trainer), **scheme_facts(trainer)}
+    if optimizers:
+        options |= {"lr": optimizers[0]["lr"], "optimizer": optimizers[0]["optimizer"]}
+    if "lora" in hparams:
+        options["lora_r"] = (hparams["lora"] or {}).get("r", 0)
+    if budget is not None:
+        options["max_tokens"] = budget.max_tokens
+    steps = {"accumulate_grad_batches": options.pop("accumulate_grad_batches", 1)}
+    options["trainer"] = {**steps, "precision": str(trainer.precision), "processes": trainer.world_size}
+    return flat({**options, "model": dict(hparams)})
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Nested options as one level of plain values; lists as text, null where there is none, all else left out."""
+    result: dict[str, bool | int | float | str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{name}.")
+        elif isinstance(value, PLAIN):
+            result[prefix + name] = value
+        elif isinstance(value, (list, tuple)) and all(isinstance(item, PLAIN) for item in value):
+            result[prefix + name] = ", ".join(map(str, value))
+        elif value is None:
+            result[prefix + name] = "null"
+    return result
+
+
+class Exhibit(NamedTuple):
+    """A protein to draw."""
+
+    length: int
+    id: str
+    number: int  # in its data set
+    probability: Tensor  # float32 (L, L)
+    labels: Tensor  # int8 (L, L)
+    chain_lengths: tuple[int, ...] = ()  # of a complex
+
+
+class Exhibits:
+    """Chooses a few proteins of different lengths from a stream of them, the same ones whatever their order.
+
+    For each wanted length, in residues, it keeps the protein that is nearest to it (of equals the shorter, then the
+    first by id and number). So an evaluation of the same set chooses the same proteins every time, in this run or
+    another, and no more maps are held than there are lengths.
+    """
+
+    def __init__(self, lengths: Sequence[int] = LENGTHS) -> None:
+        self.lengths = tuple(lengths)
+        self._nearest: dict[int, Exhibit] = {}
+
+    def add(self, outputs: Mapping[str, Any]) -> None:
+        """Look at a batch: ``ids``, ``probability``, ``labels`` and, if there are any, ``indices`` and ``chain_of``."""
+        indices = outputs.get("indices") or [-1] * len(outputs["ids"])
+        chains = outputs.get("chain_of") or [None] * len(outputs["ids"])
+        rows = zip(outputs["ids"], indices, outputs["probability"], outputs["labels"], chains, strict=True)
+        for name, index, probability, labels, chain_of in rows:
+            lengths = () if chain_of is None else tuple(chain_of.bincount().tolist())
+            candidate = Exhibit(len(labels), name, int(index), probability, labels, lengths)
+            for wanted in self.lengths:
+                both = [self._nearest.get(wanted, candidate), candidate]
+                self._nearest[wanted] = min(both, key=lambda exhibit: (abs(exhibit.length - wanted), *exhibit[:3]))
+
+    def chosen(self) -> list[Exhibit]:
+        """The proteins, each once, from short to long."""
+        distinct = {(exhibit.id, exhibit.number): exhibit for exhibit in self._nearest.values()}
+        return sorted(distinct.values(), key=lambda exhibit: exhibit[:3])
+
+
+def draw(exhibit: Exhibit, threshold: float) -> NDArray[np.uint8]:
+    """Draw the predicted map above the diagonal and the true one below.
+
+    Returns:
+        RGB, uint8 (525, 560, 3), whatever the protein's length.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and not every run draws
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=PICTURE_INCHES, dpi=PICTURE_DPI, layout="compressed")
+    canvas = FigureCanvasAgg(figure)
+    probability, labels = (values.detach().cpu().numpy() for values in (exhibit.probability.float(), exhibit.labels))
+    how = {"chain_lengths": list(exhibit.chain_lengths)} if exhibit.chain_lengths else {}
+    predicted = ContactMap(exhibit.id, "X" * exhibit.length, probability, labels, threshold, how)
+    predicted.plot(figure.add_subplot())
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+class PrecisionRecall:
+    """Precision and recall of all pairs of all proteins with |i − j| ≥ 6, at 201 thresholds, from two histograms."""
+
+    def __init__(self) -> None:
+        self._counted: Tensor | None = None
+
+    @property
+    def histogram(self) -> Tensor:
+        """How many pairs are in each bin, int64 (2, 201): no contacts, contacts; where the maps were."""
+        return torch.zeros(2, CURVE_POINTS, dtype=torch.int64) if self._counted is None else self._counted
+
+    def add(self, outputs: Mapping[str, Any]) -> None:
+        """Count a batch's pairs; the keys are those of :meth:`Exhibits.add`, with ``chain_of`` for complexes."""
+        for ranked in RankedBatch.of(outputs).maps:
+            cuts = cuts_on(_CURVE_CUTS, ranked.near.device)
+            for pairs, contacts, _ in ranked.bands[1:]:  # |i − j| >= 6
+                over = torch.stack([reaching(part, cuts) for part in (pairs, contacts)])
+                every, touching = over - torch.nn.functional.pad(over[:, 1:], (0, 1))
+                counts = torch.stack([every - touching, touching])
+                self._counted = counts if self._counted is None else self._counted + counts
+
+    def curve(self, histogram: Tensor | None = None) -> dict[str, NDArray[np.float64]]:
+        """Counts, precision and recall of the pairs at or above each threshold k / 200, k = 0 … 200.
+
+        Args:
+            histogram: int64 (2, 201), such as the sum over processes; None: what was counted here.
+        """
+        counts = (self.histogram if histogram is None else histogram).double().cpu()
+        negative, positive = counts.flip(1).cumsum(1).flip(1).numpy()
+        called = positive + negative
+        return {
+            "true_positive_counts": positive,
+            "false_positive_counts": negative,
+            "true_negative_counts": negative[0] - negative,
+            "false_negative_counts": positive[0] - positive,
+            "precision": np.divide(positive, called, out=np.ones_like(called), where=called > 0),
+            "recall": positive / max(positive[0], 1.0),
+        }
+
+
+def _curve_cuts() -> tuple[float, ...]:
+    """The least float32 that is in each bin: times 200, and rounded to float32, it is at least the bin's number."""
+    cuts = []
+    for number in range(CURVE_POINTS):
+        cut = np.float32(number / (CURVE_POINTS - 1))
+        while cut * np.float32(CURVE_POINTS - 1) < number:
+            cut = np.nextafter(cut, np.float32(2))
+        while number and np.nextafter(cut, np.float32(0)) * np.float32(CURVE_POINTS - 1) >= number:
+            cut = np.nextafter(cut, np.float32(0))
+        cuts.append(float(cut))
+    return tuple(cuts)
+
+
+_CURVE_CUTS = _curve_cuts()

@@ -11,8 +11,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from contactlm.callbacks.moments import is_time_to_log
-from contactlm.callbacks.step_sums import StepSums
+from contactlm.callbacks.steps import StepSums, is_time_to_log
 
 log = logging.getLogger(__name__)
 

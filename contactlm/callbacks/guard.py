@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from contactlm.callbacks.moments import is_time_to_log
-from contactlm.callbacks.step_sums import StepSums
+from contactlm.callbacks.steps import StepSums, is_time_to_log
 from contactlm.maps.copies import Fetched
 from contactlm.types import ContactLMError, TrainingError
 

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, TQDMProgres
 from lightning.pytorch.trainer.states import TrainerFn
 
 from contactlm.callbacks.budget import TokenBudget
-from contactlm.callbacks.run_facts import find_callback
+from contactlm.callbacks.steps import find_callback
 from contactlm.callbacks.throughput import ThroughputMeter
 
 log = logging.getLogger(__name__)

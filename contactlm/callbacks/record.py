@@ -16,7 +16,6 @@ from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.run_facts import (
     data_locations,
     equal_facts,
-    find_callback,
     machine_facts,
     module_facts,
     optimizer_facts,
@@ -24,6 +23,7 @@ from contactlm.callbacks.run_facts import (
     run_seed,
     scheme_facts,
 )
+from contactlm.callbacks.steps import find_callback
 from contactlm.runs.checkpoint_io import outlast_full_disk
 from contactlm.runs.directory import run_directory
 from contactlm.runs.record_file import RUN_FILE, write_run

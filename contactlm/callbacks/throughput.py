@@ -13,8 +13,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.flops import FlopsMeter
-from contactlm.callbacks.moments import is_time_to_log
-from contactlm.callbacks.run_facts import find_callback
+from contactlm.callbacks.steps import find_callback, is_time_to_log
 from contactlm.types import ContactLMError
 
 WINDOW = 20  # batches that a rate is taken over

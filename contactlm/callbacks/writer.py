@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +15,21 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
-from contactlm.atomic import FileNames, file_name, remove_temporaries
-from contactlm.callbacks.in_order import InOrder
-from contactlm.callbacks.map_files import DEFAULT_FORMATS, FORMATS, MapFiles
-from contactlm.callbacks.origin import Maker, find_maker, input_checksum, join_options, tell_reasons, what_differs
-from contactlm.callbacks.other_maps import OtherMaps
-from contactlm.callbacks.prediction_index import PredictionIndex
-from contactlm.callbacks.prediction_summary import SUMMARY, append_line, read_summary, summary_line, write_summary
+from contactlm.atomic import FileNames, remove_temporaries
+from contactlm.callbacks.map_files import DEFAULT_FORMATS, FORMATS, MapFiles, PredictionIndex
+from contactlm.callbacks.prediction_summary import (
+    SUMMARY,
+    Maker,
+    append_line,
+    by_reason,
+    find_maker,
+    input_checksum,
+    join_options,
+    read_summary,
+    summary_line,
+    what_differs,
+    write_summary,
+)
 from contactlm.data.store import ChainStore
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap
 from contactlm.types import ContactLMError, DataError
@@ -29,25 +38,16 @@ __all__ = ["DEFAULT_FORMATS", "FORMATS", "PredictionWriter"]
 
 log = logging.getLogger(__name__)
 
-THREADS = 4  # Python runs one at a time; compressing and writing go on beside
+THREADS = 4  # Python runs one at a time; compressing and writing run in parallel
 WAITING_PAIRS = 32 * 1024**2  # pairs of maps that wait to be written, at most; a map takes four bytes a pair
-
-
-@dataclass
-class _Written:
-    """One protein's files, or why they are not there."""
-
-    id: str
-    line: dict[str, Any]
-    thumbnail: str = ""
-    error: OSError | None = None
+Written = tuple[dict[str, Any], str]  # a protein's line of the summary, and its thumbnail
 
 
 class PredictionWriter(L.Callback):
     """Writes every predicted map and a summary with a line a protein.
 
-    Files are written by threads of its own while the next batch is predicted; the summary's lines come in the order of
-    the predictions. Works with any LightningModule whose ``predict_step`` returns a list of
+    Threads write the files while the next batch is predicted; the summary's lines come in the order of the
+    predictions. Works with any LightningModule whose ``predict_step`` returns a list of
     :class:`contactlm.ContactMap`. With ``ContactDataModule``, proteins whose results exist already are not predicted
     again, if these were made from the same sequence (and structure, where it is known), the same weights and the same
     options: the summary's columns ``input`` and ``model`` (checksums) and ``options`` tell. What differs is computed
@@ -62,13 +62,11 @@ class PredictionWriter(L.Callback):
         overwrite: Predict and write again what exists.
         dtype: Of the probabilities in ``.npz`` files: ``"float32"``, or ``"float16"`` for half the space.
         pairs_per_residue: Most pairs in an ``.rr`` file, in units of L; None: all that are at all probable.
-        beside: Folder of ``.npz`` maps by another model, as this callback writes them: where it has one of the same
-            protein, the summary says how far both agree (see :func:`contactlm.maps.agreement.agreement`).
         structure: A structure file, of the protein or a relative, to show maps on whose input is a sequence.
 
     Raises:
         ContactLMError: An unknown format, none, or one whose library is not installed; ``pairs_per_residue`` that is
-            not positive; ``structure`` that is not there; ``beside`` that is no folder, or ``out`` itself.
+            not positive; ``structure`` that is not there.
     """
 
     def __init__(
@@ -79,21 +77,18 @@ class PredictionWriter(L.Callback):
         dtype: Literal["float16", "float32"] = "float32",
         pairs_per_residue: float | None = RR_PAIRS_PER_RESIDUE,
         structure: str | Path | None = None,
-        beside: str | Path | None = None,
     ) -> None:
         self.out = Path(out).expanduser()
-        self.beside = None if beside is None else OtherMaps(beside, self.out)
         self.files = MapFiles(self.out, formats, dtype, pairs_per_residue, structure)
         self.overwrite = overwrite
-        self.kept = 0
-        self.completed = 0
-        self.written = 0
+        self.kept = self.completed = self.written = 0
         self._began = 0.0
         self._lines: dict[str, dict[str, str]] = {}  # of earlier runs
         self._index = PredictionIndex(self.out)
         self._maker: Maker | None = None
         self._inputs: dict[str, str] = {}
-        self._threads: InOrder[_Written] | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._waiting: deque[tuple[str, int, Future[Written]]] = deque()  # id, pairs, and what becomes of it
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """See what an earlier, perhaps interrupted, run has written."""
@@ -123,13 +118,15 @@ class PredictionWriter(L.Callback):
         differing = {name: what_differs(self._lines[name], maker, self._inputs[name]) for name in there}
         finished = {name for name, reason in differing.items() if reason is None}
         if trainer.is_global_zero:
-            for sentence in tell_reasons({name: reason for name, reason in differing.items() if reason is not None}):
-                log.warning("%s: %s", self.out, sentence)
+            reasons = {name: reason for name, reason in differing.items() if reason is not None}
+            for reason, number, names in by_reason(reasons):
+                again = f"computed again, since what is there {reason}"
+                log.warning("%s: %s: %d proteins (%s)", self.out, again, number, names)
             with self._as_an_error():
                 remove_temporaries(self.out)
                 finished -= self._complete({name: missing[name] for name in sorted(finished) if missing[name]}, maker)
-                again = set(store.ids) - finished
-                write_summary(self.out / SUMMARY, [line for name, line in self._lines.items() if name not in again])
+                others = set(store.ids) - finished
+                write_summary(self.out / SUMMARY, [line for name, line in self._lines.items() if name not in others])
         finished = trainer.strategy.broadcast(finished)
         self.kept = len(finished)
         return finished
@@ -148,7 +145,7 @@ class PredictionWriter(L.Callback):
             formats = [*line["formats"].split(), *self.files.write(saved, kinds)]
             line["formats"] = " ".join(dict.fromkeys(formats))
             line["options"] = join_options(line["options"], maker.options)
-            self._index.draw(saved)
+            self._index.keep(name, self._index.thumbnail_of(saved))
             self.completed += 1
         return damaged
 
@@ -163,46 +160,36 @@ class PredictionWriter(L.Callback):
 
     def _made_by(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Maker:
         if self._maker is None:
-            options = self.files.options()
-            options |= {} if self.beside is None else {"beside": file_name(str(self.beside.folder))}
-            self._maker = find_maker(trainer, pl_module, options)
+            self._maker = find_maker(trainer, pl_module, self.files.options())
         return self._maker
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Know what predicts, whatever the data module; start the threads that write."""
         self._made_by(trainer, pl_module)
-        self._threads = InOrder(self._take, THREADS, WAITING_PAIRS)
+        self._threads = ThreadPoolExecutor(THREADS, "contactlm-files")
 
-    def on_predict_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_predict_batch_start(self, *_: Any) -> None:
         """Start the clock."""
         self._began = time.perf_counter()
 
     def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Sequence[ContactMap], *_: Any
     ) -> None:
         """Have the batch's maps written; a protein's seconds are its share, by L², of the batch's."""
         seconds = time.perf_counter() - self._began
         total = sum(len(predicted) ** 2 for predicted in outputs)
         for predicted in outputs:
-            work = self._work(predicted, seconds * len(predicted) ** 2 / total)
-            if self._threads is None:
-                self._take(work())
-            else:
-                self._threads.give(work, len(predicted) ** 2)
+            pairs = len(predicted) ** 2
+            work = self._work(predicted, seconds * pairs / total)
+            self._take_finished(WAITING_PAIRS - pairs)
+            if self._threads is not None:
+                self._waiting.append((predicted.id, pairs, self._threads.submit(work)))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Wait for the last files, and count the maps of all processes."""
+        self._take_finished()
         if self._threads is not None:
-            self._threads.finish()
-            self._threads = None
+            self._threads.shutdown()
         own = torch.tensor(float(self.written), device=pl_module.device)
         self.written = int(trainer.strategy.reduce(own, reduce_op="sum"))
 
@@ -221,51 +208,52 @@ class PredictionWriter(L.Callback):
         Raises:
             ContactLMError: They cannot be written: the disk is full, say.
         """
-        self._take(self._work(predicted, seconds)())
+        self._take(predicted.id, self._work(predicted, seconds))
 
-    def _work(self, predicted: ContactMap, seconds: float) -> Callable[[], _Written]:
+    def _work(self, predicted: ContactMap, seconds: float) -> Callable[[], Written]:
         """What any thread can do for a protein; its file's name depends on those given before, and is given now."""
         if self._maker is not None:
             predicted.how = {**predicted.how, "model_checksum": self._maker.model}
         self.files.names.of(predicted.id)
         return partial(self._write_files, predicted, seconds)
 
-    def _write_files(self, predicted: ContactMap, seconds: float) -> _Written:
-        try:
-            formats = self.files.write(predicted, self.files.formats)
-            line = {**self._line(predicted, seconds), "formats": " ".join(formats)}
-        except OSError as error:
-            return _Written(predicted.id, {}, error=error)
-        return _Written(predicted.id, line, self._index.thumbnail_of(predicted))
-
-    def _take(self, written: _Written) -> None:
-        """Add a protein whose files are there to the summary; never called twice at once."""
-        try:
-            if written.error is not None:
-                raise written.error
-            append_line(self.out / SUMMARY, written.line)
-        except OSError as error:
-            raise ContactLMError(
-                f"out: {written.id} cannot be written to {self.out} ({error.strerror}); {self.written} maps were "
-                "written, and the same command goes on from there"
-            ) from error
-        self._index.keep(written.id, written.thumbnail)
-        self.written += 1
-
-    def _line(self, predicted: ContactMap, seconds: float) -> dict[str, Any]:
+    def _write_files(self, predicted: ContactMap, seconds: float) -> Written:
+        formats = self.files.write(predicted, self.files.formats)
         line = {**summary_line(predicted, seconds), "file": self.files.names.of(predicted.id)}
-        line |= {} if self.beside is None else self.beside.agreement_with(predicted)
+        line["formats"] = " ".join(formats)
         if self._maker is not None:
-            line |= {"model": self._maker.model, "options": self._maker.options}
             known = self._inputs.get(predicted.id)
             line["input"] = known or input_checksum(predicted.sequence, predicted.chain_lengths)
-        return line
+            line |= {"model": self._maker.model, "options": self._maker.options}
+        return line, self._index.thumbnail_of(predicted)
+
+    def _take_finished(self, most: int = -1) -> None:
+        """Take proteins in order, those that are finished; wait for more while over ``most`` pairs are waiting."""
+        while self._waiting and (self._waiting[0][2].done() or sum(pairs for _, pairs, _ in self._waiting) > most):
+            name, _, files = self._waiting.popleft()
+            self._take(name, files.result)
+
+    def _take(self, name: str, files: Callable[[], Written]) -> None:
+        """Add a protein whose files are there to the summary."""
+        try:
+            line, drawn = files()
+            append_line(self.out / SUMMARY, line)
+        except OSError as error:
+            self._waiting.clear()
+            raise ContactLMError(
+                f"out: {name} cannot be written to {self.out} ({error.strerror}); {self.written} maps were "
+                "written, and the same command goes on from there"
+            ) from error
+        self._index.keep(name, drawn)
+        self.written += 1
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave no half file; after Ctrl-C, say what is done."""
         interrupted = isinstance(exception, KeyboardInterrupt)
         if self._threads is not None:
-            self._threads.close(drop=interrupted)
+            self._threads.shutdown(cancel_futures=interrupted)
+            with suppress(ContactLMError, CancelledError):  # what was not begun is left
+                self._take_finished()
         if interrupted and trainer.is_global_zero:
             log.info("interrupted: %d maps written to %s; the same command goes on from there", self.written, self.out)
 

@@ -155,8 +155,6 @@ class ContactCLI(LightningCLI):
             parser.add_argument(
                 "--structure", type=str | None, default=None, help="Structure file to show the maps of sequences on."
             )
-            about = "Folder of another model's maps: summary.csv then says how far both agree."
-            parser.add_argument("--beside", type=str | None, default=None, help=about)
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # we have a table of our own
         parser.usage = USAGE.format(name=subcommand)
@@ -203,7 +201,7 @@ class ContactCLI(LightningCLI):
         check_sources(str(self.subcommand), self._get(self.config, "data"))
         check_strategy_options(self._get(self.config, "trainer"))
         if self.subcommand == "predict":
-            names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue", "structure", "beside")
+            names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue", "structure")
             self.writer = PredictionWriter(*(self._get(self.config, option) for option in names))
         name = self._get(self.config, "name")
         others = names_instead(self._get(self.config, "trainer")["logger"], name)

@@ -40,7 +40,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from contactlm import ContactDataModule, ContactModule
-from contactlm.callbacks import FlopsMeter, SafeCheckpoint, TokenBudget, step_sums
+from contactlm.callbacks import FlopsMeter, SafeCheckpoint, TokenBudget
 from contactlm.callbacks.guard import LossGuard
 from contactlm.callbacks.memory import MemoryAdvice
 from contactlm.callbacks.throughput import ThroughputMeter
@@ -101,13 +101,13 @@ def fit(module: L.LightningModule, folder: Path, steps: int, length: int, *callb
 def steps_of(world: int, folder: Path, steps: int, rounds: int) -> dict[str, float]:
     """Median processor seconds of a step, by what is counted; and what is summed how fast."""
     ways, taken = (
-        {"one reduction": Timed(step_sums._reduced), "a reduction each": Timed(apart)},
+        {"one reduction": Timed(steps._reduced), "a reduction each": Timed(apart)},
         dict[str, list[float]](),
     )
     strategy = {"strategy": "ddp", "devices": world} if world > 1 else {}
     for _ in range(rounds):
         for name in ("no callbacks", "one reduction", "a reduction each"):
-            step_sums._reduced = ways.get(name, ways["one reduction"])
+            steps._reduced = ways.get(name, ways["one reduction"])
             saver = SafeCheckpoint(dirpath="kept", monitor=None, save_last=False, save_top_k=0, stop_on_signals=False)
             counting = [TokenBudget(None), FlopsMeter(), LossGuard(), ThroughputMeter(), saver]
             clock, own = Clock(), counting if name != "no callbacks" else []

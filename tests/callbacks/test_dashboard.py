@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader
 
 from contactlm import ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, TensorBoardDashboard, ThroughputMeter, TokenBudget
-from contactlm.callbacks.dashboard_layout import flat
-from contactlm.callbacks.dashboard_maps import CURVE_POINTS, Exhibits, PrecisionRecall, draw
+from contactlm.callbacks.dashboard import CURVE_POINTS, Exhibits, PrecisionRecall, draw, flat
 from contactlm.callbacks.throughput import known_peak
 from contactlm.types import ContactLMError
 from tests.callbacks.test_callbacks import ForeignModule, data_module, trainer

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contactlm.callbacks.dashboard_maps import PrecisionRecall
+from contactlm.callbacks.dashboard import PrecisionRecall
 from contactlm.metrics import calibration, calibration_scores, ranked
 from contactlm.metrics.calibration import Calibration
 from contactlm.metrics.calibration_scores import CalibrationScores

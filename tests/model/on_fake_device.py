@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from contactlm import ContactModule
 from contactlm.callbacks import ContactEvaluation
-from contactlm.callbacks.dashboard_maps import PrecisionRecall
+from contactlm.callbacks.dashboard import PrecisionRecall
 from contactlm.maps.copies import Fetched
 from contactlm.maps.full_map import FullMap, _Blend, _Chain, _run
 from contactlm.maps.windows import WindowOptions, plan_passes

@@ -18,7 +18,6 @@ from contactlm import ContactMap, ContactModule, JacobianModule, predict_contact
 from contactlm.alphabet import CLS, EOS, encode
 from contactlm.callbacks.prediction_summary import read_summary
 from contactlm.cli.main import main
-from contactlm.maps.agreement import agreement
 from contactlm.maps.contact_map import RANKED
 from contactlm.maps.jacobian import categorical_jacobian
 from contactlm.maps.score_scale import Logistic, fit_logistic, ranks, threshold_of_top
@@ -277,29 +276,6 @@ def test_predict_with_and_without_a_fit(flow: Path, tiny_esm: Path, tmp_path: Pa
     assert raw.is_ranked and "logistic" in fitted.how["p"] and raw.how["symmetrise"] == "before"
     models = [read_summary(Path(f"{out}/summary.csv"))["a"]["model"] for out in ("raw", "fitted")]
     assert models[0] != models[1]  # so that ranks are not taken for what a fit would give
-
-
-@pytest.mark.slow
-def test_agreement_with_another_models_maps(tiny_esm: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["contactlm"])
-    Path("q.fasta").write_text(f">a\n{random_sequence(5, 25)}\n>b/c\n{random_sequence(6, 30)}\n>short\nMKTAY\n")
-    model = [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu", "--data.predict_paths=q.fasta"]
-    assert main(["predict", "--config=zeroshot", *model, "--out=head"]) == 0
-    jacobian = ["predict", "--config=jacobian", *model, "--out=jacobian"]
-    assert main(jacobian) == 0
-    assert not any(line["spearman_sep6"] for line in read_summary(Path("jacobian/summary.csv")).values())
-    (Path("head") / "short.npz").unlink()
-    assert main([*jacobian, "--beside=head"]) == 0  # other options: all is written again, out of the cache
-    rows = read_summary(Path("jacobian/summary.csv"))
-    for name, file in (("a", "a"), ("b/c", "b_c")):
-        maps = [torch.from_numpy(ContactMap.load(f"{out}/{file}.npz").probability) for out in ("jacobian", "head")]
-        assert rows[name]["spearman_sep6"] == f"{agreement(*maps)['spearman_sep6']:.4f}"
-        assert rows[name]["shared_top_L"] == f"{agreement(*maps)['shared_top_L']:.4f}"
-    assert rows["short"]["spearman_sep6"] == ""
-    for folder, message in (("nowhere", "is no folder"), ("jacobian", "is where the maps are written")):
-        assert main([*jacobian, f"--beside={folder}"]) == 1
-        assert f"beside: {folder} {message}" in capsys.readouterr().err
 
 
 def test_training_it_is_refused(tiny_esm: Path, pdb_folders, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -1,9 +1,10 @@
-"""What callbacks count in a step, summed over processes in one reduction."""
+"""What callbacks share in a training step: each other, the moments to log, and sums over processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import lightning as L
@@ -12,6 +13,37 @@ from torch import Tensor
 
 Give = Callable[[], Sequence[int] | Tensor]
 Take = Callable[[list[int]], None]
+Found = TypeVar("Found", bound=L.Callback)
+
+
+def find_callback(trainer: L.Trainer, kind: type[Found]) -> Found | None:
+    """The trainer's first callback of a kind, if it has one."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # a connector sets it
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
+
+
+def is_time_to_log(trainer: L.Trainer) -> bool:
+    """Whether a value that is logged at the end of this training batch will be read.
+
+    That is so where loggers write (``log_every_n_steps``), before a look at dev, and at the end of an epoch and of
+    training. Logging one number takes Lightning as long as several operations of a network: between these moments it
+    is left out.
+    """
+    due = trainer._logger_connector.should_update_logs or trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector sets it
+    return bool(due) or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or validation_follows(trainer)
+
+
+def validation_follows(trainer: L.Trainer) -> bool:
+    """Whether a validation comes right after this training batch."""
+    loop, batches = trainer.fit_loop, trainer.num_val_batches
+    if loop._data_fetcher is None or not (sum(batches) if isinstance(batches, list) else batches):
+        return False
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def ends_with_step(trainer: L.Trainer) -> bool:
+    """Whether an optimizer step comes with this training batch: no later batch is accumulated with it."""
+    return not trainer.fit_loop._should_accumulate()
 
 
 class StepSums:
@@ -64,7 +96,7 @@ class StepSums:
         """
         if self._exchanged_in == trainer.fit_loop.total_batch_idx:
             return
-        if trainer.world_size == 1 or not trainer.fit_loop._should_accumulate():
+        if trainer.world_size == 1 or ends_with_step(trainer):
             self.exchange(trainer)
 
 

@@ -1,20 +1,22 @@
-"""``index.html`` of predictions, in a browser; and files that are missing, written from what is there."""
+"""Files of predictions: in which order they are taken, ``index.html`` in a browser, and what cannot be written."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from contactlm.callbacks.map_files import MapFiles
-from contactlm.callbacks.prediction_index import PredictionIndex
+from contactlm.callbacks.map_files import MapFiles, PredictionIndex
 from contactlm.callbacks.prediction_summary import confidence, read_summary
-from contactlm.callbacks.writer import PredictionWriter
+from contactlm.callbacks.writer import THREADS, PredictionWriter
 from contactlm.maps.contact_map import ContactMap
 from contactlm.types import ContactLMError
 from tests.browser import Browser
@@ -63,7 +65,7 @@ def test_a_thousand_proteins_stay_usable(tmp_path: Path, predicted: ContactMap, 
     index = PredictionIndex(tmp_path)
     lines = {f"p{k:04d}": {"id": f"p{k:04d}", "length": "60", "confidence": f"{k / 1000}"} for k in range(1000)}
     for name in lines:
-        index.draw(replace(predicted, id=name))
+        index.keep(name, index.thumbnail_of(predicted))
     index.write(lines, MapFiles(tmp_path))
     assert (tmp_path / "index.html").stat().st_size < 5e6
     browser.open(tmp_path / "index.html")
@@ -84,7 +86,7 @@ def test_thumbnails_of_earlier_runs_are_kept(tmp_path: Path, predicted: ContactM
 
     lines = {name: {"id": name} for name in ("a", "b")}
     first = PredictionIndex(tmp_path)
-    first.draw(replace(predicted, id="a"))
+    first.keep("a", first.thumbnail_of(predicted))
     first.write(lines, MapFiles(tmp_path))
     assert images()[0].startswith("data:image/png") and images()[1] == ""
     kept = images()[0]
@@ -113,3 +115,82 @@ def test_formats_that_need_a_structure_are_left_out_and_told(
     assert foreign.write(other, foreign.formats) == [] and "no chain is related" in foreign.without["other"]
     with pytest.raises(ContactLMError, match=r"structure: nowhere\.pdb: there is no such file"):
         MapFiles(tmp_path, ["pml"], structure="nowhere.pdb")
+
+
+def give(writer: PredictionWriter, maps: list[ContactMap]) -> None:
+    """Hand over a batch, as a trainer does."""
+    writer._threads = writer._threads or ThreadPoolExecutor(THREADS)
+    writer.on_predict_batch_start()
+    writer.on_predict_batch_end(None, None, maps)  # type: ignore[arg-type]  # it looks at neither
+
+
+def flat(name: str, length: int = 9) -> ContactMap:
+    return ContactMap(name, "A" * length, np.zeros((length, length), dtype=np.float32))
+
+
+def ids(folder: Path) -> list[str]:
+    return list(read_summary(folder / "summary.csv"))
+
+
+def test_lines_come_in_the_order_of_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, seconds, write = PredictionWriter(tmp_path, ["rr"]), iter([0.05, 0.0, 0.03, 0.0] * 5), MapFiles.write
+
+    def slow(*arguments: object) -> list[str]:
+        time.sleep(next(seconds))
+        return write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MapFiles, "write", slow)
+    names = [f"p{number}" for number in range(20)]
+    for start in range(0, 20, 4):
+        give(writer, [flat(name) for name in names[start : start + 4]])
+    writer._take_finished()
+    assert ids(tmp_path) == names and writer.written == 20
+
+
+def test_a_batch_waits_where_too_many_pairs_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, going, write = PredictionWriter(tmp_path, ["rr"]), threading.Event(), MapFiles.write
+    monkeypatch.setattr("contactlm.callbacks.writer.WAITING_PAIRS", 250)
+    monkeypatch.setattr(MapFiles, "write", lambda *arguments: (going.wait(20), write(*arguments))[1])
+    late = threading.Thread(target=give, args=(writer, [flat("a"), flat("b"), flat("c"), flat("d"), flat("e", 99)]))
+    late.start()
+    late.join(0.1)
+    assert late.is_alive() and ids(tmp_path) == []  # four would be 324 pairs
+    going.set()
+    late.join(20)
+    assert not late.is_alive() and ids(tmp_path) == ["a", "b", "c", "d"]  # a larger map waits alone
+    writer._take_finished()
+    assert ids(tmp_path)[-1] == "e"
+
+
+def test_the_first_map_that_cannot_be_written_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, write = PredictionWriter(tmp_path, ["rr"]), MapFiles.write
+
+    def full(files: MapFiles, predicted: ContactMap, kinds: list[str]) -> list[str]:
+        if predicted.id in ("c", "e"):
+            raise OSError(28, "No space left on device")
+        return write(files, predicted, kinds)
+
+    monkeypatch.setattr(MapFiles, "write", full)
+    with pytest.raises(ContactLMError, match=r"c cannot be written to .* 2 maps were written") as error:
+        give(writer, [flat(name) for name in "abcdef"])
+        writer._take_finished()
+    writer.on_exception(None, None, error.value)  # type: ignore[arg-type]
+    assert ids(tmp_path) == ["a", "b"]
+
+
+def test_what_was_begun_is_kept_and_the_rest_dropped_after_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer, going, begun, write = (
+        PredictionWriter(tmp_path, ["rr"]),
+        threading.Event(),
+        threading.Event(),
+        MapFiles.write,
+    )
+    monkeypatch.setattr(MapFiles, "write", lambda *arguments: (begun.set(), going.wait(20), write(*arguments))[2])
+    writer._threads = ThreadPoolExecutor(1)
+    give(writer, [flat(name) for name in "abc"])
+    begun.wait(20)
+    threading.Timer(0.05, going.set).start()
+    writer.on_exception(type("Trainer", (), {"is_global_zero": False}), None, KeyboardInterrupt())  # type: ignore[arg-type]
+    assert ids(tmp_path) == ["a"]
