@@ -196,12 +196,6 @@ def saved_tensors_have_contexts() -> None:
         assert top(False) is not None
 
 
-def a_fused_optimizer_says_so() -> None:
-    weight = nn.Parameter(torch.zeros(1))
-    assert torch.optim.Adam([weight], fused=True)._step_supports_amp_scaling
-    assert not getattr(torch.optim.Adam([weight], fused=False), "_step_supports_amp_scaling", False)
-
-
 def a_parser_lists_its_options() -> None:
     parser = ArgumentParser()
     group = parser.add_argument_group("mine")
@@ -241,11 +235,11 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("lightning", "lightning.pytorch.loops.fit_loop:_FitLoop._should_accumulate", "callbacks/steps.py", ("self",)),
     ("lightning", "fit_loop.epoch_progress", "data/datamodule.py", loops_count_batches),
     ("lightning", "Trainer.gradient_clip_val", "callbacks/guard.py", a_trainer_has_what_its_connectors_set),
-    ("lightning", "Trainer.datamodule", "callbacks/run_facts.py", a_trainer_has_what_its_connectors_set),
+    ("lightning", "Trainer.datamodule", "callbacks/record.py", a_trainer_has_what_its_connectors_set),
     ("lightning", "MixedPrecision.scaler", "callbacks/guard.py", mixed_precision_has_a_scaler),
     ("lightning", "LightningModule._trainer", "modules/base.py", a_module_without_a_trainer_says_so),
     ("lightning", "LightningModule._compiler_ctx", "model/execution.py", a_compiled_module_says_so),
-    ("lightning", SPEED, "callbacks/throughput.py", ("device", "dtype")),
+    ("lightning", SPEED, "callbacks/progress.py", ("device", "dtype")),
     ("transformers", "EsmLayer._gradient_checkpointing_func", "model/trunk.py", a_layer_calls_what_checkpoints_it),
     ("transformers", "EsmLayer.attention", "model/families/esm2.py", layers_have_these_parts),
     ("transformers", "EsmModel.encoder", "model/families/esm2.py", a_backbone_has_these_parts),
@@ -269,7 +263,6 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("torch", "torch.utils.tensorboard:SummaryWriter._get_file_writer", "callbacks/dashboard.py", ("self",)),
     ("torch", "Module._compiled_call_impl", "model/execution.py", a_compiled_module_says_so),
     ("torch", "Module._orig_mod", "model/execution.py", a_compiled_module_says_so),
-    ("torch", "Optimizer._step_supports_amp_scaling", "callbacks/guard.py", a_fused_optimizer_says_so),
 ]
 
 

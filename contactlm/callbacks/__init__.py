@@ -8,8 +8,8 @@ from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
 from contactlm.callbacks.memory import MemoryAdvice
+from contactlm.callbacks.progress import ThroughputMeter
 from contactlm.callbacks.record import RunRecord
-from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.callbacks.writer import PredictionWriter
 
 __all__ = [

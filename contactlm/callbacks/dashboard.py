@@ -17,7 +17,7 @@ from torch import Tensor
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
-from contactlm.callbacks.run_facts import optimizer_facts, run_seed, scheme_facts
+from contactlm.callbacks.record import optimizer_facts, run_seed, scheme_facts
 from contactlm.callbacks.steps import find_callback
 from contactlm.maps.contact_map import ContactMap
 from contactlm.metrics.ranked import cuts_on, reaching

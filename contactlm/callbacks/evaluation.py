@@ -1,17 +1,18 @@
-"""ContactEvaluation: protein-wise scores of full-length maps on dev and test."""
+"""ContactEvaluation: protein-wise scores of full-length maps on dev and test, and reliability diagrams."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 
-from contactlm.atomic import write_csv
-from contactlm.callbacks.reliability import write_reliability
+from contactlm.atomic import atomic_path, write_csv
 from contactlm.metrics import ContactScores
-from contactlm.metrics.calibration import KINDS, Calibration, Kind
-from contactlm.metrics.calibration_scores import CalibrationScores
+from contactlm.metrics.calibration import Calibration
+from contactlm.metrics.calibration_scores import CONFIDENCE, SCORED, CalibrationScores
 from contactlm.metrics.complex_scores import ComplexScores
 from contactlm.metrics.hit_scores import HitScores
 from contactlm.metrics.ranked_batch import RankedBatch
@@ -23,6 +24,7 @@ from contactlm.types import ContactLMError
 
 _OF_OTHERS = ("trivial_", "copy_")  # scores of predictors that are not the module
 _OF_PROBABILITIES = ("mcc", "ece_", "brier_", "log_loss_", "confidence_")  # parts of names of what ranks have not
+STATES = ("as predicted", "calibrated")
 
 
 class ContactEvaluation(L.Callback):
@@ -68,19 +70,23 @@ class ContactEvaluation(L.Callback):
 
     Args:
         threshold: A pair is called a contact when its probability is above it.
-        calibration: ``"platt"`` (slope and bias of the log-odds) or ``"temperature"`` (slope alone), per range of
-            sequence separation. None: none is fitted, and one that a checkpoint brings is not applied.
+        calibration: ``"platt"``: slope and bias of the log-odds, per range of sequence separation. None: none is
+            fitted, and one that a checkpoint brings is not applied.
         write_rows: Write each protein's scores to ``test_scores.csv`` in the run directory.
     """
 
-    def __init__(self, threshold: float = 0.5, write_rows: bool = True, calibration: Kind | None = "platt") -> None:
-        if calibration not in (None, *KINDS):
-            raise ContactLMError(f"calibration is {calibration!r}; give null or one of {', '.join(KINDS)}")
+    def __init__(
+        self, threshold: float = 0.5, write_rows: bool = True, calibration: Literal["platt"] | None = "platt"
+    ) -> None:
+        if calibration not in (None, "platt"):
+            raise ContactLMError(f"calibration is {calibration!r}; give platt, or null for none")
         self.threshold, self.calibration = threshold, calibration
         self.write_rows = write_rows
-        self._scores = ContactScores(threshold)
-        self._complexes = ComplexScores(threshold)
-        self._hits = HitScores(threshold)
+        self._scores, self._complexes, self._hits = (
+            ContactScores(threshold),
+            ComplexScores(threshold),
+            HitScores(threshold),
+        )
         self._reliability: list[CalibrationScores] = []  # as they are; and calibrated, where that can be
 
     @property
@@ -112,13 +118,7 @@ class ContactEvaluation(L.Callback):
         self._forget(pl_module, tuned, fitted)
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
         """Add the batch's proteins; their pairs are chosen and put in order once for all scores."""
         probability, labels, ids = (outputs[name] for name in ("probability", "labels", "ids"))
@@ -156,7 +156,7 @@ class ContactEvaluation(L.Callback):
         folder = run_directory(trainer)  # the processes agree on it: all must ask
         if self.write_rows and trainer.is_global_zero and folder is not None:
             if not getattr(pl_module, "gives_ranks", False):
-                write_reliability(Path(folder), self._reliability)
+                _write_reliability(Path(folder), self._reliability)
             path = Path(folder) / "test_scores.csv"
             with outlast_full_disk(path):
                 rows = [_meaningful(pl_module, row) for row in self.rows]
@@ -201,3 +201,44 @@ def _meaningful(module: L.LightningModule, scores: dict[str, Any]) -> dict[str, 
         for name, value in scores.items()
         if name.startswith(_OF_OTHERS) or not any(part in name for part in _OF_PROBABILITIES)
     }
+
+
+def _write_reliability(folder: Path, scores: Sequence[CalibrationScores]) -> None:
+    """Write ``reliability.csv`` and ``reliability.png``; nothing where there is no pair to judge."""
+    rows = [
+        {"probabilities": state, **row}
+        for state, each in zip(STATES, scores, strict=False)
+        for row in each.reliability()
+    ]
+    if not rows:
+        return
+    table, figure = folder / "reliability.csv", folder / "reliability.png"
+    with outlast_full_disk(table):
+        write_csv(table, rows)
+    with outlast_full_disk(figure), atomic_path(figure) as temporary:
+        _figure(rows, scores[-1].confidence_rows()).savefig(temporary, format="png")
+
+
+def _figure(rows: Sequence[dict[str, Any]], proteins: Sequence[dict[str, float]]) -> Any:
+    """Draw a panel a range, and one of predicted precisions where there are any."""
+    from matplotlib.figure import Figure  # slow to import, and most commands draw nothing
+
+    told = [row for row in proteins if not math.isnan(row[CONFIDENCE])]
+    figure = Figure(figsize=(3 * (len(SCORED) + bool(told)), 3.2), layout="constrained", dpi=110)
+    axes = figure.subplots(1, len(SCORED) + bool(told), squeeze=False)[0]
+    for ax, name in zip(axes, SCORED, strict=False):
+        for state in STATES:
+            own = [row for row in rows if (row["range"], row["probabilities"]) == (name, state)]
+            points = [row["mean_probability"] for row in own], [row["contacts"] for row in own]
+            if own:
+                ax.plot(*points, marker="o", markersize=3, label=state)
+        ax.set(title=name, xlabel="mean probability")
+    axes[0].set_ylabel("share of contacts")
+    axes[0].legend(fontsize="small")
+    if told:
+        axes[-1].plot([row[CONFIDENCE] for row in told], [row["p_at_L_long"] for row in told], "o", markersize=3)
+        axes[-1].set(title="proteins", xlabel="predicted long-range P@L", ylabel="long-range P@L")
+    for ax in axes:
+        ax.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--", zorder=0)
+        ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    return figure

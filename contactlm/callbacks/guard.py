@@ -189,7 +189,7 @@ class LossGuard(L.Callback):
 
     def _drop_gradients(self, trainer: L.Trainer, optimizer: torch.optim.Optimizer) -> None:
         """Make the coming step do nothing: optimizers pass over parameters without a gradient."""
-        if _scaler(trainer) is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        if _scaler(trainer) is not None and all(group.get("fused") for group in optimizer.param_groups):
             for gradient in _gradients(optimizer):  # a fused optimizer looks for infinities itself: let it find some
                 gradient.fill_(torch.inf)
             return
@@ -227,16 +227,14 @@ class LossGuard(L.Callback):
             f"those of the last good step. The last skipped step had the proteins: {last}. What to try: {ADVICE}"
         )
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Log how many steps were skipped so far."""
         self._clip_again(trainer)
         if is_time_to_log(trainer):
             self._settle()
             pl_module.log("train/skipped_steps", torch.tensor(float(self.skipped)))  # on the CPU: no copy to the device
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Count the last step."""
         for optimizer in trainer.optimizers:
             _forget(optimizer)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from contactlm.atomic import atomic_path
-from contactlm.callbacks.run_facts import module_facts
+from contactlm.callbacks.record import module_facts
 from contactlm.maps.contact_map import ContactMap
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.types import residue_positions

@@ -1,4 +1,4 @@
-"""BudgetProgressBar: progress towards the end of the budget, on a terminal or in a log."""
+"""How far and how fast training goes: BudgetProgressBar, on a terminal or in a log, and ThroughputMeter."""
 
 from __future__ import annotations
 
@@ -6,21 +6,137 @@ import logging
 import os
 import sys
 import time
+import warnings
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.utilities.throughput import Throughput, get_available_flops
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
 from contactlm.callbacks.budget import TokenBudget
-from contactlm.callbacks.steps import find_callback
-from contactlm.callbacks.throughput import ThroughputMeter
+from contactlm.callbacks.flops import FlopsMeter
+from contactlm.callbacks.steps import find_callback, is_time_to_log
+from contactlm.types import ContactLMError
 
 log = logging.getLogger(__name__)
 
+WINDOW = 20  # batches that a rate is taken over
+RATES = {"tokens_per_s": "items_per_sec", "residues_per_s": "samples_per_sec", "mfu": "mfu"}  # Lightning's names
+DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
 REFRESH_SECONDS = 0.2
 LOSS = "train/loss"
 BAR = "{desc} {percentage:3.0f}%|{bar}| "
+
+
+class ThroughputMeter(L.Callback):
+    """Logs ``speed/tokens_per_s``, ``speed/residues_per_s`` and ``speed/mfu``, over the last 20 training batches.
+
+    The clock runs while training does, waiting for data included, and stands still during evaluation. Tokens and
+    residues are those of :class:`TokenBudget`, FLOPs those of :class:`FlopsMeter`, summed over all processes; put this
+    callback behind them. The first batch of a run is left out: it warms up and has its FLOPs counted. Nothing is logged
+    before the 20 batches behind it are over. Where no residues are counted there is no speed of them.
+
+    ``speed/mfu`` is the fraction used of the devices' peak: FLOPs a second / (peak FLOPs a second × processes).
+    Operations that the backward pass repeats count as work. It is logged where :class:`FlopsMeter` is at hand and the
+    peak is known: that of many GPUs is, for dense matrix products at the trainer's precision; a CPU's is not.
+
+    Args:
+        peak_flops: FLOPs a second that one device can do; None: looked up for the GPU at hand.
+
+    Raises:
+        ContactLMError: A peak that is not positive.
+    """
+
+    def __init__(self, peak_flops: float | None = None) -> None:
+        if peak_flops is not None and peak_flops <= 0:
+            raise ContactLMError(f"speed.peak_flops is {peak_flops}; give FLOPs a second of one device, such as 3e13")
+        self.peak_flops = peak_flops
+        self.tokens_per_s: float | None = None
+        self._begin(None)
+
+    def _begin(self, peak: float | None) -> None:
+        self._window = Throughput(peak, window_size=WINDOW + 1)
+        self._batches = self._tokens = self._residues = self._flops = 0
+        self.tokens_per_s, self._since, self._seconds = None, None, 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin anew; find out what the devices can do.
+
+        Raises:
+            ContactLMError: There is no :class:`TokenBudget` to read.
+        """
+        if find_callback(trainer, TokenBudget) is None:
+            raise ContactLMError(
+                "ThroughputMeter reads TokenBudget: add it to the callbacks; TokenBudget(None) only counts"
+            )
+        peak = self.peak_flops or known_peak(pl_module.device, str(trainer.precision))
+        self._begin(None if peak is None else peak * trainer.world_size)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Start the clock, if it stands still."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Log the speed."""
+        self._read_clock()
+        budget, meter = find_callback(trainer, TokenBudget), find_callback(trainer, FlopsMeter)
+        if budget is not None and budget.tokens > self._tokens:  # accumulated batches may be summed at their step
+            self._batches += 1
+            before, self._flops = self._flops, 0 if meter is None else meter.total
+            self._tokens, self._residues = budget.tokens, budget.residues
+            self._window.update(
+                time=self._seconds,
+                batches=self._batches,
+                samples=budget.residues or self._batches,
+                lengths=budget.tokens,
+                flops=None if meter is None else self._flops - before,
+            )
+        if is_time_to_log(trainer):
+            for name, value in self.rates().items():
+                pl_module.log(f"speed/{name}", torch.tensor(value))  # on the CPU: no copy to the device
+
+    def rates(self) -> dict[str, float]:
+        """The speed over the last batches; empty before there are as many."""
+        if self._batches <= WINDOW:
+            return {}
+        found = self._window.compute()
+        rates = {name: found[f"device/{key}"] for name, key in RATES.items() if f"device/{key}" in found}
+        if not self._residues:
+            del rates["residues_per_s"]
+        self.tokens_per_s = rates["tokens_per_s"]
+        return rates
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock, once the device has done what training asked of it."""
+        if self._since is not None:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize(pl_module.device)
+            self._read_clock()
+            self._since = None
+
+    def _read_clock(self) -> None:
+        if self._since is not None:
+            now = time.perf_counter()
+            self._seconds += now - self._since
+            self._since = now
+
+
+def known_peak(device: torch.device, precision: str) -> float | None:
+    """FLOPs a second that a GPU can do in dense matrix products, by Lightning's table; None: not known.
+
+    Args:
+        device: The device.
+        precision: Of the trainer, such as ``32-true`` or ``bf16-mixed``.
+    """
+    dtype = DTYPES.get(precision.split("-")[0])
+    if device.type != "cuda" or dtype is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a GPU that is not in the table is no reason to worry
+        return get_available_flops(device, dtype)
 
 
 class BudgetProgressBar(TQDMProgressBar):
@@ -42,7 +158,8 @@ class BudgetProgressBar(TQDMProgressBar):
     def __init__(self, seconds_between_lines: float = 30.0) -> None:
         super().__init__()
         self.seconds_between_lines = seconds_between_lines
-        self._budget: TokenBudget | None = None
+        self._budget: TokenBudget | None = None  # that has a limit
+        self._limit = 1  # tokens
         self._began: tuple[float, int] | None = None  # time and tokens, once the first batch is over
         self._refreshed = self._wrote = 0.0
         self._line_at = -1  # tokens
@@ -57,7 +174,7 @@ class BudgetProgressBar(TQDMProgressBar):
         """Whether no bars are drawn: switched off, not the first process, or no terminal."""
         return not (self.is_enabled and self.has_terminal)
 
-    def _bar(self, description: str, keep: bool, row: int = 0) -> Tqdm:
+    def _bar(self, description: str, keep: bool = True, row: int = 0) -> Tqdm:
         return Tqdm(
             desc=description,
             position=row,
@@ -75,7 +192,7 @@ class BudgetProgressBar(TQDMProgressBar):
 
     def init_train_tqdm(self) -> Tqdm:
         """The bar of training."""
-        return self._bar(self.train_description, keep=True)
+        return self._bar(self.train_description)
 
     def init_validation_tqdm(self) -> Tqdm:
         """A bar below that of training, gone when the look at dev is over; the only one in ``validate``."""
@@ -84,26 +201,26 @@ class BudgetProgressBar(TQDMProgressBar):
 
     def init_test_tqdm(self) -> Tqdm:
         """The bar of the test."""
-        return self._bar(self.test_description, keep=True)
+        return self._bar(self.test_description)
 
     def init_predict_tqdm(self) -> Tqdm:
         """The bar of predictions."""
-        return self._bar(self.predict_description, keep=True)
+        return self._bar(self.predict_description)
 
     def on_train_start(self, *args: Any) -> None:
         """Begin with what a resumed run has spent."""
         super().on_train_start(*args)
         budget = find_callback(self.trainer, TokenBudget)
-        self._budget = budget if budget is not None and budget.max_tokens is not None else None
-        self._began, self._wrote = None, time.monotonic()
-        if self._budget is not None:
-            self.train_progress_bar.total = self._budget.max_tokens
+        self._budget, self._began, self._wrote = None, None, time.monotonic()
+        if budget is not None and budget.max_tokens is not None:
+            self._budget, self._limit = budget, budget.max_tokens
+            self.train_progress_bar.total = self._limit
             self._show(force=True)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_train_epoch_start(self, *args: Any) -> None:
         """Epochs mean nothing to a budget."""
         if self._budget is None:
-            super().on_train_epoch_start(trainer, *args)
+            super().on_train_epoch_start(*args)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -117,15 +234,14 @@ class BudgetProgressBar(TQDMProgressBar):
             self._began = time.monotonic(), self._budget.tokens
         self._show()
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, *args: Any) -> None:
         """Epochs mean nothing to a budget."""
         if self._budget is None:
-            super().on_train_epoch_end(trainer, pl_module)
+            super().on_train_epoch_end(*args)
 
     def on_train_end(self, *args: Any) -> None:
         """Show the last state, and leave it there."""
-        if self._budget is not None:
-            self._show(force=True)
+        self._show(force=True)
         super().on_train_end(*args)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -137,53 +253,34 @@ class BudgetProgressBar(TQDMProgressBar):
         self.reset_dataloader_idx_tracker()
         self._show(force=not self.is_disabled)
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, *args: Any, **options: Any) -> None:
         """Show the batches that are done."""
-        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        self._write_line(self.test_description, batch_idx + 1, self.total_test_batches_current_dataloader)
+        super().on_test_batch_end(*args, **options)
+        self._write_line(self.test_description, args[4] + 1, self.total_test_batches_current_dataloader)
 
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, *args: Any, **options: Any) -> None:
         """Show the batches that are done."""
-        super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        self._write_line(self.predict_description, batch_idx + 1, self.total_predict_batches_current_dataloader)
+        super().on_predict_batch_end(*args, **options)
+        self._write_line(self.predict_description, args[4] + 1, self.total_predict_batches_current_dataloader)
 
     def _show(self, force: bool = False) -> None:
         """Draw the bar of training, or write a line, when it is time."""
         if self._budget is None or not self.is_enabled:
             return
-        now = time.monotonic()
+        now, tokens = time.monotonic(), self._budget.tokens
         if self.is_disabled:
-            due = force and self.seconds_between_lines > 0 and self._line_at != self._budget.tokens
-            if self._is_time_for_line(now) or (due and self._began is not None):
-                self._wrote, self._line_at = now, self._budget.tokens
-                log.info("%s: %.0f %% of %s tokens; %s", *self._spent(), self.status())
-            return
-        if force or now - self._refreshed >= REFRESH_SECONDS:
+            is_last = force and self.seconds_between_lines > 0 and self._line_at != tokens and self._began is not None
+            if self._is_time_for_line(now) or is_last:
+                self._wrote, self._line_at = now, tokens
+                share = min(100.0, 100 * tokens / self._limit)
+                log.info(
+                    "%s: %.0f %% of %s tokens; %s", self.train_description, share, f"{self._limit:,}", self.status()
+                )
+        elif force or now - self._refreshed >= REFRESH_SECONDS:
             self._refreshed, bar = now, self.train_progress_bar
-            bar.n = min(self._budget.tokens, self._budget.max_tokens or 0)
+            bar.n = min(tokens, self._limit)
             bar.bar_format = BAR + self.status().replace("{", "{{").replace("}", "}}")
             bar.refresh()
-
-    def _spent(self) -> tuple[str, float, str]:
-        limit = 0 if self._budget is None else self._budget.max_tokens or 0
-        spent = 0 if self._budget is None else self._budget.tokens
-        return self.train_description, min(100.0, 100 * spent / max(limit, 1)), f"{limit:,}"
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What is logged with ``prog_bar=True``, and the loss."""
@@ -204,7 +301,7 @@ class BudgetProgressBar(TQDMProgressBar):
         if tokens > 0 and seconds > 0:
             meter = find_callback(self.trainer, ThroughputMeter)
             speed = meter.tokens_per_s if meter is not None and meter.tokens_per_s else tokens / seconds
-            left = max(0, (self._budget.max_tokens or 0) - self._budget.tokens) * seconds / tokens
+            left = max(0, self._limit - self._budget.tokens) * seconds / tokens
             parts += [f"{speed:,.0f} tokens/s", f"{Tqdm.format_interval(left)} left"]
         return ", ".join(parts)
 

@@ -1,29 +1,26 @@
-"""RunRecord: ``run.json``, what a run did and what it cost."""
+"""RunRecord: ``run.json``, what a run did, what it cost, and what is known of it."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import platform
+import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from contactlm.callbacks.budget import TokenBudget
+from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
-from contactlm.callbacks.run_facts import (
-    data_locations,
-    equal_facts,
-    machine_facts,
-    module_facts,
-    optimizer_facts,
-    peak_memory,
-    run_seed,
-    scheme_facts,
-)
 from contactlm.callbacks.steps import find_callback
+from contactlm.data.chain_sets import describe_chains
 from contactlm.runs.checkpoint_io import outlast_full_disk
 from contactlm.runs.directory import run_directory
 from contactlm.runs.record_file import RUN_FILE, write_run
@@ -31,7 +28,9 @@ from contactlm.shipped import __version__
 
 # Scores kept of every look at dev; the last look and the test keep all.
 HISTORY = ("mcc", "mcc_sep6", "mcc_short", "mcc_medium", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
+SPENT = ("steps", "tokens", "flops", "forward_flops")
 SPACING = 1.02  # optimizer steps between two rows of progress grow by this factor: a few hundred rows at any length
+SYNTHETIC_MANIFEST = "synthetic.json"  # the generator writes it into its folder
 
 
 class RunRecord(L.Callback):
@@ -87,21 +86,17 @@ class RunRecord(L.Callback):
         self.training["trained_parameters"] = sum(parameters)
         self._write(trainer, pl_module, "running")
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         """Start the clock of training."""
         self._batch_began = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Take the sums of the callbacks that count."""
         self.training["seconds"]["training"] += time.perf_counter() - self._batch_began
         self._count(trainer)
         steps = self.training["steps"]
         if steps and (not self.progress or steps >= math.ceil(self.progress[-1]["steps"] * SPACING + 0.001)):
-            self.progress.append({name: self.training[name] for name in ("steps", "tokens", "flops", "forward_flops")})
+            self.progress.append(self._spent())
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock of evaluation; what memory training took is known best before the first one."""
@@ -120,15 +115,14 @@ class RunRecord(L.Callback):
         self._results["dev"] = scores
         fitting = trainer.state.fn == TrainerFn.FITTING
         if fitting:
-            spent = {name: self.training[name] for name in ("steps", "tokens", "flops", "forward_flops")}
-            self.dev.append({**spent, **{name: scores[name] for name in HISTORY if name in scores}})
+            self.dev.append({**self._spent(), **{name: scores[name] for name in HISTORY if name in scores}})
         self._write(trainer, pl_module, "running" if fitting else "finished")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Training is over."""
         if self.training["tokens"]:
             self._note_training_memory(pl_module)
-        last = {name: self.training[name] for name in ("steps", "tokens", "flops", "forward_flops")}
+        last = self._spent()
         if last["steps"] and (not self.progress or self.progress[-1] != last):
             self.progress.append(last)
         self._write(trainer, pl_module, "finished")
@@ -146,7 +140,7 @@ class RunRecord(L.Callback):
         self._write(trainer, pl_module, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Say of a run that did not come to its end that it did not."""
+        """Mark the run unfinished."""
         if self._facts:
             interrupted = isinstance(exception, (KeyboardInterrupt, SystemExit))  # signals end as SystemExit
             self._write(trainer, pl_module, "interrupted" if interrupted else f"failed: {type(exception).__name__}")
@@ -197,6 +191,9 @@ class RunRecord(L.Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             self.training["steps"] = trainer.global_step
 
+    def _spent(self) -> dict[str, int]:
+        return {name: self.training[name] for name in SPENT}
+
     def _note_training_memory(self, pl_module: L.LightningModule) -> None:
         memory = self.training["memory"]
         if memory["training"] is None:
@@ -240,3 +237,156 @@ def _scores(trainer: L.Trainer, prefix: str) -> dict[str, float]:
     return {
         name.removeprefix(f"{prefix}/"): float(logged[name]) for name in sorted(logged) if name.startswith(f"{prefix}/")
     }
+
+
+# --- what is known of a run, as plain values ---
+
+
+def _data_of(trainer: L.Trainer) -> Any:
+    return trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
+
+
+def _attributes(data: Any, *names: str) -> dict[str, Any]:
+    """Those that it has."""
+    return {name: getattr(data, name) for name in names if hasattr(data, name)}
+
+
+def equal_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+    """What has to be equal in runs that are compared; what a run does not have (a test run: a budget) is left out."""
+    data, windows = _data_of(trainer), getattr(module, "windows", None)
+    evaluation = find_callback(trainer, ContactEvaluation)
+    facts = {
+        "test": chain_set(trainer, "test"),
+        "synthetic": is_synthetic(trainer),
+        "threshold": None if evaluation is None else evaluation.threshold,
+        "window": getattr(windows, "window", None),
+        "overlap": getattr(windows, "overlap", None),
+        "assembly": getattr(data, "assembly", None),
+        "min_length": getattr(data, "min_length", None),
+        "precision": str(trainer.precision),
+        **family_facts(module),
+        **weights_facts(module),
+        **module_facts(module, "equal"),
+    }
+    if trainer.state.fn == TrainerFn.FITTING:
+        budget = find_callback(trainer, TokenBudget)
+        facts["budget"] = None if budget is None else budget.max_tokens
+        facts |= _attributes(data, "split", "dev_fraction", "split_seed")
+        facts |= {role: chain_set(trainer, role) for role in ("train", "dev")}
+        facts["trained_before"] = getattr(data, "trained_before", None) or None
+    return facts
+
+
+def module_facts(module: L.LightningModule, kind: str) -> dict[str, Any]:
+    """What a module says of itself, if it has an attribute ``run_facts``.
+
+    Of kind ``equal``: what runs that are compared must share; ``reads``: what it is given beside the sequence.
+    """
+    return getattr(module, "run_facts", {}).get(kind, {})
+
+
+def family_facts(module: L.LightningModule) -> dict[str, str]:
+    """Which family of language models a run is of; nothing where it has none."""
+    family = getattr(module, "family", None)
+    return {} if family is None else {"family": family.name}
+
+
+def weights_facts(module: L.LightningModule) -> dict[str, Any]:
+    """Which backbone a run starts from: pretrained weights by checksum, or random ones by architecture.
+
+    A directory may hold weights that no one has trained: these are called random too.
+    """
+    hparams = module.hparams
+    if "pretrained" not in hparams:
+        return {}
+    if hparams.get("pretrained") is None:
+        # the seed they are drawn with may go with the run's
+        return {"weights": "random", "backbone": json.dumps(hparams.get("architecture"), sort_keys=True)}
+    backbone = getattr(module, "backbone_checksum", None) or str(hparams["pretrained"])
+    return {"weights": "random" if is_as_initialised(module) else "pretrained", "backbone": backbone}
+
+
+def is_as_initialised(module: torch.nn.Module) -> bool:
+    """Whether no layer norm has moved from weight 1 and bias 0, which the first steps of any training change."""
+    norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.LayerNorm) and layer.elementwise_affine]
+    biases = [layer.bias for layer in norms if layer.bias is not None]  # some families' norms have none
+    moved = [bool((layer.weight != 1).any()) for layer in norms] + [bool((bias != 0).any()) for bias in biases]
+    return bool(norms) and not any(moved)
+
+
+def chain_set(trainer: L.Trainer, role: str) -> dict[str, Any] | None:
+    """A set of chains by number, residues and a checksum of its sorted (id, length) pairs; None: no such set."""
+    chains = getattr(_data_of(trainer), "chains", {}).get(role)
+    return None if chains is None else describe_chains(chains.ids, chains.lengths)
+
+
+def is_synthetic(trainer: L.Trainer) -> bool:
+    """Whether the proteins are those of the package's generator: asked for, or in a folder that it wrote."""
+    data = _data_of(trainer)
+    if getattr(data, "synthetic", None) is not None:
+        return True
+    paths = [Path(location).expanduser() for location in data_locations(trainer).values()]
+    return any((folder / SYNTHETIC_MANIFEST).is_file() for path in paths for folder in (path, path.parent))
+
+
+def data_locations(trainer: L.Trainer) -> dict[str, str]:
+    """Where the structures come from, as the user gave it."""
+    data = _data_of(trainer)
+    if getattr(data, "synthetic", None) is not None:
+        return {"synthetic": str(data.synthetic.folder)}
+    roles = [
+        kind for kind in ("dir", "ids") if getattr(data, f"train_{kind}", None) or getattr(data, f"test_{kind}", None)
+    ]
+    names = [f"{role}_{kind}" for kind in roles[:1] for role in ("train", "test")]
+    return {name: str(getattr(data, name)) for name in names if getattr(data, name)}
+
+
+def scheme_facts(trainer: L.Trainer) -> dict[str, Any]:
+    """What arms differ in: how training samples are cut and batched."""
+    data = _data_of(trainer)
+    facts = _attributes(data, "crop", "crop_length", "true_ends", "batch_size", "weights")
+    if (bound := getattr(data, "bound", None)) is not None:
+        facts |= {"batch_size": None, f"batch_{bound.unit}": bound.most}
+    return facts | {"accumulate_grad_batches": trainer.accumulate_grad_batches}
+
+
+def optimizer_facts(trainer: L.Trainer) -> list[dict[str, Any]]:
+    """Name and learning rate of every group of parameters when training starts; empty where nothing is trained."""
+    return [
+        {"optimizer": type(optimizer).__name__, "lr": float(group["lr"])}
+        for optimizer in trainer.optimizers
+        for group in optimizer.param_groups
+    ]
+
+
+def run_seed(trainer: L.Trainer) -> int | None:
+    """The seed of the run: that of the data module, or the one given to ``seed_everything``."""
+    seed = getattr(_data_of(trainer), "seed", None)
+    if seed is None and "PL_GLOBAL_SEED" in os.environ:
+        return int(os.environ["PL_GLOBAL_SEED"])
+    return seed
+
+
+def machine_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+    """Device, processes, threads and versions."""
+    on_gpu = module.device.type == "cuda"
+    return {
+        "device": module.device.type,
+        "device_name": torch.cuda.get_device_name(module.device) if on_gpu else platform.machine(),
+        "processes": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most memory held so far, in bytes: by tensors on a GPU, else resident in this process; None: cannot be known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":  # it has no `resource`
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

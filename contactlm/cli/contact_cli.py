@@ -29,9 +29,8 @@ from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
 from contactlm.callbacks.map_files import DEFAULT_FORMATS, FORMATS
 from contactlm.callbacks.memory import MemoryAdvice
-from contactlm.callbacks.progress import BudgetProgressBar
+from contactlm.callbacks.progress import BudgetProgressBar, ThroughputMeter
 from contactlm.callbacks.record import RunRecord
-from contactlm.callbacks.throughput import ThroughputMeter
 from contactlm.callbacks.writer import PredictionWriter
 from contactlm.cli.arguments import BASE, NOT_PATHS, chosen_class
 from contactlm.cli.commands import ABOUT, SOME_SKIPPED, STATUSES, description

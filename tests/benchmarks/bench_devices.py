@@ -43,7 +43,7 @@ from contactlm import ContactDataModule, ContactModule
 from contactlm.callbacks import FlopsMeter, SafeCheckpoint, TokenBudget
 from contactlm.callbacks.guard import LossGuard
 from contactlm.callbacks.memory import MemoryAdvice
-from contactlm.callbacks.throughput import ThroughputMeter
+from contactlm.callbacks.progress import ThroughputMeter
 from contactlm.modules.sharded import ShardedStrategy
 from tests.conftest import random_sequence, write_pdb
 from tests.processes import run_ranks

@@ -30,8 +30,7 @@ from torchmetrics import metric
 import contactlm
 from contactlm import ContactModule
 from contactlm.callbacks import FlopsMeter, LossGuard, MemoryAdvice, TokenBudget, guard
-from contactlm.callbacks.progress import BudgetProgressBar
-from contactlm.callbacks.throughput import ThroughputMeter
+from contactlm.callbacks.progress import BudgetProgressBar, ThroughputMeter
 from contactlm.modules import optimization
 from tests.model.on_fake_device import TINY, Numbers, Watch, accelerator, moved
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from contactlm import ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, TensorBoardDashboard, ThroughputMeter, TokenBudget
 from contactlm.callbacks.dashboard import CURVE_POINTS, Exhibits, PrecisionRecall, draw, flat
-from contactlm.callbacks.throughput import known_peak
+from contactlm.callbacks.progress import known_peak
 from contactlm.types import ContactLMError
 from tests.callbacks.test_callbacks import ForeignModule, data_module, trainer
 
@@ -34,7 +34,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_esm: Path, pdb_folders: F
     callbacks = [TokenBudget(10 * 128), FlopsMeter(), evaluation, ThroughputMeter(peak_flops=1e9)]
     options = {"val_check_interval": 2, "check_val_every_n_epoch": None, "log_every_n_steps": 1}
     runner = trainer(folder, *callbacks, TensorBoardDashboard(lengths=(40, 60)), logger=logger, **options)
-    runner.fit(ContactModule(str(tiny_esm)), data_module(pdb_folders))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("contactlm.callbacks.progress.WINDOW", 3)
+        runner.fit(ContactModule(str(tiny_esm)), data_module(pdb_folders))
     runner.test(runner.lightning_module, data_module(pdb_folders), verbose=False)
     events = EventAccumulator(logger.log_dir, size_guidance={"tensors": 0, "scalars": 0, "images": 0, "histograms": 0})
     events.Reload()
@@ -274,7 +276,8 @@ def test_speed_is_that_of_training_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pdb_folders: Folders, tiny_esm: Path
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("contactlm.callbacks.throughput.time.perf_counter", clock)
+    monkeypatch.setattr("contactlm.callbacks.progress.time.perf_counter", clock)
+    monkeypatch.setattr("contactlm.callbacks.progress.WINDOW", 7)
     meter, flops = ThroughputMeter(peak_flops=1e6), FlopsMeter()
     callbacks = [TokenBudget(8 * 128), flops, ContactEvaluation(), meter, Delays(clock)]
     options = {"val_check_interval": 4, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from contactlm import ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, RunRecord, TokenBudget
 from contactlm.callbacks.flops import flop_counter
-from contactlm.callbacks.run_facts import scheme_facts, weights_facts
+from contactlm.callbacks.record import scheme_facts, weights_facts
 from contactlm.cli.main import main
 from contactlm.data.batches import CostBound
 from contactlm.data.chain_sets import fingerprint

@@ -120,7 +120,7 @@ def test_older_checkpoints_have_none_and_damaged_ones_are_refused(finished: Fini
         predict_contacts(SEQUENCE, saved(tmp_path / "bad.ckpt", {"kind": "platt"}, finished))
 
 
-@pytest.mark.parametrize("kind", [None, "temperature"])
+@pytest.mark.parametrize("kind", [None, "platt"])
 def test_other_kinds(finished: Finished, pdb_folders: tuple[Path, Path], tmp_path: Path, kind: str | None) -> None:
     from lightning import Trainer
 
@@ -140,5 +140,5 @@ def test_other_kinds(finished: Finished, pdb_folders: tuple[Path, Path], tmp_pat
         assert module.calibration is None and module.applied_calibration is None
     else:
         assert module.calibration is not None and module.calibration.bias == (0.0,) * 4
-    with pytest.raises(ContactLMError, match="calibration is 'isotonic'; give null or one of temperature, platt"):
+    with pytest.raises(ContactLMError, match="calibration is 'isotonic'; give platt, or null"):
         ContactEvaluation(calibration="isotonic")  # type: ignore[arg-type]

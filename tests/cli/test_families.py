@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from contactlm import ContactModule, ContrastiveModule, JacobianModule, predict_contacts
-from contactlm.callbacks.run_facts import family_facts, weights_facts
+from contactlm.callbacks.record import family_facts, weights_facts
 from contactlm.cli.main import main
 from contactlm.model.backbone import load_esm
 from contactlm.modules.contact import PRIOR_LOGIT

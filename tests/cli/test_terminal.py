@@ -98,7 +98,7 @@ def test_time_left_is_that_to_the_end_of_the_budget(
     bar = BudgetProgressBar()
     runner = fit(tmp_path, tiny_esm, pdb_folders, bar, 128)
     assert runner.callbacks  # type: ignore[attr-defined]
-    bar._budget = budget = TokenBudget(1000)
+    bar._budget, bar._limit = (budget := TokenBudget(1000)), 1000
     bar._began, budget.tokens, moments["now"] = (50.0, 100), 400, 80.0  # 300 tokens in 30 s: 600 more in 60 s
     assert bar.status().endswith("10 tokens/s, 01:00 left")
 

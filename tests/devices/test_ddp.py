@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from contactlm import ContactModule
 from contactlm.callbacks import FlopsMeter, TokenBudget
 from contactlm.callbacks.guard import LossGuard
-from contactlm.callbacks.throughput import ThroughputMeter
+from contactlm.callbacks.progress import ThroughputMeter
 from contactlm.model.lora import LoraOptions
 from tests.callbacks.test_callbacks import data_module, trainer
 from tests.devices.commands import (
