@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 
 from contactlm.atomic import atomic_path, write_csv
 from contactlm.metrics import ContactScores
@@ -32,41 +33,28 @@ class ContactEvaluation(L.Callback):
 
     The module's validation and test steps return a dictionary with ``ids``, ``probability`` (one (L, L) map in [0, 1]
     a protein), ``labels`` (int8 (L, L), 1 / 0 / −1) and, to tell proteins of one name apart, ``indices``. Any
-    LightningModule that does so can use this callback; :class:`contactlm.ContactModule` does. Maps and labels may lie
-    on an accelerator: what is counted stays there until the evaluation is over, but for one question a batch, whether
-    its values are probabilities.
+    LightningModule that does so can use this callback. Maps and labels may lie on an accelerator: counting stays there.
 
     Every score is the mean over proteins; see :mod:`contactlm.metrics.scores` for names and meaning. The trivial
-    predictor "contact iff |i − j| ≤ 2" is logged beside them as ``trivial_…``. The threshold with the best dev
-    ``mcc_sep6`` is logged as ``dev/tuned_threshold`` and used for ``test/mcc_sep6_tuned`` and its like. It is put into
-    the module's attribute ``tuned_threshold``, if it has one, which :class:`contactlm.ContactModule` saves in
-    its checkpoints.
+    predictor "contact iff |i − j| ≤ 2" is logged as ``trivial_…``. The threshold with the best dev ``mcc_sep6`` is
+    logged as ``dev/tuned_threshold``, used for ``test/mcc_sep6_tuned`` and its like, and put into the module's
+    attribute ``tuned_threshold``, if it has one. More is logged where there is more to know:
 
-    Steps that also return ``chain_of`` (the chain number of each residue, one (L,) a protein) score complexes. Pairs
-    between chains then count as long-range ones in the scores above. Where complexes have several chains, the scores
-    of their pairs within and between chains are logged apart, as ``intra_…`` and ``inter_…``: see the module
-    ``contactlm.metrics.complex_scores``.
-
-    With a data module that knows how near each protein is to the training set (its ``identity`` by role, as
-    ``ContactDataModule`` has it), the main scores are also logged by identity: ``test/mcc_sep6@id<30`` for proteins
-    without a training relative of 30 % identity, ``…@id30-50``, ``…@id>=50``, and ``proteins@…`` with their numbers.
-
-    Steps that also return ``copied`` (one (L, L) map a protein, the contacts carried over from its relatives of known
-    structure) and ``nearest`` (pair identity and coverage of its best hit, NaN where there is none), as those of the
-    retrieval module do, have the main scores of copying logged as ``copy_…``, and both by that identity:
-    ``test/mcc_sep6@nohit``, ``…@hit<30``, ``…@hit30-50``, ``…@hit>=50``.
+    - Complexes, whose steps also return ``chain_of`` (the chain number of each residue, one (L,) a protein): pairs
+      between chains count as long-range ones; ``intra_…`` and ``inter_…`` score pairs within and between chains.
+    - The main scores by identity to the training set, where the data module knows it (its ``identity`` by role):
+      ``test/mcc_sep6@id<30``, ``…@id30-50``, ``…@id>=50``, with the numbers of proteins as ``proteins@…``.
+    - Copying, where steps also return ``copied`` (one (L, L) map a protein, carried over from relatives of known
+      structure) and ``nearest`` (pair identity and coverage of the best hit, or NaN): ``copy_…``, and the scores of
+      both by that identity: ``test/mcc_sep6@nohit``, ``…@hit<30``, ``…@hit30-50``, ``…@hit>=50``.
+    - How far probabilities can be believed, over pairs at least 6 apart and by range: ``ece_…`` (expected calibration
+      error), ``brier_…`` and ``log_loss_…``. A calibration is fitted on every look at dev and put into the module's
+      attribute ``calibration``, if it has one. Scores stay those of the probabilities as they are; a test adds those of
+      calibrated ones as ``…_calibrated`` and writes ``reliability.csv`` and ``reliability.png`` to the run directory.
+      ``test/confidence_error`` and ``…_bias`` compare predicted long-range precisions with those that came.
 
     Of a module whose attribute ``gives_ranks`` is true, nothing is tuned or calibrated, and no score at a
     threshold or of probabilities is logged.
-
-    Probabilities are judged as well, over all pairs at least 6 residues apart: ``ece_sep6`` (expected calibration
-    error), ``brier_sep6`` and ``log_loss_sep6``, and the same for ``short``, ``medium`` and ``long``. A calibration is
-    fitted on every look at dev and put into the module's attribute ``calibration``, if it has one; it is saved in
-    checkpoints and exports, and ``predict`` applies it. Scores go on being those of the probabilities as they are; in a
-    test, those of calibrated ones stand beside them as ``test/ece_sep6_calibrated`` and so on, and
-    ``test/mcc_sep6_calibrated`` is at the threshold 0.5. The run directory gets ``reliability.csv`` and
-    ``reliability.png``. ``test/confidence_error`` and ``…_bias`` tell how far the precision that is predicted of each
-    protein (``predicted_p_at_L_long``) is from its ``p_at_L_long``.
 
     Args:
         threshold: A pair is called a contact when its probability is above it.
@@ -80,14 +68,8 @@ class ContactEvaluation(L.Callback):
     ) -> None:
         if calibration not in (None, "platt"):
             raise ContactLMError(f"calibration is {calibration!r}; give platt, or null for none")
-        self.threshold, self.calibration = threshold, calibration
-        self.write_rows = write_rows
-        self._scores, self._complexes, self._hits = (
-            ContactScores(threshold),
-            ComplexScores(threshold),
-            HitScores(threshold),
-        )
-        self._reliability: list[CalibrationScores] = []  # as they are; and calibrated, where that can be
+        self.threshold, self.calibration, self.write_rows = threshold, calibration, write_rows
+        self._forget(torch.device("cpu"))
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -100,22 +82,23 @@ class ContactEvaluation(L.Callback):
         if self.calibration is None and hasattr(pl_module, "applies_calibration"):
             pl_module.applies_calibration = False  # type: ignore[assignment]  # modules take any attribute
 
-    def _forget(self, pl_module: L.LightningModule, tuned: float | None, fitted: Calibration | None = None) -> None:
-        # on the module's device: NCCL gathers nothing on the CPU
-        self._scores = ContactScores(self.threshold, tuned).to(pl_module.device)
-        self._complexes = ComplexScores(self.threshold, tuned, pl_module.device)
-        self._hits = HitScores(self.threshold, pl_module.device)
+    def _forget(self, device: torch.device, tuned: float | None = None, fitted: Calibration | None = None) -> None:
+        """Begin anew, on the module's device: NCCL gathers nothing on the CPU."""
+        self._scores = ContactScores(self.threshold, tuned).to(device)
+        self._complexes = ComplexScores(self.threshold, tuned, device)
+        self._hits = HitScores(self.threshold, device)
+        # of probabilities as they are; and calibrated, where that can be
         kinds = [None] if fitted is None or self.calibration is None else [None, fitted]
-        self._reliability = [CalibrationScores(kind).to(pl_module.device) for kind in kinds]
+        self._reliability = [CalibrationScores(kind).to(device) for kind in kinds]
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the proteins of the evaluation before."""
-        self._forget(pl_module, None)
+        self._forget(pl_module.device)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the proteins of the evaluation before."""
         tuned, fitted = (getattr(pl_module, name, None) for name in ("tuned_threshold", "calibration"))
-        self._forget(pl_module, tuned, fitted)
+        self._forget(pl_module.device, tuned, fitted)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any, **__: Any
@@ -163,18 +146,13 @@ class ContactEvaluation(L.Callback):
                 write_csv(path, rows, () if rows else ("id",))
 
     def _of_parts(self, trainer: L.Trainer, role: str) -> dict[str, float]:
-        """Scores of complexes, of copying, and of strata."""
-        parts = self._complexes.compute() | self._hits.compute() | self._of_probabilities()
-        return parts | self._by_identity(trainer, role) | self._hits.by_stratum(self.rows)
-
-    def _of_probabilities(self) -> dict[str, float]:
-        """How far probabilities can be believed, as they are and calibrated."""
+        """Scores of complexes, of copying, of probabilities as they are and calibrated, and of strata."""
         plain, *calibrated = self._reliability
-        scores = plain.compute()
+        scores = self._complexes.compute() | self._hits.compute() | plain.compute()
         for each in calibrated:
             scores |= {f"{name}_calibrated": value for name, value in each.compute().items()}
             scores |= each.confidence_scores()
-        return scores
+        return scores | self._by_identity(trainer, role) | self._hits.by_stratum(self.rows)
 
     def _by_identity(self, trainer: L.Trainer, role: str) -> dict[str, float]:
         """Main scores of proteins in each stratum of identity to the training set that has any."""

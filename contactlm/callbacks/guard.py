@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -32,27 +31,21 @@ def name_samples(batch: Any) -> list[str]:
     """Name the proteins of a batch of ``ContactDataModule``, with each crop's first residue; [] of other batches."""
     if not isinstance(batch, Mapping) or "ids" not in batch:
         return []
-    ids = [str(name) for name in batch["ids"]]
-    starts = batch.get("starts")
-    if starts is None:
-        return ids
-    return [f"{name} from residue {start + 1}" for name, start in zip(ids, starts.tolist(), strict=True)]
+    if batch.get("starts") is None:
+        return [str(name) for name in batch["ids"]]
+    pairs = zip(batch["ids"], batch["starts"].tolist(), strict=True)
+    return [f"{name} from residue {start + 1}" for name, start in pairs]
 
 
-@dataclass(frozen=True)
-class _Backward:
+class _Backward(NamedTuple):
     """A backward pass that waits for its optimizer step."""
 
     batch: Any
     batch_idx: int
     loss: Tensor  # scalar, on the device
 
-    def proteins(self, names: Names) -> list[str]:
-        return list(names(self.batch)) or [f"batch {self.batch_idx}"]
 
-
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     """An optimizer step that left itself out if it had to, and whether it did, on its way to the processor."""
 
     number: int
@@ -65,15 +58,14 @@ class LossGuard(L.Callback):
 
     A skipped step leaves weights and optimizer state as they are, to the last bit; all gradients that were accumulated
     for it are dropped. Everything that counts batches goes on: the learning rate scheduler, ``global_step``, the token
-    budget. The decision is taken on all processes alike. A step whose gradients are all exactly zero, as of a batch of
-    which no pair is known, is left out too (momentum would move the weights); it is counted apart, in ``empty``, and
-    meets no limit. Costs one norm over all gradients and one transfer from the device a step. On one process a step of
-    a fused Adam or AdamW, which leaves itself out on the device, is not waited for: what became of it is counted within
-    the next step, or when somebody asks. Its gradients stay there for hooks that come later.
+    budget. All processes decide alike. A step whose gradients are all exactly zero, as of a batch of which no pair is
+    known, is skipped too (momentum would move the weights); it is counted apart, in ``empty``, and meets no limit.
 
-    With float16 and a gradient scaler (``16-mixed``), a gradient that overflows while the loss is finite is the
-    scaler's own matter: it skips the step and halves its scale. Such steps count here, once, only when the scale is
-    down to 1 and there is nothing left to halve.
+    A step costs one norm over all gradients and one transfer from the device. On one process, a fused Adam or AdamW
+    skips its step on the device, and nobody waits for it: the verdict is read in the next step, or when needed.
+
+    With a gradient scaler (``16-mixed``), a gradient that overflows while the loss is finite is left to the scaler,
+    which skips the step and halves its scale. Such steps count here only when the scale is down to 1.
 
     Logs ``train/skipped_steps``; the counts are saved in checkpoints. Works in any Lightning project.
 
@@ -94,7 +86,7 @@ class LossGuard(L.Callback):
                 raise ContactLMError(f"guard.{option} is {value}; it must be at least 1 (null: no limit)")
         self.max_consecutive, self.max_skipped, self.names = max_consecutive, max_skipped, names
         self.skipped = self.consecutive = self.empty = 0
-        self._batch: tuple[Any, int] = (None, 0)
+        self._batch: tuple[Any, ...] = (None, 0)
         self._waiting: list[_Backward] = []
         self._under_way: _Step | None = None
         self._limit: TrainingError | None = None  # that a step under way met
@@ -119,11 +111,9 @@ class LossGuard(L.Callback):
         self._waiting.clear()
         self._clip_again(trainer)
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember the batch, to name it if it does harm."""
-        self._batch = batch, batch_idx
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
+        """Remember the batch and its number, to name it if it does harm."""
+        self._batch = batch
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Remember the loss; looking at it now would wait for the device."""
@@ -183,9 +173,21 @@ class LossGuard(L.Callback):
         self.skipped += 1
         self.consecutive += 1
         culprits = [each for each in backwards if not bool(each.loss.isfinite())] if bad_loss else backwards
-        if culprits:  # on this process
-            self._tell(number, culprits, "the loss" if bad_loss else "a gradient")
-        self._stop_at_limit(culprits)
+        proteins = [
+            name for batch, index, _ in culprits for name in (list(self.names(batch)) or [f"batch {index}"])
+        ]  # on this process
+        if culprits:
+            log.warning(
+                "step %d: %s is not finite (loss %s): the optimizer step is skipped, %d in a row, %d in all; "
+                "proteins: %s",
+                number,
+                "the loss" if bad_loss else "a gradient",
+                ", ".join(f"{float(each.loss):.4g}" for each in culprits),
+                self.consecutive,
+                self.skipped,
+                "; ".join(proteins),
+            )
+        self._stop_at_limit(proteins)
 
     def _drop_gradients(self, trainer: L.Trainer, optimizer: torch.optim.Optimizer) -> None:
         """Make the coming step do nothing: optimizers pass over parameters without a gradient."""
@@ -201,25 +203,12 @@ class LossGuard(L.Callback):
         if self._clip is not None:
             self._clip, trainer.gradient_clip_val = None, self._clip
 
-    def _tell(self, number: int, culprits: Sequence[_Backward], what: str) -> None:
-        losses = ", ".join(f"{float(waited.loss):.4g}" for waited in culprits)
-        log.warning(
-            "step %d: %s is not finite (loss %s): the optimizer step is skipped, %d in a row, %d in all; proteins: %s",
-            number,
-            what,
-            losses,
-            self.consecutive,
-            self.skipped,
-            "; ".join(name for waited in culprits for name in waited.proteins(self.names)),
-        )
-
-    def _stop_at_limit(self, culprits: Sequence[_Backward]) -> None:
+    def _stop_at_limit(self, proteins: Sequence[str]) -> None:
         in_a_row = self.max_consecutive is not None and self.consecutive >= self.max_consecutive
         if not in_a_row and (self.max_skipped is None or self.skipped < self.max_skipped):
             return
         count = f"{self.consecutive} optimizer steps in a row" if in_a_row else f"{self.skipped} optimizer steps in all"
         self.consecutive = 0  # a run that goes on from here gets a new chance
-        proteins = [name for waited in culprits for name in waited.proteins(self.names)]
         more = f"; and {len(proteins) - _NAMED} more, named above" if len(proteins) > _NAMED else ""
         last = "; ".join(proteins[:_NAMED]) + more if proteins else "on another process"
         raise TrainingError(
