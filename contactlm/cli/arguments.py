@@ -29,7 +29,10 @@ TRUTH_VALUES = ("true", "false", "yes", "no")
 NOT_PATHS = ("best", "last", "hpc", "registry")  # what Lightning takes for ckpt_path beside a path
 CONFIG = ("--config", "-c")
 _MODEL, _CLASS, _INIT = "--model", "--model.class_path", "--model.init_args"
-REMOVED: dict[str, str] = {}
+REMOVED: dict[str, str] = {
+    "--beside": "predict with both models, into two folders; contactlm.maps.agreement compares maps",
+    "--evaluation.calibration=temperature": "give platt, or null for none",
+}
 """Flags of earlier versions, by ``--flag`` or ``--flag=value``, with what to do instead."""
 SIZES = ("--data.batch_size", "--data.batch_tokens", "--data.batch_pairs")
 
