@@ -57,16 +57,15 @@ class TensorBoardDashboard(L.Callback):
     - **Scalars**: the dev scores once more as ``by_tokens/dev/…``, with the tokens trained on as the step, so that
       runs of different batch size lie over one another; ``flops/cumulative_gflops``.
     - **Custom scalars**: cumulative GFLOPs by step, dev MCC by tokens, and others.
-    - **Images**: predicted (above the diagonal) against true maps of the same few dev proteins, as ``dev/maps/<id>``;
-      at the first look at dev and at most ``pictures`` times more, evenly over the budget (without a budget at looks
-      1, 2, 4, 8, …). On several processes the proteins are chosen from those of the first.
-    - **PR curves**: all pairs with |i − j| ≥ 6 of all proteins, of all processes.
-    - **Histograms** and **Distributions**: scores over proteins.
-    - **HParams**: the options that tell runs apart, beside ``dev/mcc_sep6`` and ``test/mcc_sep6``.
+    - **Images**: predicted (above the diagonal) and true maps of the same few dev proteins, as ``dev/maps/<id>``; at
+      the first look at dev and at most ``pictures`` times more, evenly over the budget (without one at looks 1, 2, 4,
+      8, …). On several processes the proteins are chosen from those of the first.
+    - **PR curves**: all pairs with |i − j| ≥ 6 of all proteins. **Histograms**: scores over proteins.
+    - **HParams**: the options that tell runs apart, with ``dev/mcc_sep6`` and ``test/mcc_sep6``.
 
     It reads what validation and test steps return as :class:`ContactEvaluation` does, and :class:`TokenBudget`,
     :class:`FlopsMeter` and :class:`ContactEvaluation` where the trainer has them, in any order. It draws no random
-    number. A picture takes 0.1 to 0.3 s of a CPU core; the rest of a look about 2 ms a protein of 300 residues.
+    number.
 
     Args:
         lengths: Residues; for each of these lengths the dev protein nearest to it is drawn. Empty: no pictures.
@@ -156,11 +155,6 @@ class TensorBoardDashboard(L.Callback):
         if _has_logger(trainer):
             self._write_distributions(trainer, "test")
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let the files be complete before whatever comes after training."""
-        for writer in _writers(trainer):
-            writer.flush()
-
     def _is_time_to_draw(self, trainer: L.Trainer) -> bool:
         budget = find_callback(trainer, TokenBudget)
         if not self.lengths:
@@ -211,9 +205,7 @@ def _writers(trainer: L.Trainer) -> list[Any]:
 def run_hparams(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, bool | int | float | str]:
     """The options that tell runs apart, as plain values; what a project does not have is left out.
 
-    Arm (the logger's name), seed, learning rate, crop scheme and length, batch size, rank of LoRA (0 without) and
-    budget first; then the trainer's as ``trainer.…`` and the module's own hyperparameters as ``model.…``. TensorBoard
-    sorts them by name, and shows the first few.
+    The arm is the logger's name. The trainer's options are called ``trainer.…``, the module's own ``model.…``.
     """
     budget, optimizers, hparams = find_callback(trainer, TokenBudget), optimizer_facts(trainer), pl_module.hparams
     options: dict[str, Any] = {"arm": str(trainer.loggers[0].name or "") if trainer.loggers else ""}
@@ -224,7 +216,7 @@ def run_hparams(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, b
         options["lora_r"] = (hparams["lora"] or {}).get("r", 0)
     if budget is not None:
         options["max_tokens"] = budget.max_tokens
-    steps = {"accumulate_grad_batches": options.pop("accumulate_grad_batches", 1)}
+    steps = {"accumulate_grad_batches": options.pop("accumulate_grad_batches")}
     options["trainer"] = {**steps, "precision": str(trainer.precision), "processes": trainer.world_size}
     return flat({**options, "model": dict(hparams)})
 

@@ -51,15 +51,7 @@ CONFIDENCE = "mean probability of the L most probable pairs, |i − j| ≥ 6"
 class MapFiles:
     """Writes the files of maps to a folder, from any thread, where each map's name was given before.
 
-    Args:
-        out: The folder.
-        formats: What to write of each protein.
-        dtype: Of the probabilities in ``.npz`` files.
-        pairs_per_residue: Most pairs in an ``.rr`` file, in units of L; None: all that are at all probable.
-        structure: A structure file to show maps on that came from none.
-
-    Raises:
-        ContactLMError: An unknown format, none, a page without its library, or options that cannot be.
+    Arguments and errors are those of :class:`contactlm.callbacks.PredictionWriter`.
     """
 
     def __init__(
@@ -97,10 +89,9 @@ class MapFiles:
         return self.out / f"{self.names.of(name)}.{kind}"
 
     def missing(self, line: Mapping[str, str]) -> list[str]:
-        """The kinds that a protein lacks of those that it should have.
+        """The kinds that a protein lacks of those that it should have, by its line of the summary.
 
-        Args:
-            line: Its line of the summary; ``formats`` tells which were written with it (none: whatever is there).
+        Its ``formats`` tell which were written with it (none: whatever is there).
         """
         name = line["id"]
         written = line["formats"].split() if line.get("formats") else FORMATS
@@ -159,11 +150,7 @@ class MapFiles:
 
 
 class PredictionIndex:
-    """Collects thumbnails while maps are written, and writes ``index.html``: proteins, linked to their files.
-
-    Args:
-        out: The folder.
-    """
+    """Collects thumbnails while maps are written, and writes ``index.html``: proteins, linked to their files."""
 
     def __init__(self, out: Path) -> None:
         self.out = out

@@ -62,11 +62,7 @@ class ThroughputMeter(L.Callback):
         self.tokens_per_s, self._since, self._seconds = None, None, 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin anew; find out what the devices can do.
-
-        Raises:
-            ContactLMError: There is no :class:`TokenBudget` to read.
-        """
+        """Begin anew; find out what the devices can do. Without a :class:`TokenBudget` that is an error."""
         if find_callback(trainer, TokenBudget) is None:
             raise ContactLMError(
                 "ThroughputMeter reads TokenBudget: add it to the callbacks; TokenBudget(None) only counts"
@@ -125,12 +121,7 @@ class ThroughputMeter(L.Callback):
 
 
 def known_peak(device: torch.device, precision: str) -> float | None:
-    """FLOPs a second that a GPU can do in dense matrix products, by Lightning's table; None: not known.
-
-    Args:
-        device: The device.
-        precision: Of the trainer, such as ``32-true`` or ``bf16-mixed``.
-    """
+    """FLOPs a second that a GPU can do at a trainer's precision (``bf16-mixed``), by Lightning's table, if known."""
     dtype = DTYPES.get(precision.split("-")[0])
     if device.type != "cuda" or dtype is None:
         return None
@@ -142,12 +133,9 @@ def known_peak(device: torch.device, precision: str) -> float | None:
 class BudgetProgressBar(TQDMProgressBar):
     """Shows how much of the token budget is spent, what is logged with ``prog_bar=True``, the speed and the time left.
 
-    The time left is that to the end of the budget at the pace so far, evaluation included; the speed is that of
-    :class:`ThroughputMeter` where the trainer has one. Without :class:`TokenBudget`, or with one that has no limit,
-    training is shown by epochs, as Lightning does.
-
-    Bars go to standard error. Where that is no terminal (a log file, a batch system), or where the environment
-    variable TQDM_DISABLE is set, there are no bars, but a line from time to time, through Python's logging.
+    The time left is that to the end of the budget at the pace so far, evaluation included. Without a limit of tokens,
+    training is shown by epochs, as Lightning does. Bars go to standard error. Where that is no terminal, or where the
+    environment variable TQDM_DISABLE is set, a line is logged from time to time instead.
 
     Args:
         seconds_between_lines: How often a line is written where there is no terminal; 0: never.
@@ -165,14 +153,10 @@ class BudgetProgressBar(TQDMProgressBar):
         self._line_at = -1  # tokens
 
     @property
-    def has_terminal(self) -> bool:
-        """Whether bars can be drawn."""
-        return sys.stderr.isatty() and os.environ.get("TQDM_DISABLE", "").lower() in ("", "0", "false", "no")
-
-    @property
     def is_disabled(self) -> bool:
         """Whether no bars are drawn: switched off, not the first process, or no terminal."""
-        return not (self.is_enabled and self.has_terminal)
+        is_wanted = os.environ.get("TQDM_DISABLE", "").lower() in ("", "0", "false", "no")
+        return not (self.is_enabled and sys.stderr.isatty() and is_wanted)
 
     def _bar(self, description: str, keep: bool = True, row: int = 0) -> Tqdm:
         return Tqdm(
@@ -308,7 +292,7 @@ class BudgetProgressBar(TQDMProgressBar):
     def _write_line(self, what: str, done: int, total: float) -> None:
         """A line about batches, where there is no terminal."""
         now = time.monotonic()
-        if self.is_enabled and not self.has_terminal and self._is_time_for_line(now):
+        if self.is_enabled and self.is_disabled and self._is_time_for_line(now):
             self._wrote = now
             log.info("%s: %d of %s batches", what, done, f"{total:.0f}")
 

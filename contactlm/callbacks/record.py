@@ -36,12 +36,10 @@ SYNTHETIC_MANIFEST = "synthetic.json"  # the generator writes it into its folder
 class RunRecord(L.Callback):
     """Writes ``run.json`` into the run directory, from which ``contactlm report`` compares runs.
 
-    It holds the arm and seed; tokens, residues, optimizer steps and FLOPs; seconds and memory; dev scores by tokens,
-    and test scores; and what should be equal in runs that are compared (budget, sets of chains, split, evaluation,
-    precision, weights the training starts from). It is written at the start, after every look at dev and at the end,
-    each time complete; a run that was killed is still called ``running``. Saved in checkpoints: a resumed run goes on
-    with its sums and scores. Put it behind :class:`TokenBudget`, :class:`FlopsMeter` and :class:`ContactEvaluation`,
-    whose results it takes. Without a logger nothing is written.
+    It holds the arm and seed; tokens, residues, optimizer steps and FLOPs; seconds and memory; dev and test scores; and
+    what should be equal in runs that are compared. It is written at the start, after every look at dev and at the end,
+    each time complete; a killed run is still called ``running``. Sums and scores are saved in checkpoints. Put it
+    behind :class:`TokenBudget`, :class:`FlopsMeter` and :class:`ContactEvaluation`. Without a logger nothing is written.
 
     Seconds are those of the first process. ``training`` is the time within training batches (forward, backward and
     optimizer), without evaluation, checkpoints and waiting for data; ``total`` is all from the start of ``fit``.
@@ -82,8 +80,7 @@ class RunRecord(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather what is known before the first batch."""
         self._start(trainer, pl_module)
-        parameters = [p.numel() for p in pl_module.parameters() if p.requires_grad]
-        self.training["trained_parameters"] = sum(parameters)
+        self.training["trained_parameters"] = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         self._write(trainer, pl_module, "running")
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -111,12 +108,10 @@ class RunRecord(L.Callback):
         if trainer.sanity_checking:
             return
         self.training["seconds"]["evaluation"] += time.perf_counter() - self._look_began
-        scores = _scores(trainer, "dev")
-        self._results["dev"] = scores
-        fitting = trainer.state.fn == TrainerFn.FITTING
-        if fitting:
+        scores = self._results["dev"] = _scores(trainer, "dev")
+        if trainer.state.fn == TrainerFn.FITTING:
             self.dev.append({**self._spent(), **{name: scores[name] for name in HISTORY if name in scores}})
-        self._write(trainer, pl_module, "running" if fitting else "finished")
+        self._write(trainer, pl_module, "running" if trainer.state.fn == TrainerFn.FITTING else "finished")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Training is over."""
@@ -147,17 +142,13 @@ class RunRecord(L.Callback):
 
     # -- what is kept ------------------------------------------------------------------------------------------------
     def _start_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._fitted:
-            self._start_clock()
-        else:
+        self._began, self._seconds_before = time.perf_counter(), self.training["seconds"]["total"]
+        if not self._fitted:
             self._start(trainer, pl_module)
             self._count(trainer)  # what the checkpoint's callbacks say was spent
 
-    def _start_clock(self) -> None:
-        self._began, self._seconds_before = time.perf_counter(), self.training["seconds"]["total"]
-
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start_clock()
+        self._began, self._seconds_before = time.perf_counter(), self.training["seconds"]["total"]
         self._facts = {
             "arm": self._arm(trainer) or type(pl_module).__name__,
             "seed": run_seed(trainer) if self._trained_with is None else self._trained_with,
@@ -195,9 +186,8 @@ class RunRecord(L.Callback):
         return {name: self.training[name] for name in SPENT}
 
     def _note_training_memory(self, pl_module: L.LightningModule) -> None:
-        memory = self.training["memory"]
-        if memory["training"] is None:
-            memory["training"] = peak_memory(pl_module.device)
+        if self.training["memory"]["training"] is None:
+            self.training["memory"]["training"] = peak_memory(pl_module.device)
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, status: str) -> None:
         self.training["seconds"]["total"] = self._seconds_before + time.perf_counter() - self._began
@@ -299,8 +289,7 @@ def weights_facts(module: L.LightningModule) -> dict[str, Any]:
     hparams = module.hparams
     if "pretrained" not in hparams:
         return {}
-    if hparams.get("pretrained") is None:
-        # the seed they are drawn with may go with the run's
+    if hparams["pretrained"] is None:  # the seed they are drawn with may go with the run's
         return {"weights": "random", "backbone": json.dumps(hparams.get("architecture"), sort_keys=True)}
     backbone = getattr(module, "backbone_checksum", None) or str(hparams["pretrained"])
     return {"weights": "random" if is_as_initialised(module) else "pretrained", "backbone": backbone}
@@ -334,11 +323,11 @@ def data_locations(trainer: L.Trainer) -> dict[str, str]:
     data = _data_of(trainer)
     if getattr(data, "synthetic", None) is not None:
         return {"synthetic": str(data.synthetic.folder)}
-    roles = [
-        kind for kind in ("dir", "ids") if getattr(data, f"train_{kind}", None) or getattr(data, f"test_{kind}", None)
+    found = [
+        {name: str(getattr(data, name)) for name in (f"train_{kind}", f"test_{kind}") if getattr(data, name, None)}
+        for kind in ("dir", "ids")
     ]
-    names = [f"{role}_{kind}" for kind in roles[:1] for role in ("train", "test")]
-    return {name: str(getattr(data, name)) for name in names if getattr(data, name)}
+    return found[0] or found[1]
 
 
 def scheme_facts(trainer: L.Trainer) -> dict[str, Any]:
@@ -361,10 +350,8 @@ def optimizer_facts(trainer: L.Trainer) -> list[dict[str, Any]]:
 
 def run_seed(trainer: L.Trainer) -> int | None:
     """The seed of the run: that of the data module, or the one given to ``seed_everything``."""
-    seed = getattr(_data_of(trainer), "seed", None)
-    if seed is None and "PL_GLOBAL_SEED" in os.environ:
-        return int(os.environ["PL_GLOBAL_SEED"])
-    return seed
+    seed, general = getattr(_data_of(trainer), "seed", None), os.environ.get("PL_GLOBAL_SEED")
+    return int(general) if seed is None and general is not None else seed
 
 
 def machine_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:

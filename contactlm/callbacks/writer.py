@@ -48,11 +48,9 @@ class PredictionWriter(L.Callback):
 
     Threads write the files while the next batch is predicted; the summary's lines come in the order of the
     predictions. Works with any LightningModule whose ``predict_step`` returns a list of
-    :class:`contactlm.ContactMap`. With ``ContactDataModule``, proteins whose results exist already are not predicted
-    again, if these were made from the same sequence (and structure, where it is known), the same weights and the same
-    options: the summary's columns ``input`` and ``model`` (checksums) and ``options`` tell. What differs is computed
-    again, and said; a format that is missing is written from the ``.npz`` where that is there. One process at a time
-    writes to a folder: what killed runs left half written there is removed.
+    :class:`contactlm.ContactMap`. With ``ContactDataModule``, proteins whose results were made from the same sequence
+    (and structure, where it is known), weights and options are not predicted again; a format that is missing is written
+    from the ``.npz``. One command at a time writes to a folder: what killed runs left half written there is removed.
 
     Args:
         out: Folder of the files ``<id>.npz``, ``<id>.rr``, … and ``summary.csv``, whose column ``file`` gives their
