@@ -38,8 +38,8 @@ class RunRecord(L.Callback):
 
     It holds the arm and seed; tokens, residues, optimizer steps and FLOPs; seconds and memory; dev and test scores; and
     what should be equal in runs that are compared. It is written at the start, after every look at dev and at the end,
-    each time complete; a killed run is still called ``running``. Sums and scores are saved in checkpoints. Put it
-    behind :class:`TokenBudget`, :class:`FlopsMeter` and :class:`ContactEvaluation`. Without a logger nothing is written.
+    each time whole; a killed run is still called ``running``. Sums and scores are saved in checkpoints. Put it
+    behind :class:`TokenBudget`, :class:`FlopsMeter` and :class:`ContactEvaluation`. Without a logger, it does nothing.
 
     Seconds are those of the first process. ``training`` is the time within training batches (forward, backward and
     optimizer), without evaluation, checkpoints and waiting for data; ``total`` is all from the start of ``fit``.

@@ -49,7 +49,7 @@ def ends_with_step(trainer: L.Trainer) -> bool:
 class StepSums:
     """Collects whole numbers of all callbacks of a trainer, reduces them at once, and hands out the sums.
 
-    A callback joins when ``fit`` starts. The first that needs its sums in a step asks for the exchange: the guard before
+    A callback joins when ``fit`` starts. The first that needs sums in a step asks for the exchange: the guard before
     the optimizer's step, or whoever counts batches after it. On one process nothing is reduced.
     """
 
