@@ -117,7 +117,7 @@ class LossGuard(L.Callback):
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Remember the loss; looking at it now would wait for the device."""
-        self._waiting.append(_Backward(*self._batch, loss.detach()))
+        self._waiting.append(_Backward(self._batch[0], self._batch[1], loss.detach()))
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer

@@ -53,13 +53,14 @@ class ThroughputMeter(L.Callback):
         if peak_flops is not None and peak_flops <= 0:
             raise ContactLMError(f"speed.peak_flops is {peak_flops}; give FLOPs a second of one device, such as 3e13")
         self.peak_flops = peak_flops
-        self.tokens_per_s: float | None = None
         self._begin(None)
 
     def _begin(self, peak: float | None) -> None:
+        self.tokens_per_s: float | None = None
         self._window = Throughput(peak, window_size=WINDOW + 1)
         self._batches = self._tokens = self._residues = self._flops = 0
-        self.tokens_per_s, self._since, self._seconds = None, None, 0.0
+        self._since: float | None = None
+        self._seconds = 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin anew; find out what the devices can do. Without a :class:`TokenBudget` that is an error."""
