@@ -91,10 +91,6 @@ def a_trainer_has_what_its_connectors_set() -> None:
     assert (a_trainer().val_check_interval, a_trainer().check_val_every_n_epoch) == (1.0, 1)  # where left alone
 
 
-def a_module_without_a_trainer_says_so() -> None:
-    assert L.LightningModule()._trainer is None
-
-
 def a_compiled_module_says_so() -> None:
     module = L.LightningModule()
     assert module._compiler_ctx is None
@@ -237,7 +233,6 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("lightning", "Trainer.gradient_clip_val", "callbacks/guard.py", a_trainer_has_what_its_connectors_set),
     ("lightning", "Trainer.datamodule", "callbacks/record.py", a_trainer_has_what_its_connectors_set),
     ("lightning", "MixedPrecision.scaler", "callbacks/guard.py", mixed_precision_has_a_scaler),
-    ("lightning", "LightningModule._trainer", "modules/base.py", a_module_without_a_trainer_says_so),
     ("lightning", "LightningModule._compiler_ctx", "model/execution.py", a_compiled_module_says_so),
     ("lightning", SPEED, "callbacks/progress.py", ("device", "dtype")),
     ("transformers", "EsmLayer._gradient_checkpointing_func", "model/trunk.py", a_layer_calls_what_checkpoints_it),

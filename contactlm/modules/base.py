@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypedDict
 
 import torch
@@ -26,7 +25,6 @@ from contactlm.modules.sharded import (
     check_sizes,
     evaluate_without_inference_mode,
     idle_tokens,
-    is_last_step,
 )
 from contactlm.structure.contacts import contact_labels
 from contactlm.types import ModelError
@@ -100,7 +98,6 @@ class MapModule(MapPredictor):
         self.loss_min_separation = loss_min_separation
         self.windows = WindowOptions(window, overlap)
         self.threshold = threshold
-        self._lockstep: Lockstep | None = None  # where weights are spread over processes
         self.train()  # Hugging Face loads in eval mode, and Lightning leaves that as it is
 
     def head_parameters(self) -> list[nn.Parameter]:
@@ -160,7 +157,9 @@ class MapModule(MapPredictor):
         with self.own_draws():
             scores = self.batch_scores(batch)
             loss = self.loss(scores, self.training_labels(batch["cb"]))
-        shown = self._is_read_every_step
+        bar = getattr(self.attached_trainer, "progress_bar_callback", None)
+        # some bars want the loss as a number after every step, which the device has to compute first
+        shown = bar is not None and not getattr(bar, "reads_loss_when_drawn", False)
         self.log("train/loss", loss, prog_bar=shown, batch_size=len(batch["tokens"]), sync_dist=True)
         # batches of bounded cost differ in size: weighted by it, every protein counts the same
         return loss * batch["loss_weight"] if "loss_weight" in batch else loss
@@ -178,36 +177,15 @@ class MapModule(MapPredictor):
         """
         return None
 
-    @property
-    def _is_read_every_step(self) -> bool:
-        """Whether a progress bar wants the loss as a number after every step, which the device has to compute first.
-
-        Not so one that reads it when it is drawn.
-        """
-        bar = getattr(self._trainer, "progress_bar_callback", None)
-        return bar is not None and not getattr(bar, "reads_loss_when_drawn", False)
-
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
         """Full-length maps of a batch of whole chains, with their labels."""
         with self.in_lockstep(batch_idx):
             return self._evaluate(batch)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
-        """Full-length maps of a batch of whole chains, with their labels."""
+        """The same as :meth:`validation_step`."""
         with self.in_lockstep(batch_idx):
             return self._evaluate(batch)
-
-    def in_lockstep(self, batch_idx: int | None = None) -> AbstractContextManager[None]:
-        """Where a step of an evaluation runs the network: as often as in every other process that shares its weights.
-
-        What overrides a validation, test or predict step puts it there; without such processes it does nothing.
-
-        Args:
-            batch_idx: Number of the step's batch; None: there is this step alone, in all processes.
-        """
-        if self._lockstep is None:
-            return nullcontext()
-        return self._lockstep.step(batch_idx is None or is_last_step(self.trainer, batch_idx))
 
     def idle_pass(self) -> None:
         """Run the network as :meth:`contact_logits` does, for the sake of other processes; nobody reads the result."""
@@ -219,18 +197,12 @@ class MapModule(MapPredictor):
 
     def _with_labels(self, batch: dict[str, Any], maps: Sequence[FullMap]) -> Evaluated:
         probability, chain_of = [full.probability for full in maps], of_residues(batch, "chain_of")
-        labels = [
-            contact_labels(cb[: len(own)].to(own.device)) for cb, own in zip(batch["cb"], probability, strict=True)
-        ]
+        with_cb = zip(batch["cb"], probability, strict=True)
+        labels = [contact_labels(cb[: len(own)].to(own.device)) for cb, own in with_cb]
         if chain_of is not None:
             chain_of = [numbers.to(own.device) for numbers, own in zip(chain_of, probability, strict=True)]
-        return Evaluated(
-            ids=batch["ids"],
-            indices=batch["indices"].tolist(),
-            probability=probability,
-            labels=labels,
-            chain_of=chain_of,
-        )
+        ids, indices = batch["ids"], batch["indices"].tolist()
+        return Evaluated(ids=ids, indices=indices, probability=probability, labels=labels, chain_of=chain_of)
 
     def _logits_of_pass(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
         return self.contact_logits(self.own_tokens(tokens), attention_mask, positions)
@@ -257,7 +229,8 @@ class MapModule(MapPredictor):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer over what is trainable; none for a run of no steps."""
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if not trainable and self._trainer is not None and self.trainer.max_steps == 0:
+        trainer = self.attached_trainer
+        if not trainable and trainer is not None and trainer.max_steps == 0:
             return None
         if not trainable:
             raise ModelError(
@@ -265,7 +238,7 @@ class MapModule(MapPredictor):
                 "`contactlm test`, or let something learn"
             )
         optimizer = make_optimizer(self.optimizer, trainable, self.lr_factors())
-        if self._trainer is None or self.trainer.world_size == 1:
+        if trainer is None or trainer.world_size == 1:
             fuse(optimizer)
         if self.scheduler is None:
             return optimizer

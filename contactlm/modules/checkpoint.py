@@ -24,18 +24,10 @@ UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError, Attribu
 BEGINNINGS = (
     (b"PK\x03\x04", "a zip archive that is no checkpoint, or one that is cut short: copy it again"),
     (b"\x1f\x8b", "gzip data: unpack it first"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"\x89PNG", "a picture"),
-    (b"%PDF", "a PDF document"),
     (b"version https://git-lfs", "a Git LFS pointer in place of the file: fetch it with `git lfs pull`"),
     (b"\x80", "a pickle, such as older versions of torch wrote"),
 )
-STARTS_OF_TEXT = (
-    ("<", "a web page or XML"),
-    (">", "a FASTA file"),
-    ("data_", "an mmCIF file"),
-    ("HEADER", "a PDB file"),
-)
+STARTS_OF_TEXT = (("<", "a web page or XML"), (">", "a FASTA file"), ("data_", "an mmCIF file"))
 
 
 def check_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -69,6 +61,7 @@ def check_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _instead(folder: Path) -> str:
+    """What a folder is that was given as a checkpoint, and what to give."""
     if (folder / ADAPTER_FILE).is_file():
         return (
             "is an exported adapter, which Python reads (ContactModule.from_adapter, predict_contacts); here give the "
@@ -85,7 +78,7 @@ def _instead(folder: Path) -> str:
 
 def damaged(path: str | Path, reason: str | BaseException) -> ModelError:
     """What to raise for a checkpoint whose values are none that this package writes."""
-    reason = reason if isinstance(reason, str) else _first_line(reason)
+    reason = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
     return ModelError(f"ckpt_path: {path} is a damaged checkpoint ({reason[:300]}); give another one of the run")
 
 
@@ -109,10 +102,6 @@ def _fault(checkpoint: Mapping[str, Any]) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _kind(path: str | Path) -> str:
@@ -156,17 +145,19 @@ def found_backbone(checkpoint: Mapping[str, Any]) -> str | None:
     return folder
 
 
-def check_backbone(about: Mapping[str, Any], pretrained: str | None, checksum: str | None) -> None:
-    """Refuse a checkpoint that was trained on another backbone.
+def check_fits(about: Mapping[str, Any], head: str, pretrained: str | None, checksum: str | None) -> None:
+    """Refuse a checkpoint whose maps are read from something else, or that was trained on another backbone.
 
     Args:
         about: What the checkpoint says of itself.
+        head: What the model reads maps from.
         pretrained: The model's backbone; None for a randomly initialised one.
         checksum: The checksum of its weights; None for a randomly initialised one.
 
     Raises:
-        ModelError: The checksums differ.
+        ModelError: The head or the checksum is another one.
     """
+    check_head(about, head)
     if about["backbone_checksum"] != checksum:
         raise ModelError(
             f"the checkpoint was trained on the backbone {about['backbone'] or 'of its own'} (checksum "
@@ -176,15 +167,7 @@ def check_backbone(about: Mapping[str, Any], pretrained: str | None, checksum: s
 
 
 def check_head(about: Mapping[str, Any], head: str) -> None:
-    """Refuse a checkpoint whose maps are read from something else.
-
-    Args:
-        about: What the checkpoint says of itself.
-        head: What the model reads maps from.
-
-    Raises:
-        ModelError: They differ.
-    """
+    """Refuse a checkpoint, by what it says of itself, whose maps are not read from ``head``."""
     written = about.get("head", CONTACT_HEAD)
     if written != head:
         raise ModelError(
@@ -210,11 +193,7 @@ def public_name(name: str) -> str:
 
 
 def check_weights(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Be strict about names and shapes of a checkpoint's weights.
-
-    Raises:
-        ModelError: Some are missing, unknown, or of another shape.
-    """
+    """Refuse weights of which some are missing, unknown, or of another shape."""
     problems: list[str] = [f"{name} is missing" for name in wanted if name not in given]
     problems += [f"{name} is unknown here" for name in given if name not in wanted]
     problems += [

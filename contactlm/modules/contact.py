@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from contactlm.maps.contact_map import ContactMap
 from contactlm.maps.full_map import FullMap
-from contactlm.metrics.calibration import Calibration
-from contactlm.model.adapter import calibration_of, load_adapter, read_about, read_adapter
+from contactlm.model.adapter import load_adapter, read_adapter
 from contactlm.model.backbone import AttentionName, ContactBackbone
 from contactlm.model.families.registry import family_of
 from contactlm.model.frozen_weights import DtypeName, QuantizationName
@@ -118,8 +117,8 @@ class ContactModule(LanguageModelModule):
             threshold=threshold,
         )
         self.save_hyperparameters({"train_head": train_head})
-        self.tuned_threshold = None if head else published_threshold(pretrained)
-        self.calibration = None if head else published_calibration(pretrained)
+        if not head:
+            self.take_published()
 
     @classmethod
     def from_adapter(cls, directory: str | Path, pretrained: str | None = None, **options: Any) -> ContactModule:
@@ -181,16 +180,6 @@ def prepare_head(esm: Any, train_head: bool, fresh: bool) -> None:
     head = contact_regression(esm).requires_grad_(train_head)
     if fresh and family_of(esm.config).published_head:
         nn.init.constant_(head.bias, PRIOR_LOGIT)
-
-
-def published_threshold(pretrained: str | None) -> float | None:
-    """The threshold tuned on dev that an exported model brings; None where there is none."""
-    return None if pretrained is None else read_about(pretrained).get("tuned_threshold")
-
-
-def published_calibration(pretrained: str | None) -> Calibration | None:
-    """The calibration fitted on dev that an exported model brings; None where there is none."""
-    return None if pretrained is None else calibration_of(read_about(pretrained))
 
 
 def _network(attention: AttentionName, train_head: bool, fresh: bool, esm: Any) -> ContactBackbone:

@@ -13,10 +13,13 @@ from contactlm.modules.contact import ContactModule
 from contactlm.shipped import __version__
 from contactlm.types import ContactLMError, ModelError
 
-VOCABULARY_FILES = (
-    *("vocab.txt", "tokenizer_config.json", "special_tokens_map.json"),
-    *("tokenizer.json", "added_tokens.json"),
-)
+VOCABULARY_FILES = [
+    "vocab.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "added_tokens.json",
+]
 
 _README = """\
 # {family} contact predictor ({kind})
@@ -41,11 +44,8 @@ def export_adapter(module: ContactModule, out: str | Path, overwrite: bool = Fal
 
     Args:
         module: With LoRA, on a pretrained backbone.
-        out: The directory; it appears complete or not at all.
+        out: The directory, which is also returned; it appears complete or not at all.
         overwrite: Replace an earlier export.
-
-    Returns:
-        The directory.
 
     Raises:
         ModelError: A module without LoRA or contact head, or with a backbone that has no name.
@@ -63,31 +63,19 @@ def export_adapter(module: ContactModule, out: str | Path, overwrite: bool = Fal
             "an adapter must name its backbone, and this model's was randomly initialised; "
             "use --merge, which writes the whole model"
         )
-    backbone = str(Path(pretrained).expanduser().resolve()) if _is_directory(pretrained) else pretrained
+    folder = Path(pretrained).expanduser()
+    backbone = str(folder.resolve()) if folder.is_dir() else pretrained
     with _new_directory(Path(out), overwrite) as (directory, final):
         save_adapter(module.backbone.esm, backbone, directory)
         names = {"name": final.name, "backbone": backbone, "library": "PEFT"}
-        kind, load = f"LoRA adapter for {backbone}", _LOAD_ADAPTER.format(**names)
-        _describe(module, directory, kind=kind, load=load, stock=_stock(module, _STOCK_ADAPTER, names))
+        _describe(module, directory, f"LoRA adapter for {backbone}", _LOAD_ADAPTER, _STOCK_ADAPTER, names)
     return final
 
 
 def export_merged(module: ContactModule, out: str | Path, overwrite: bool = False) -> Path:
-    """Write a plain Hugging Face checkpoint, LoRA merged into the weights; the module is left as it is.
+    """Write a plain Hugging Face checkpoint, LoRA merged into the weights, with a local backbone's vocabulary files.
 
-    A local backbone's vocabulary files are put beside it.
-
-    Args:
-        module: With LoRA or without.
-        out: The directory; it appears complete or not at all.
-        overwrite: Replace an earlier export.
-
-    Returns:
-        The directory.
-
-    Raises:
-        ModelError: A module without contact head.
-        ContactLMError: ``out`` exists, or cannot be written.
+    Arguments and errors are those of :func:`export_adapter`; the module may be one without LoRA.
     """
     require_contact_head(module.head)
     pretrained = module.hparams["pretrained"]
@@ -96,8 +84,8 @@ def export_merged(module: ContactModule, out: str | Path, overwrite: bool = Fals
         for name in VOCABULARY_FILES:
             if pretrained is not None and (file := Path(pretrained).expanduser() / name).is_file():
                 shutil.copyfile(file, directory / name)
-        names, load = {"name": final.name, "library": "transformers"}, _LOAD_MERGED.format(name=final.name)
-        _describe(module, directory, kind="merged weights", load=load, stock=_stock(module, _STOCK_MERGED, names))
+        names = {"name": final.name, "library": "transformers"}
+        _describe(module, directory, "merged weights", _LOAD_MERGED, _STOCK_MERGED, names)
     return final
 
 
@@ -110,34 +98,25 @@ def require_contact_head(head: str) -> None:
         )
 
 
-def _stock(module: ContactModule, text: str, names: Mapping[str, str]) -> str:
-    """What other libraries make of the export."""
-    has_head = hasattr(module.family.stock_class, "predict_contacts")
-    return (text if has_head else _STOCK_HEADLESS).format(family=module.family.name, **names)
-
-
-def _describe(module: ContactModule, directory: Path, **texts: str) -> None:
+def _describe(
+    module: ContactModule, directory: Path, kind: str, load: str, stock: str, names: Mapping[str, str]
+) -> None:
     """Say how to load the directory, for people and for programs; the tuned threshold travels with both."""
-    tuned = module.tuned_threshold
+    tuned, family = module.tuned_threshold, module.family.name
+    if not hasattr(module.family.stock_class, "predict_contacts"):
+        stock = _STOCK_HEADLESS
+    texts = {"kind": kind, "load": load.format(**names), "stock": stock.format(family=family, **names)}
     threshold = (
         "No threshold was tuned on a dev set: pairs above 0.5 are called contacts."
         if tuned is None
         else f"Threshold tuned on the dev set, above which pairs are called contacts: {tuned:.4g}."
     )
-    readme = _README.format(family=module.family.name, version=__version__, threshold=threshold, **texts)
+    readme = _README.format(family=family, version=__version__, threshold=threshold, **texts)
     (directory / "README.md").write_text(readme, encoding="utf-8")
     fitted = None if module.calibration is None else module.calibration.to_dict()
     about = {"version": __version__, "tuned_threshold": tuned, "calibration": fitted}
     about |= {"trained_on": module.hparams["pretrained"], "held": module.held}
     write_about(directory, {**about, "backbone_checksum": module.backbone_checksum})
-
-
-def _is_directory(pretrained: str) -> bool:
-    return Path(pretrained).expanduser().is_dir()
-
-
-def _resolve(out: Path) -> Path:
-    return out.expanduser().resolve()
 
 
 def require_free(out: Path, overwrite: bool) -> None:
@@ -163,7 +142,7 @@ def _new_directory(out: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
 
     The names beside are fixed, so that what a killed export left goes with the next one.
     """
-    final = _resolve(out)
+    final = out.expanduser().resolve()
     require_free(final, overwrite)
     temporary, replaced = (final.with_name(f".{final.name}.{suffix}") for suffix in ("tmp", "old"))
     try:

@@ -148,7 +148,7 @@ def twin(module: MapModule) -> Make:
         made = copy.copy(module)  # what makes optimizers may hold anything, and is left as it is
         for kind in ("_modules", "_parameters", "_buffers"):
             made.__dict__[kind] = copy.deepcopy(made.__dict__[kind], memo)
-        made._trainer = None
+        made.trainer = None
         return made
 
     return make

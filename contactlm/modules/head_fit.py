@@ -74,25 +74,15 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadFit:
-    """A fitted head, and what is known of it.
+    """A fitted head, and what is known of it."""
 
-    Attributes:
-        head: The one of the chosen strength.
-        ids: The chains it was fitted to.
-        strength: The chosen one.
-        pairs: How many it was fitted to, and how many of them are contacts.
-        scores: Mean long-range P@L on the held-out chains by strength.
-        own_score: The same of the head that the backbone came with; NaN where that reads no map.
-        held_out: Number of held-out chains.
-    """
-
-    head: Head
-    ids: list[str]
-    strength: float
-    pairs: tuple[int, int]
-    scores: dict[float, float]
-    own_score: float
-    held_out: int
+    head: Head  # the one of the chosen strength
+    ids: list[str]  # the chains it was fitted to
+    strength: float  # the chosen one
+    pairs: tuple[int, int]  # how many it was fitted to, and how many of them are contacts
+    scores: dict[float, float]  # mean long-range P@L on the held-out chains by strength
+    own_score: float  # the same of the head that the backbone came with; NaN where that reads no map
+    held_out: int  # number of held-out chains
 
 
 def fit_head(
@@ -118,9 +108,10 @@ def fit_head(
     judges = judges[: options.held_out]
     chains = _named(train, ids) if ids else _drawn(usable, options)
     pairs, fits = _fit(backbone, train, chains, options)
-    own = _own_head(backbone)
+    regression = contact_regression(backbone.esm)
+    own = Head(regression.weight.detach().flatten().cpu(), float(regression.bias.detach()))
     scores = _score(backbone, held_out, judges, [*fits, own])
-    best = max(range(len(fits)), key=lambda k: (_or_low(scores[k]), -options.strengths[k]))
+    best = max(range(len(fits)), key=lambda k: (np.nan_to_num(scores[k], nan=-1.0), -options.strengths[k]))
     return HeadFit(
         head=fits[best],
         ids=[train.ids[index] for index in chains],
@@ -130,15 +121,6 @@ def fit_head(
         own_score=scores[-1] if own.weight.any() else math.nan,
         held_out=len(judges),
     )
-
-
-def _or_low(score: float) -> float:
-    return -1.0 if math.isnan(score) else score
-
-
-def _own_head(backbone: ContactBackbone) -> Head:
-    regression = contact_regression(backbone.esm)
-    return Head(regression.weight.detach().flatten().cpu(), float(regression.bias.detach()))
 
 
 def _short(store: ChainStore, max_length: int, role: str) -> list[int]:
@@ -215,21 +197,17 @@ def _sample(
             f"{options.max_pairs} are kept: no contact head can be fitted to that; take other chains, or more pairs"
         )
     share = min(1.0, room / others)
-    device = next(backbone.parameters()).device
-    kept_features: NDArray[np.float32] | None = None
-    kept_contact, filled = np.zeros(contacts + others, np.bool_), 0
-    for number, (index, (rows, columns, contact)) in enumerate(zip(chains, pairs, strict=True)):
-        draws = np.random.default_rng((options.seed, 0, number)).random(len(contact))
-        keep = contact | torch.from_numpy(draws < share)
+    drawn = [np.random.default_rng((options.seed, 0, n)).random(len(pairs[n][2])) < share for n in range(len(pairs))]
+    kept = [contact | torch.from_numpy(own) for own, (_, _, contact) in zip(drawn, pairs, strict=True)]
+    touch = torch.cat([contact[keep] for keep, (_, _, contact) in zip(kept, pairs, strict=True)]).numpy()
+    features = np.empty((len(touch), contact_regression(backbone.esm).weight.numel()), np.float32)
+    device, filled = next(backbone.parameters()).device, 0
+    for index, keep, (rows, columns, _) in zip(chains, kept, pairs, strict=True):
         tokens = residue_tokens(backbone, store, index).to(device)
         found = pair_features(backbone, tokens, rows[keep].to(device), columns[keep].to(device)).numpy()
-        if kept_features is None:  # some more than expected are drawn by chance
-            most = contacts + int(share * others + 6 * math.sqrt(others) + 10)
-            kept_features = np.empty((most, found.shape[1]), np.float32)
-        kept_features[filled : filled + len(found)] = found
-        kept_contact[filled : filled + len(found)] = contact[keep].numpy()
+        features[filled : filled + len(found)] = found
         filled += len(found)
-    return kept_features[:filled], kept_contact[:filled], share  # type: ignore[index]  # there is a chain
+    return features, touch, share
 
 
 def _known_pairs(store: ChainStore, index: int, min_separation: int) -> tuple[Tensor, Tensor, Tensor]:

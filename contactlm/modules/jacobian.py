@@ -165,7 +165,7 @@ class JacobianModule(LanguageModelModule):
         root = self._cache_dir or default_cache_dir()
         if self._checksum is None:
             self._checksum = backbone_checksum(self.backbone)[:16]
-        precision = "32-true" if self._trainer is None else str(self.trainer.precision)
+        precision = "32-true" if self.attached_trainer is None else str(self.trainer.precision)
         return root / FOLDER / "_".join([self._checksum, precision, *self.held.values()])
 
     def configure_model(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from contactlm.maps.contact_map import ContactMap
 from contactlm.maps.full_map import FullMap
 from contactlm.maps.windows import WindowOptions
+from contactlm.model.adapter import calibration_of, read_about
 from contactlm.model.backbone import backbone_checksum, load_esm
 from contactlm.model.families.family import Family
 from contactlm.model.families.registry import family_of
@@ -100,6 +101,12 @@ class LanguageModelModule(MapModule):
                 "quantization": quantization,
             }
         )
+
+    def take_published(self) -> None:
+        """Take over the threshold and the calibration on dev that an exported model brings, if it is one."""
+        if (pretrained := self.hparams["pretrained"]) is not None:
+            about = read_about(pretrained)
+            self.tuned_threshold, self.calibration = about.get("tuned_threshold"), calibration_of(about)
 
     def saved_names(self) -> set[str]:
         """The trained weights, and a fitted contact head."""

@@ -19,6 +19,7 @@ from contactlm.maps.windows import WindowOptions
 from contactlm.metrics.calibration import Calibration
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.modules.pass_size import sized
+from contactlm.modules.sharded import Lockstep, is_last_step
 from contactlm.modules.trained_weights import TrainedWeights
 from contactlm.structure.contacts import contact_labels
 from contactlm.types import ModelError, chain_numbers, residue_positions
@@ -30,14 +31,23 @@ class MapPredictor(TrainedWeights):
     backbone: Any
     windows: WindowOptions
     threshold: float | None
+    _lockstep: Lockstep | None = None  # where weights are spread over processes
 
     @abstractmethod
     def _logits_of_pass(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
         """Contact logits (B, T − 2, T − 2) of a batch of passes, whose tokens are those of the ESM alphabet."""
 
     def in_lockstep(self, batch_idx: int | None = None) -> AbstractContextManager[None]:
-        """Where a step of an evaluation runs the network; see :meth:`contactlm.MapModule.in_lockstep`."""
-        return nullcontext()
+        """Where a step of an evaluation runs the network: as often as in every other process that shares its weights.
+
+        What overrides a validation, test or predict step puts it there; without such processes it does nothing.
+
+        Args:
+            batch_idx: Number of the step's batch; None: there is this step alone, in all processes.
+        """
+        if self._lockstep is None:
+            return nullcontext()
+        return self._lockstep.step(batch_idx is None or is_last_step(self.trainer, batch_idx))
 
     def _full_maps(self, batch: dict[str, Any], progress: bool = False, on_device: bool = False) -> list[FullMap]:
         lengths, tokens = batch["lengths"].tolist(), batch["tokens"].cpu()  # passes are put together there
@@ -65,14 +75,10 @@ class MapPredictor(TrainedWeights):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch; chains to predict stay on the CPU, where passes are put together and maps are needed."""
-        if self._trainer is not None and self.trainer.predicting and self._predicts_itself:
+        trainer, moves_itself = self.attached_trainer, type(self).predict_step is MapPredictor.predict_step
+        if trainer is not None and trainer.predicting and moves_itself:
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
-    @property
-    def _predicts_itself(self) -> bool:
-        """Whether the predict step is the one below, which moves what has to be moved."""
-        return type(self).predict_step is MapPredictor.predict_step
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[ContactMap]:
         """Contact maps of a batch of whole chains, with labels where coordinates are known."""
@@ -82,8 +88,7 @@ class MapPredictor(TrainedWeights):
             maps = self._full_maps(batch, progress=True)
         for row, full in enumerate(maps):
             length = len(full.probability)
-            cb = batch["cb"][row, :length]
-            sequence = decode(batch["tokens"][row, 1 : length + 1].cpu().numpy())
+            cb, sequence = batch["cb"][row, :length], decode(batch["tokens"][row, 1 : length + 1].cpu().numpy())
             labels = contact_labels(cb) if torch.isfinite(cb).any() else None
             if chain_of is not None:
                 full.how["chain_lengths"] = chain_of[row].bincount().tolist()
@@ -119,16 +124,22 @@ class MapPredictor(TrainedWeights):
             positions = torch.from_numpy(residue_positions(chain_lengths))
             if len(positions) != len(tokens):
                 raise ModelError(f"chain_lengths: {len(positions)} residues in all, but the sequence has {len(tokens)}")
-        full = self._in_eval_mode(id, tokens, self.windows_with(window, overlap), positions)
+        training, windows = self.training, self.windows_with(window, overlap)
+        self.eval()
+        try:
+            with self.in_lockstep():  # one that finds rows of a Jacobian in the cache has fewer passes
+                full = next(iter(self.chain_maps([id], [tokens], windows, [positions])))
+        finally:
+            self.train(training)
         if chain_lengths is not None:
             full.how["chain_lengths"] = list(chain_lengths)
         return self.as_contact_map(id, sequence, full)
 
     def windows_with(self, window: int | EllipsisType | None, overlap: int | EllipsisType | None) -> WindowOptions:
         """The module's own windows, but for what is given."""
-        if isinstance(overlap, EllipsisType):
-            overlap = self.windows.overlap if isinstance(window, EllipsisType) else None
-        return WindowOptions(self.windows.window if isinstance(window, EllipsisType) else window, overlap)
+        if isinstance(window, EllipsisType):
+            return WindowOptions(self.windows.window, self.windows.overlap if overlap is ... else overlap)
+        return WindowOptions(window, None if overlap is ... else overlap)
 
     def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
         """Put a full-length map together with its sequence, its truth and a note of how it was made."""
@@ -157,15 +168,6 @@ class MapPredictor(TrainedWeights):
         if self.applied_calibration is not None:
             return self.applied_calibration.threshold
         return 0.5 if self.tuned_threshold is None else self.tuned_threshold
-
-    def _in_eval_mode(self, id: str, tokens: Tensor, options: WindowOptions, positions: Tensor | None) -> FullMap:
-        training = self.training
-        self.eval()
-        try:
-            with self.in_lockstep():  # one that finds rows of a Jacobian in the cache has fewer passes
-                return next(iter(self.chain_maps([id], [tokens], options, [positions])))
-        finally:
-            self.train(training)
 
 
 def of_residues(batch: Mapping[str, Any], name: str, first: int = 0) -> list[Tensor] | None:

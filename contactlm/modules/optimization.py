@@ -47,13 +47,7 @@ class CosineWithWarmup(SequentialLR):
 def make_optimizer(
     make: OptimizerCallable, trainable: Sequence[nn.Parameter], parts: Parts = ()
 ) -> torch.optim.Optimizer:
-    """Make an optimizer, with a group of parameters for each part that has a learning rate of its own.
-
-    Args:
-        make: Makes it from parameters, or from groups of them.
-        trainable: All parameters that learn.
-        parts: Some of them, and how often the others' learning rate theirs is.
-    """
+    """Make an optimizer of all that learns, with a group for each part that has a learning rate of its own."""
     optimizer = make(trainable)
     if not parts:
         return optimizer
@@ -71,16 +65,12 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
 
     Such a step leaves itself out where it is told to on the device, so that ``LossGuard`` need not wait. Made with
     ``fused=True`` an optimizer would say of itself that it unscales gradients, and Lightning would not clip them.
-
-    Args:
-        optimizer: Over weights that are where they will be trained.
+    The weights must be where they will be trained.
     """
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return
     groups = optimizer.param_groups
-    chosen = any(
-        group["fused"] is not None or group["foreach"] is not None or group["differentiable"] for group in groups
-    )
+    chosen = any(group["differentiable"] or (group["fused"], group["foreach"]) != (None, None) for group in groups)
     if not chosen and all(goes_on(weight.device) for group in groups for weight in group["params"]):
         for group in groups:
             group["fused"] = True
@@ -92,10 +82,6 @@ def schedule(make: LRSchedulerCallable, optimizer: torch.optim.Optimizer) -> dic
     It is stepped after every optimizer step, but for ``ReduceLROnPlateau`` on a score of the dev set, which
     :func:`step_plateaus` steps once a look: Lightning would show it the same score after every step, and patience would
     be spent on steps.
-
-    Args:
-        make: Makes the scheduler.
-        optimizer: What it schedules.
     """
     scheduler = make(optimizer)
     entry: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
@@ -107,10 +93,7 @@ def schedule(make: LRSchedulerCallable, optimizer: torch.optim.Optimizer) -> dic
 
 
 def step_plateaus(trainer: L.Trainer) -> None:
-    """Show schedulers that wait for a plateau of a dev score the score of a look at the dev set.
-
-    Args:
-        trainer: In a look at the dev set whose scores are logged.
+    """Show schedulers that wait for a plateau of a dev score the score of a look at dev, whose scores are logged.
 
     Raises:
         TrainingError: No such score.

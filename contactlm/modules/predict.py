@@ -33,27 +33,15 @@ HELD_PAIRS = 8 * 1024**2  # sequences of an iterator are taken together while th
 
 @overload
 def predict_contacts(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
-    sequences: str,
-    model: Model = ...,
-    device: Device = ...,
-    window: Given = ...,
-    overlap: Given = ...,
+    sequences: str, model: Model = ..., device: Device = ..., window: Given = ..., overlap: Given = ...
 ) -> ContactMap: ...
 @overload
 def predict_contacts(  # type: ignore[overload-overlap]  # a sequence is iterable, too
-    sequences: Sequence[str],
-    model: Model = ...,
-    device: Device = ...,
-    window: Given = ...,
-    overlap: Given = ...,
+    sequences: Sequence[str], model: Model = ..., device: Device = ..., window: Given = ..., overlap: Given = ...
 ) -> list[ContactMap]: ...
 @overload
 def predict_contacts(
-    sequences: Iterable[str],
-    model: Model = ...,
-    device: Device = ...,
-    window: Given = ...,
-    overlap: Given = ...,
+    sequences: Iterable[str], model: Model = ..., device: Device = ..., window: Given = ..., overlap: Given = ...
 ) -> Iterator[ContactMap]: ...
 def predict_contacts(
     sequences: str | Iterable[str],
@@ -113,7 +101,7 @@ def _predicted(
     number = 0
     for group in _groups(sequences):
         ids = [name.format(number + n) for n in range(1, len(group) + 1)]
-        chains = [_encoded(sequence, id) for id, sequence in zip(ids, group, strict=True)]
+        chains = list(map(_encoded, group, ids))
         number += len(group)
         with _ready(module, device) as there:
             cost = min(windows.bound, CPU_COST) if there.type == "cpu" else windows.max_cost
@@ -176,26 +164,19 @@ def load_model(model: Model, head: str | None = None) -> MapModule:
         return model
     if (Path(model).expanduser() / CONFIG_FILE).is_file():
         return ContactModule.from_adapter(model)
-    if str(model).endswith(".ckpt"):
-        return _from_checkpoint(model)
-    return ContactModule(str(model), lora=None, freeze_backbone=True, train_head=False, head=head)
-
-
-def _from_checkpoint(path: str | Path) -> MapModule:
-    module_class = checkpoint_class(path)
+    if not str(model).endswith(".ckpt"):
+        return ContactModule(str(model), lora=None, freeze_backbone=True, train_head=False, head=head)
+    module_class = checkpoint_class(model)
     try:
-        return module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        return module_class.load_from_checkpoint(model, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         if isinstance(error, ContactLMError):
             raise
-        raise damaged(path, error) from error
+        raise damaged(model, error) from error
 
 
 def import_module_class(name: str) -> type[MapModule]:
-    """Import a subclass of MapModule.
-
-    Args:
-        name: Such as ``contactlm.ContrastiveModule``.
+    """Import a subclass of MapModule by a name such as ``contactlm.ContrastiveModule``.
 
     Raises:
         ModelError: There is no such class, or it is no MapModule.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from contactlm.alphabet import decode
 from contactlm.data.cache import default_cache_dir
+from contactlm.data.complexes import chain_sequences
 from contactlm.data.store import ChainStore
 from contactlm.maps.full_map import FullMap, Shown, WindowOptions, full_maps
 from contactlm.model.backbone import AttentionName, backbone_checksum
@@ -29,7 +30,7 @@ from contactlm.model.retrieval_backbone import RetrievalBackbone
 from contactlm.model.step_flops import retrieval_flops
 from contactlm.modules.base import Evaluated
 from contactlm.modules.checkpoint import CHECKPOINT_KEY
-from contactlm.modules.contact import prepare_head, published_calibration, published_threshold
+from contactlm.modules.contact import prepare_head
 from contactlm.modules.language_model import ESM2, LanguageModelModule
 from contactlm.retrieval.copy_homolog import copy_contacts
 from contactlm.retrieval.database import StructureDatabase
@@ -133,8 +134,7 @@ class RetrievalModule(LanguageModelModule):
             }
         )
         if not options.get("head"):
-            self.tuned_threshold = published_threshold(pretrained)
-            self.calibration = published_calibration(pretrained)
+            self.take_published()
         self.hits, self.decoder_lr_factor, self.max_identity = hits, decoder_lr_factor, max_identity
         self._held_out: dict[str, set[str]] = {"ids": set(), "sequences": set()}
         self._evaluated = False  # whether dev and test proteins must not be evidence
@@ -170,16 +170,15 @@ class RetrievalModule(LanguageModelModule):
         if "evidence" not in batch:
             return None
         segments, hits = batch["evidence"].states.shape[1], batch["evidence"].cb.shape[1]
-        B, T = batch["tokens"].shape
-        flops = retrieval_flops(self.backbone, B, T, segments, hits)
+        rows, tokens = batch["tokens"].shape
+        flops = retrieval_flops(self.backbone, rows, tokens, segments, hits)
         return None if flops is None else (flops.total, flops.forward)
 
     @property
     def exclusion(self) -> Exclusion:
         """What must not be a hit now."""
         if self._exclusion is None:
-            held_out = self._held_out["ids"], self._held_out["sequences"]
-            evaluated = Exclusion.of_proteins(*held_out, self.max_identity)
+            evaluated = Exclusion.of_proteins(self._held_out["ids"], self._held_out["sequences"], self.max_identity)
             self._exclusion = evaluated if self._evaluated else Exclusion.nothing()
         return self._exclusion
 
@@ -201,7 +200,7 @@ class RetrievalModule(LanguageModelModule):
         self._evaluated = stage != "predict"
         for role, store in self._stores().items():
             if role in HELD_OUT_ROLES:
-                self._hold_out(store.ids, _sequences(store))
+                self._hold_out(store.ids, chain_sequences(store)[0])
         self._exclusion = None
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
         if stage == "fit" and "train" in self._stores() and hasattr(data, "complete_batches"):
@@ -284,9 +283,6 @@ class RetrievalModule(LanguageModelModule):
         self._use_device()
         return self.evidence.of(ids, sequences, self.exclusion)
 
-    def _collate(self, shown: Sequence[ChainEvidence], length: int) -> Evidence:
-        return collate_evidence(shown, self.hits, self.backbone.esm.config.hidden_size, length)
-
     def batch_scores(self, batch: dict[str, Any]) -> Tensor:
         """Contact logits of a batch of crops, with what is known of them (see :meth:`crop_evidence`)."""
         parts = (batch["attention_mask"], batch.get("positions"), batch.get("evidence"))
@@ -299,16 +295,9 @@ class RetrievalModule(LanguageModelModule):
         positions: Tensor | None = None,
         evidence: Evidence | None = None,
     ) -> Tensor:
-        """Compute contact logits.
+        """Compute contact logits, float32 (B, T − 2, T − 2); as :meth:`contactlm.MapModule.contact_logits` does.
 
-        Args:
-            tokens: int64 (B, T): ``<cls>``, residues, ``<eos>``, ``<pad>`` ….
-            attention_mask: (B, T), true on tokens, false on padding; None: wherever ``tokens`` is not ``<pad>``.
-            positions: int64 (B, T), the tokens' positions in the protein, for the rotary embedding; None: 0 … T − 1.
-            evidence: What is known of the residues shown; None: as if nothing had been found.
-
-        Returns:
-            float32 (B, T − 2, T − 2), symmetric; 0 where a residue is padding.
+        ``evidence`` is what is known of the residues shown; None: as if nothing had been found.
         """
         return self.backbone(tokens, attention_mask, positions, evidence)
 
@@ -328,17 +317,14 @@ class RetrievalModule(LanguageModelModule):
 
     def _evaluate(self, batch: dict[str, Any]) -> EvaluatedWithHits:
         """Full-length maps with their labels, and what copying the hits' contacts predicts."""
-        sequences = [
-            decode(tokens[1 : length + 1].cpu().numpy())
-            for tokens, length in zip(batch["tokens"], batch["lengths"].tolist(), strict=True)
-        ]
+        tokens = batch["tokens"].cpu().numpy()
+        sequences = [decode(row[1 : length + 1]) for row, length in zip(tokens, batch["lengths"].tolist(), strict=True)]
         evaluated = super()._evaluate(batch)
         copied, nearest = [], []
         for row, own in enumerate(self._of_chains(batch["ids"], sequences)):
             chain_of = None if evaluated["chain_of"] is None else evaluated["chain_of"][row].cpu().numpy()
             copied.append(torch.from_numpy(copy_contacts(own.cb, own.similarity[:, 0].tolist(), chain_of=chain_of)))
-            identity, coverage = own.similarity[0].tolist() if own.ids else (math.nan, math.nan)
-            nearest.append((identity, coverage))
+            nearest.append(tuple(own.similarity[0].tolist()) if own.ids else (math.nan, math.nan))
         return EvaluatedWithHits(**evaluated, copied=copied, nearest=nearest)
 
     def _pass_logits(
@@ -349,9 +335,9 @@ class RetrievalModule(LanguageModelModule):
         positions: Tensor | None,
         shown: Sequence[Shown],
     ) -> Tensor:
-        own = self.own_tokens(tokens)
         cut = [evidence[chain].shown(residues.numpy()) for chain, residues in shown]
-        return self.contact_logits(own, attention_mask, positions, self._collate(cut, tokens.shape[1] - 2))
+        known = collate_evidence(cut, self.hits, self.backbone.esm.config.hidden_size, tokens.shape[1] - 2)
+        return self.contact_logits(self.own_tokens(tokens), attention_mask, positions, known)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep, beside what was trained, which proteins must not be evidence when the model is scored."""
@@ -372,31 +358,11 @@ def _network(
     return RetrievalBackbone(esm, attention, **decoder)
 
 
-def _sequences(store: ChainStore) -> list[str]:
-    """Sequences of all chains; of complexes those of each chain."""
-    if store.chain_lengths is None:
-        return [store.sequence_of(i) for i in range(len(store))]
-    found = []
-    for i, lengths in enumerate(store.chain_lengths):
-        joined, start = store.sequence_of(i), 0
-        for length in lengths:
-            found.append(joined[start : start + length])
-            start += length
-    return found
-
-
 def own_share(trainer: Trainer, folder: Path) -> tuple[int, int]:
-    """Which part of the work this process does; a collective call.
+    """The number of the part of the work that this process does, and of how many; a collective call.
 
     Where all nodes see one cache folder, each of all processes does a part. Where a node has a folder of its own, its
     processes do the whole work among them.
-
-    Args:
-        trainer: Whose processes.
-        folder: The cache folder.
-
-    Returns:
-        The number of the part, and of how many.
     """
     if trainer.world_size == 1:
         return 0, 1

@@ -1,4 +1,4 @@
-"""LightningModules whose checkpoints hold what was trained, and no more."""
+"""LightningModules whose checkpoints hold what was trained, and whose random draws follow from seed and step."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from contactlm.metrics.calibration import Calibration
 from contactlm.modules.checkpoint import (
     CHECKPOINT_KEY,
     backbone_folder,
-    check_backbone,
     check_checkpoint,
-    check_head,
+    check_fits,
     check_weights,
     class_name,
     found_backbone,
@@ -56,8 +55,9 @@ class TrainedWeights(L.LightningModule):
     def on_train_start(self) -> None:
         """Freeze and unfreeze what the run that goes on had frozen; Lightning's callbacks begin with all frozen."""
         if self._frozen is not None:
+            saved = self.saved_names()
             for name, parameter in self.named_parameters():
-                if name in self.saved_names():
+                if name in saved:
                     parameter.requires_grad_(name not in self._frozen)
             self._frozen = None
 
@@ -71,6 +71,14 @@ class TrainedWeights(L.LightningModule):
         if trainer is not None:
             self._made_trainable = self._trainable() | (self._made_trainable or set())
         L.LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]  # mypy sees no property there
+
+    @property
+    def attached_trainer(self) -> L.Trainer | None:
+        """The trainer of this module; None: it has none."""
+        try:
+            return self.trainer
+        except RuntimeError:
+            return None
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> Self:
@@ -89,10 +97,10 @@ class TrainedWeights(L.LightningModule):
         What overrides ``training_step`` and draws (dropout does) puts that into this context: a run that goes on then
         draws what the unbroken run draws.
         """
-        if self._trainer is None:
+        trainer = self.attached_trainer
+        if trainer is None:
             return nullcontext()
-        trainer = self.trainer
-        return drawn_from(seed_of_run(trainer), trainer.fit_loop.total_batch_idx, trainer.global_rank, self.device)
+        return _drawn_from(_seed_of_run(trainer), trainer.fit_loop.total_batch_idx, trainer.global_rank, self.device)
 
     def _trainable(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -128,7 +136,7 @@ class TrainedWeights(L.LightningModule):
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
             UNFROZEN: sorted(names - (self._made_trainable or names)),
-            FROZEN: sorted(n for n, parameter in self.named_parameters() if n in names and not parameter.requires_grad),
+            FROZEN: sorted(names & {n for n, parameter in self.named_parameters() if not parameter.requires_grad}),
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }
 
@@ -141,30 +149,23 @@ class TrainedWeights(L.LightningModule):
         about = checkpoint.get(CHECKPOINT_KEY)
         if about is None:
             raise ModelError("the checkpoint was not written by contactlm; to load weights alone, use load_state_dict")
-        check_head(about, self.head)
-        check_backbone(about, self.hparams.get("pretrained"), self.backbone_checksum)
+        check_fits(about, self.head, self.hparams.get("pretrained"), self.backbone_checksum)
         self.tuned_threshold = about["tuned_threshold"]
         fitted = about.get("calibration")  # older checkpoints have none
         self.calibration = None if fitted is None else Calibration.from_dict(fitted)
-        saved = self.saved_names().union(about.get(UNFROZEN, []))
-        self._made_trainable = saved
-        goes_on = self._trainer is not None and self.trainer.state.fn == "fit"
+        saved = self._made_trainable = self.saved_names().union(about.get(UNFROZEN, []))
+        trainer = self.attached_trainer
+        goes_on = trainer is not None and trainer.state.fn == "fit"
         self._frozen = set(about[FROZEN]) if goes_on and FROZEN in about else None
         if "state_dict" in checkpoint:  # or the strategy has loaded the weights already
             check_weights(checkpoint["state_dict"], {n: w for n, w in self.state_dict().items() if n in saved})
 
 
 @contextmanager
-def drawn_from(seed: int, step: int, process: int, device: torch.device) -> Iterator[None]:
+def _drawn_from(seed: int, step: int, process: int, device: torch.device) -> Iterator[None]:
     """Let the global generators draw what belongs to one step of one process; afterwards they are as they were.
 
     So nothing of them need be saved: a run that goes on draws what the unbroken run draws.
-
-    Args:
-        seed: The run's seed, 0 or more.
-        step: Batches that the process was given before.
-        process: Its number in the run.
-        device: Where the model is.
     """
     number = int(generator(seed, Stream.MASKS, step, process).integers(2**63))
     on_gpu = device.type == "cuda"
@@ -175,7 +176,7 @@ def drawn_from(seed: int, step: int, process: int, device: torch.device) -> Iter
         yield
 
 
-def seed_of_run(trainer: L.Trainer) -> int:
+def _seed_of_run(trainer: L.Trainer) -> int:
     """The seed of the data module, or else of ``seed_everything``, or else of PyTorch's own generator."""
     seed = getattr(trainer.datamodule, "seed", None)  # type: ignore[attr-defined]  # a connector sets it
     if seed is None:
