@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return COMMANDS[given[0]].load()(given[1:])
         return ContactCLI(plain_arguments(resolve_arguments(given))).status
     except Stopped as stop:
-        return stop.status
+        return int(stop.code or 0)
     except (ContactLMError, MisconfigurationException) as error:
         return _tell_error(str(error))
     except OSError as error:

@@ -59,12 +59,8 @@ class ContrastiveModule(LanguageModelModule):
         loss_min_separation: int = 6,
         **options: Any,
     ) -> None:
-        own = {
-            "projection_dim": projection_dim,
-            "temperature": temperature,
-            "positives": positives,
-            "negatives": negatives,
-        }
+        own = {"projection_dim": projection_dim, "temperature": temperature}
+        own |= {"positives": positives, "negatives": negatives}
         _check_options(own, options)
         super().__init__(ResidueEncoder, pretrained, architecture, loss_min_separation=loss_min_separation, **options)
         self.save_hyperparameters(own)

@@ -33,16 +33,15 @@ SHORTEST = (CLS, VOCABULARY.index(UNKNOWN_LETTER), EOS)  # what an idle process 
 
 
 def check_strategy_options(trainer: Mapping[str, Any]) -> None:
-    """Refuse a strategy before Lightning makes it.
+    """Refuse a strategy that cannot work, before Lightning makes it.
 
     Args:
         trainer: Options of a trainer, as a config has them; the strategy is a name, or ``class_path`` with
             ``init_args``.
-
-    Raises:
-        ModelError: It cannot work, for a reason that is told.
     """
-    name, options = _name_and_options(trainer.get("strategy"))
+    strategy = trainer.get("strategy")
+    given: Any = strategy if hasattr(strategy, "get") else {"class_path": strategy if isinstance(strategy, str) else ""}
+    name, options = given.get("class_path", "").rpartition(".")[2].lower(), given.get("init_args") or {}
     accelerator, devices, nodes = (trainer.get(option) for option in ("accelerator", "devices", "num_nodes"))
     if accelerator in (None, "auto") and not torch.accelerator.is_available():
         accelerator = "cpu"
@@ -54,13 +53,6 @@ def check_strategy_options(trainer: Mapping[str, Any]) -> None:
         data, nodes = options.get("data_parallel_size", "auto"), int(nodes or 1)
         processes = int(str(devices)) * nodes if str(devices).isdigit() else 0  # 0: known when devices are looked at
         check_sizes(nodes if data == "auto" else data, options.get("tensor_parallel_size", "auto"), processes)
-
-
-def _name_and_options(strategy: Any) -> tuple[str, Mapping[str, Any]]:
-    if isinstance(strategy, str):
-        return strategy.lower(), {}
-    path = strategy.get("class_path", "") if hasattr(strategy, "get") else ""
-    return path.rpartition(".")[2].lower(), (strategy.get("init_args") or {}) if path else {}
 
 
 def check_sizes(data: int | str, tensor: int | str, processes: int) -> None:
@@ -182,12 +174,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def local_part(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor: the whole one where the tensor it is for is not spread.
-
-    Args:
-        whole: All of it, (n, …).
-        like: What it is for, of the same shape.
-    """
+    """This process's part of a tensor (n, …): the whole one where the tensor it is for, ``like``, is not spread."""
     if not hasattr(like, "device_mesh"):
         return whole
     parts = whole.chunk(like.device_mesh.size())  # as FSDP2 cuts along the first dimension; there may be fewer

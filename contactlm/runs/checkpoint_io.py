@@ -134,12 +134,10 @@ def find_last(
     folder, pattern = (Path(dirpath), "") if dirpath else _runs_folder(trainer_config, name)
     found = folder.expanduser().glob(f"{pattern}last*.ckpt")
     newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return next((path for path in newest_first if seed is None or _seed_of(path) in (seed, None)), None), folder
-
-
-def _seed_of(path: Path) -> int | None:
-    """The seed of the data in a checkpoint; None where it does not say."""
-    return check_checkpoint(path).get("ContactDataModule", {}).get("seed")
+    for path in newest_first:
+        if seed is None or check_checkpoint(path).get("ContactDataModule", {}).get("seed") in (seed, None):
+            return path, folder
+    return None, folder
 
 
 def _runs_folder(trainer_config: Mapping[str, Any], name: str) -> tuple[Path, str]:

@@ -141,8 +141,6 @@ class RunConfig(SaveConfigCallback):
         if self._folder is not None:
             path = Path(self._folder) / self.config_filename
             path.parent.mkdir(parents=True, exist_ok=True)
-            if self.config.get("data.batch_size") == "auto":  # what it came to, so that the file makes the same run
-                self.config["data.batch_size"] = trainer.datamodule.batch_size  # type: ignore[attr-defined]  # see Trainer
             self.parser.save(
                 self.config, str(path), skip_none=False, overwrite=self.overwrite, multifile=self.multifile
             )

@@ -13,15 +13,9 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 class Stopped(SystemExit):
     """Ends a run that a signal asked to end, after its state was saved.
 
-    Args:
-        status: What the process ends with: 128 + the signal's number, as shells have it (143 for SIGTERM, 130 for
-            Ctrl-C).
+    Its ``code`` is what the process ends with: 128 + the signal's number, as shells have it (143 for SIGTERM, 130 for
+    Ctrl-C).
     """
-
-    @property
-    def status(self) -> int:
-        """The exit status."""
-        return int(self.code or 0)
 
 
 class StopSignals:
