@@ -58,7 +58,7 @@ def test_libraries_of_an_extra_are_imported_late_and_for_what_they_serve_alone()
             if {name.split(".")[0] for name in names} & OF_EXTRAS:
                 found.add(str(module))
                 assert node not in tree.body, f"{module}, line {node.lineno}: a base install lacks this"
-    of_pages = {"pages/library.py", "maps/page_figure.py", "report/page_figure.py"}
+    of_pages = {"pages/library.py", "maps/page_figure.py"}
     assert found == {"retrieval/search.py", "structure/secondary.py"} | of_pages
 
 
