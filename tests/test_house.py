@@ -47,6 +47,39 @@ def test_imports_point_down(module: Path) -> None:
     assert imported_rooms(PACKAGE / module) <= allowed | GROUND - {"__init__"} | {own}
 
 
+def imported_files(path: Path) -> set[Path]:
+    """Files of the package that a file imports, also inside functions and for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            parts = [
+                (node.module or "").split("."),
+                *([*(node.module or "").split("."), own.name] for own in node.names),
+            ]
+            files = [PACKAGE.joinpath(*each[1:]).with_suffix(".py") for each in parts if each[0] == "contactlm"]
+            package = PACKAGE.joinpath(*parts[0][1:], "__init__.py")
+            found |= {file for file in files if file.is_file()}
+            if files and package.is_file() and not all(file.is_file() for file in files[1:]):
+                found.add(package)
+        elif isinstance(node, ast.Import):
+            modules = [alias.name.split(".")[1:] for alias in node.names if alias.name.startswith("contactlm.")]
+            found |= {PACKAGE.joinpath(*module).with_suffix(".py") for module in modules}
+    return found - {path}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Files are taken away that import none of those left, or that none of those left imports: circles remain."""
+    left = {PACKAGE / module: imported_files(PACKAGE / module) for module in MODULES if str(module) != "__init__.py"}
+    while free := [
+        path
+        for path, needed in left.items()
+        if not needed & left.keys() or not any(path in others for others in left.values())
+    ]:
+        for path in free:
+            del left[path]
+    assert not left, sorted(str(path.relative_to(PACKAGE)) for path in left)
+
+
 @pytest.mark.slow
 def test_libraries_of_an_extra_are_imported_late_and_for_what_they_serve_alone() -> None:
     found = set()
@@ -58,7 +91,7 @@ def test_libraries_of_an_extra_are_imported_late_and_for_what_they_serve_alone()
             if {name.split(".")[0] for name in names} & OF_EXTRAS:
                 found.add(str(module))
                 assert node not in tree.body, f"{module}, line {node.lineno}: a base install lacks this"
-    of_pages = {"pages/library.py", "maps/page_figure.py"}
+    of_pages = {"pages/library.py", "maps/page.py"}
     assert found == {"retrieval/search.py", "structure/secondary.py"} | of_pages
 
 

@@ -20,8 +20,8 @@ from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.record import optimizer_facts, run_seed, scheme_facts
 from contactlm.callbacks.steps import find_callback
 from contactlm.maps.contact_map import ContactMap
+from contactlm.metrics.protein_states import RankedBatch
 from contactlm.metrics.ranked import cuts_on, reaching
-from contactlm.metrics.ranked_batch import RankedBatch
 from contactlm.types import ContactLMError
 
 SCORES = ("mcc", "mcc_sep6", "mcc_short", "mcc_medium", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")

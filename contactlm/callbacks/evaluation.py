@@ -14,9 +14,8 @@ from contactlm.atomic import atomic_path, write_csv
 from contactlm.metrics import ContactScores
 from contactlm.metrics.calibration import Calibration
 from contactlm.metrics.calibration_scores import CONFIDENCE, SCORED, CalibrationScores
-from contactlm.metrics.complex_scores import ComplexScores
-from contactlm.metrics.hit_scores import HitScores
-from contactlm.metrics.ranked_batch import RankedBatch
+from contactlm.metrics.part_scores import ComplexScores, HitScores
+from contactlm.metrics.protein_states import RankedBatch
 from contactlm.metrics.scores import MAIN_NAMES, means_by, nan_mean
 from contactlm.metrics.strata import training_stratum
 from contactlm.runs.checkpoint_io import outlast_full_disk
@@ -124,7 +123,7 @@ class ContactEvaluation(L.Callback):
             if hasattr(pl_module, "tuned_threshold"):
                 pl_module.tuned_threshold = scores["tuned_threshold"]  # type: ignore[assignment]  # modules take any attribute
             if hasattr(pl_module, "calibration"):
-                fitted = None if self.calibration is None else self._reliability[0].fit(self.calibration)
+                fitted = None if self.calibration is None else self._reliability[0].fit()
                 pl_module.calibration = fitted  # type: ignore[assignment]  # likewise
         self._log(pl_module, "dev", scores | self._of_parts(trainer, "dev"))
 

@@ -15,8 +15,7 @@ from urllib.parse import quote
 
 from contactlm.atomic import FileNames
 from contactlm.callbacks.prediction_summary import by_reason
-from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
-from contactlm.maps.thumbnail import thumbnail
+from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, thumbnail, write_npz, write_rr
 from contactlm.pages.frame import escape, write_frame
 from contactlm.types import ContactLMError, DataError, StructureError
 

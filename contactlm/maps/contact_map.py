@@ -6,11 +6,13 @@ the old file or the new one.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +21,20 @@ import torch
 from numpy.typing import NDArray
 
 from contactlm.atomic import atomic_path
-from contactlm.maps.pairs import LEAST_SEPARATION, Contact, pair_columns, ranked_pairs, top_contacts, write_pairs
-from contactlm.maps.rr import RANKED, RR_PAIRS_PER_RESIDUE, write_rr
+from contactlm.maps.pairs import (
+    LEAST_SEPARATION,
+    RANKED,
+    RR_PAIRS_PER_RESIDUE,
+    Contact,
+    pair_columns,
+    ranked_pairs,
+    top_contacts,
+    write_pairs,
+    write_rr,
+)
 from contactlm.metrics.ranked import check_probability
 from contactlm.metrics.scores import score_protein
+from contactlm.pages.frame import escape
 from contactlm.structure.numbered import FileResidues, find_residues
 from contactlm.types import ContactLMError, DataError, chain_numbers
 
@@ -198,12 +210,9 @@ class ContactMap:
             known = ", ".join(WRITERS)
             raise ValueError(f"{path}: cannot tell the format from the suffix {path.suffix!r}; use one of {known}")
         contact_map = self if structure is None else self.on_structure(structure)
-        if beside is None:
-            writer(contact_map, path)
-        elif writer is _write_html:
-            _write_html(contact_map, path, beside)
-        else:
+        if beside is not None and path.suffix.lower() != ".html":
             raise ValueError(f"{path}: beside is given, but only pages (.html) show two maps")
+        writer(contact_map, path, *([] if beside is None else [beside]))
         return path
 
     def _repr_png_(self) -> bytes:
@@ -297,39 +306,24 @@ def write_png(contact_map: ContactMap, path: str | Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def _write_html(contact_map: ContactMap, path: Path, beside: ContactMap | None = None) -> None:
-    from contactlm.maps.page import write_page  # these four need libraries that most runs do not
+def _late(module: str, name: str) -> Callable[..., None]:
+    """A writer whose module needs libraries that most runs do not: imported when it is used."""
 
-    write_page(contact_map, path, beside)
+    def write(contact_map: ContactMap, path: Path, *beside: ContactMap) -> None:
+        getattr(import_module(f"contactlm.maps.{module}"), name)(contact_map, path, *beside)
 
-
-def _write_pml(contact_map: ContactMap, path: Path) -> None:
-    from contactlm.maps.scripts import write_pymol
-
-    write_pymol(contact_map, path)
+    return write
 
 
-def _write_cxc(contact_map: ContactMap, path: Path) -> None:
-    from contactlm.maps.scripts import write_chimerax
-
-    write_chimerax(contact_map, path)
-
-
-def _write_pdb(contact_map: ContactMap, path: Path) -> None:
-    from contactlm.maps.bfactors import write_bfactors
-
-    write_bfactors(contact_map, path)
-
-
-WRITERS: dict[str, Callable[[ContactMap, Path], None]] = {
+WRITERS: dict[str, Callable[..., None]] = {
     ".npz": write_npz,
     ".rr": write_rr,
     ".png": write_png,
-    ".html": _write_html,
+    ".html": _late("page", "write_page"),
     ".csv": write_pairs,
-    ".pml": _write_pml,
-    ".cxc": _write_cxc,
-    ".pdb": _write_pdb,
+    ".pml": _late("scripts", "write_pymol"),
+    ".cxc": _late("scripts", "write_chimerax"),
+    ".pdb": _late("scripts", "write_bfactors"),
 }
 
 
@@ -338,3 +332,35 @@ def _as_json(how: dict[str, Any]) -> str:
         return json.dumps(how)
     except TypeError as error:
         raise ValueError(f"how must hold plain JSON values: {error}") from error
+
+
+SIDE = 56  # pixels
+MOST_SHOWN = 60  # maps of a list
+
+
+def thumbnail(contact_map: ContactMap) -> str:
+    """The map as a PNG of at most 56 × 56 pixels in a ``data:`` URL, each pixel the highest value of its block."""
+    from matplotlib.image import imsave  # slow to import, and not every run draws
+
+    from contactlm.maps.figure import COLORS, block_maximum
+
+    block = max(1, -(-len(contact_map) // SIDE))
+    buffer = io.BytesIO()
+    pixels = block_maximum(contact_map.probability, block) if len(contact_map) else np.zeros((1, 1), np.float32)
+    imsave(buffer, pixels, cmap=COLORS, vmin=0, vmax=1, format="png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+class ContactMaps(list["ContactMap"]):
+    """A list of contact maps that shows itself in a notebook, as thumbnails with names."""
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        style = "display:inline-block; margin:6px; width:130px; vertical-align:top; overflow-wrap:anywhere"
+        cells = [
+            f'<div style="{style}"><img src="{thumbnail(each)}" alt="" style="width:120px; image-rendering:pixelated">'
+            f"<br>{escape(each.id)}<br>{len(each)} residues</div>"
+            for each in self[:MOST_SHOWN]
+        ]
+        more = f"<p>and {len(self) - MOST_SHOWN} more</p>" if len(self) > MOST_SHOWN else ""
+        return f"<div>{''.join(cells)}{more}</div>"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,26 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-
-class DrawnMap(Protocol):
-    """What is drawn: a :class:`contactlm.ContactMap`, or anything alike."""
-
-    id: str
-    probability: NDArray[np.float32]  # (L, L)
-    labels: NDArray[np.int8] | None  # (L, L): 1 contact, 0 none, −1 unknown
-    threshold: float
-
-    def __len__(self) -> int: ...
-
-    @property
-    def chain_lengths(self) -> list[int]:
-        """Residues of each chain."""
-        ...
-
-    def scores(self) -> dict[str, float]:
-        """Scores against the truth, by name."""
-        ...
-
+from contactlm.maps.pairs import AnyMap
 
 COLORS = "Blues"
 UNKNOWN, NO_CONTACT, CONTACT = "#e4e1dc", "#ffffff", "#b2182b"
@@ -41,7 +21,7 @@ PIXELS_PER_INCH = 150
 MAP_SHARE = 0.72  # of the figure's width, what the axes leave to the map at least
 
 
-def make_figure(contact_map: DrawnMap) -> Figure:
+def make_figure(contact_map: AnyMap) -> Figure:
     """A figure of one map, sized so that a residue takes a pixel or more (a block of residues above 1,600)."""
     inches = min(max(6.4, 6.4 * len(contact_map) / 700), 10.0)
     cells = -(-len(contact_map) // block_size(contact_map))
@@ -51,7 +31,7 @@ def make_figure(contact_map: DrawnMap) -> Figure:
     return figure
 
 
-def draw_map(contact_map: DrawnMap, ax: Axes | None = None) -> Axes:
+def draw_map(contact_map: AnyMap, ax: Axes | None = None) -> Axes:
     """Draw probability above the diagonal and the truth below; see :meth:`contactlm.ContactMap.plot`."""
     if ax is None:
         return make_figure(contact_map).axes[0]
@@ -77,7 +57,7 @@ def draw_map(contact_map: DrawnMap, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def block_size(contact_map: DrawnMap) -> int:
+def block_size(contact_map: AnyMap) -> int:
     """Residues to a side of what is drawn as one cell; 1 up to 1,600 residues."""
     return max(1, math.ceil(len(contact_map) / MAX_CELLS))
 
@@ -88,7 +68,7 @@ def block_maximum(values: NDArray, block: int) -> NDArray:
     return np.maximum.reduceat(np.maximum.reduceat(values, starts, axis=0), starts, axis=1) if block > 1 else values
 
 
-def _label(contact_map: DrawnMap, ax: Axes) -> None:
+def _label(contact_map: AnyMap, ax: Axes) -> None:
     L = len(contact_map)
     halves = "above the diagonal: probability; below: true contacts (grey: unknown)"
     ax.set_xlim(0.5, L + 0.5)
@@ -102,7 +82,7 @@ def _label(contact_map: DrawnMap, ax: Axes) -> None:
     ax.set_title(title(contact_map), fontsize="medium")
 
 
-def title(contact_map: DrawnMap) -> str:
+def title(contact_map: AnyMap) -> str:
     """Id and length; in a second line the scores, where the truth is known."""
     name = contact_map.id if len(contact_map.id) <= 48 else f"{contact_map.id[:47]}…"
     text = f"{name}  ({len(contact_map)} residues)".replace("$", r"\$")

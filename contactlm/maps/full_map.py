@@ -33,15 +33,18 @@ from tqdm.auto import tqdm
 
 from contactlm.alphabet import CLS, EOS, PAD
 from contactlm.maps.copies import Fetched, goes_on, sent
-from contactlm.maps.passes import (
+from contactlm.maps.windows import (
+    Pass,
+    WindowOptions,
+    batch_by_cost,
     check_residue_tokens,
     checked_positions,
     context_weights,
     how_made,
+    plan_passes,
     residues_of,
     token_positions,
 )
-from contactlm.maps.windows import Pass, WindowOptions, batch_by_cost, plan_passes
 from contactlm.types import ModelError
 
 LogitsFn = Callable[..., Tensor]

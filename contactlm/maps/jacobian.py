@@ -33,15 +33,17 @@ from tqdm.auto import tqdm
 
 from contactlm.alphabet import CLS, EOS, PAD, VOCABULARY, encode
 from contactlm.atomic import atomic_file
-from contactlm.maps.passes import (
+from contactlm.maps.windows import (
+    Pass,
+    WindowOptions,
     check_residue_tokens,
     checked_positions,
     context_weights,
     how_made,
+    plan_passes,
     residues_of,
     token_positions,
 )
-from contactlm.maps.windows import Pass, WindowOptions, plan_passes
 from contactlm.types import DataError, ModelError
 
 AMINO_ACIDS: tuple[int, ...] = tuple(int(token) for token in encode("LAGVSERTIDPKQNFYMHWC"))

@@ -1,21 +1,171 @@
-"""A map as a page: zoomed, hovered over, cut at any threshold, beside another model's; written as one file."""
+"""A map as a page: zoomed, hovered over, cut at any threshold, beside another model's; written as one file.
+
+Maps travel as one byte a pair, of which counts at any threshold are still exact. Bokeh makes the figures: axes, zoom,
+hover, chains, helices and strands; the page's script paints the cells. In these axes residue i, counted from 0, is at
+i + 1, so that ticks fall on round numbers.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from contactlm.maps.packed import STEPS, pack_labels, pack_positions, pack_probability
-from contactlm.maps.page_figure import map_figures
-from contactlm.maps.pairs import LEAST_SEPARATION, top_contacts, truth_of
+import numpy as np
+from numpy.typing import NDArray
+
+from contactlm.maps.pairs import LEAST_SEPARATION, AnyMap, top_contacts, truth_of
 from contactlm.metrics.ranked import BAND_STARTS
 from contactlm.pages.frame import escape, write_frame
 from contactlm.pages.library import load_bokeh, plot_item
 from contactlm.types import DataError
 
-if TYPE_CHECKING:
-    from contactlm.maps.contact_map import ContactMap
+STEPS = 250
+"""Thresholds k / STEPS at which a page counts: the byte of a pair tells how many of them its probability is above."""
+
+
+def pack_probability(probability: NDArray[np.float32]) -> str:
+    """The upper triangle, row by row, as bytes q, compressed (zlib, base64).
+
+    q is the number of thresholds 0, 1/250, … 249/250 that p is above, so that q > k where p > k / 250, compared in
+    float32 as scores are. A probability is then known to within 0.004.
+
+    Args:
+        probability: float32 (L, L), symmetric.
+    """
+    thresholds = (np.arange(STEPS) / STEPS).astype(np.float32)
+    steps = np.searchsorted(thresholds, _upper(probability), side="left")
+    return _packed(steps.astype(np.uint8))
+
+
+def pack_labels(labels: NDArray[np.int8]) -> str:
+    """The upper triangle of labels as bytes, likewise: 0 unknown, 1 no contact, 2 contact."""
+    return _packed((_upper(labels) + 1).astype(np.uint8))
+
+
+def pack_positions(cb: NDArray[np.float32]) -> str:
+    """Positions (L, 3) as little-endian float32, likewise."""
+    return _packed(np.ascontiguousarray(cb, "<f4").view(np.uint8).ravel())
+
+
+def _upper(values: NDArray) -> NDArray:
+    return values[np.triu(np.ones(values.shape, dtype=np.bool_), 1)]
+
+
+def _packed(values: NDArray[np.uint8]) -> str:
+    return base64.b64encode(zlib.compress(values.tobytes(), 9 if len(values) < 1 << 20 else 6)).decode()
+
+
+SIDE, SIDE_OF_TWO = 640, 600  # pixels of a map's side, alone and beside another
+MARGIN = 0.022  # of the map's side, for helices and strands
+HELIX_COLOR, STRAND_COLOR, PICKED = "#CC79A7", "#009E73", "#D55E00"
+HOVER = """<div style="font: 13px/1.45 system-ui, sans-serif; padding: 1px 3px">
+<b>@hover{pair}</b><br>@hover{probability}<br>@hover{where}</div>"""
+
+
+def map_figures(contact_map: AnyMap, names: list[str]) -> Any:
+    """A figure for each model, whose axes move together.
+
+    Args:
+        contact_map: The map; of it, length, chains and structure are drawn.
+        names: What the models are called.
+
+    Returns:
+        A layout of Bokeh's. Its figures are called ``map0`` and ``map1``, the sources of their cells ``cells0`` and
+        ``cells1``, and the picked pair ``picked``.
+    """
+    from bokeh.layouts import row
+    from bokeh.models import ColumnDataSource, Range1d
+
+    L = len(contact_map)
+    margin = MARGIN * L if contact_map.residues is not None else 0.0
+    ranges = Range1d(0.5 - margin, L + 0.5), Range1d(L + 0.5, 0.5 - margin)
+    picked = ColumnDataSource({"x": [], "y": []}, name="picked")
+    titles = names if len(names) > 1 else [""]
+    return row(*(_figure(contact_map, number, title, ranges, picked) for number, title in enumerate(titles)))
+
+
+def _figure(contact_map: AnyMap, number: int, title: str, ranges: Any, picked: Any) -> Any:
+    from bokeh.models import BasicTicker, ColumnDataSource, CustomJSTickFormatter
+    from bokeh.plotting import figure
+
+    side = SIDE_OF_TWO if title else SIDE
+    plot = figure(
+        name=f"map{number}",
+        title=title or None,
+        x_range=ranges[0],
+        y_range=ranges[1],
+        frame_width=side,
+        frame_height=side,
+        tools="",
+        background_fill_color=None,
+        border_fill_color=None,
+        toolbar_location="above",
+        x_axis_location="above",
+    )
+    empty = {"image": [np.zeros((1, 1), np.uint32)], **{name: [0.5] for name in ("x", "y", "dw", "dh")}, "hover": [""]}
+    cells = ColumnDataSource(empty, name=f"cells{number}")
+    image = plot.image_rgba(image="image", x="x", y="y", dw="dw", dh="dh", source=cells)
+    _draw_chains(plot, contact_map)
+    _draw_states(plot, contact_map)
+    plot.scatter("x", "y", source=picked, marker="square", size=13, line_width=2.2, line_color=PICKED, fill_color=None)
+    _add_tools(plot, image)
+    plot.grid.visible = False
+    for axis in (plot.xaxis, plot.yaxis):
+        axis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0, desired_num_ticks=8)
+        axis.formatter = CustomJSTickFormatter(code="return self.contactlm ? self.contactlm.tick(tick) : String(tick)")
+    return plot
+
+
+def _add_tools(plot: Any, image: Any) -> None:
+    from bokeh.models import (
+        BoxZoomTool,
+        CrosshairTool,
+        CustomJSHover,
+        HoverTool,
+        PanTool,
+        ResetTool,
+        SaveTool,
+        WheelZoomTool,  # fmt: skip
+    )
+
+    told = CustomJSHover(code="return self.contactlm.tell(format, special_vars.x, special_vars.y)")
+    hover = HoverTool(renderers=[image], tooltips=HOVER, formatters={"@hover": told}, point_policy="follow_mouse")
+    zoom, cross = WheelZoomTool(), CrosshairTool(line_alpha=0.35)
+    plot.add_tools(PanTool(), zoom, BoxZoomTool(match_aspect=True), ResetTool(), SaveTool(), hover, cross)
+    plot.toolbar.active_scroll = zoom
+    plot.toolbar.logo = None
+
+
+def _draw_chains(plot: Any, contact_map: AnyMap) -> None:
+    from bokeh.models import Span
+
+    L = len(contact_map)
+    plot.segment([0.5], [0.5], [L + 0.5], [L + 0.5], line_color="#888888", line_width=1, line_alpha=0.8)
+    style = {"line_color": "#888888", "line_dash": "dashed", "line_width": 1.4}
+    for start in np.cumsum(contact_map.chain_lengths)[:-1]:
+        for dimension in ("height", "width"):
+            plot.add_layout(Span(location=float(start) + 0.5, dimension=dimension, **style))
+
+
+def _draw_states(plot: Any, contact_map: AnyMap) -> None:
+    """Helices and strands in the margin above and left of the map."""
+    if contact_map.residues is None:
+        return
+    margin = MARGIN * len(contact_map)
+    inner, outer = 0.5 - 0.15 * margin, 0.5 - 0.85 * margin
+    start = 0
+    for state, run in groupby(contact_map.residues.states):
+        stop = start + len(list(run))
+        if state in "HE":
+            ends, color = (start + 0.5, stop + 0.5), HELIX_COLOR if state == "H" else STRAND_COLOR
+            plot.quad(left=ends[0], right=ends[1], top=outer, bottom=inner, color=color, line_color=None)
+            plot.quad(left=outer, right=inner, top=ends[0], bottom=ends[1], color=color, line_color=None)
+        start = stop
+
 
 BODY = """\
 <header>
@@ -56,7 +206,7 @@ BODY = """\
 <footer class="quiet small" id="notes"></footer>"""
 
 
-def write_page(contact_map: ContactMap, path: str | Path, beside: ContactMap | None = None) -> None:
+def write_page(contact_map: AnyMap, path: str | Path, beside: AnyMap | None = None) -> None:
     """Write the page.
 
     Args:
@@ -89,11 +239,7 @@ def write_page(contact_map: ContactMap, path: str | Path, beside: ContactMap | N
     write_frame(path, f"{contact_map.id} – contact map", body, data, ["map"], library=True)
 
 
-def _what(contact_map: ContactMap) -> tuple[str, list[int]]:
-    return contact_map.sequence, list(contact_map.chain_lengths)
-
-
-def names(maps: list[ContactMap]) -> list[str]:
+def names(maps: list[AnyMap]) -> list[str]:
     """What the models are called in the page: by what made them, with letters where that is the same."""
     called = [str(each.how.get("name") or each.how.get("model") or "model") for each in maps]
     short = [name if len(name) <= 40 else f"…{name[-39:]}" for name in called]
@@ -102,8 +248,8 @@ def names(maps: list[ContactMap]) -> list[str]:
     return [f"{letter}: {name}" for letter, name in zip("AB", short, strict=True)]
 
 
-def page_data(maps: list[ContactMap]) -> dict[str, Any]:
-    """What the page's script reads; maps are packed as :mod:`contactlm.maps.packed` says."""
+def page_data(maps: list[AnyMap]) -> dict[str, Any]:
+    """What the page's script reads; maps are packed as :mod:`contactlm.maps.page` says."""
     first = maps[0]
     truth = next((found for each in maps if (found := truth_of(each)) is not None), None)
     residues = next((each.residues for each in maps if each.residues is not None), None)
@@ -125,13 +271,13 @@ def page_data(maps: list[ContactMap]) -> dict[str, Any]:
     }
 
 
-def _pairs(maps: list[ContactMap]) -> list[list[float]]:
+def _pairs(maps: list[AnyMap]) -> list[list[float]]:
     """The L most probable pairs of the first map: i, j, and their probability in each map."""
     top = top_contacts(maps[0], len(maps[0]), LEAST_SEPARATION)
     return [[i, j, *(round(float(each.probability[i, j]), 4) for each in maps)] for i, j, _ in top]
 
 
-def _about(contact_map: ContactMap) -> str:
+def _about(contact_map: AnyMap) -> str:
     lengths = contact_map.chain_lengths
     parts = [f"{len(contact_map):,} residues" + (f" in {len(lengths)} chains" if len(lengths) > 1 else "")]
     parts.append(f"threshold {contact_map.threshold:.3g}")
@@ -140,7 +286,7 @@ def _about(contact_map: ContactMap) -> str:
     return " · ".join(parts)
 
 
-def _notes(maps: list[ContactMap]) -> list[str]:
+def _notes(maps: list[AnyMap]) -> list[str]:
     notes = []
     for name, each in zip(names(maps), maps, strict=True):
         how = {key: value for key, value in each.how.items() if key != "chain_lengths"}

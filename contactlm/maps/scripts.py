@@ -1,25 +1,32 @@
-"""Scripts that draw a map's pairs as dashes on its structure, for PyMOL and ChimeraX."""
+"""A map on its structure: scripts for PyMOL and ChimeraX that draw pairs as dashes; contact numbers as B-factors."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+from Bio.PDB.MMCIFParser import MMCIFParser
+from Bio.PDB.PDBExceptions import PDBException
+from Bio.PDB.PDBIO import PDBIO
+from Bio.PDB.PDBParser import PDBParser
+from Bio.PDB.Structure import Structure
+from numpy.typing import NDArray
 
 from contactlm.atomic import atomic_path, file_name
-from contactlm.maps.pairs import LEAST_SEPARATION, top_contacts, truth_of
+from contactlm.maps.pairs import LEAST_SEPARATION, AnyMap, top_contacts, truth_of
+from contactlm.structure.files import read_blocks, split_name
 from contactlm.structure.numbered import FileResidues
-from contactlm.types import DataError
-
-if TYPE_CHECKING:
-    from contactlm.maps.contact_map import ContactMap
+from contactlm.types import DataError, StructureError, chain_numbers
 
 # Okabe and Ito's blue, vermilion and yellow: told apart with colour-vision deficiency, and in grey by their lightness
 COLORS = {"right": "#0072B2", "wrong": "#D55E00", "predicted_only": "#F0E442"}
 Drawn = dict[str, list[tuple[int, int]]]
 
 
-def drawn_pairs(contact_map: ContactMap) -> tuple[FileResidues, Drawn]:
+def drawn_pairs(contact_map: AnyMap) -> tuple[FileResidues, Drawn]:
     """The L most probable pairs whose residues the structure has, by kind.
 
     ``right``: in contact in truth. ``wrong``: not so. ``predicted_only``: the truth is not known, which is so too of a
@@ -44,7 +51,7 @@ def drawn_pairs(contact_map: ContactMap) -> tuple[FileResidues, Drawn]:
     return residues, drawn
 
 
-def need_residues(contact_map: ContactMap) -> FileResidues:
+def need_residues(contact_map: AnyMap) -> FileResidues:
     """The map's residues in its structure.
 
     Raises:
@@ -58,7 +65,7 @@ def need_residues(contact_map: ContactMap) -> FileResidues:
     return contact_map.residues
 
 
-def write_pymol(contact_map: ContactMap, path: str | Path) -> None:
+def write_pymol(contact_map: AnyMap, path: str | Path) -> None:
     """Write a PyMOL script: the structure as a cartoon, and the L most probable pairs as dashes between C-alphas.
 
     The structure is loaded from where it lies; the objects ``right``, ``wrong`` and ``predicted_only`` can be turned
@@ -70,7 +77,7 @@ def write_pymol(contact_map: ContactMap, path: str | Path) -> None:
     _write(path, _pymol_lines(contact_map))
 
 
-def write_chimerax(contact_map: ContactMap, path: str | Path) -> None:
+def write_chimerax(contact_map: AnyMap, path: str | Path) -> None:
     """Write a ChimeraX script: as :func:`write_pymol` does, with pseudobonds; to be opened in a new session.
 
     Raises:
@@ -85,14 +92,14 @@ def _write(path: str | Path, lines: Iterator[str]) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _legend(contact_map: ContactMap, drawn: Drawn) -> Iterator[str]:
+def _legend(contact_map: AnyMap, drawn: Drawn) -> Iterator[str]:
     name = "".join(letter if letter.isprintable() else "?" for letter in contact_map.id)
     yield f"# contactlm: the {len(contact_map)} most probable pairs of {name}, where the structure has both residues"
     for kind, pairs in drawn.items():
         yield f"# {kind.replace('_', ' ')} ({COLORS[kind]}): {len(pairs)}"
 
 
-def _pymol_lines(contact_map: ContactMap) -> Iterator[str]:
+def _pymol_lines(contact_map: AnyMap) -> Iterator[str]:
     residues, drawn = drawn_pairs(contact_map)
     name = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in file_name(contact_map.id))
     yield from _legend(contact_map, drawn)
@@ -129,7 +136,7 @@ def _python(text: str) -> str:
     return ascii(text).replace(";", "\\x3b").replace("#", "\\x23")
 
 
-def _chimerax_lines(contact_map: ContactMap) -> Iterator[str]:
+def _chimerax_lines(contact_map: AnyMap) -> Iterator[str]:
     residues, drawn = drawn_pairs(contact_map)
     yield from _legend(contact_map, drawn)
     yield f"open {_quoted(contact_map, residues.file)}"
@@ -142,15 +149,71 @@ def _chimerax_lines(contact_map: ContactMap) -> Iterator[str]:
             yield f"pbond {ends} color {COLORS[kind].lower()} radius 0.12 dashes 5 name {kind}"
 
 
-def _chimerax_atom(contact_map: ContactMap, residues: FileResidues, at: int) -> str:
+def _chimerax_atom(contact_map: AnyMap, residues: FileResidues, at: int) -> str:
     chain = residues.chains[at]
     if chain and not chain.isalnum():
         raise DataError(f"{contact_map.id}: chain {chain!r} of {residues.file} has no name in ChimeraX's commands")
     return f"#1{'/' if chain else ''}{chain}:{residues.numbers[at]}@CA"
 
 
-def _quoted(contact_map: ContactMap, file: str) -> str:
+def _quoted(contact_map: AnyMap, file: str) -> str:
     mark = next((mark for mark in ('"', "'") if mark not in file), None)
     if mark is None or not file.isprintable() or "\\" in file:
         raise DataError(f"{contact_map.id}: ChimeraX's commands cannot name the file {file!r}: rename it")
     return f"{mark}{file}{mark}"
+
+
+ELSEWHERE = 0.0  # B-factor of what the map does not speak of: ligands, water, other chains
+
+
+def contact_numbers(contact_map: AnyMap) -> NDArray[np.float32]:
+    """How many contacts each residue is predicted to have, float32 (L,).
+
+    The sum of its pairs' probabilities, of those at least 6 residues apart or of different chains.
+    """
+    chain, at = chain_numbers(contact_map.chain_lengths), np.arange(len(contact_map))
+    counted = (np.abs(at - at[:, None]) >= LEAST_SEPARATION) | (chain != chain[:, None])
+    return np.where(counted, contact_map.probability, 0).sum(axis=1, dtype=np.float32)
+
+
+def write_bfactors(contact_map: AnyMap, path: str | Path) -> None:
+    """Write the first model of the map's structure (PDB format) with contact numbers as B-factors.
+
+    Raises:
+        DataError: The map has no structure.
+        StructureError: The structure cannot be read, or does not fit the PDB format.
+    """
+    residues = need_residues(contact_map)
+    values = {
+        (chain, number): float(value)
+        for chain, number, value in zip(residues.chains, residues.numbers, contact_numbers(contact_map), strict=True)
+        if number
+    }
+    structure = _read(residues.file)
+    for chain in structure[0]:
+        for residue in chain:
+            _, number, icode = residue.id
+            value = values.get((chain.id.strip(), f"{number}{icode.strip()}"), ELSEWHERE)
+            for atom in residue.get_unpacked_list():
+                atom.set_bfactor(value)
+    buffer = io.StringIO()
+    writer = PDBIO()
+    writer.set_structure(structure[0])
+    try:
+        writer.save(buffer)
+    except (ValueError, PDBException) as error:
+        raise StructureError(residues.file, f"does not fit the PDB format ({error}): leave out pdb, use cxc") from error
+    remark = f"REMARK   6 B-FACTORS: CONTACTS PREDICTED FOR THE RESIDUE, {LEAST_SEPARATION} OR MORE RESIDUES APART\n"
+    with atomic_path(Path(path).expanduser()) as temporary:
+        temporary.write_text(remark + buffer.getvalue(), encoding="utf-8", newline="\n")
+
+
+def _read(file: str) -> Structure:
+    parser = PDBParser(QUIET=True) if split_name(file)[1] == "pdb" else MMCIFParser(QUIET=True)
+    text = io.StringIO("".join(read_blocks(file)))
+    try:
+        with catch_warnings():
+            simplefilter("ignore")
+            return parser.get_structure("", text)
+    except (ValueError, KeyError, PDBException) as error:
+        raise StructureError(file, f"cannot be read with all its atoms: {error}") from error

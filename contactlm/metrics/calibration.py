@@ -1,12 +1,12 @@
 """Probabilities that can be believed: a calibration fitted on dev, and what reliability is measured with.
 
-A calibration moves the log-odds of each range of sequence separation by itself: σ(a · logit(p) + b). ``platt`` fits
-slope and bias, ``temperature`` the slope 1 / T alone. Within a range no pair changes its rank.
+A calibration moves the log-odds of each range of sequence separation by itself: σ(a · logit(p) + b) (Platt scaling).
+Within a range no pair changes its rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from contactlm.metrics.ranked import BAND_STARTS, BANDS, by_numpy
 
-Kind = Literal["temperature", "platt"]
-KINDS = ("temperature", "platt")
+Kind = Literal["platt"]
+KINDS = ("platt", "temperature")  # that are read; earlier versions could leave the bias 0
 LEAST = 2.0**-23  # probabilities are kept this far from 0 and 1: what float32 resolves
 MOST_LOGIT = 16.0
 LOGIT_BINS = 256
@@ -30,15 +30,15 @@ class Calibration:
     """A calibration, as plain values that travel with checkpoints and exports.
 
     Attributes:
-        kind: ``platt`` or ``temperature``.
+        kind: ``platt``; of earlier versions also ``temperature``, with a bias of 0.
         slope: Of the log-odds, for |i − j| of 1–5, 6–11, 12–23 and at least 24.
-        bias: Likewise; 0 for ``temperature``.
+        bias: Likewise.
         threshold: Calibrated probability above which dev has the best ``mcc_sep6``.
         confidence: Slope and bias from the mean probability of the top L long-range pairs to the precision to be
             expected of them; None where dev had too few proteins to tell.
     """
 
-    kind: Kind
+    kind: str
     slope: tuple[float, ...]
     bias: tuple[float, ...]
     threshold: float = 0.5
@@ -148,53 +148,46 @@ def bin_logits() -> Tensor:
     return -MOST_LOGIT + width * (torch.arange(LOGIT_BINS, dtype=torch.float64) + 0.5)
 
 
-def fit_bands(histogram: Tensor, kind: Kind) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Fit slope and bias of each range by maximum likelihood.
+def fit_bands(histogram: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Fit slope and bias of each range by maximum likelihood, to a histogram (4, 2, 256) of all proteins together.
 
-    Args:
-        histogram: (4, 2, 256), of all proteins together.
-        kind: ``temperature`` leaves the bias 0.
-
-    Returns:
-        Slopes and biases; 1 and 0 of a range that lacks contacts or other pairs.
+    A range that lacks contacts or other pairs gets 1 and 0.
     """
     fitted = []
     for others, contacts in histogram.double():
         if not (others.sum() and contacts.sum()):
             fitted.append((1.0, 0.0))
             continue
-        fitted.append(fit_logistic(bin_logits(), contacts, others, kind == "platt"))
+        fitted.append(fit_logistic(bin_logits(), contacts, others))
     return tuple(slope for slope, _ in fitted), tuple(bias for _, bias in fitted)
 
 
-def fit_logistic(
-    x: Tensor, positives: Tensor, negatives: Tensor, with_bias: bool = True, prior: float = 1e-3
-) -> tuple[float, float]:
+def fit_logistic(x: Tensor, positives: Tensor, negatives: Tensor, prior: float = 1e-3) -> tuple[float, float]:
     """Logistic regression of weighted observations on one variable, by Newton's method.
 
     Args:
         x: The variable, float64 (n,).
         positives: Weight of positive observations at each value, float64 (n,).
         negatives: Weight of negative ones.
-        with_bias: Whether there is a bias; else it is 0.
         prior: Weight of a normal prior around slope 1 and bias 0, which decides where the data leave it open.
 
     Returns:
         Slope, within :data:`SLOPES`, and bias.
     """
-    slope, bias = _newton(x, positives, negatives, (1.0, 0.0), (True, with_bias), prior)
+    slope, bias = _newton(x, positives, negatives, 1.0, False, prior)
     if not SLOPES[0] <= slope <= SLOPES[1]:
         held = min(max(slope, SLOPES[0]), SLOPES[1])
-        slope, bias = _newton(x, positives, negatives, (held, 0.0), (False, with_bias), prior)
+        slope, bias = _newton(x, positives, negatives, held, True, prior)
     return slope, bias
 
 
 def _newton(
-    x: Tensor, positives: Tensor, negatives: Tensor, start: tuple[float, float], free: Sequence[bool], prior: float
+    x: Tensor, positives: Tensor, negatives: Tensor, slope: float, held: bool, prior: float
 ) -> tuple[float, float]:
+    """Slope, which may be held where it starts, and bias."""
     design = torch.stack([x, torch.ones_like(x)], dim=1)
-    weights, centre = torch.tensor(start, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
-    mask = torch.tensor(free, dtype=torch.float64)
+    weights, centre = torch.tensor([slope, 0.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    mask = torch.tensor([not held, True], dtype=torch.float64)
 
     def loss(w: Tensor) -> Tensor:
         z = design @ w

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +22,6 @@ from contactlm.metrics.calibration import (
     LEAST,
     LOGIT_BINS,
     Calibration,
-    Kind,
     bin_logits,
     fit_bands,
     fit_confidence,
@@ -40,8 +40,7 @@ from contactlm.metrics.ranked import (
     rank_maps,
     reaching,
 )
-from contactlm.metrics.scores import RANGES, mcc, nan_mean
-from contactlm.metrics.thresholds import threshold_grid, tune_threshold
+from contactlm.metrics.scores import RANGES, mcc, nan_mean, threshold_grid, tune_threshold
 
 BINS = 10  # of equal width, as reliability diagrams have them
 SCORED = ("sep6", "short", "medium", "long")
@@ -169,15 +168,14 @@ class CalibrationScores(ProteinStates):
             return {}
         return {"confidence_bias": nan_mean(known), "confidence_error": nan_mean([abs(error) for error in known])}
 
-    def fit(self, kind: Kind) -> Calibration | None:
+    def fit(self) -> Calibration | None:
         """Fit a calibration to these proteins; None without any pair to fit it to."""
         histogram, top = (self._complete()[name] for name in ("histogram", "top"))
         if not bool(histogram.any()):
             return None
-        slope, bias = fit_bands(histogram.sum(0, dtype=torch.int64), kind)
-        plain = Calibration(kind, slope, bias)
+        plain = Calibration("platt", *fit_bands(histogram.sum(0, dtype=torch.int64)))
         confidence = fit_confidence(top[:, 0], top[:, 1])
-        return Calibration(kind, slope, bias, calibrated_threshold(plain, histogram), confidence)
+        return replace(plain, threshold=calibrated_threshold(plain, histogram), confidence=confidence)
 
     def _complete(self) -> dict[str, Tensor]:
         self.compute()

@@ -17,10 +17,12 @@ from contactlm.metrics.contracts import OURS
 from contactlm.metrics.protein_states import Maps, ProteinStates, each_protein
 from contactlm.metrics.ranked import BANDS, RankedMap, predicted_counts, rank_maps, trivial_counts
 from contactlm.metrics.scores import (
+    GRID,
     MAIN_NAMES,
     MCC_NAMES,
     RANGES,
     RANKING_NAMES,
+    THRESHOLD_STEPS,
     check_threshold,
     confusion,
     mcc,
@@ -31,8 +33,8 @@ from contactlm.metrics.scores import (
     range_counts,
     ranking_values,
     select_pairs,
+    tune_threshold,
 )
-from contactlm.metrics.thresholds import GRID, THRESHOLD_STEPS, tune_threshold
 from contactlm.types import DataError
 
 POOLED_NAMES = ("mcc", "mcc_sep6")
@@ -162,7 +164,7 @@ class ContactScores(ProteinStates):
     """Everything :func:`contactlm.metrics.scores.score_protein` gives, for a set of proteins.
 
     Remembers about 5 KB per protein: its scores, its confusion counts at the thresholds of
-    :mod:`contactlm.metrics.thresholds`, its name.
+    :mod:`contactlm.metrics.scores`, its name.
 
     Args:
         threshold: A pair is predicted to be a contact when its probability is above it.

@@ -1,13 +1,15 @@
-"""What the metric classes share: taking batches apart, and one row per protein in states that merge over ranks."""
+"""What the metric classes share: batches ranked once, and one row per protein in states that merge over ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from contactlm.metrics.ranked import RankedMap, Selection, check_maps, select
 
 Maps = Tensor | Sequence[Tensor]
 
@@ -78,3 +80,45 @@ class ProteinStates(Metric):
                 parts = rows or [torch.zeros((0, *shape), dtype=dtype)]
                 setattr(self, name, [part.to(self.device) for part in parts])
         super().sync(*args, **kwargs)
+
+
+KEY = "ranked"  # where it is kept
+
+
+class RankedBatch(NamedTuple):
+    """Of every protein which pairs are scored, and the model's probabilities of these in order."""
+
+    selections: list[Selection]
+    maps: list[RankedMap]
+
+    @classmethod
+    def of(cls, outputs: Mapping[str, Any]) -> RankedBatch:
+        """Read what a validation or test step has returned, and keep the result with it.
+
+        Args:
+            outputs: ``probability``, ``labels`` and, of complexes, ``chain_of``: see
+                :class:`contactlm.callbacks.ContactEvaluation`.
+
+        Raises:
+            ValueError: Shapes do not fit, or values outside [0, 1].
+        """
+        kept = outputs.get(KEY)
+        if isinstance(kept, cls):
+            return kept
+        probability, labels = list(outputs["probability"]), list(outputs["labels"])
+        chains = outputs.get("chain_of") or [None] * len(labels)
+        check_maps(probability, labels)
+        selections = [select(own, chain_of) for own, chain_of in zip(labels, chains, strict=True)]
+        made = cls(selections, [own.rank(p) for own, p in zip(selections, probability, strict=True)])
+        if isinstance(outputs, MutableMapping):
+            outputs[KEY] = made
+        return made
+
+    def rank(self, probability: list[Tensor], labels: list[Tensor]) -> list[RankedMap]:
+        """Put the same pairs in the order of another predictor's maps (L, L).
+
+        Raises:
+            ValueError: Shapes do not fit, or values outside [0, 1].
+        """
+        check_maps(probability, labels)
+        return [own.rank(p) for own, p in zip(self.selections, probability, strict=True)]

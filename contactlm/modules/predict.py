@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from contactlm.alphabet import encode
-from contactlm.maps.contact_map import ContactMap
-from contactlm.maps.thumbnail import ContactMaps
+from contactlm.maps.contact_map import ContactMap, ContactMaps
 from contactlm.maps.windows import WindowOptions
 from contactlm.model.adapter import CONFIG_FILE
 from contactlm.modules.base import MapModule

@@ -247,8 +247,7 @@ def test_every_pair_of_a_long_chain_is_found_at_its_true_distance() -> None:
 
 def test_windows_are_blended_as_written_down() -> None:
     """Norms of each pass, weights that fall linearly towards cuts, the average product of the whole map."""
-    from contactlm.maps.passes import context_weights, residues_of
-    from contactlm.maps.windows import plan_passes
+    from contactlm.maps.windows import context_weights, plan_passes, residues_of
 
     L, options = 30, WindowOptions(window=12)
     model, tokens = MadeModel(), residues(30)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from contactlm import ContactMap
-from contactlm.maps.packed import STEPS, pack_labels, pack_probability
+from contactlm.maps.page import STEPS, pack_labels, pack_probability
 from contactlm.metrics.scores import score_protein, select_pairs
 from contactlm.types import DataError, chain_numbers
 from tests.browser import Browser

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from contactlm import ContactMap, ContactModule, predict_contacts
+from contactlm.maps.contact_map import ContactMaps
 from contactlm.maps.figure import BOUNDARY, make_figure
-from contactlm.maps.thumbnail import ContactMaps
 from tests.conftest import random_sequence, write_pdb
 from tests.maps.made import map_of
 from tests.maps.test_contact_map import make_map

@@ -15,8 +15,7 @@ import pytest
 from Bio.PDB.PDBParser import PDBParser
 
 from contactlm import ContactMap
-from contactlm.maps.bfactors import contact_numbers
-from contactlm.maps.scripts import COLORS, drawn_pairs
+from contactlm.maps.scripts import COLORS, contact_numbers, drawn_pairs
 from contactlm.types import DataError, StructureError
 from tests.conftest import random_sequence, write_pdb
 from tests.maps.made import map_of

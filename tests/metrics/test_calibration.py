@@ -17,8 +17,7 @@ from sklearn.metrics import brier_score_loss, log_loss, matthews_corrcoef
 from contactlm.metrics import ContactScores
 from contactlm.metrics.calibration import Calibration, bands_of, fit_logistic, logit
 from contactlm.metrics.calibration_scores import BINS, CalibrationScores
-from contactlm.metrics.scores import score_protein
-from contactlm.metrics.thresholds import threshold_grid
+from contactlm.metrics.scores import score_protein, threshold_grid
 from tests.processes import run_ranks
 
 RANGES = {"sep6": (6, None), "short": (6, 11), "medium": (12, 23), "long": (24, None)}
@@ -93,7 +92,7 @@ def test_a_probability_on_an_edge_is_where_scikit_learn_puts_it() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_platt_is_logistic_regression_of_each_range(seed: int) -> None:
     proteins = made(seed)
-    fitted = scored(proteins).fit("platt")
+    fitted = scored(proteins).fit()
     assert fitted is not None
     for band, (low, high) in enumerate([(1, 5), *list(RANGES.values())[1:]]):
         p, y = pairs_of(proteins, low, high)
@@ -104,28 +103,16 @@ def test_platt_is_logistic_regression_of_each_range(seed: int) -> None:
         assert fitted.bias[band] == pytest.approx(float(theirs.intercept_[0]), abs=0.01)
 
 
-@pytest.mark.parametrize("kind", ["platt", "temperature"])
-def test_a_calibration_of_dev_makes_test_reliable(kind: str) -> None:
-    true = {"slope": 0.5, "bias": -1.0 if kind == "platt" else 0.0}
-    fitted = scored(made(1, 30, **true)).fit(kind)
-    assert fitted is not None and fitted.kind == kind
+def test_a_calibration_of_dev_makes_test_reliable() -> None:
+    true = {"slope": 0.5, "bias": -1.0}
+    fitted = scored(made(1, 30, **true)).fit()
+    assert fitted is not None and fitted.kind == "platt"
     assert fitted.slope[3] == pytest.approx(0.5, abs=0.02) and fitted.bias[3] == pytest.approx(true["bias"], abs=0.05)
     test = made(2, 30, **true)
     before, after = scored(test).compute(), scored(test, fitted).compute()
     for name in RANGES:
         assert after[f"ece_{name}"] < 0.2 * before[f"ece_{name}"]
         assert after[f"log_loss_{name}"] < before[f"log_loss_{name}"]
-
-
-def test_temperature_is_the_best_of_a_grid() -> None:
-    proteins = made(0, 10)
-    fitted = scored(proteins).fit("temperature")
-    assert fitted is not None and fitted.bias == (0.0,) * 4
-    p, y = pairs_of(proteins, 24, None)
-    z = logit(torch.from_numpy(p)).double().numpy()
-    grid = np.linspace(0.3, 1.5, 601)
-    losses = [np.logaddexp(0, np.where(y == 1, -a * z, a * z)).mean() for a in grid]
-    assert fitted.slope[3] == pytest.approx(grid[int(np.argmin(losses))], abs=0.005)
 
 
 def test_maps_and_pairs_are_calibrated_alike_and_ranks_stay() -> None:
@@ -152,7 +139,7 @@ def test_maps_and_pairs_are_calibrated_alike_and_ranks_stay() -> None:
 
 def test_threshold_is_the_best_of_calibrated_maps() -> None:
     proteins = made(4, 8)
-    fitted = scored(proteins).fit("platt")
+    fitted = scored(proteins).fit()
     assert fitted is not None
     calibrated = [(fitted.apply_map(p), y) for p, y in proteins]
 
@@ -164,7 +151,7 @@ def test_threshold_is_the_best_of_calibrated_maps() -> None:
 
 def test_mcc_of_calibrated_maps_is_scikit_learns() -> None:
     proteins = made(5, 4)
-    fitted = scored(proteins).fit("platt")
+    fitted = scored(proteins).fit()
     assert fitted is not None
     expected = []
     for probability, labels in proteins:
@@ -180,7 +167,7 @@ def test_confidence_follows_what_the_top_pairs_reached() -> None:
     def of(seed: int) -> Proteins:
         return [made(seed * 100 + k, 1, 0.6, float(rng.normal(-1, 0.3)))[0] for k in range(25)]
 
-    fitted = scored(of(1)).fit("platt")
+    fitted = scored(of(1)).fit()
     assert fitted is not None and fitted.confidence is not None
     test = of(2)
     scores = scored(test, fitted)
@@ -194,15 +181,15 @@ def test_confidence_follows_what_the_top_pairs_reached() -> None:
 
 
 def test_few_proteins_give_no_confidence_and_one_kind_of_pair_no_change() -> None:
-    few = scored(made(0, 4)).fit("platt")
+    few = scored(made(0, 4)).fit()
     assert few is not None and few.confidence is None
     assert few.predicted_precision(made(0, 1)[0][0]) is None
     L = 40
     none_touch = torch.full((L, L), 0.3), torch.zeros((L, L), dtype=torch.int8)
-    fitted = scored([none_touch]).fit("platt")
+    fitted = scored([none_touch]).fit()
     assert fitted is not None and fitted.slope == (1.0,) * 4 and fitted.bias == (0.0,) * 4
     unknown = torch.full((L, L), 0.3), torch.full((L, L), -1, dtype=torch.int8)
-    assert scored([unknown]).fit("platt") is None and scored([]).fit("platt") is None
+    assert scored([unknown]).fit() is None and scored([]).fit() is None
     assert math.isnan(scored([unknown]).compute()["brier_sep6"])
 
 
@@ -218,7 +205,7 @@ def test_proteins_seen_twice_count_once() -> None:
     proteins = made(0, 3)
     once, twice = scored(proteins), scored(proteins)
     twice.update([proteins[1][0]], [proteins[1][1]], ["p1"], [1])
-    assert once.compute() == twice.compute() and once.fit("platt") == twice.fit("platt")
+    assert once.compute() == twice.compute() and once.fit() == twice.fit()
 
 
 def fitted_by_a_rank() -> tuple[int, Calibration | None, dict[str, float], list[dict[str, float]]]:
@@ -228,7 +215,7 @@ def fitted_by_a_rank() -> tuple[int, Calibration | None, dict[str, float], list[
     proteins, scores = made(0), CalibrationScores()
     for k in [[0, 1, 2, 3, 4], [5, 0]][rank]:
         scores.update([proteins[k][0]], [proteins[k][1]], [f"p{k}"], [k])
-    found = scores.fit("platt"), scores.compute(), scores.reliability()
+    found = scores.fit(), scores.compute(), scores.reliability()
     torch.distributed.destroy_process_group()
     return rank, *found
 
@@ -237,13 +224,13 @@ def fitted_by_a_rank() -> tuple[int, Calibration | None, dict[str, float], list[
 def test_two_processes_fit_what_one_does(tmp_path: Path) -> None:
     whole = scored(made(0))
     for _, fitted, values, rows in run_ranks(fitted_by_a_rank, 2, folder=tmp_path):
-        assert fitted == whole.fit("platt") and rows == whole.reliability()
+        assert fitted == whole.fit() and rows == whole.reliability()
         assert values == pytest.approx(whole.compute(), rel=1e-12)
 
 
 def test_rows_of_proteins_without_numbers_are_found_by_their_names() -> None:
     proteins = made(5, 4)
-    fitted = scored(proteins).fit("platt")
+    fitted = scored(proteins).fit()
     plain, calibrated = ContactScores(), CalibrationScores(fitted)
     for scores in (plain, calibrated):
         for k, (probability, labels) in enumerate(proteins):

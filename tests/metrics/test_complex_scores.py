@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score, matthews_corrcoef
 from torch import Tensor
 
-from contactlm.metrics.complex_scores import ComplexScores, inter_labels, intra_labels
+from contactlm.metrics.part_scores import ComplexScores, inter_labels, intra_labels
 from contactlm.metrics.ranked import predicted_counts, rank_map
 from contactlm.metrics.scores import score_protein
 

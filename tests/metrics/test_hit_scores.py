@@ -7,7 +7,7 @@ import math
 import pytest
 
 from contactlm.metrics import ContactScores
-from contactlm.metrics.hit_scores import HitScores
+from contactlm.metrics.part_scores import HitScores
 from contactlm.metrics.strata import hit_stratum
 from tests.metrics.test_complex_scores import made
 

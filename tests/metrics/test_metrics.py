@@ -31,9 +31,11 @@ from contactlm.metrics.scores import (
     mean_scores,
     score_protein,
     select_pairs,
+    threshold_confusion,
+    threshold_grid,
     trivial_probability,
+    tune_threshold,
 )
-from contactlm.metrics.thresholds import threshold_confusion, threshold_grid, tune_threshold
 from contactlm.types import DataError
 from tests.processes import run_ranks
 

@@ -13,8 +13,8 @@ from contactlm.metrics import calibration, calibration_scores, ranked
 from contactlm.metrics.calibration import Calibration
 from contactlm.metrics.calibration_scores import CalibrationScores
 from contactlm.metrics.classes import ContactScores
+from contactlm.metrics.protein_states import KEY, RankedBatch
 from contactlm.metrics.ranked import LengthRule, RankedMap, rank_map
-from contactlm.metrics.ranked_batch import KEY, RankedBatch
 from contactlm.metrics.scores import select_pairs
 
 CASES = {  # residues, share of contacts, of unknown labels, residues of the first chain
