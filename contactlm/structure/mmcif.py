@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -10,15 +10,16 @@ from typing import NamedTuple
 from Bio.PDB.MMCIF2Dict import MMCIF2Dict
 
 from contactlm.structure.files import brief, lines_of
-from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, RawChain, RawStructure, Residue
+from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, RawChain, RawStructure, Residue, plain_name
 from contactlm.types import StructureError
 
 ATOMS = "_atom_site"
 FULL_SEQUENCES = "_entity_poly_seq"
 MODIFIED_RESIDUES = "_pdbx_struct_mod_residue"
 
-_CATEGORIES = frozenset({ATOMS, FULL_SEQUENCES, MODIFIED_RESIDUES})
+CATEGORIES = frozenset({ATOMS, FULL_SEQUENCES, MODIFIED_RESIDUES})
 _ROW_COLUMNS = ("pdbx_PDB_model_num", "label_atom_id", "label_comp_id", "label_asym_id", "label_seq_id")
+_INSERTION = "pdbx_PDB_ins_code"
 
 
 class BackboneLines:
@@ -29,23 +30,24 @@ class BackboneLines:
 
     Args:
         lines: Lines of the file, each with its line end.
+        all_models: Whether the atoms of all models are wanted.
     """
 
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._source = lines
+    def __init__(self, lines: Iterable[str], all_models: bool = False) -> None:
+        self._source, self._all_models = lines, all_models
         self._category = ""
         self._loop = False  # a loop was opened, and its first column not yet seen
         self._columns: list[str] = []  # of the atoms
         self._indices: tuple[int, ...] | None = None  # of _ROW_COLUMNS among them
         self._model = ""
-        self._residue = ("", "")  # number and chain of the atom before
+        self._residue = ("", "", "", "")  # model, number, chain and insertion code of the atom before
 
     def __iter__(self) -> Iterator[str]:
         in_text = started = False
         for line in self._source:
             if in_text or line.startswith(";"):
                 in_text ^= line.startswith(";")  # a text field runs from one such line to the next
-                if self._category in _CATEGORIES:
+                if self._category in CATEGORIES:
                     yield line
             elif self._category == ATOMS and line.startswith(("ATOM ", "HETATM ")):
                 if self._wants(line):
@@ -65,12 +67,12 @@ class BackboneLines:
             self._loop, self._category = True, ""
         elif word.startswith("_"):
             yield from self._item(line)
-        elif self._category in _CATEGORIES:
+        elif self._category in CATEGORIES:
             yield line
 
     def _item(self, line: str) -> Iterator[str]:
         self._category, _, column = line.split(None, 1)[0].partition(".")
-        if self._category in _CATEGORIES:
+        if self._category in CATEGORIES:
             if self._loop:
                 yield "loop_\n"
             yield line
@@ -86,14 +88,16 @@ class BackboneLines:
         if self._indices is None:
             if not set(_ROW_COLUMNS) <= set(self._columns):
                 return True
-            self._indices = tuple(self._columns.index(name) for name in _ROW_COLUMNS)
+            names = (*_ROW_COLUMNS, _INSERTION if _INSERTION in self._columns else "label_seq_id")
+            self._indices = tuple(self._columns.index(name) for name in names)
             self._model = fields[self._indices[0]]
-        model, atom, name, chain, number = self._indices
-        if fields[model] != self._model:
+        model, atom, name, chain, number, icode = self._indices
+        if fields[model] != self._model and not self._all_models:
             return False
-        opens = fields[number] != self._residue[0] or fields[chain] != self._residue[1]
+        residue = fields[model], fields[number], fields[chain], fields[icode]
+        opens = residue != self._residue
         if opens:
-            self._residue = fields[number], fields[chain]
+            self._residue = residue
         # The first atom of a residue tells of it even if it has no backbone.
         return fields[atom].strip("'\"") in BACKBONE or (opens and fields[name] in LETTER_OF_NAME)
 
@@ -101,47 +105,42 @@ class BackboneLines:
 _UNSET = frozenset("?.")
 
 
-def read_mmcif(path: str | Path, blocks: Iterable[str]) -> RawStructure:
-    """Read the first model of the first data block of a file in mmCIF format.
+def read_mmcif(path: str | Path, blocks: Iterable[str], all_models: bool = False) -> list[RawStructure]:
+    """Read the first model, or all, of the first data block of a file in mmCIF format.
 
     Chains and residues go by their author ids, as in the PDB format; ``label_seq_id`` gives their position in the full
-    sequence. Further models are passed over, for what may follow them; nothing of them is kept.
+    sequence.
 
     Args:
         path: Named in errors.
         blocks: The content, whole lines at a time.
+        all_models: Whether to read further models; else nothing of them is kept.
 
     Raises:
         StructureError: The file is no mmCIF, has no atoms, or its tables cannot be read.
     """
     try:
-        table = BackboneDict(lines_of(blocks))
-        rows = _atom_rows(table)
-        has_polymers = any(row.label_number not in _UNSET for row in rows)
-        assembly = _Assembly(table)
-        for row in rows:
-            if row.label_number not in _UNSET or not has_polymers:
-                assembly.add(row)
-        return assembly.structure()
+        table = BackboneDict(lines_of(blocks), all_models)
+        return structures_of(CifTable(table), all_models)
     except StructureError:  # of reading the stream
         raise
     except (ValueError, LookupError, ArithmeticError) as error:
         raise StructureError(path, brief(f"cannot be read as mmCIF: {error}")) from error
 
 
-class BackboneDict(MMCIF2Dict):
-    """Biopython's mmCIF dictionary, made from :class:`~contactlm.structure.mmcif.BackboneLines` only.
+class CifTable:
+    """The columns of a file, by category and name.
 
     Args:
-        lines: The lines of the file, such as an open text file.
+        columns: Such as ``_atom_site.Cartn_x``.
     """
 
-    def __init__(self, lines: Iterable[str]) -> None:
-        super().__init__(iter(BackboneLines(lines)))
+    def __init__(self, columns: Mapping[str, list[str]]) -> None:
+        self._columns = columns
 
     def column(self, category: str, *names: str) -> list[str] | None:
         """Return the first of these columns that the file has."""
-        return next((self[key] for name in names if (key := f"{category}.{name}") in self), None)
+        return next((self._columns[key] for name in names if (key := f"{category}.{name}") in self._columns), None)
 
     def rows(self, category: str, *names: str) -> list[tuple[str, ...]]:
         """Return the rows of a table, limited to these columns; none if the file has not all of them."""
@@ -149,11 +148,39 @@ class BackboneDict(MMCIF2Dict):
         _require_whole_rows(category, columns)
         return list(zip(*columns, strict=True)) if len(columns) == len(names) else []
 
+
+class BackboneDict(MMCIF2Dict):
+    """Biopython's mmCIF dictionary, made from :class:`~contactlm.structure.mmcif.BackboneLines` only.
+
+    Args:
+        lines: The lines of the file, such as an open text file.
+        all_models: Whether the atoms of all models are wanted.
+    """
+
+    def __init__(self, lines: Iterable[str], all_models: bool = False) -> None:
+        super().__init__(iter(BackboneLines(lines, all_models)))
+
     def _splitline(self, line: str) -> Iterator[str]:
         # Biopython goes letter by letter, which only quotes and comments need.
         if "'" in line or '"' in line or "#" in line:
             return super()._splitline(line)
         return iter(line.split())
+
+
+def structures_of(table: CifTable, all_models: bool) -> list[RawStructure]:
+    """Make structures of the tables: of the first model, or of all."""
+    models: dict[str, list[_Row]] = {}
+    for row in _atom_rows(table):
+        models.setdefault(row.model, []).append(row)
+    structures = []
+    for rows in list(models.values()) if all_models else list(models.values())[:1]:
+        has_polymers = any(row.label_number not in _UNSET for row in rows)
+        assembly = _Assembly(table)
+        for row in rows:
+            if row.label_number not in _UNSET or not has_polymers:
+                assembly.add(row)
+        structures.append(assembly.structure())
+    return structures
 
 
 def _require_whole_rows(category: str, columns: list[list[str]]) -> None:
@@ -202,8 +229,8 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 _NEEDED = ("atom", "name", "chain", "x", "y", "z")
 
 
-def _atom_rows(table: BackboneDict) -> list[_Row]:
-    """Return the atoms of the first model; a value that the table lacks is unset."""
+def _atom_rows(table: CifTable) -> list[_Row]:
+    """Return the atoms; a value that the table lacks is unset."""
     columns = {field: table.column(ATOMS, *_COLUMNS[field]) for field in _Row._fields}
     present = [column for column in columns.values() if column is not None]
     if not present:
@@ -212,14 +239,13 @@ def _atom_rows(table: BackboneDict) -> list[_Row]:
         raise ValueError(f"its {ATOMS} table lacks {', '.join(missing)}")
     _require_whole_rows(ATOMS, present)
     values = [column or repeat("?", len(present[0])) for column in columns.values()]
-    rows = [_Row(*row) for row in zip(*values, strict=True)]
-    return [row for row in rows if row.model == rows[0].model]
+    return [_Row(*row) for row in zip(*values, strict=True)]
 
 
 class _Assembly:
     """Turns the tables into chains."""
 
-    def __init__(self, table: BackboneDict) -> None:
+    def __init__(self, table: CifTable) -> None:
         self._raw = RawStructure()
         self._parents = _parents(table)
         for (*_, name), parent in self._parents.items():
@@ -228,6 +254,8 @@ class _Assembly:
         self._starts: dict[str, int] = {}  # by label_asym_id: where its entity begins in the chain's full sequence
         self._residue: Residue | None = None
         self._held: tuple[str, ...] = ()  # what tells the residue at hand from the next
+        self._places: dict[tuple[str, str, str], tuple[str, str]] = {}  # author number and code of a label number
+        self._renumbered: set[str] = set()  # chains whose label numbers stand for several residues
 
     def add(self, row: _Row) -> None:
         held = row.label_chain, row.label_number, row.chain, row.number, row.icode, row.name
@@ -241,23 +269,27 @@ class _Assembly:
 
     def _open(self, row: _Row) -> Residue:
         """Open a residue, or return to it."""
-        chain = self._raw.chains.setdefault(row.chain, RawChain())
+        chain_id = row.label_chain if row.chain in _UNSET and row.label_chain not in _UNSET else row.chain
+        chain = self._raw.chains.setdefault(chain_id, RawChain())
         number = int(row.label_number if row.number in _UNSET else row.number)
         icode = " " if row.icode in _UNSET else row.icode
         in_polymer = row.label_number not in _UNSET
-        key = (int(row.label_number), row.label_chain) if in_polymer else (number, icode)
+        key = (int(row.label_number) if in_polymer else number, row.label_chain if in_polymer else "", icode)
+        if self._places.setdefault((chain_id, row.label_chain, row.label_number), (row.number, icode))[1] != icode:
+            self._renumbered.add(chain_id)
         variants = chain.residues.setdefault(key, [])
         for residue in variants:
-            if residue.name == row.name:
+            if residue.name == plain_name(row.name):
                 return residue
+        index = self._index(row, chain) if in_polymer else None
         residue = Residue(
-            name=row.name,
+            name=plain_name(row.name),
             number=number,
             icode=icode,
             hetero=row.group == "HETATM",
-            declared=in_polymer,
+            declared=index is not None,
             parent=self._parents.get((row.chain, number, icode, row.name), ""),
-            index=self._index(row, chain) if in_polymer else None,
+            index=index,
             position_in_polymer=(row.label_chain, int(row.label_number)) if in_polymer else None,
         )
         variants.append(residue)
@@ -273,10 +305,14 @@ class _Assembly:
         return self._starts[row.label_chain] + positions[int(row.label_number)][0]
 
     def structure(self) -> RawStructure:
+        """The chains; where label numbers are author numbers without their insertion codes, they place nothing."""
+        for chain_id in self._renumbered:
+            for residue in (each for variants in self._raw.chains[chain_id].residues.values() for each in variants):
+                residue.index, residue.position_in_polymer = None, None
         return self._raw
 
 
-def _entities(table: BackboneDict) -> dict[str, dict[int, tuple[int, str]]]:
+def _entities(table: CifTable) -> dict[str, dict[int, tuple[int, str]]]:
     """Return for every entity its residues by ``num``: the 0-based position and the (first) name."""
     entities: dict[str, dict[int, tuple[int, str]]] = {}
     for entity, number, name in table.rows(FULL_SEQUENCES, "entity_id", "num", "mon_id"):
@@ -285,7 +321,7 @@ def _entities(table: BackboneDict) -> dict[str, dict[int, tuple[int, str]]]:
     return entities
 
 
-def _parents(table: BackboneDict) -> dict[tuple[str, int, str, str], str]:
+def _parents(table: CifTable) -> dict[tuple[str, int, str, str], str]:
     """Return the parent of every modified residue, by author chain, number, insertion code and name."""
     parents = {}
     columns = ("auth_asym_id", "auth_seq_id", "PDB_ins_code", "label_comp_id", "parent_comp_id")

@@ -6,27 +6,33 @@ import logging
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain as joined
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from Bio.PDB.kdtrees import KDTree
 from numpy.typing import NDArray
 
 from contactlm.alphabet import UNKNOWN_LETTER
 from contactlm.structure.align import Observed, agreement, align_observed, merge
+from contactlm.structure.binary_cif import read_bcif
 from contactlm.structure.contacts import virtual_cbeta
-from contactlm.structure.files import brief, read_blocks, split_name
+from contactlm.structure.files import brief, read_blocks, read_bytes, split_name
 from contactlm.structure.mmcif import read_mmcif
 from contactlm.structure.pdb import read_pdb
-from contactlm.structure.polymer import bonded, linked, polymer
-from contactlm.structure.residues import CAPS, RawChain, Residue, letter
+from contactlm.structure.polymer import MAX_CA_DISTANCE, bonded, linked, polymer
+from contactlm.structure.residues import CAPS, RawChain, RawStructure, Residue, letter
 from contactlm.types import Chain, StructureError
 
 SEQUENCES = ("seqres", "observed")
 MIN_AGREEMENT = 0.5
 """A full sequence that gives fewer of the observed residues the same letter is of another protein: it is ignored."""
 
-_READERS = {"pdb": read_pdb, "mmcif": read_mmcif}
+MODELS = ("first", "copies")
+MAX_CLASHES, CLASH = 0.1, 2.5
+"""A further model is a copy where at most this share of its CA is nearer than so many Å to one of those before."""
+
 _PDB_STARTS = ("HEADER ", "TITLE ", "REMARK ", "CRYST1", "MODEL ", "ATOM  ", "HETATM")
 _log = logging.getLogger(__name__)
 
@@ -48,7 +54,7 @@ class NumberedChain(NamedTuple):
     backbone: NDArray[np.float32]
 
 
-def read_chains(path: str | Path, sequence: str = "seqres") -> list[Chain]:
+def read_chains(path: str | Path, sequence: str = "seqres", models: str = "first") -> list[Chain]:
     """Read the protein chains of a structure file.
 
     Of the first model, each author chain with at least one resolved amino acid, in file order; chains of equal
@@ -68,15 +74,19 @@ def read_chains(path: str | Path, sequence: str = "seqres") -> list[Chain]:
     :func:`~contactlm.structure.parse.fill_breaks`. So residues stay as far apart in the sequence as they are.
 
     Args:
-        path: A file ending in ``.pdb``, ``.ent``, ``.cif`` or ``.mmcif``, each also with ``.gz``, in any case.
+        path: A file ending in ``.pdb``, ``.pdb1``, ``.ent``, ``.cif``, ``.mmcif`` or ``.bcif``, each also with ``.gz``,
+            ``.bz2`` or ``.xz``, in any case.
         sequence: ``seqres`` for full sequences, ``observed`` for the resolved residues only.
+        models: ``first``, or ``copies``: of biological assemblies, whose models are further copies of the chains,
+            all; chains of the second are called ``A-2``. Models that lie on one another are an ensemble: of these the
+            first counts.
 
     Returns:
         At least one chain.
 
     Raises:
         StructureError: The file cannot be read, or holds no protein chain; the message says which and why.
-        ValueError: ``sequence`` is neither of the two.
+        ValueError: ``sequence`` or ``models`` is neither of the two.
 
     Examples:
         >>> from contactlm import read_chains
@@ -86,7 +96,7 @@ def read_chains(path: str | Path, sequence: str = "seqres") -> list[Chain]:
         >>> chain.id, len(chain), chain.cb.shape, bool(chain.resolved.all())
         ('test00000_A', 67, (67, 3), True)
     """
-    return [chain for chain, _ in read_backbones(path, sequence)]
+    return [found.chain for found in read_numbered(path, sequence, models)]
 
 
 def read_backbones(path: str | Path, sequence: str = "seqres") -> list[tuple[Chain, NDArray[np.float32]]]:
@@ -107,12 +117,13 @@ def read_backbones(path: str | Path, sequence: str = "seqres") -> list[tuple[Cha
     return [(found.chain, found.backbone) for found in read_numbered(path, sequence)]
 
 
-def read_numbered(path: str | Path, sequence: str = "seqres") -> list[NumberedChain]:
+def read_numbered(path: str | Path, sequence: str = "seqres", models: str = "first") -> list[NumberedChain]:
     """Read the protein chains of a structure file with their residue numbers.
 
     Args:
         path: As for :func:`read_chains`.
         sequence: Likewise.
+        models: Likewise.
 
     Returns:
         The chains that :func:`read_chains` gives, each with its numbers and backbone.
@@ -123,20 +134,56 @@ def read_numbered(path: str | Path, sequence: str = "seqres") -> list[NumberedCh
     """
     if sequence not in SEQUENCES:
         raise ValueError(f"sequence={sequence!r}; it can be {' or '.join(map(repr, SEQUENCES))}")
-    stem, kind, _ = split_name(path)
+    if models not in MODELS:
+        raise ValueError(f"models={models!r}; it can be {' or '.join(map(repr, MODELS))}")
+    stem = split_name(path)[0]
+    chains: list[NumberedChain] = []
+    for number, raw in enumerate(_raw_structures(path, models == "copies"), start=1):
+        copy = _chains_of(path, stem, raw, sequence, "" if number == 1 else f"-{number}")
+        if number > 1 and not _are_apart(chains, copy):
+            break
+        chains += copy
+    if not chains:
+        raise StructureError(path, "no protein chain: its first model has no amino acid with a C-alpha")
+    return chains
+
+
+def _raw_structures(path: str | Path, all_models: bool) -> Iterator[RawStructure]:
+    """The first model, or all."""
+    kind = split_name(path)[1]
+    if kind == "bcif":
+        yield from read_bcif(path, read_bytes(path), all_models)
+        return
     with closing(read_blocks(path)) as blocks:
-        raw = _READERS[kind](path, _checked(path, kind, blocks))
-    chains = []
+        checked = _checked(path, kind, blocks)
+        found = read_pdb(path, checked) if kind == "pdb" else iter(read_mmcif(path, checked, all_models))
+        yield from found if all_models else islice(found, 1)
+
+
+def _chains_of(path: str | Path, stem: str, raw: RawStructure, sequence: str, mark: str) -> list[NumberedChain]:
+    """The protein chains of a model."""
+    chains: list[NumberedChain] = []
+    lone: list[bool] = []
     for chain_id, raw_chain in raw.chains.items():
         try:
-            chain = _chain(f"{stem}_{chain_id}", chain_id, raw_chain, raw.parents, sequence)
+            chain = _chain(f"{stem}_{chain_id}{mark}", chain_id, raw_chain, raw.parents, sequence)
         except ValueError as error:
             raise StructureError(path, brief(f"chain {chain_id!r}: {error}")) from error
         if chain is not None:
             chains.append(chain)
-    if not chains:
-        raise StructureError(path, "no protein chain: its first model has no amino acid with a C-alpha")
-    return chains
+            lone.append(not raw_chain.full and not linked(chain.backbone).any())
+    if all(lone):
+        return chains
+    # residues alone in a chain are ligands where there is a protein
+    return [chain for chain, is_lone in zip(chains, lone, strict=True) if not is_lone]
+
+
+def _are_apart(chains: list[NumberedChain], others: list[NumberedChain]) -> bool:
+    """Whether the chains of a further model are copies elsewhere, not another state of the same."""
+    here, there = (np.concatenate([one.chain.ca[one.chain.resolved] for one in each]) for each in (chains, others))
+    tree = KDTree(np.ascontiguousarray(here, dtype=np.float64), 10)
+    clashes = sum(bool(tree.search(np.ascontiguousarray(ca, dtype=np.float64), CLASH)) for ca in there)
+    return clashes <= MAX_CLASHES * len(there)
 
 
 def _checked(path: str | Path, kind: str, blocks: Iterator[str]) -> Iterator[str]:
@@ -173,7 +220,7 @@ def _chain(name: str, chain_id: str, raw: RawChain, parents: dict[str, str], seq
     numbers = [""] * len(letters)
     for position, residue in zip(positions.tolist(), residues, strict=True):
         numbers[position] = f"{residue.number}{residue.icode.strip()}"
-    return NumberedChain(chain, chain_id, numbers, coordinates.astype(np.float32))
+    return NumberedChain(chain, chain_id if raw.author is None else raw.author, numbers, coordinates.astype(np.float32))
 
 
 def _full(
@@ -217,8 +264,9 @@ def fill_breaks(residues: list[Residue], xyz: NDArray[np.float64]) -> tuple[str,
     Returns:
         The sequence, L letters with X for the unknown ones, and the 0-based positions of the observed residues, (M,).
     """
-    pairs = zip(residues[:-1], residues[1:], linked(xyz).tolist(), strict=True)
-    steps = [1 if is_linked else min(max(_jump(one, other), 1), MAX_JUMP) for one, other, is_linked in pairs]
+    apart = np.linalg.norm(np.diff(xyz[:, 1], axis=0), axis=-1) > MAX_CA_DISTANCE
+    pairs = zip(residues[:-1], residues[1:], linked(xyz).tolist(), apart.tolist(), strict=True)
+    steps = [1 if is_linked else min(max(_jump(one, other, far), 1), MAX_JUMP) for one, other, is_linked, far in pairs]
     positions = np.concatenate([[0], np.cumsum(steps)]).astype(np.intp)
     letters = [UNKNOWN_LETTER] * (int(positions[-1]) + 1)
     for at, residue in zip(positions.tolist(), residues, strict=True):
@@ -226,9 +274,14 @@ def fill_breaks(residues: list[Residue], xyz: NDArray[np.float64]) -> tuple[str,
     return "".join(letters), positions
 
 
-def _jump(one: Residue, other: Residue) -> int:
-    """By how much the number grows from a residue to the next: the number in the polymer where the file tells it."""
+def _jump(one: Residue, other: Residue, far: bool) -> int:
+    """By how much the number grows from a residue to the next: the number in the polymer where the file tells it.
+
+    Some programs count the residues that they built: such numbers run on over a gap that author numbers show.
+    """
     here, there = one.position_in_polymer, other.position_in_polymer
-    if here is not None and there is not None and here[0] == there[0]:
-        return there[1] - here[1]
-    return other.number - one.number
+    by_author = other.number - one.number
+    if here is None or there is None or here[0] != there[0]:
+        return by_author
+    in_polymer = there[1] - here[1]
+    return by_author if in_polymer == 1 < by_author and far else in_polymer

@@ -15,7 +15,16 @@ from Bio.PDB.StructureBuilder import StructureBuilder
 from numpy.typing import NDArray
 
 from contactlm.structure.files import lines_of, read_blocks
-from contactlm.structure.residues import BACKBONE, LETTER_OF_NAME, RawChain, RawStructure, Residue, ResidueKey
+from contactlm.structure.pdb_columns import ChainParts, decode_number, from_columns, to_columns
+from contactlm.structure.residues import (
+    BACKBONE,
+    LETTER_OF_NAME,
+    RawChain,
+    RawStructure,
+    Residue,
+    ResidueKey,
+    plain_name,
+)
 from contactlm.types import StructureError
 
 _LINE_LENGTH = 54  # up to the end of the coordinates
@@ -27,8 +36,8 @@ _NAME = r"......[ NC][ NCAB]{3}"
 _RECORDS = re.compile(rf"\n(?:ATOM  {_NAME}|HETATM{_NAME}|SEQRES|MODRES|TER|MODEL|ENDMDL|END(?= *\n))[^\n]*")
 
 
-def read_pdb(path: str | Path, blocks: Iterable[str]) -> RawStructure:
-    """Read the first model of a file in PDB format; what follows it is not asked for.
+def read_pdb(path: str | Path, blocks: Iterable[str]) -> Iterator[RawStructure]:
+    """Read the models of a file in PDB format, one at a time; what follows the last one asked for is not read.
 
     Args:
         path: Named in errors.
@@ -39,41 +48,50 @@ def read_pdb(path: str | Path, blocks: Iterable[str]) -> RawStructure:
     """
     try:
         # Most of the time of a plain parse goes to lines that are not needed: here Biopython does not see them.
-        needed = "".join(_first_model(blocks))
-        if not needed:
-            raise StructureError(path, "it has no ATOM records, as the PDB format does")
-        return BackboneParser().get_structure("", io.StringIO(needed[1:]))
+        for records in _models(blocks):
+            if not records:
+                raise StructureError(path, "it has no ATOM records, as the PDB format does")
+            yield BackboneParser().get_structure("", io.StringIO("".join(records)[1:]))
     except _LineError as error:
         raise StructureError(path, f"line {_line_number(path, error.line)}: {error}") from error
 
 
-def _first_model(blocks: Iterable[str]) -> Iterator[str]:
-    """Pass on the records needed, each after its line end, up to the end of the first model.
+def _models(blocks: Iterable[str]) -> Iterator[list[str]]:
+    """The records needed of each model, each after its line end, those that precede the first model with every one.
 
     Where END records stand between models in place of MODEL and ENDMDL, the next model begins with the atom that the
     first began with.
     """
-    last = ""
-    opened = ended = False
-    first_atom = ""
+    last = first_atom = ""
+    opened = ended = complete = False
+    header, records = list[str](), list[str]()
     for block in blocks:
         for record in _RECORDS.findall("\n" + block):
-            if record.startswith(("\nATOM", "\nHETATM")):
-                first_atom = first_atom or record[13:28]
-                if ended and record[13:28] == first_atom:
-                    return
-                ended = False
-            elif record.startswith("\nMODEL") and not opened:
+            is_atom = record.startswith(("\nATOM", "\nHETATM"))
+            begins = record.startswith("\nMODEL")
+            if first_atom and (
+                (is_atom and ended and record[13:28] == first_atom)
+                or (begins and opened)
+                or record.startswith("\nENDMDL")
+            ):
+                complete = True
+                yield records
+                first_atom, opened, ended, records = "", False, False, list(header)
+            if is_atom:
+                first_atom, ended = first_atom or record[13:28], False
+            elif begins:
                 opened = True
-            elif record.startswith(("\nMODEL", "\nENDMDL")):
-                return
             elif record.startswith("\nEND"):
-                ended = True
+                ended = not record.startswith("\nENDMDL")
                 continue
-            yield record
+            elif not first_atom and not complete:
+                header.append(record)
+            records.append(record)
         if not block.isspace():
             last = block.rstrip()
     _refuse_cut(last[last.rfind("\n") + 1 :])  # also when it is none of the lines needed
+    if first_atom or not complete:
+        yield records
 
 
 def _line_number(path: str | Path, wanted: str) -> int:
@@ -119,24 +137,26 @@ class BackboneParser(PDBParser):
         builder = self.structure_builder
         atoms: list[str] = []
         self._original = []
-        residue, models, decimal = "", 0, True
-        for line in lines:
+        parts = builder.parts = ChainParts(lines)
+        residue, models, decimal, chain_id = "", 0, True, ""
+        for at, line in enumerate(lines):
             record = line[:6]
             if record == "ATOM  " or record == "HETATM":
                 if line[17:27] != residue:
                     residue = line[17:27]
                     decimal = _is_decimal(line)
+                    chain_id = parts.open(at)
                 elif line[13:15] == "CB":
                     continue
                 self._original.append(line)
-                atoms.append(_adapted(line, decimal))
+                atoms.append(_adapted(line, decimal, chain_id))
             elif record == "SEQRES":
                 builder.seqres.setdefault(line[11:12].strip(), []).extend(line[19:70].split())
             elif record == "MODRES":
                 builder.add_modres(line)
             elif record[:3] == "TER":
-                chain_id = line[21:22] if len(line.rstrip()) > 21 else residue[4:5]
-                builder.last_ter[chain_id.strip()] = len(atoms)
+                letter = line[21:22] if len(line.rstrip()) > 21 else residue[4:5]
+                builder.last_ter[parts.end(letter).strip()] = len(atoms)
             elif record[:5] == "MODEL" and models == 0:
                 models = 1
             else:  # the end of the first model
@@ -158,10 +178,12 @@ def _is_decimal(line: str) -> bool:
     return True
 
 
-def _adapted(line: str, decimal: bool) -> str:
+def _adapted(line: str, decimal: bool, chain_id: str) -> str:
     """Return an atom line as Biopython takes it."""
     if len(line) <= _LINE_LENGTH:
         _refuse_cut(line)
+    if line[20] != " " or line[21:22] != chain_id:
+        line = f"{line[:17]}{plain_name(line[17:21]):<4}"[:20] + f" {chain_id}{line[22:]}"
     if not decimal:
         line = line[:22] + to_columns(decode_number(line[22:26]), line[26]) + line[27:]
     return line.replace(_OVERFLOW, "     nan") if "*" in line else line
@@ -186,6 +208,7 @@ class BackboneBuilder(StructureBuilder):
     def init_structure(self, structure_id: str) -> None:
         """Start anew."""
         self.raw = RawStructure()
+        self.parts = ChainParts([])
         self.seqres: dict[str, list[str]] = {}
         self.last_ter: dict[str, int] = {}
         self._parents: dict[tuple[str, int, str, str], str] = {}
@@ -214,16 +237,17 @@ class BackboneBuilder(StructureBuilder):
 
     def init_chain(self, chain_id: str) -> None:
         """Open a chain, or return to it."""
-        self._chain_id = chain_id = chain_id.strip()
+        chain_id = chain_id.strip()
+        self._chain_id = letter = self.parts.letter(chain_id)
         if chain_id not in self.raw.chains:
-            self.raw.chains[chain_id] = RawChain(full=self.seqres.get(chain_id, []))
+            self.raw.chains[chain_id] = RawChain(full=self.seqres.get(letter, []))
         self._residues = self.raw.chains[chain_id].residues
         self._end = self.last_ter.get(chain_id, sys.maxsize)
 
     def init_residue(self, resname: str, field: str, resseq: int, icode: str) -> None:
         """Open a residue, or return to it."""
-        number, icode = key = from_columns(resseq, icode)
-        variants = self._residues.setdefault(key, [])
+        number, icode = from_columns(resseq, icode)
+        variants = self._residues.setdefault((number, "", icode), [])
         for residue in variants:
             if residue.name == resname:
                 self._residue = residue
@@ -248,41 +272,9 @@ class BackboneBuilder(StructureBuilder):
             self._residue.add(name, coord, altloc, 1.0 if occupancy is None else occupancy)
 
     def get_structure(self) -> RawStructure:
-        """Return what was collected."""
+        """Return what was collected, chains of one letter by names that tell them apart."""
+        names = self.parts.names()
+        for chain_id in [name for name in names if name in self.raw.chains]:
+            self.raw.chains[chain_id].author = self.parts.letter(chain_id)
+        self.raw.chains = {names.get(chain_id, chain_id): chain for chain_id, chain in self.raw.chains.items()}
         return self.raw
-
-
-_WIDTH = 4
-_DECIMALS = 10**_WIDTH
-_LETTERS = 26 * 36 ** (_WIDTH - 1)  # numbers that begin with one of 26 letters
-_FIRST_PAGE = 0xF0000  # a private plane of Unicode: no file has these characters
-
-
-def decode_number(columns: str) -> int:
-    """Decode a residue number: decimal, or hybrid-36 (``A000`` is 10000, ``a000`` follows ``ZZZZ``).
-
-    Raises:
-        ValueError: It is neither.
-    """
-    text = columns.strip()
-    if len(text) == _WIDTH and text.isascii() and text.isalnum() and text[0].isalpha():
-        if text == text.upper():
-            return _DECIMALS + int(text, 36) - 10 * 36 ** (_WIDTH - 1)
-        if text == text.lower():
-            return _DECIMALS + _LETTERS + int(text, 36) - 10 * 36 ** (_WIDTH - 1)
-    return int(text)
-
-
-def to_columns(number: int, icode: str) -> str:
-    """Write a number beyond 9999 as four decimal columns and an insertion code that carries the rest.
-
-    Biopython's parser takes decimal numbers only, but any character as insertion code.
-    """
-    page, rest = divmod(number, _DECIMALS)
-    return f"{rest:{_WIDTH}d}{chr(_FIRST_PAGE + 256 * page + ord(icode))}"
-
-
-def from_columns(number: int, icode: str) -> tuple[int, str]:
-    """Undo :func:`to_columns`; an ordinary number and insertion code stay as they are."""
-    page, rest = divmod(ord(icode) - _FIRST_PAGE, 256)
-    return (number, icode) if page < 0 else (number + _DECIMALS * page, chr(rest))

@@ -13,6 +13,7 @@ from contactlm.structure.residues import BACKBONE, STANDARD_NAMES, RawChain, Res
 
 MAX_PEPTIDE_BOND = 2.0  # Å; the bond from C to N is 1.33 long
 MAX_CA_DISTANCE = 4.2  # Å, of neighbours (3.8, or 2.9 at a cis bond); the measure where N or C are missing
+MOST_LEFT_OUT = 10  # residues that the numbers leave out before a last one that nothing is bonded to
 MAX_COORDINATE = 1e5  # Å; beyond it single precision does not resolve 0.01 Å
 
 _MISSING = (math.nan,) * 3
@@ -31,7 +32,7 @@ def backbone(residues: list[Residue]) -> NDArray[np.float64]:
     Raises:
         ValueError: A coordinate is beyond :data:`MAX_COORDINATE`.
     """
-    flat = np.array([r.atoms.get(atom, _MISSING) for r in residues for atom in BACKBONE], dtype=np.float64)
+    flat = np.array([_MISSING if (at := r.at(atom)) is None else at for r in residues for atom in BACKBONE], np.float64)
     xyz = flat.reshape(len(residues), len(BACKBONE), 3)
     xyz[~np.isfinite(xyz).all(axis=2)] = np.nan
     xyz[(xyz == xyz[:, :1]).all(axis=(1, 2))] = np.nan
@@ -121,6 +122,9 @@ def polymer(chain: RawChain) -> tuple[list[Residue], NDArray[np.float64]]:
     * A hetero residue counts when the file declares it a part of the polymer (MODRES, a position in the full sequence)
       or a peptide bond links it to one that counts. An amino acid before the chain's last TER also counts if SEQRES
       lists its name or, without SEQRES, if it is a modified one. Others are free amino acids: ligands.
+    * So are ATOM residues at the chain's end that nothing is bonded to, after its last TER or where the numbers leave
+      out more than :data:`MOST_LEFT_OUT`, unless the full sequence has them.
+    * Of alternate locations one counts for a whole residue: see :func:`_settle`.
     * Order is that of the full sequence where the file gives every residue a position in it, else that of the file;
       only hetero residues out of order there (some programs collect them at the end) move to their peptide bonds.
 
@@ -133,26 +137,74 @@ def polymer(chain: RawChain) -> tuple[list[Residue], NDArray[np.float64]]:
     residues = [r for variants in chain.residues.values() if (r := _occupied(variants)) is not None]
     if all(r.index is not None for r in residues):
         residues.sort(key=lambda r: r.index or 0)
+    _settle(residues)
     xyz = backbone(residues)
-    if not any(r.hetero and not r.declared for r in residues):
+    free = _free_ends(residues, xyz)
+    if not free and not any(r.hetero and not r.declared for r in residues):
         return residues, xyz
     bonds = BondFinder(xyz)
-    inside = _inside(residues, chain, bonds)
+    inside = _inside(residues, chain, bonds, free)
     order = [i for i in _ordered(residues, xyz, bonds) if inside[i]]
     return [residues[i] for i in order], xyz[order]
 
 
 def _occupied(variants: list[Residue]) -> Residue | None:
-    possible = [r for r in variants if r.known or all(atom in r.atoms for atom in BACKBONE)]
+    possible = [r for r in variants if r.known or all(r.has(atom) for atom in BACKBONE)]
     if len(possible) > 1:
         return max(possible, key=lambda r: r.occupancy("CA"))
     return possible[0] if possible else None
 
 
-def _inside(residues: list[Residue], chain: RawChain, bonds: BondFinder) -> list[bool]:
+def _settle(residues: list[Residue]) -> None:
+    """Choose the alternate location of each residue that has several: one for all its atoms.
+
+    It is the location that gives most backbone atoms, then the one of the highest mean occupancy, then the first in
+    the file. Successive residues that have a location in common are settled together, so that neighbours are of one
+    conformation.
+    """
+    if all(len(residue.places) < 2 for residue in residues):
+        return
+    run: list[tuple[Residue, dict[str, tuple[int, float]]]] = []
+    common: list[str] = []
+    for residue in [*residues, None]:
+        rivals = {} if residue is None else residue.alternates()
+        shared = [name for name in common if name in rivals]
+        if run and not shared:
+            scores = {
+                name: (sum(each[name][0] for _, each in run), round(sum(each[name][1] for _, each in run), 6))
+                for name in common
+            }
+            best = max(common, key=lambda name: scores[name])
+            for settled, _ in run:
+                settled.location = best
+            run = []
+        if residue is not None and rivals:
+            common = shared if run else list(rivals)
+            run.append((residue, rivals))
+
+
+def _free_ends(residues: list[Residue], xyz: NDArray[np.float64]) -> frozenset[int]:
+    """ATOM residues at the end that may be ligands: bonded to none beside them, and far from them by their numbers."""
+    bonds = linked(xyz)
+    free = set()
+    for i in range(len(residues) - 1, 0, -1):
+        residue, before = residues[i], residues[i - 1]
+        if residue.hetero and not residue.declared:
+            continue
+        left_out = residue.number - before.number - 1
+        if residue.declared or residue.parent or bonds[i - 1] or (i < len(residues) - 1 and bonds[i]):
+            break
+        if not residue.trailing and 0 <= left_out <= MOST_LEFT_OUT:
+            break
+        free.add(i)
+    return frozenset(free)
+
+
+def _inside(residues: list[Residue], chain: RawChain, bonds: BondFinder, free: frozenset[int]) -> list[bool]:
     """Tell which residues are in the polymer: the declared ones and all that are linked to them."""
+    is_placed = any(r.index is not None for r in residues)  # the file names the very residues that the polymer has
     listed = frozenset(chain.full)
-    inside = [_declared(r, listed) for r in residues]
+    inside = [i not in free and _declared(r, listed, is_placed) for i, r in enumerate(residues)]
     links = {i: bonds.linked(i) for i, is_inside in enumerate(inside) if not is_inside}
     frontier = [i for i, partners in links.items() if any(inside[j] for j in partners)]
     while frontier:
@@ -162,11 +214,11 @@ def _inside(residues: list[Residue], chain: RawChain, bonds: BondFinder) -> list
     return inside
 
 
-def _declared(residue: Residue, listed: frozenset[str]) -> bool:
+def _declared(residue: Residue, listed: frozenset[str], is_placed: bool) -> bool:
     if not residue.hetero or residue.declared or residue.parent:
         return True
     expected = residue.name in listed if listed else residue.name not in STANDARD_NAMES
-    return residue.known and expected and not residue.trailing
+    return residue.known and expected and not residue.trailing and not is_placed
 
 
 def _ordered(residues: list[Residue], xyz: NDArray[np.float64], bonds: BondFinder) -> list[int]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from contactlm.alphabet import UNKNOWN_LETTER
 
-_ORDINARY = (" ", 1.0)  # alternate location and occupancy of most atoms
+BLANK = " "  # the alternate location of most atoms: none
 
 Position = NDArray | tuple[float, float, float]
 
@@ -38,6 +38,11 @@ LETTER_OF_NAME: Mapping[str, str] = {
 CAPS = frozenset(["ACE", "NH2", "NME", "NMA", "FOR", "BOC", "PHQ", "MYR", "TFA", "IVA"])
 
 
+def plain_name(name: str) -> str:
+    """Return the name without AMBER's mark of a chain's end: ``MET`` for ``NMET``, ``HIE`` for ``CHIE``."""
+    return name[1:] if len(name) == 4 and name[0] in "NC" and name[1:] in LETTER_OF_NAME else name
+
+
 def letter(name: str, parent: str = "") -> str:
     """Return the one-letter code of a residue: of its parent, else of its name, else X.
 
@@ -63,8 +68,8 @@ class Residue:
         index: 0-based position in the chain's full sequence, where the file gives it; else None.
         position_in_polymer: The polymer and the number in it, where the file tells (``label_asym_id`` and
             ``label_seq_id``); else None.
-        atoms: Positions of its N, CA and C, in Å, as far as the file has them.
-        alternates: Where not blank and 1, the alternate location that each of them is, and its occupancy.
+        places: By alternate location, position in Å and occupancy of its N, CA and C, as far as the file has them.
+        location: The alternate location that counts.
     """
 
     name: str
@@ -76,24 +81,40 @@ class Residue:
     declared: bool = False
     index: int | None = None
     position_in_polymer: tuple[str, int] | None = None
-    atoms: dict[str, Position] = field(default_factory=dict)
-    alternates: dict[str, tuple[str, float]] = field(default_factory=dict)
+    places: dict[str, dict[str, tuple[Position, float]]] = field(default_factory=dict)
+    location: str = BLANK
 
     def add(self, atom: str, position: Position, altloc: str, occupancy: float) -> None:
-        """Take an atom; of alternate locations the one of the highest occupancy stays, of equals the first."""
-        if atom in self.atoms:
-            held, highest = self.alternates.get(atom, _ORDINARY)
-            if altloc == held or not occupancy > highest:
-                return
-        self.atoms[atom] = position
-        if (altloc, occupancy) != _ORDINARY:
-            self.alternates[atom] = altloc, occupancy
-        else:
-            self.alternates.pop(atom, None)  # of the location that it replaces
+        """Take an atom; of two at one alternate location the first."""
+        self.places.setdefault(altloc, {}).setdefault(atom, (position, occupancy))
+
+    def has(self, atom: str) -> bool:
+        """Whether the file has the atom, at any location."""
+        return any(atom in place for place in self.places.values())
 
     def occupancy(self, atom: str) -> float:
-        """Return the occupancy of an atom; -1 when it is missing."""
-        return self.alternates.get(atom, _ORDINARY)[1] if atom in self.atoms else -1.0
+        """Return the highest occupancy of an atom; -1 when it is missing."""
+        return max((place[atom][1] for place in self.places.values() if atom in place), default=-1.0)
+
+    def at(self, atom: str) -> Position | None:
+        """Position of an atom: at the location that counts, else where it has no other, else at the likeliest."""
+        for location in (self.location, BLANK):
+            if atom in self.places.get(location, ()):
+                return self.places[location][atom][0]
+        found = [place[atom] for place in self.places.values() if atom in place]
+        return max(found, key=lambda one: one[1])[0] if found else None
+
+    def alternates(self) -> dict[str, tuple[int, float]]:
+        """Locations that compete, in file order: backbone atoms that each gives, and their mean occupancy."""
+        if len(self.places) < 2:
+            return {}
+        shared = self.places.get(BLANK, {})
+        marked = {atom for name, place in self.places.items() if name != BLANK for atom in place}
+        return {
+            name: (len({*place, *shared}), sum(occupancy for _, occupancy in place.values()) / len(place))
+            for name, place in self.places.items()
+            if name != BLANK or not marked.isdisjoint(shared)
+        }
 
     @property
     def known(self) -> bool:
@@ -106,7 +127,7 @@ class Residue:
         return letter(self.name, self.parent)
 
 
-ResidueKey = tuple[int, str]  # number and insertion code, or number in the full sequence and label_asym_id
+ResidueKey = tuple[int, str, str]  # number, label_asym_id (empty in the PDB format) and insertion code
 
 
 @dataclass(slots=True, eq=False)
@@ -116,10 +137,12 @@ class RawChain:
     Attributes:
         residues: In file order, by what tells them apart, the residue types seen there (mostly one).
         full: Residue names of the full sequence (SEQRES or ``_entity_poly_seq``); empty when the file has none.
+        author: The author's chain id, where the file has several chains of that id; None: the chain's own.
     """
 
     residues: dict[ResidueKey, list[Residue]] = field(default_factory=dict)
     full: list[str] = field(default_factory=list)
+    author: str | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from contactlm.structure.pdb import decode_number, from_columns, to_columns
+from contactlm.structure.pdb_columns import decode_number, from_columns, to_columns
 
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
