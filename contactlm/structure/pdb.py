@@ -67,24 +67,24 @@ def _models(blocks: Iterable[str]) -> Iterator[list[str]]:
     header, records = list[str](), list[str]()
     for block in blocks:
         for record in _RECORDS.findall("\n" + block):
-            is_atom = record.startswith(("\nATOM", "\nHETATM"))
-            begins = record.startswith("\nMODEL")
-            if first_atom and (
-                (is_atom and ended and record[13:28] == first_atom)
-                or (begins and opened)
-                or record.startswith("\nENDMDL")
-            ):
+            kind = record[1:5]
+            is_atom = kind == "ATOM" or kind == "HETA"
+            if is_atom and not ended:  # nearly always
+                first_atom = first_atom or record[13:28]
+                records.append(record)
+                continue
+            opens, closes = kind == "MODE", record.startswith("\nENDMDL")
+            if first_atom and ((is_atom and record[13:28] == first_atom) or (opens and opened) or closes):
                 complete = True
                 yield records
-                first_atom, opened, ended, records = "", False, False, list(header)
+                first_atom, opened, records = "", False, list(header)
+            opened |= opens
             if is_atom:
                 first_atom, ended = first_atom or record[13:28], False
-            elif begins:
-                opened = True
-            elif record.startswith("\nEND"):
-                ended = not record.startswith("\nENDMDL")
+            elif kind[:3] == "END":
+                ended = not closes
                 continue
-            elif not first_atom and not complete:
+            elif not (first_atom or complete or opens):
                 header.append(record)
             records.append(record)
         if not block.isspace():

@@ -78,13 +78,15 @@ class ChainParts:
         line = self._lines[at]
         letter, segid = line[21:22], line[72:76].strip()
         part = self._latest.get(letter)
-        if part is None or (line.startswith("ATOM") and self._begins_anew(part, at, segid)):
+        number, is_atom = line[22:27], line.startswith("ATOM")
+        may_begin = part is None or segid != part.segid or part.ended or number in part.seen
+        if part is None or (is_atom and may_begin and self._begins_anew(part, at, segid)):
             chain_id = letter if part is None else chr(_FIRST_PART + sum(map(len, self._parts.values())))
             part = self._latest[letter] = _Part(chain_id, segid, at)
             self._parts.setdefault(letter, []).append(part)
-        if line.startswith("ATOM"):
+        if is_atom:
             part.last, part.ended = at, False
-            part.seen.setdefault(line[22:27], at)
+            part.seen.setdefault(number, at)
         return part.chain_id
 
     def end(self, letter: str) -> str:

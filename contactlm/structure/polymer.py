@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import groupby
 
 import numpy as np
@@ -16,7 +15,6 @@ MAX_CA_DISTANCE = 4.2  # Å, of neighbours (3.8, or 2.9 at a cis bond); the meas
 MOST_LEFT_OUT = 10  # residues that the numbers leave out before a last one that nothing is bonded to
 MAX_COORDINATE = 1e5  # Å; beyond it single precision does not resolve 0.01 Å
 
-_MISSING = (math.nan,) * 3
 _N, _CA, _C = range(3)
 
 
@@ -32,8 +30,8 @@ def backbone(residues: list[Residue]) -> NDArray[np.float64]:
     Raises:
         ValueError: A coordinate is beyond :data:`MAX_COORDINATE`.
     """
-    flat = np.array([_MISSING if (at := r.at(atom)) is None else at for r in residues for atom in BACKBONE], np.float64)
-    xyz = flat.reshape(len(residues), len(BACKBONE), 3)
+    positions = [position for residue in residues for position in residue.backbone()]
+    xyz = np.array(positions, dtype=np.float64).reshape(len(residues), len(BACKBONE), 3)
     xyz[~np.isfinite(xyz).all(axis=2)] = np.nan
     xyz[(xyz == xyz[:, :1]).all(axis=(1, 2))] = np.nan
     if (np.abs(xyz) > MAX_COORDINATE).any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ BLANK = " "  # the alternate location of most atoms: none
 Position = NDArray | tuple[float, float, float]
 
 BACKBONE = ("N", "CA", "C")
+_MISSING = (math.nan,) * 3
 
 STANDARD_NAMES = frozenset(protein_letters_3to1)
 
@@ -86,7 +88,11 @@ class Residue:
 
     def add(self, atom: str, position: Position, altloc: str, occupancy: float) -> None:
         """Take an atom; of two at one alternate location the first."""
-        self.places.setdefault(altloc, {}).setdefault(atom, (position, occupancy))
+        place = self.places.get(altloc)
+        if place is None:
+            place = self.places[altloc] = {}
+        if atom not in place:
+            place[atom] = position, occupancy
 
     def has(self, atom: str) -> bool:
         """Whether the file has the atom, at any location."""
@@ -96,13 +102,20 @@ class Residue:
         """Return the highest occupancy of an atom; -1 when it is missing."""
         return max((place[atom][1] for place in self.places.values() if atom in place), default=-1.0)
 
-    def at(self, atom: str) -> Position | None:
+    def backbone(self) -> list[Position]:
+        """Positions of N, CA and C, in Å; NaN where missing."""
+        if len(self.places) == 1:
+            (place,) = self.places.values()
+            return [place[atom][0] if atom in place else _MISSING for atom in BACKBONE]
+        return [self._at(atom) for atom in BACKBONE]
+
+    def _at(self, atom: str) -> Position:
         """Position of an atom: at the location that counts, else where it has no other, else at the likeliest."""
         for location in (self.location, BLANK):
             if atom in self.places.get(location, ()):
                 return self.places[location][atom][0]
         found = [place[atom] for place in self.places.values() if atom in place]
-        return max(found, key=lambda one: one[1])[0] if found else None
+        return max(found, key=lambda one: one[1])[0] if found else _MISSING
 
     def alternates(self) -> dict[str, tuple[int, float]]:
         """Locations that compete, in file order: backbone atoms that each gives, and their mean occupancy."""

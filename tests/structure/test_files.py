@@ -42,7 +42,7 @@ def test_an_id_can_be_written_though_the_file_name_is_no_text(tmp_path):
     assert chain.id == "1\N{REPLACEMENT CHARACTER}\N{LATIN SMALL LETTER E WITH ACUTE}_A" and chain.id.encode()
 
 
-@pytest.mark.parametrize("name", ["1abc", "1abc.txt", "1abc.pdb.bz2", "1abc.bcif.gz", "1abc.gz"])
+@pytest.mark.parametrize("name", ["1abc", "1abc.txt", "1abc.pdb.zst", "1abc.mmtf", "1abc.gz"])
 def test_other_names_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(PDB)
     with pytest.raises(StructureError, match=r"known are \.pdb \.ent \.cif \.mmcif"):

@@ -273,10 +273,11 @@ def test_one_chain_in_pieces_is_one_chain(read):
     assert (a.sequence, b.sequence) == (LETTERS, "GASG")
 
 
-def test_a_second_copy_under_the_same_numbers_is_not_read(read):
+def test_a_second_copy_under_the_same_numbers_is_a_chain_of_its_own(read):
     residues = peptide("GASG")
-    (chain,) = read([*pdb_atoms(residues), "TER", *pdb_atoms([replace(r, xyz=r.moved(40)) for r in residues])])
-    assert np.array_equal(chain.ca, ca(residues))
+    one, other = read([*pdb_atoms(residues), "TER", *pdb_atoms([replace(r, xyz=r.moved(40)) for r in residues])])
+    assert (one.id, other.id) == ("1abc_A-1", "1abc_A-2")
+    assert np.array_equal(one.ca, ca(residues)) and np.allclose(other.ca, one.ca + 40, atol=1e-4)
 
 
 def test_a_blank_chain_id_leaves_the_id_open(read):
