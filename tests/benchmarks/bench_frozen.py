@@ -1,6 +1,6 @@
 """What frozen weights in fewer bits change: contact logits, scores and gradients of adapters against float32.
 
-    python tests/benchmarks/bench_frozen.py [--pretrained tests/benchmarks/backbone] [--config synthetic_pretrain]
+    python tests/benchmarks/bench_frozen.py [--pretrained tests/benchmarks/backbone] [--config CONFIG]
 
 Logits and scores are those of the test chains of the config's data, with adapters that change something (their second
 matrices drawn with a deviation of 0.02); gradients are of one batch of its training set. Step times are medians of
@@ -79,7 +79,7 @@ def gradients(module: ContactModule, batch: dict[str, Any]) -> tuple[Tensor, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained", default=str(Path(__file__).parent / "backbone"))
-    parser.add_argument("--config", default="synthetic_pretrain", help="whose data, which are written once")
+    parser.add_argument("--config", default=str(Path(__file__).parent / "synthetic_pretrain.yaml"), help="whose data")
     args = parser.parse_args()
     data = PlanCLI(resolve_arguments(["fit", "--config", args.config])).datamodule
     data.prepare_data()

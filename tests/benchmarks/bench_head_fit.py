@@ -20,12 +20,12 @@ import torch
 from contactlm.data.cache import StructureCache
 from contactlm.data.files import find_structures
 from contactlm.data.store import ChainStore
-from contactlm.data.synthetic import SyntheticOptions, write_synthetic
 from contactlm.model.backbone import ContactBackbone, load_esm
 from contactlm.modules.head_fit import HeadFitOptions, fit_head
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_contact_attention import peak, reset_peak
+from bundles import write_bundles
 
 ARCHITECTURE = {"num_hidden_layers": 33, "hidden_size": 160, "num_attention_heads": 20, "intermediate_size": 320}
 MOST = 2e9
@@ -33,11 +33,9 @@ HELD_OUT = 4
 
 
 def stores(folder: Path, chains: int, length: int) -> list[ChainStore]:
-    options = SyntheticOptions(
-        str(folder), kind="bundle", n_train=chains, n_test=HELD_OUT, min_length=length, max_length=length
-    )
+    folders = write_bundles(folder, n_train=chains, n_test=HELD_OUT, min_length=length, max_length=length)
     cache = StructureCache(folder / "cache", workers=0)
-    return [cache.load(find_structures(where))[0] for where in write_synthetic(options)]
+    return [cache.load(find_structures(where))[0] for where in folders]
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_samples.py PHASE --out DIR [--world bundle loose_bundle] [--runs FILE] [--most N]
 
 Phases, in this order; each passes over what is done, so that a command that was killed can be given again:
-  backbones  `contactlm fit --config synthetic_pretrain`, seeds 0, 1, 2, exported merged to DIR/WORLD/backbone<seed>;
+  backbones  `contactlm fit` on synthetic_pretrain.yaml, seeds 0, 1, 2, exported merged to DIR/WORLD/backbone<seed>;
              that of world `bundle` and seed 0 is tests/benchmarks/backbone
   choose     every sample x samples a step x learning rate on backbone 0, 200,000 tokens, scored on dev only
   final      each sample at what dev chose, beside the shipped crop200 and full1020 and whole chains in batches by cost:
@@ -41,6 +41,7 @@ from contactlm.report.figure import save_figure
 from contactlm.report.read import find_runs
 from contactlm.report.table import grid
 from contactlm.runs.record_file import read_run
+from tests.benchmarks.bundles import write_bundles
 from tests.benchmarks.sample_frontier import draw_frontier, equal_cost_table, frontier_points
 from tests.benchmarks.sample_runs import BUDGETS, COLUMNS, SCORES, TODAY, Arm, World, train, write_records
 from tests.benchmarks.sample_verdict import BUDGET, RIVALS, outcome_table, verdict_table
@@ -107,9 +108,11 @@ def make_backbone(world: World, out: Path, seed: int) -> Path:
     kind = (world.synthetic or {})["kind"]
     if not final.is_dir():
         home.mkdir(parents=True, exist_ok=True)
-        fit = ["fit", "--config", "synthetic_pretrain", "--name", f"pretrain{seed}", "--ckpt_path", "last"]
+        train, test = write_bundles(home / "runs" / "short-bundles", kind, 300, 20, 150, 300, seed=1)
+        config = str(Path(__file__).parent / "synthetic_pretrain.yaml")
+        fit = ["fit", "--config", config, "--name", f"pretrain{seed}", "--ckpt_path", "last"]
         fit += ["--seed_everything", str(seed), "--model.init_seed", str(seed)]
-        fit += [f"--data.synthetic.kind={kind}", f"--data.cache_dir={out / 'cache'}"]
+        fit += [f"--data.train_dir={train}", f"--data.test_dir={test}", f"--data.cache_dir={out / 'cache'}"]
         contactlm(fit, home)
         last = f"runs/pretrain{seed}/version_0/checkpoints/last.ckpt"
         contactlm(["export", "--merge", "--ckpt_path", last, "--out", str(final)], home)
@@ -256,9 +259,11 @@ def check(world: World, given: argparse.Namespace) -> None:
     """Train crop200 for 20,000 tokens here and with the command line."""
     arm, budget, backbone = SHIPPED[0], 20_000, make_backbone(world, given.out, 0)
     (ours,) = train(arm, world, backbone, 0, (budget,), given.out, test=True)
-    fit = ["fit", "--config", "synthetic_long", "--config", "crop200", "--name", "check"]
+    train_dir, test_dir = world.write(given.out)
+    config = str(Path(__file__).parent / "synthetic_long.yaml")
+    fit = ["fit", "--config", config, "--config", "crop200", "--name", "check"]
     fit += [f"--model.pretrained={backbone}", f"--budget.max_tokens={budget}", "--trainer.val_check_interval=1000"]
-    fit += [f"--data.synthetic.folder={world.folder(given.out)}", f"--data.cache_dir={given.out / 'cache'}"]
+    fit += [f"--data.train_dir={train_dir}", f"--data.test_dir={test_dir}", f"--data.cache_dir={given.out / 'cache'}"]
     contactlm(fit, given.out / world.name)
     newest = max((given.out / world.name / "runs" / "check").glob("version_*"), key=lambda path: path.stat().st_mtime)
     theirs = read_run(newest)

@@ -17,8 +17,9 @@ from lightning.pytorch import seed_everything
 from contactlm import ContactDataModule, ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, LossGuard, RunRecord, TokenBudget
 from contactlm.data.chain_sets import describe_chains
-from contactlm.data.synthetic import SyntheticOptions
+from contactlm.data.synthetic import SyntheticOptions, write_synthetic
 from contactlm.runs.record_file import write_run
+from tests.benchmarks.bundles import write_bundles
 
 TODAY = 3e-3  # the learning rate of synthetic_long
 CLIP = 1.0  # the largest norm of a gradient, as in base.yaml
@@ -38,7 +39,7 @@ class World:
 
     Attributes:
         name: Of the world.
-        synthetic: Options of `SyntheticOptions`; None: real structures.
+        synthetic: Options of `write_bundles`, or without a kind of `SyntheticOptions`; None: real structures.
         structures: Folder of real structures, with train/ and test/.
         architecture: Of random weights, all of which learn; None: a trained backbone with LoRA.
         precision: Of the trainer.
@@ -54,7 +55,8 @@ class World:
         """Where the data module finds the proteins."""
         if self.structures is not None:
             return {"train_dir": str(self.structures / "train"), "test_dir": str(self.structures / "test")}
-        return {"synthetic": self.options(out), "split": "random"}
+        train, test = self.write(out)
+        return {"train_dir": str(train), "test_dir": str(test), "split": "random"}
 
     def module(self, backbone: Path | None, seed: int, rate: float) -> ContactModule:
         """The model before the first step."""
@@ -68,8 +70,12 @@ class World:
     def folder(self, out: Path) -> Path:
         return out / self.name / "runs" / "long-bundles"
 
-    def options(self, out: Path) -> SyntheticOptions:
-        return SyntheticOptions(str(self.folder(out)), **{"n_train": 160, "n_test": 24, **(self.synthetic or {})})
+    def write(self, out: Path) -> tuple[Path, Path]:
+        """Write the proteins that are not there yet."""
+        options = {"n_train": 160, "n_test": 24, **(self.synthetic or {})}
+        if "kind" in options:
+            return write_bundles(self.folder(out), **options)
+        return write_synthetic(SyntheticOptions(str(self.folder(out)), **options))
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def test_an_arm_is_what_it_tests(arm: str) -> None:
     "configs",
     [
         *((arm,) for arm in TESTED),
-        *product(("random8m", "synthetic_long"), ("crop200", "full1020", "retrieval_tokens")),
+        *product(("random8m",), ("crop200", "full1020", "retrieval_tokens")),
     ],
 )
 def test_an_arm_alone_and_over_a_layer(configs: tuple[str, ...]) -> None:
@@ -132,11 +132,11 @@ def test_an_arm_alone_and_over_a_layer(configs: tuple[str, ...]) -> None:
     assert {key: config.get(key) for key in of_layer} == {key: resolved(*under).get(key) for key in of_layer}
 
 
-@pytest.mark.parametrize("config", [None, "quickstart", "random8m", "synthetic_long", "synthetic_pretrain"])
+@pytest.mark.parametrize("config", [None, "quickstart", "random8m"])
 def test_what_is_no_arm_fetches_nothing(config: str | None) -> None:
     options = resolved(*([config] if config else []))
     assert options["data.train_ids"] is None and options["data.test_ids"] is None
-    assert options["name"] == (config if config in ("quickstart", "synthetic_pretrain") else "contactlm")
+    assert options["name"] == ("quickstart" if config == "quickstart" else "contactlm")
 
 
 def test_zeroshot_scores_dev_and_test_and_trains_nothing(tmp_path: Path, tiny_esm: Path, pdb_folders, capsys) -> None:

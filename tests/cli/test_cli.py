@@ -42,8 +42,7 @@ def test_the_shipped_configs_are_the_documented_ones() -> None:
     assert {"base", "crop200", "full1020", "quickstart", "random8m"} <= set(CONFIGS)
 
 
-# These draw long proteins, or run as "retrieval" does: tests/cli/test_arms.py compares their options with its.
-SLOW = ("retrieval_tokens", "synthetic_long", "synthetic_pretrain")
+SLOW = ("retrieval_tokens",)  # runs as "retrieval" does: tests/cli/test_arms.py compares their options
 
 
 @pytest.mark.parametrize(
@@ -53,11 +52,6 @@ def test_every_shipped_config_runs(name: str, tmp_path: Path, tiny_esm: Path, pd
     arguments = ["fit", "--config", name, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"]
     if name == "quickstart":
         arguments += ["--data.synthetic.n_train=12", "--data.synthetic.n_test=2", "--data.read_workers=0"]
-    elif name.startswith("synthetic_"):
-        sizes = {"n_train": 3, "n_test": 1, "min_length": 150, "max_length": 160}
-        arguments += [f"--data.synthetic.{option}={value}" for option, value in sizes.items()]
-        arguments += ["--data.read_workers=0"]
-        arguments += [f"--model.pretrained={tiny_esm}"] if name == "synthetic_long" else []
     elif name == "random8m":
         arguments += [*data_options(pdb_folders), *SMALL]
     else:

@@ -8,6 +8,7 @@ import pytest
 
 from contactlm.cli.main import main
 from contactlm.runs.record_file import read_run
+from tests.benchmarks.bundles import write_bundles
 from tests.benchmarks.sample_runs import SCORES, Arm, World, train
 
 OPTIONS = {"n_train": 24, "n_test": 3, "min_length": 60, "max_length": 90}
@@ -17,7 +18,8 @@ FROM_SCRATCH = World("hairpins", OPTIONS, architecture=TINY)  # where the head h
 CROPS = Arm("crops", "crop40", "random", 40, 4, 1, 3e-3)
 WHOLE = Arm("whole", "whole", "cut", 1020, 1, 4, 3e-3)
 BUDGETS = (1_000, 1_200, 2_400)
-BACKBONE = Path(__file__).parents[1] / "benchmarks" / "backbone"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BACKBONE, LONG = BENCHMARKS / "backbone", BENCHMARKS / "synthetic_long.yaml"
 CHECKSUM = "86ba6e12239633e1db613da187b6c221cc7a0d2604586aade772fd1d56b0a5c7"
 
 
@@ -49,9 +51,8 @@ def test_a_run_is_that_of_the_command_line(tiny_esm: Path, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     options = {
         "seed_everything": 1,
-        "data.synthetic.folder": HAIRPINS.folder(tmp_path),
-        **{f"data.synthetic.{name}": value for name, value in OPTIONS.items()},
-        "data.synthetic.kind": "hairpins",
+        "data.train_dir": HAIRPINS.folder(tmp_path) / "train",
+        "data.test_dir": HAIRPINS.folder(tmp_path) / "test",
         "data.crop_length": CROPS.crop_length,
         "data.batch_size": CROPS.batch_size,
         "data.cache_dir": tmp_path / "cache",
@@ -60,7 +61,7 @@ def test_a_run_is_that_of_the_command_line(tiny_esm: Path, tmp_path: Path, monke
         "trainer.val_check_interval": 1_000,
     }
     given = [f"--{name}={value}" for name, value in options.items()]
-    assert main(["fit", "--config=synthetic_long", "--config=crop200", *given]) == 0
+    assert main(["fit", f"--config={LONG}", "--config=crop200", *given]) == 0
     theirs = read_run(tmp_path / "runs" / "crop200" / "version_0")
     for name in ("tokens", "steps", "flops"):
         assert ours[name] == theirs[name]
@@ -74,15 +75,12 @@ def test_two_arms_on_the_shipped_backbone_give_the_scores_they_gave(
 ) -> None:
     """Tolerances are for other machines: sums in another order lead the training a little elsewhere."""
     monkeypatch.chdir(tmp_path)
-    data = [
-        "--data.synthetic={folder: bundles, kind: bundle, n_train: 10, n_test: 3, min_length: 300, max_length: 450}"
-    ]
+    write_bundles(Path("bundles"), n_train=10, n_test=3, max_length=450)
+    data = ["--data.train_dir=bundles/train", "--data.test_dir=bundles/test"]
     data += [f"--model.pretrained={BACKBONE}", "--data.cache_dir=cache", "--trainer.val_check_interval=1000"]
     whole = ["--data.batch_size=1", "--trainer.accumulate_grad_batches=2", "--name=whole"]
-    assert main(["fit", "--config=synthetic_long", "--config=crop200", "--budget.max_tokens=30000", *data]) == 0
-    assert (
-        main(["fit", "--config=synthetic_long", "--config=full1020", "--budget.max_tokens=30000", *data, *whole]) == 0
-    )
+    assert main(["fit", f"--config={LONG}", "--config=crop200", "--budget.max_tokens=30000", *data]) == 0
+    assert main(["fit", f"--config={LONG}", "--config=full1020", "--budget.max_tokens=30000", *data, *whole]) == 0
     crops, chains = (read_run(tmp_path / "runs" / arm / "version_0") for arm in ("crop200", "whole"))
     assert crops["equal"]["backbone"] == chains["equal"]["backbone"] == CHECKSUM
     assert (crops["steps"], chains["steps"]) == (10, 46)

@@ -1,14 +1,6 @@
 """Synthetic proteins: training data for a machine without network. They show that things work, not biology."""
 
-from contactlm.data.synthetic.bundle import bundle_protein
 from contactlm.data.synthetic.fold import SyntheticProtein, synthetic_protein
 from contactlm.data.synthetic.write import SyntheticOptions, nth_protein, write_synthetic
 
-__all__ = [
-    "SyntheticOptions",
-    "SyntheticProtein",
-    "bundle_protein",
-    "nth_protein",
-    "synthetic_protein",
-    "write_synthetic",
-]
+__all__ = ["SyntheticOptions", "SyntheticProtein", "nth_protein", "synthetic_protein", "write_synthetic"]

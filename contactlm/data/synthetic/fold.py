@@ -11,8 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.data.synthetic.geometry import Floats, backbone, c_beta, end_frame
-from contactlm.structure.contacts import CONTACT_THRESHOLD
+from contactlm.structure.contacts import CONTACT_THRESHOLD, virtual_cbeta
+
+Floats = NDArray[np.float64]
+
+# Bond lengths (Å) and angles are the means of Engh & Huber (1991, 2001).
+N_CA, CA_C, C_N, C_O = 1.458, 1.525, 1.329, 1.231  # Å
+ANGLE_N_CA_C, ANGLE_CA_C_N, ANGLE_C_N_CA, ANGLE_CA_C_O = np.deg2rad((111.0, 117.2, 121.7, 120.5))
 
 MIN_LENGTH = 30
 PAIR_OF = dict(zip("VITRYFKEWQ", "IVRTFYEKQW", strict=True))  # facing residues of a hairpin
@@ -22,7 +27,7 @@ LINKER_LETTERS = "PSSGTDNKE"
 PAIR_FIDELITY = 0.9  # the other facing residues are any two strand letters
 
 # phi, psi in degrees. The hairpins' were fitted (least squares on hairpins of 22 residues with the bond lengths and
-# angles of geometry.py) to these distances in Å: at hydrogen-bonded pairs N-O 2.9, H-O 1.95, O-O at least 3.4,
+# angles above) to these distances in Å: at hydrogen-bonded pairs N-O 2.9, H-O 1.95, O-O at least 3.4,
 # CA-CA 5.5; at the pairs between them CA-CA 4.5.
 HELIX = (-64.0, -43.0)
 LINKER = np.array([(-68.0, 148.0), (-118.0, 132.0), (-67.0, -38.0)])  # the first is the one proline takes
@@ -35,14 +40,10 @@ _CANDIDATES, _DRAWS = 16, 4
 
 @dataclass(frozen=True)
 class Turn:
-    """A two-residue turn and the strands that fit it.
+    """A two-residue turn, and phi, psi of it and of the strands before and after.
 
-    Attributes:
-        motifs: What the two residues may be.
-        residues: phi, psi of the two residues.
-        before: phi, psi of the strand residues before the turn, from the turn outwards: the one that touches it, then
-            by turns one between hydrogen bonds and one hydrogen-bonded.
-        after: The same for the strand that follows.
+    Those of a strand go outwards: the residue that touches the turn, then by turns one between hydrogen bonds and one
+    hydrogen-bonded.
     """
 
     motifs: tuple[str, ...]
@@ -75,7 +76,7 @@ class SyntheticProtein:
         sequence: L one-letter codes.
         coords: float64 (L, 4, 3), Å: atoms N, CA, C, O.
         segments: (kind, first, stop) in chain order; together they cover the chain. Kinds are ``linker``, ``helix``
-            and ``hairpin``, or ``loop`` and ``strand``.
+            and ``hairpin``.
         facing: int (n, 2), pairs i < j of strand residues that were built to face each other.
     """
 
@@ -109,11 +110,10 @@ def synthetic_protein(rng: np.random.Generator, length: int) -> SyntheticProtein
     """
     if length < MIN_LENGTH:
         raise ValueError(f"a synthetic protein has at least {MIN_LENGTH} residues, not {length}")
-    while True:
-        segments = _draw_segments(rng, length)
-        placed = _place(rng, segments)
-        if placed is not None:
-            return placed
+    placed = None
+    while placed is None:
+        placed = _place(rng, _draw_segments(rng, length))
+    return placed
 
 
 # -- sequence and torsions -------------------------------------------------------------------------------------------
@@ -145,30 +145,24 @@ def _hairpin(rng: np.random.Generator) -> Segment:
     faithful = rng.random(n) < PAIR_FIDELITY
     two = [PAIR_OF[a] if f else str(rng.choice(list(STRAND_LETTERS))) for a, f in zip(one, faithful, strict=True)]
     motif = str(rng.choice(turn.motifs))
-    return Segment("hairpin", "".join(one) + motif + "".join(reversed(two)), hairpin_torsions(turn, n))
+    return Segment("hairpin", "".join([*one, motif, *reversed(two)]), hairpin_torsions(turn, n))
 
 
 def hairpin_torsions(turn: Turn, n: int) -> Floats:
     """Ideal phi, psi of a hairpin with n residues in either strand: (2n + 2, 2), degrees."""
-    inwards = [_strand_torsion(turn.before, k) for k in reversed(range(n))]
-    outwards = [_strand_torsion(turn.after, k) for k in range(n)]
+    which = [0 if k == 0 else 1 + (k + 1) % 2 for k in range(n)]
+    inwards, outwards = [turn.before[k] for k in reversed(which)], [turn.after[k] for k in which]
     return np.array([*inwards, *turn.residues, *outwards])
-
-
-def _strand_torsion(torsions: tuple[tuple[float, float], ...], k: int) -> tuple[float, float]:
-    return torsions[0 if k == 0 else 1 + (k + 1) % 2]
 
 
 def _helix(rng: np.random.Generator) -> Segment:
     n = int(rng.integers(8, 17))
-    letters = "".join(rng.choice(list(HELIX_LETTERS), n))
-    return Segment("helix", letters, np.tile(HELIX, (n, 1)))
+    return Segment("helix", "".join(rng.choice(list(HELIX_LETTERS), n)), np.tile(HELIX, (n, 1)))
 
 
 def _linker(rng: np.random.Generator, n: int) -> Segment:
     """Letters alone: a linker's torsions are drawn when it is placed."""
-    letters = "".join(rng.choice(list(LINKER_LETTERS), n))
-    return Segment("linker", letters, np.empty((n, 2)))
+    return Segment("linker", "".join(rng.choice(list(LINKER_LETTERS), n)), np.empty((n, 2)))
 
 
 # -- placement -------------------------------------------------------------------------------------------------------
@@ -212,9 +206,7 @@ def _candidate_torsions(rng: np.random.Generator, linker: Segment, element: Segm
 def _examine(placed: Floats, blocks: Floats, n_linker: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Judge candidate blocks, (candidates, n, 4, 3), against the chain so far and against themselves.
 
-    Returns:
-        Whether each keeps its distance, bool (candidates,), and how many contacts it makes that no sequence foretells:
-        those other than the element's own, int (candidates,).
+    Gives whether each keeps its distance, and how many contacts besides the element's own it makes, (candidates,).
     """
     n = blocks.shape[1]
     chain = np.concatenate([np.broadcast_to(placed, (len(blocks), *placed.shape)), blocks], axis=1)
@@ -234,3 +226,76 @@ def _squared_distances(one: Floats, other: Floats) -> Floats:
     """(B, n, 3) and (B, m, 3) to (B, n, m), Å²."""
     squares = (one**2).sum(-1)[:, :, None] + (other**2).sum(-1)[:, None, :]
     return squares - 2.0 * one @ other.transpose(0, 2, 1)
+
+
+# -- backbones from torsions, with leading batch axes: many conformations are built at once --------------------------
+
+
+def backbone(
+    phi: Floats, psi: Floats, start: Floats | None = None, psi_before: float = 180.0, omega: float = 180.0
+) -> Floats:
+    """Build the backbone atoms of L residues from their torsions.
+
+    Every atom carries a frame whose x axis is the bond that leads to it; two rotations lead to the next frame.
+
+    Args:
+        phi: (..., L), degrees. The first one places residue 0 after the residue that ``start`` ends.
+        psi: (..., L), degrees.
+        start: Frame of the C atom before residue 0 as :func:`end_frame` gives it, (..., 4, 3); the origin when None.
+        psi_before: psi of the residue before residue 0, degrees.
+        omega: Torsion of every peptide bond, degrees.
+
+    Returns:
+        float64 (..., L, 4, 3), Å: atoms N, CA, C, O.
+    """
+    coords = np.empty((*phi.shape, 4, 3))
+    batch = phi.shape[:-1]
+    axes, at = np.broadcast_to(np.eye(3), (*batch, 3, 3)), np.zeros((*batch, 3))
+    if start is not None:
+        axes, at = start[..., :3, :], start[..., 3, :]
+    step_n = _rotation(np.concatenate([np.full_like(psi[..., :1], psi_before), psi[..., :-1]], -1), ANGLE_CA_C_N)
+    step_ca = _rotation(np.full_like(psi, omega), ANGLE_C_N_CA)
+    step_c = _rotation(phi, ANGLE_N_CA_C)
+    step_o = _rotation(psi + 180.0, ANGLE_CA_C_O)
+    for i in range(phi.shape[-1]):
+        for atom, (step, length) in enumerate(((step_n, C_N), (step_ca, N_CA), (step_c, CA_C))):
+            axes = step[..., i, :, :] @ axes
+            at = at + length * axes[..., 0, :]
+            coords[..., i, atom, :] = at
+        coords[..., i, 3, :] = at + C_O * (step_o[..., i, :, :] @ axes)[..., 0, :]
+    return coords
+
+
+def end_frame(coords: Floats) -> Floats:
+    """The frame of the last C atom of a backbone, from which :func:`backbone` goes on.
+
+    Args:
+        coords: (..., L, 4, 3), Å.
+
+    Returns:
+        (..., 4, 3): three unit axes (rows), then the position in Å.
+    """
+    n, ca, c = (coords[..., -1, atom, :] for atom in range(3))
+    x, z = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (c - ca, np.cross(ca - n, c - ca)))
+    return np.stack([x, np.cross(z, x), z, c], axis=-2)
+
+
+def c_beta(coords: Floats) -> Floats:
+    """Virtual C-beta of every residue: (..., L, 4, 3) to (..., L, 3), Å."""
+    n, ca, c = (coords[..., atom, :].reshape(-1, 3) for atom in range(3))
+    return virtual_cbeta(n, ca, c).astype(np.float64).reshape(*coords.shape[:-2], 3)
+
+
+def with_cb(coords: Floats) -> Floats:
+    """Append the virtual C-beta to every residue's atoms: (..., L, 4, 3) to (..., L, 5, 3), Å."""
+    return np.concatenate([coords, c_beta(coords)[..., None, :]], axis=-2)
+
+
+def _rotation(torsion: Floats, angle: float) -> Floats:
+    """Rows are the next frame's axes in the coordinates of this one: turn by the torsion, then by pi - angle."""
+    chi = np.deg2rad(torsion)
+    cos, sin = np.cos(chi), np.sin(chi)
+    along, across = -np.cos(angle), np.sin(angle)
+    x = np.stack([np.full_like(chi, along), across * cos, across * sin], axis=-1)
+    y = np.stack([np.full_like(chi, -across), along * cos, along * sin], axis=-1)
+    return np.stack([x, y, np.stack([np.zeros_like(chi), -sin, cos], axis=-1)], axis=-2)

@@ -9,12 +9,18 @@ import pytest
 from Bio.PDB import PDBParser
 from Bio.SeqUtils import seq1
 
-from contactlm.data.synthetic import SyntheticOptions, nth_protein, write_synthetic
-from contactlm.data.synthetic.bundle import BUNDLE, LOOSE_BUNDLE, STRAND, _loop_library, bundle_protein
-from contactlm.data.synthetic.fold import SyntheticProtein
-from contactlm.data.synthetic.geometry import backbone, c_beta, end_frame
-from contactlm.data.synthetic.loops import close_loops
+from contactlm.data.synthetic.fold import SyntheticProtein, backbone, c_beta, end_frame
 from contactlm.structure.contacts import contact_map
+from tests.benchmarks.bundles import (
+    BUNDLE,
+    LOOSE_BUNDLE,
+    STRAND,
+    _loop_library,
+    bundle_protein,
+    close_loops,
+    nth_bundle,
+    write_bundles,
+)
 
 
 @pytest.fixture(scope="module")
@@ -134,21 +140,9 @@ def test_another_style_shares_no_pair_of_letters_and_has_longer_loops() -> None:
     assert abs(len(loose.sequence) / 300 - 1) < 0.2
 
 
-@pytest.mark.parametrize("length", [150, 300, 600])
-def test_the_length_is_met_within_a_fifth(length: int) -> None:
-    for seed in range(3):
-        assert abs(len(bundle_protein(np.random.default_rng(100 + seed), length).sequence) / length - 1) < 0.2
-
-
-def test_too_short_a_bundle_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 150 residues, not 149"):
-        bundle_protein(np.random.default_rng(0), 149)
-
-
 def test_bundles_are_written_and_read_back(tmp_path: Path) -> None:
-    options = SyntheticOptions(str(tmp_path), n_train=1, n_test=1, min_length=300, max_length=400, kind="bundle")
-    train, _ = write_synthetic(options)
-    expected = nth_protein(options, "train", 0)
+    train, _ = write_bundles(tmp_path, n_train=1, n_test=1, min_length=300, max_length=400)
+    expected = nth_bundle("bundle", "train", 0, 300, 400)
     residues = list(PDBParser(PERMISSIVE=False).get_structure("s", train / "train00000.pdb").get_residues())
     assert "".join(seq1(residue.resname) for residue in residues) == expected.sequence
     ca = np.array([residue["CA"].coord for residue in residues])

@@ -1,30 +1,43 @@
 """Long synthetic proteins with contacts at every range: a bundle of two-stranded ladders, visited out of order.
 
+    python tests/benchmarks/bundles.py FOLDER [--kind bundle] [--n_train 160] [--n_test 24]
+        [--min_length 300] [--max_length 1200] [--seed 0]
+
 The ladders stand on a lattice of two rows. The chain goes up one ladder's first strand and down the second strand of
 the same or of a nearby ladder, along one row and back along the other, so that the two strands of a ladder may be 2 or
 1,000 residues apart in the sequence. What tells which strands belong together is their address: letters that recur
-within a strand and whose partners recur in the other. Letters, the order they recur in, and loops are a style.
+within a strand and whose partners recur in the other. Letters, the order they recur in, and loops are a style:
+`loose_bundle` has another alphabet, another order of letters and longer loops, to see whether a result holds.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from contactlm.atomic import atomic_file
 from contactlm.data.synthetic.fold import (
     ATOM_CLEARANCE,
     CA_CLEARANCE,
     TURNS,
+    Floats,
     SyntheticProtein,
+    backbone,
+    end_frame,
     hairpin_torsions,
+    with_cb,
 )
-from contactlm.data.synthetic.geometry import Floats, backbone, end_frame, with_cb
-from contactlm.data.synthetic.loops import Loop, close_loops
+from contactlm.data.synthetic.write import MANIFEST, SPLITS, pdb_text, rng_of
 from contactlm.structure.contacts import BOND_LENGTH as CA_CB
 from contactlm.structure.contacts import CONTACT_THRESHOLD
 
@@ -36,13 +49,21 @@ MIN_LENGTH = 150
 _VARIANTS, _VARIANTS_TRIED, _TRIES = 48, 16, 128
 _NEAR = 4  # sites: loops that start farther apart do not meet
 
+# phi, psi that loops start from, degrees: polyproline, extended, helical
+REGIONS = np.array([(-68.0, 148.0), (-118.0, 132.0), (-67.0, -38.0)])
+
+_STEPS = 40
+_DAMPING = 0.1  # Å, keeps steps small where the chain is stretched out
+_LARGEST_STEP = 20.0  # degrees
+_TOLERANCE = 2e-3  # Å, on each anchor atom
+
 
 @dataclass(frozen=True, eq=False)
 class Style:
     """What the proteins of one world have in common.
 
     Attributes:
-        name: What :class:`~contactlm.data.synthetic.SyntheticOptions` calls it.
+        name: What ``kind`` calls it.
         hydrophobic: Letters of strands, and the partner of each.
         polar: Likewise; the two kinds take turns along a strand.
         address: Which of the four letters of an address stands where in a strand.
@@ -144,6 +165,78 @@ def _visits(rng: np.random.Generator, columns: int) -> tuple[list[Site], list[Si
             column += 1
         column += 1
     return up, [up[k] for k in order]
+
+
+# -- loops between fixed ends: torsions that bring a chain from one residue to another, many loops at a time ---------
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """One closed loop of n residues.
+
+    Attributes:
+        coords: float64 (n, 4, 3), Å: atoms N, CA, C, O.
+        phi: float64 (n,), degrees: what a letter must allow.
+    """
+
+    coords: Floats
+    phi: Floats
+
+    def moved(self, by: Floats) -> Loop:
+        """The same loop elsewhere; ``by`` is a vector (3,), Å."""
+        return Loop(self.coords + by, self.phi)
+
+
+def close_loops(
+    rng: np.random.Generator, start: Floats, psi_before: float, anchor: Floats, n: int, tries: int
+) -> list[Loop]:
+    """Find loops of n residues from one fixed residue to the next.
+
+    From random torsions of the usual regions, damped least squares moves all of them at once until N, CA and C of the
+    residue after the loop lie where they must. An atom x turned about a bond of axis u through o moves by u × (x − o).
+
+    Args:
+        rng: Draws the torsions to start from.
+        start: Frame of the C atom before the loop, (4, 3); see :func:`~contactlm.data.synthetic.fold.end_frame`.
+        psi_before: psi of the residue before the loop, degrees.
+        anchor: N, CA, C of the residue after the loop, (3, 3), Å.
+        n: Residues of the loop.
+        tries: Loops to start.
+
+    Returns:
+        Those that closed within 0.002 Å and whose phi are such as real proteins have: −170 to −40 degrees, except two
+        residues at most.
+    """
+    torsions = REGIONS[rng.integers(0, len(REGIONS), (tries, n + 1))] + rng.normal(0.0, 15.0, (tries, n + 1, 2))
+    for _ in range(_STEPS):
+        coords = backbone(torsions[..., 0], torsions[..., 1], start, psi_before)
+        miss = (anchor - coords[:, -1, :3]).reshape(tries, 9)
+        step = np.rad2deg(_damped_step(_jacobian(coords), miss))
+        step *= _LARGEST_STEP / np.maximum(_LARGEST_STEP, np.abs(step).max(axis=1, keepdims=True))
+        torsions += np.concatenate([step, np.zeros((tries, 1))], axis=1).reshape(tries, n + 1, 2)
+    torsions = (torsions + 180.0) % 360.0 - 180.0
+    coords = backbone(torsions[..., 0], torsions[..., 1], start, psi_before)
+    closed = np.linalg.norm(coords[:, -1, :3] - anchor, axis=-1).max(axis=1) < _TOLERANCE
+    odd = (torsions[..., 0] > -40.0) | (torsions[..., 0] < -170.0)
+    usable = closed & ~odd[:, -1] & (odd.sum(axis=1) <= 2)
+    return [Loop(coords[k, :-1], torsions[k, :-1, 0]) for k in np.flatnonzero(usable)]
+
+
+def _jacobian(coords: Floats) -> Floats:
+    """How N, CA, C of the last residue move with each torsion but its psi: (tries, 9, 2n + 1), Å per rad."""
+    n, ca, c = (coords[:, :, atom] for atom in range(3))
+    origins = np.stack([n, ca], axis=2).reshape(len(coords), -1, 3)[:, :-1]  # phi, psi, phi, psi, …, phi
+    axes = np.stack([ca - n, c - ca], axis=2).reshape(len(coords), -1, 3)[:, :-1]
+    axes = axes / np.linalg.norm(axes, axis=-1, keepdims=True)
+    anchors = coords[:, -1, None, :3]
+    moves = np.cross(axes[:, :, None], anchors - origins[:, :, None])  # (tries, 2n + 1, 3 atoms, 3)
+    return moves.reshape(*moves.shape[:2], 9).transpose(0, 2, 1)
+
+
+def _damped_step(jacobian: Floats, miss: Floats) -> Floats:
+    """The smallest change of torsions that mends the miss, damped: Jᵀ (J Jᵀ + λ²)⁻¹ miss, rad."""
+    normal: NDArray[np.float64] = jacobian @ jacobian.transpose(0, 2, 1) + _DAMPING**2 * np.eye(9)
+    return (jacobian.transpose(0, 2, 1) @ np.linalg.solve(normal, miss[..., None]))[..., 0]
 
 
 # -- geometry --------------------------------------------------------------------------------------------------------
@@ -325,3 +418,51 @@ def _assemble(
             parts.append(coords)
     pairs = [(first[0, site] + k, first[1, site] + STRAND - 1 - k) for site in up for k in range(STRAND)]
     return SyntheticProtein(sequence, np.concatenate(parts), tuple(segments), np.sort(pairs, axis=1))
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def nth_bundle(
+    kind: str, split: str, index: int, min_length: int = 300, max_length: int = 1200, seed: int = 0
+) -> SyntheticProtein:
+    """Draw one protein of a set: a pure function of its arguments."""
+    rng = rng_of(seed, split, index)
+    return bundle_protein(rng, int(rng.integers(min_length, max_length + 1)), STYLES[kind])
+
+
+def write_bundles(
+    folder: Path,
+    kind: str = "bundle",
+    n_train: int = 160,
+    n_test: int = 24,
+    min_length: int = 300,
+    max_length: int = 1200,
+    seed: int = 0,
+) -> tuple[Path, Path]:
+    """Write the proteins that are not there yet, a second or two each; the folders of training and test files."""
+    for split, count in zip(SPLITS, (n_train, n_test), strict=True):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            path = folder / split / f"{split}{index:05d}.pdb"
+            if not path.exists():
+                protein = nth_bundle(kind, split, index, min_length, max_length, seed)
+                made_by = f"KIND {kind.upper()}, {min_length} TO {max_length} RESIDUES"
+                with atomic_file(path) as handle:
+                    handle.write(pdb_text(protein, split, index, seed, made_by).encode("ascii"))
+    recipe = {"kind": kind, "n_train": n_train, "n_test": n_test, "min_length": min_length, "max_length": max_length}
+    (folder / MANIFEST).write_text(json.dumps({**recipe, "seed": seed}, indent=1))  # says that they are synthetic
+    return folder / "train", folder / "test"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kind", default="bundle", choices=STYLES)
+    for name, default in (("n_train", 160), ("n_test", 24), ("min_length", 300), ("max_length", 1200), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    write_bundles(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
