@@ -11,8 +11,7 @@ import pytest
 from contactlm import ContactModule
 from contactlm.atomic import LONGEST_NAME, FileNames, file_name
 from contactlm.cli.main import main
-from contactlm.data.packed.location import RemoteFolder
-from contactlm.data.packed.manifest import Part
+from contactlm.data.packed.location import Part, SetFolder
 from contactlm.data.rcsb.download import _path as download_path
 from contactlm.maps.contact_map import ContactMap
 from contactlm.retrieval.database import StructureDatabase
@@ -155,7 +154,7 @@ def test_sets_and_databases_write_where_they_were_told(work: Path) -> None:
 def test_what_comes_from_elsewhere_stays_in_its_folder(work: Path, name: str) -> None:
     """Names that are checked when they are read are made safe all the same where they become files."""
     kept = work / "cache" / "shards"
-    path = RemoteFolder("https://nowhere/set", work / "cache")._path(Part(name, 1, "0" * 64))
+    path = SetFolder("https://nowhere/set", work / "cache").kept(Part(name, 1, "0" * 64, 1, 1))
     assert path.resolve().is_relative_to(kept.resolve()) and path.parent.parent == kept
     assert download_path(work, name).parent == work and download_path(work, "1abc") == work / "1abc.cif.gz"
     database = made_database(work, {"1abc_A": random_sequence(0, 40)})

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from contactlm.cli.commands import description
 from contactlm.data.cache import default_cache_dir
-from contactlm.data.packed.manifest import ClusterRule
-from contactlm.data.packed.pack import pack_structures
-from contactlm.data.packed.writer import SHARD_RESIDUES
+from contactlm.data.packed.pack import SHARD_RESIDUES, pack_structures
+from contactlm.data.packed.store import ClusterRule
 from contactlm.homology.relations import ClusterOptions
 from contactlm.types import DataError
 
@@ -45,15 +44,12 @@ def pack_command(arguments: Sequence[str]) -> int:
         given.workers,
         cache_dir=Path(given.cache_dir).expanduser() if given.cache_dir else default_cache_dir(),
     )
-    chains, residues, size = (sum(getattr(shard, name) for shard in manifest.shards) for name in _SUMS)
+    index, size = manifest.index, sum(part.size for part in (manifest.index, *manifest.shards))
     sys.stdout.write(
-        f"{chains} chains of {manifest.files} files packed into {len(manifest.shards)} shards in {given.out}: "
-        f"{residues} residues, {(size + manifest.index.size) / residues:.2f} bytes each\n"
+        f"{index.chains} chains of {manifest.files} files packed into {len(manifest.shards)} shards in {given.out}: "
+        f"{index.residues} residues, {size / index.residues:.2f} bytes each\n"
     )
     return 0
-
-
-_SUMS = ("chains", "residues", "size")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ from contactlm.data.crop import CropScheme
 from contactlm.data.dataset import CropDataset
 from contactlm.data.groups import LazySequences, chain_keys, cluster_chains
 from contactlm.data.leakage import LeakSearch
-from contactlm.data.packed.manifest import ClusterRule
+from contactlm.data.packed.store import ClusterRule
 from contactlm.data.predict_inputs import read_predict_inputs, structure_paths
 from contactlm.data.rcsb.download import RCSB
 from contactlm.data.resume import check_same_run, other_chains

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.data.complexes import chain_sequences
-from contactlm.data.packed.manifest import ClusterRule
-from contactlm.data.packed.store import PackedStore
+from contactlm.data.packed.store import ClusterRule, PackedStore
 from contactlm.data.store import ChainStore
 from contactlm.homology.cluster import ClusterOptions, cluster_sequences
 

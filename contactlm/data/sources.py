@@ -10,7 +10,8 @@ from typing import Any
 
 from contactlm.data.cache import ReadReport, StructureCache
 from contactlm.data.files import STRUCTURES, FoundFiles, existing_path, find_structures
-from contactlm.data.packed.store import is_packed, open_packed
+from contactlm.data.packed.location import is_packed
+from contactlm.data.packed.store import open_packed
 from contactlm.data.predict_inputs import PREDICTABLE
 from contactlm.data.rcsb.download import RCSB, download_structures
 from contactlm.data.rcsb.ids import read_id_list

@@ -18,7 +18,6 @@ from contactlm.atomic import atomic_file
 from contactlm.data.chain_sets import describe_chains
 from contactlm.data.complexes import chain_sequences
 from contactlm.data.fasta import FastaProblem, iter_fasta
-from contactlm.data.packed.location import RemoteFolder
 from contactlm.data.packed.store import PackedStore
 from contactlm.data.store import ChainStore
 from contactlm.types import DataError
@@ -57,7 +56,7 @@ def keep_training(store: ChainStore, folder: Path) -> Path | None:
         OSError: It cannot be written.
         DataError: A shard of a packed set is missing or damaged.
     """
-    if isinstance(store, PackedStore) and isinstance(store.packed.folder, RemoteFolder):
+    if isinstance(store, PackedStore) and store.packed.folder.is_remote:
         log.info(
             "%s is not written, since all of %s would have to be fetched for it: a test elsewhere will know no "
             "identities to training chains", NAME, store.packed.folder,

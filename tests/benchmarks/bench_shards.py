@@ -78,8 +78,8 @@ def copies(originals: list[Any], chains: int, shuffle: bool) -> Iterator[tuple[s
 
 def pack(out: Path, cache: str, chains: int, shuffle: bool) -> None:
     """Write the set, and print what it took."""
-    from contactlm.data.packed import writer as pack_writer
-    from contactlm.data.packed.manifest import ClusterRule
+    from contactlm.data.packed import pack as pack_writer
+    from contactlm.data.packed.store import ClusterRule
     from contactlm.data.split import group_identical
 
     originals = real_files(cache)
@@ -87,6 +87,7 @@ def pack(out: Path, cache: str, chains: int, shuffle: bool) -> None:
         pack_writer.cluster_sequences = lambda sequences, *_, **__: group_identical(sequences)
     begin = time.process_time()
     writer = pack_writer.PackedWriter(out)
+    writer.resume([])
     for name, store in copies(originals, chains, shuffle):
         writer.add(name, store)
     between = time.process_time()
@@ -219,21 +220,23 @@ def grid(cache: str, step: float) -> None:
 
 def index(chains: int) -> None:
     """Write an index of so many made-up chains, then time opening and selecting from it."""
-    from contactlm.data.packed.index import COLUMNS, PackedIndex
-    from contactlm.data.packed.manifest import hash_file
+    from contactlm.data.packed.location import INDEX, Part, SetFolder, hash_file
+    from contactlm.data.packed.store import COLUMNS, PackedSet, PackedStore
 
-    columns: dict[str, Any] = {name: np.arange(chains).astype(kind) for name, kind in COLUMNS.items()}
-    columns["id_ends"] = (10 * np.arange(1, chains + 1)).astype("<u8")
-    columns["lengths"] = np.full(chains, 230, "<u4")
+    columns: dict[str, Any] = {name: np.arange(chains) for name in COLUMNS if name != "ids"}
+    columns |= {"ids": np.array([f"c{i:09d}".encode() for i in range(chains)]), "lengths": np.full(chains, 230)}
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "index.bin"
-        PackedIndex(**columns, id_text=np.zeros(10 * chains, np.uint8)).write(path)
+        path = Path(scratch) / INDEX
+        np.savez(path, **columns)
         begin = time.perf_counter()
         hash_file(path)
         hashed = time.perf_counter()
-        opened = PackedIndex.open(path)
-        ids = opened.ids.take(np.random.default_rng(0).permutation(len(opened)))
-        total = int(opened.starts[-1])
+        with np.load(path) as archive:
+            read = {name: archive[name] for name in COLUMNS}
+        shard = Part("shard-000000.chains", 0, "", chains, 230 * chains)
+        opened = PackedStore.of(PackedSet(SetFolder(scratch, Path(scratch)), [shard], read))
+        ids = opened.select(np.random.default_rng(0).permutation(len(opened))).ids
+        total = int(opened.packed.starts[-1])
         print(
             f"index of {chains} chains, {path.stat().st_size / chains:.0f} bytes each: hashed {hashed - begin:.2f} s, "
             f"opened and permuted {time.perf_counter() - hashed:.2f} s ({total} residues, {len(ids)} ids)"

@@ -94,12 +94,6 @@ def silent(handler: Handler) -> None:
     handler.server.ended.wait(60)
 
 
-def trickle(handler: Handler) -> None:
-    handler.send(b"", length=100_000)
-    while not handler.server.ended.wait(0.05):
-        handler.wfile.write(b"x")
-
-
 def truncated(handler: Handler) -> None:
     body = body_of(handler.name)
     handler.send(body[:-2000], length=len(body))

@@ -1,20 +1,32 @@
-"""Packing: structure files in, a packed set out."""
+"""Packing: structure files in, a packed set out, with the chains of one shard in memory at a time."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
-from contactlm.data.cache import parse_task, progress_bar, read_files
-from contactlm.data.files import FoundFiles, find_structures
-from contactlm.data.packed.manifest import ClusterRule, Manifest
-from contactlm.data.packed.writer import SHARD_RESIDUES, PackedWriter
-from contactlm.data.selection import name_problems
+import numpy as np
+from numpy.typing import NDArray
+
+from contactlm.atomic import atomic_file, remove_temporaries
+from contactlm.data.cache import READER_VERSION, ReadReport, parse_task, progress_bar, read_files
+from contactlm.data.complexes import chain_sequences, join_chains
+from contactlm.data.files import find_structures
+from contactlm.data.packed.location import INDEX, MANIFEST, SHARD, Part, SetFolder, hash_file
+from contactlm.data.packed.store import COLUMNS, UNCLUSTERED, VERSION, ClusterRule, Manifest, PackedSet, PackedStore
+from contactlm.data.selection import name_problems, select_chains
 from contactlm.data.store import ChainStore
+from contactlm.homology.cluster import cluster_sequences
 from contactlm.homology.relations import processors
+from contactlm.types import DataError
 
+SHARD_RESIDUES = 4_000_000  # 52 MB: quick to fetch, and few enough files for millions of chains
 log = logging.getLogger(__name__)
 
 
@@ -28,69 +40,192 @@ def pack_structures(
     progress: bool = True,
     cache_dir: Path | None = None,
 ) -> Manifest:
-    """Read structure files and write their chains as a packed set.
+    """Read structure files and write their chains as a packed set; an interrupted packing resumes.
 
     The chains are those that a data module reads from the same files, in the same order. Files that cannot be read are
-    counted and named. A packing that was ended goes on where it stopped when it is asked for again.
+    counted and named. The same files give the same bytes.
 
     Args:
         structures: Folders, structure files and text files of paths, packed one after the other.
-        out: Folder of the set.
-        shard_residues: Most residues of a shard, 13 bytes each.
+        out: Folder of the set; new, empty, or of an unfinished packing of the same settings.
+        shard_residues: Most residues of a shard, 13 bytes each; a file with more has a shard of its own.
         sequence: ``"seqres"`` or ``"observed"``, as for :func:`contactlm.read_chains`.
         clusters: Which sequence clusters to compute and record; None: none.
         workers: Processes that read; 0 reads in this process, None takes one for each available processor.
         progress: Whether to show a progress bar.
-        cache_dir: The cache folder, where clusters are kept, and what a clustering that was ended had found so far;
-            None: they are not kept.
-
-    Returns:
-        The manifest, when all is written.
+        cache_dir: Where clusters, and what an interrupted clustering had found so far, are kept; None: nowhere.
 
     Raises:
         DataError: There is nothing to pack, or the folder cannot be used.
     """
-    found = [(path, _name(path, given)) for given in structures for path in _find(given)]
-    paths = [path for path, _ in found]
-    writer = PackedWriter(Path(out).expanduser(), shard_residues, sequence, cache_dir)
-    done = writer.resume(lambda i: _mark(*found[i]), len(found))
-    if done:
-        log.info("%s: %d of %d files were packed before", out, done, len(found))
-    with progress_bar("Packing", "file", len(found), progress, done) as bar:
-        contents = _read_in_order(paths[done:], sequence, workers)
-        for (path, name), content in zip(found[done:], contents, strict=True):
-            problem = content.meta["problem"]
-            writer.add(name, content if problem is None else problem, _mark(path, name))
-            bar.update()
-    manifest = writer.finish(clusters)
-    name_problems(list(writer.problems.items()))
+    found: list[tuple[Path, str]] = []
+    for given in structures:
+        paths = find_structures(given, "structures")
+        if paths.passed_over:
+            log.warning("%s: %s", given, paths.remark())
+        found += [(path, _name(path, Path(given).expanduser())) for path in paths]
+    writer = PackedWriter(Path(out).expanduser(), shard_residues, sequence)
+    try:
+        done = writer.resume(found)
+        with progress_bar("Packing", "file", len(found), progress, done) as bar:
+            items = list(enumerate(path for path, _ in found[done:]))
+            work = partial(parse_task, sequence=sequence)
+            contents = read_files(items, work, processors() if workers is None else workers)  # in the order of items
+            for (path, name), (_, content) in zip(found[done:], contents, strict=True):
+                writer.add(name, content.meta["problem"] or content, _mark(path, name))
+                bar.update()
+        manifest = writer.finish(clusters, cache_dir)
+    except OSError as error:
+        raise DataError(
+            f"out: {out} cannot be written ({error.strerror or error}); give a folder that can be, with room; what is "
+            "packed already is kept, and the same command resumes"
+        ) from error
+    name_problems(list(manifest.problems.items()))
     return manifest
 
 
-def _find(given: str) -> FoundFiles:
-    paths = find_structures(given, "structures")
-    if paths.passed_over:
-        log.warning("%s: %s", given, paths.remark())
-    return paths
+class PackedWriter:
+    """Writes a packed set, file after file: shards as they fill up, and the manifest last.
+
+    The arguments are those of :func:`pack_structures`.
+    """
+
+    def __init__(self, out: Path, shard_residues: int = SHARD_RESIDUES, sequence: str = "seqres") -> None:
+        if shard_residues < 1:
+            raise DataError(f"shard_residues is {shard_residues}; it must be at least 1")
+        self.out, self.shard_residues, self.sequence = out, shard_residues, sequence
+        self._settings = [VERSION, READER_VERSION, sequence, shard_residues]
+        self._shards: list[Part] = []  # and what is in them:
+        self._indices: list[dict[str, NDArray[Any]]] = []
+        self._files = 0
+        self._problems: dict[str, str] = {}
+        self._waiting: list[tuple[str, ChainStore | str, str]] = []
+        self._residues = 0
+
+    def resume(self, found: Sequence[tuple[Path, str]]) -> int:
+        """Take the shards that an earlier writer made of the same files, which are given by path and name.
+
+        Returns:
+            How many files need not be added again.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(self.out)
+        names = {path.name for path in self.out.iterdir()}
+        if MANIFEST in names:
+            raise DataError(f"out: {self.out} holds a packed set already; give another folder, or delete this one")
+        if names and SHARD.format(0) not in names:
+            raise DataError(f"out: {self.out} is not empty; give a folder of its own")
+        shards = sorted(self.out.glob("shard-*.chains"))
+        for path in shards:
+            try:
+                store = ChainStore.open(path)
+            except DataError as error:
+                log.warning("%s; it is packed again", error)
+                break
+            if store.meta.get("settings") != self._settings:
+                raise DataError(
+                    f"out: {self.out} holds an unfinished packed set of other settings; repeat the command it was "
+                    "begun with, or delete the folder"
+                )
+            files = found[self._files : self._files + store.meta["files"]]
+            if _join(_mark(*file) for file in files) != store.meta["mark"]:
+                log.warning("%s: other structure files than before from shard %d on", self.out, len(self._shards))
+                break
+            self._take(path, store)
+        for path in shards[len(self._shards) :]:
+            path.unlink()
+        return self._files
+
+    def add(self, name: str, content: ChainStore | str, mark: str = "") -> None:
+        """Add a structure file's chains, or the reason why it has none; ``mark`` tells it from other files."""
+        residues = 0 if isinstance(content, str) else int(content.lengths.sum())
+        if self._residues and self._residues + residues > self.shard_residues:
+            self._flush()
+        self._waiting.append((name, content, mark))
+        self._residues += residues
+
+    def finish(self, rule: ClusterRule | None = None, cache_dir: Path | None = None) -> Manifest:
+        """Write what is left, the index with the clusters of a rule, and at last the manifest."""
+        self._flush()
+        index = {name: np.concatenate([each[name] for each in self._indices]) for name in COLUMNS}
+        chains, residues = len(index["ids"]), int(index["lengths"].sum())
+        if not chains:
+            shutil.rmtree(self.out)
+            first = "".join(f"; the first: {name}: {reason}" for name, reason in list(self._problems.items())[:1])
+            raise DataError(f"nothing to pack: {len(self._problems)} of {self._files} files cannot be read{first}")
+        if rule is not None:
+            rule = _cluster(PackedSet(SetFolder(str(self.out), self.out), self._shards, index), rule, cache_dir)
+        with atomic_file(self.out / INDEX) as handle:
+            np.savez(handle, **index)  # type: ignore[arg-type]  # arrays by name
+        about = _part(self.out / INDEX, chains, residues)
+        shards = tuple(self._shards)
+        manifest = Manifest(self.sequence, READER_VERSION, self._files, self._problems, about, shards, rule)
+        with atomic_file(self.out / MANIFEST) as handle:
+            handle.write(manifest.to_bytes())
+        return manifest
+
+    def _flush(self) -> None:
+        """Write a shard of all that waits."""
+        if not self._waiting:
+            return
+        names, contents, marks = zip(*self._waiting, strict=True)
+        stores = {i: content for i, content in enumerate(contents) if isinstance(content, ChainStore)}
+        meta = {
+            "settings": self._settings,
+            "files": len(contents),
+            "mark": _join(marks),
+            "file_of_chain": [i for i, store in stores.items() for _ in store.ids],
+            "problems": {name: each for name, each in zip(names, contents, strict=True) if isinstance(each, str)},
+        }
+        store, path = ChainStore.concatenate(list(stores.values()), meta), self.out / SHARD.format(len(self._shards))
+        store.write(path)
+        self._take(path, store)
+        self._waiting, self._residues = [], 0
+
+    def _take(self, path: Path, store: ChainStore) -> None:
+        """Count a shard that lies there whole."""
+        keys = [hashlib.blake2b(store.tokens_of(i).tobytes(), digest_size=8).digest() for i in range(len(store))]
+        columns = {
+            "ids": [name.encode("utf-8", "surrogateescape") for name in store.ids],
+            "lengths": store.lengths,
+            "resolved": store.resolved_counts(),
+            "files": [self._files + number for number in store.meta["file_of_chain"]],
+            "keys": np.frombuffer(b"".join(keys), COLUMNS["keys"]),
+            "clusters": np.full(len(store), UNCLUSTERED),
+        }
+        self._indices.append({name: np.array(columns[name], kind) for name, kind in COLUMNS.items()})
+        self._shards.append(_part(path, len(store), len(store.tokens)))
+        self._files += store.meta["files"]
+        self._problems |= store.meta["problems"]
 
 
-def _name(path: Path, given: str) -> str:
+def _cluster(packed: PackedSet, rule: ClusterRule, cache_dir: Path | None) -> ClusterRule:
+    """Record clusters of the chains that a run with these options uses; gives the rule with the program used."""
+    every: ChainStore = PackedStore.of(packed)
+    entries = join_chains(every) if rule.assembly == "complex" else every
+    chosen = cast(PackedStore, select_chains(entries, ReadReport(), rule.min_length).store)
+    sequences, _ = chain_sequences(chosen)
+    clusters = cluster_sequences(sequences, rule.options, cache_dir, progress=True)
+    packed.index["clusters"][chosen.all_chains()[0]] = clusters
+    return replace(rule, options=rule.options.chosen(len(set(sequences))))
+
+
+def _name(path: Path, folder: Path) -> str:
     """A file's name in messages: below the folder it was found in, so that it does not matter where that lies."""
-    folder = Path(given).expanduser()
     return path.relative_to(folder).as_posix() if folder.is_dir() else str(path)
 
 
 def _mark(path: Path, name: str) -> str:
-    """What tells a file from others, for going on after an interruption: name, size and time of change."""
+    """What tells a file from others: name and content."""
     try:
-        stat = path.stat()
+        return f"{name}\t{hash_file(path)}"
     except OSError:
         return name
-    return f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}"
 
 
-def _read_in_order(paths: Sequence[Path], sequence: str, workers: int | None) -> Iterator[ChainStore]:
-    """Read files in parallel; results come in the order of the files, and no more than a few are in memory."""
-    work = partial(parse_task, sequence=sequence)
-    results = read_files(list(enumerate(paths)), work, processors() if workers is None else workers)
-    yield from (entry for _, entry in results)
+def _join(marks: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(marks).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _part(path: Path, chains: int, residues: int) -> Part:
+    return Part(path.name, path.stat().st_size, hash_file(path), chains, residues)

@@ -1,165 +1,186 @@
-"""Packed sets of chains: many memory-mapped shards that are used as one chain store.
+"""Packed sets of chains: a folder of chain stores that are used as one.
 
-Chains are addressed by shard and index. Only the index is read at the start; a shard is mapped (and, behind a URL,
-fetched) when one of its chains is first asked for. Every access compares the checksum of the chains it touches, so that
-damage is noticed where it lies and nothing has to be read for nothing.
+A set is a folder. ``manifest.json`` is written last, so a folder without it is not complete::
+
+    manifest.json            which files there are, how they were made, and structure files that could not be read
+    chains.npz               what is known of all chains without opening a shard, and their clusters (``COLUMNS``)
+    shard-000000.chains …    the chains, each shard a chain store (contactlm.data.store)
+
+A shard is opened (and, behind a URL, fetched) when one of its chains is first asked for; then its checksum is compared.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections import OrderedDict
+import re
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.data.cache import READER_VERSION, ReadReport
-from contactlm.data.packed.index import UNCLUSTERED, Ids, PackedIndex, checksum, sequence_key
-from contactlm.data.packed.location import LocalFolder, RemoteFolder, folder_at, is_packed
-from contactlm.data.packed.manifest import ClusterRule, Manifest, ShardPart, hash_file
-from contactlm.data.store import MAGIC, PREAMBLE, ChainStore
+from contactlm.data.packed.location import MANIFEST, Part, SetFolder, hash_file
+from contactlm.data.store import ChainStore
+from contactlm.homology.cluster import CLUSTER_VERSION
 from contactlm.homology.relations import ClusterOptions
 from contactlm.types import DataError
 
-__all__ = ["PackedSet", "PackedStore", "is_packed", "open_packed"]
-
+FORMAT = "contactlm packed set"
+VERSION = 2
+OPEN_SHARDS = 500  # of a process; systems allow about 1,000 open files
+UNCLUSTERED = -1
+COLUMNS = {  # of n chains
+    "ids": "S",  # UTF-8
+    "lengths": "<i8",  # residues
+    "resolved": "<i8",  # resolved residues
+    "files": "<i8",  # number of the structure file, ascending
+    "keys": "<u8",  # 64 bits of BLAKE2b over the tokens: equal for equal sequences
+    "clusters": "<i8",  # sequence cluster; UNCLUSTERED where a chain was left out
+}
+_NO_MATCH = "index and shards do not belong together; pack or upload the set again"
 log = logging.getLogger(__name__)
-OPEN_SHARDS = 1024  # maps a process holds at a time; the system allows some 65,000
-Kind = Literal["cb", "tokens"]
 
 
-class _Mapped(NamedTuple):
-    cb: NDArray[np.float32]  # (N, 3)
-    tokens: NDArray[np.uint8]  # (N,)
+@dataclass(frozen=True)
+class ClusterRule:
+    """Which chains were clustered, and when two counted as related: clusters of another rule are others.
+
+    Attributes:
+        options: When two sequences are related.
+        min_length: Shorter entries were left out before.
+        assembly: ``"chain"`` or ``"complex"``, what the entries were.
+        version: Of the search for relatives.
+    """
+
+    options: ClusterOptions = ClusterOptions()  # noqa: RUF009 - frozen
+    min_length: int = 30
+    assembly: str = "chain"
+    version: int = CLUSTER_VERSION
+
+    def text(self) -> str:
+        """Its numbers, for a message."""
+        rule = self.options
+        return (
+            f"assembly {self.assembly}, at least {self.min_length} residues, identity {rule.identity:g}, coverage "
+            f"{rule.coverage:g}, {rule.bits:g} bits, prefilter {rule.prefilter}, program {rule.program}, version "
+            f"{self.version}"
+        )
+
+    def allows(self, other: ClusterRule) -> bool:
+        """Whether clusters of another rule are what this one asks for."""
+        return self.options.allows(other.options) and replace(other, options=self.options) == self
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a packed set is: how it was read, how many files went in and which could not be read, and its own files."""
+
+    sequence: str
+    reader_version: int
+    files: int
+    problems: dict[str, str]
+    index: Part
+    shards: tuple[Part, ...]
+    clusters: ClusterRule | None = None  # those recorded
+
+    def to_bytes(self) -> bytes:
+        """As JSON."""
+        return (json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, where: str) -> Manifest:
+        """Read what :meth:`to_bytes` gave; a DataError names ``where`` when it is something else or damaged."""
+        try:
+            about = json.loads(raw)
+            if about.pop("format") != FORMAT:
+                raise ValueError("of another program")
+            if (version := about.pop("version")) != VERSION:
+                raise DataError(
+                    f"{where}: written in version {version} of the format, and this contactlm reads version {VERSION}; "
+                    "pack the structures again"
+                )
+            if about["clusters"] is not None:
+                options = ClusterOptions(**about["clusters"]["options"])
+                about["clusters"] = ClusterRule(**{**about["clusters"], "options": options})
+            about |= {"index": _part(about["index"]), "shards": tuple(map(_part, about["shards"]))}
+            return cls(**{**about, "files": int(about["files"]), "problems": dict(about["problems"])})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{where}: not a packed set's manifest, or a damaged one ({error!r}); give the folder or URL of a set "
+                "written by `contactlm pack`, or pack or upload the set again"
+            ) from error
+
+
+def _part(about: dict[str, Any]) -> Part:
+    part = Part(**about)
+    # no folders: names come from elsewhere and become paths
+    if not (re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", part.name) and re.fullmatch("[0-9a-f]{64}", part.sha256)):
+        raise ValueError(f"part {part.name!r}")
+    if not all(isinstance(number, int) and number >= 0 for number in (part.size, part.chains, part.residues)):
+        raise ValueError(f"numbers of part {part.name!r}")
+    return part
 
 
 class PackedSet:
-    """The shards of a packed set.
+    """The shards of a packed set, in order, which are opened when they are needed.
 
     Args:
         folder: Where they lie.
-        shards: Their parts, in order.
-        index: All chains.
-        clusters: The rule of the clusters in the index; None: there are none.
+        shards: Their files.
+        index: ``COLUMNS`` of all chains.
+        rule: Of the recorded clusters; None: there are none.
     """
 
     def __init__(
-        self,
-        folder: LocalFolder | RemoteFolder,
-        shards: Sequence[ShardPart],
-        index: PackedIndex,
-        clusters: ClusterRule | None = None,
+        self, folder: SetFolder, shards: Sequence[Part], index: dict[str, NDArray[Any]], rule: ClusterRule | None = None
     ) -> None:
-        self.folder, self.shards, self.index, self.clusters = folder, shards, index, clusters
-        self._first = np.cumsum([0, *(shard.chains for shard in shards)])
-        self._maps: OrderedDict[int, _Mapped] = OrderedDict()
-        residues = index.starts[self._first] if self._first[-1] == len(index) else None
-        if residues is None or np.diff(residues).tolist() != [shard.residues for shard in shards]:
-            raise DataError(f"{folder}: index and shards do not belong together; pack or upload the set again")
+        self.folder, self.shards, self.index, self.rule = folder, shards, index, rule
+        self.starts = np.append(0, np.cumsum(index["lengths"]))
+        self.resolved_before = np.append(0, np.cumsum(index["resolved"]))
+        self._chains = np.cumsum([0, *(part.chains for part in shards)]).tolist()  # before each shard
+        self._residues = np.cumsum([0, *(part.residues for part in shards)]).tolist()
+        if self._chains[-1] != len(index["ids"]) or self.starts[self._chains].tolist() != self._residues:
+            raise DataError(f"{folder}: {_NO_MATCH}")
+        self._open: dict[int, dict[str, NDArray[Any]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """A process that gets a copy maps the shards itself: a map would travel as all it holds."""
-        return {**self.__dict__, "_maps": OrderedDict()}
+        return {**self.__dict__, "_open": {}}  # another process opens the shards itself
 
-    def chains_between(
-        self, starts: NDArray[np.int64], ends: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First chain of each span of residues, and the one after its last; int64, as the arguments."""
-        return np.searchsorted(self.index.starts[:-1], starts), np.searchsorted(self.index.starts[:-1], ends)
-
-    def residues(self, kind: Kind, start: int, stop: int) -> NDArray[Any]:
-        """Residues ``start`` to ``stop`` of all, mapped; a copy only where they lie in several shards.
+    def residues(self, kind: str, start: int, length: int) -> NDArray[Any]:
+        """``cb`` or ``tokens`` of an entry, which lies in one shard as all chains of a file do.
 
         Raises:
-            DataError: A shard is missing, damaged or cannot be fetched.
+            DataError: The shard is missing, damaged or cannot be fetched.
         """
-        starts = self.index.starts
-        first, last = int(starts.searchsorted(start, "right")) - 1, int(starts.searchsorted(stop))
-        parts, chain = [], first
-        while chain < last:
-            shard = int(self._first.searchsorted(chain, "right")) - 1
-            end = min(last, int(self._first[shard + 1]))
-            before = int(starts[self._first[shard]])
-            whole = self._checked(kind, shard, chain, end)
-            parts.append(whole[max(0, start - before) : stop - before])
-            chain = end
-        if not parts:
-            return np.zeros((0, 3), np.float32) if kind == "cb" else np.zeros(0, np.uint8)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        number = bisect_right(self._residues, start, hi=len(self.shards)) - 1
+        first = start - self._residues[number]
+        return (self._open.get(number) or self._opened(number))[kind][first : first + length]
 
-    def _checked(self, kind: Kind, shard: int, first: int, last: int) -> NDArray[Any]:
-        """A shard's array, after the chains from ``first`` to before ``last`` were compared with their checksums."""
-        array = getattr(self._map(shard), kind)
-        if not self._is_intact(kind, array, shard, first, last):
-            del self._maps[shard]
-            self.folder.renew(self.shards[shard])  # or an error
-            array = getattr(self._map(shard), kind)
-            if not self._is_intact(kind, array, shard, first, last):
-                raise DataError(f"{self.folder}: index and shards do not belong together; pack or upload the set again")
-        return array
-
-    def _is_intact(self, kind: Kind, array: NDArray[Any], shard: int, first: int, last: int) -> bool:
-        ends = (self.index.starts[first : last + 1] - self.index.starts[self._first[shard]]).tolist()
-        digest, known = (checksum, self.index.checksums) if kind == "cb" else (sequence_key, self.index.sequence_keys)
-        return [digest(array[begin:end]) for begin, end in pairwise(ends)] == known[first:last].tolist()
-
-    def _map(self, number: int) -> _Mapped:
-        """Map a shard; the least used one goes when there are too many."""
-        if number in self._maps:
-            self._maps.move_to_end(number)
-            return self._maps[number]
+    def _opened(self, number: int) -> dict[str, NDArray[Any]]:
         part = self.shards[number]
         path = self.folder.path(part)
-        mapped = _map_shard(path, part) or _map_shard(self.folder.renew(part), part)
-        if mapped is None:
-            raise DataError(f"{path}: not a shard of this set; pack or upload the set again")
-        if len(self._maps) >= OPEN_SHARDS:
-            self._maps.popitem(last=False)
-        self._maps[number] = mapped
-        return mapped
-
-
-def _map_shard(path: Path, part: ShardPart) -> _Mapped | None:
-    """Map what a chain store holds after its header; None when it is not what the manifest says."""
-    raw = np.asarray(np.memmap(path, np.uint8, "r"))  # slices of a plain array cost less
-    if len(raw) < PREAMBLE or raw[:8].tobytes() != MAGIC:
-        return None
-    begin = PREAMBLE + int(raw[16:PREAMBLE].view("<u8")[0]) + 8 * part.chains
-    end = begin + 12 * part.residues
-    if len(raw) != end + part.residues:
-        return None
-    return _Mapped(raw[begin:end].view("<f4").reshape(part.residues, 3), raw[end:])
-
-
-class _PackedArray:
-    """What all shards hold of one kind, as one long array that is never put together: it answers slices."""
-
-    def __init__(self, packed: PackedSet, kind: Kind) -> None:
-        self._packed, self._kind = packed, kind
-
-    def __len__(self) -> int:
-        return int(self._packed.index.starts[-1])
-
-    def __getitem__(self, span: slice) -> NDArray[Any]:
-        start, stop, step = span.indices(len(self))
-        return self._packed.residues(self._kind, start, stop)[::step]
+        try:
+            shard = ChainStore.open(path)
+        except DataError:
+            shard = ChainStore.open(self.folder.renew(part))
+        if not np.array_equal(shard.lengths, self.index["lengths"][self._chains[number] : self._chains[number + 1]]):
+            raise DataError(f"{self.folder}: {_NO_MATCH}")
+        if len(self._open) >= OPEN_SHARDS:
+            self._open.popitem()
+        self._open[number] = {name: np.asarray(getattr(shard, name)) for name in ("cb", "tokens")}  # quicker to slice
+        return self._open[number]
 
 
 @dataclass(frozen=True, eq=False)
 class PackedStore(ChainStore):
-    """A chain store whose residues lie in shards.
+    """A chain store whose residues lie in shards: ``cb`` and ``tokens`` are empty, ``cb_of`` and ``tokens_of`` are not.
 
-    ``cb`` and ``tokens`` only answer slices. What the index knows (lengths, resolved residues, which sequences are
-    equal, clusters) opens no shard.
-
-    Attributes:
-        packed: The shards.
+    What the index knows (lengths, resolved residues, which sequences are equal, clusters) opens no shard.
     """
 
     packed: PackedSet = field(kw_only=True)
@@ -167,44 +188,41 @@ class PackedStore(ChainStore):
     @classmethod
     def of(cls, packed: PackedSet) -> PackedStore:
         """All chains of a packed set; ``file_of_chain`` in the meta data is an array."""
-        arrays = {kind: cast(Any, _PackedArray(packed, kind)) for kind in ("cb", "tokens")}
-        return cls(
-            ids=cast(Any, packed.index.ids),
-            starts=packed.index.starts[:-1],
-            lengths=packed.index.lengths.astype(np.int64),
-            meta={"file_of_chain": packed.index.files},
-            packed=packed,
-            **arrays,
-        )
+        ids = [name.decode("utf-8", "surrogateescape") for name in packed.index["ids"].tolist()]
+        none = (np.zeros((0, 3), np.float32), np.zeros(0, np.uint8))
+        meta = {"file_of_chain": packed.index["files"]}
+        return cls(ids, packed.starts[:-1], packed.index["lengths"], *none, meta, packed=packed)
+
+    def tokens_of(self, index: int) -> NDArray[np.uint8]:
+        """Tokens of one entry, uint8 (L,), without ``<cls>`` and ``<eos>``."""
+        return self.packed.residues("tokens", int(self.starts[index]), int(self.lengths[index]))
+
+    def cb_of(self, index: int) -> NDArray[np.float32]:
+        """Virtual C-beta coordinates of one entry, float32 (L, 3), in Å."""
+        return self.packed.residues("cb", int(self.starts[index]), int(self.lengths[index]))
 
     def resolved_counts(self) -> NDArray[np.int64]:
         """Resolved residues of each entry, int64 (n,)."""
-        first, last = self.packed.chains_between(self.starts, self.starts + self.lengths)
-        return self.packed.index.resolved_before[last] - self.packed.index.resolved_before[first]
+        first, last = self._spans()
+        return self.packed.resolved_before[last] - self.packed.resolved_before[first]
 
     def sequence_keys(self) -> list[bytes]:
         """What is equal for entries of equal sequence and chain lengths, as far as 64 bits a chain tell."""
-        first, last = self.packed.chains_between(self.starts, self.starts + self.lengths)
-        spans = [slice(*span) for span in zip(first.tolist(), last.tolist(), strict=True)]
-        keys, lengths = self.packed.index.sequence_keys, self.packed.index.lengths
+        keys, lengths = self.packed.index["keys"], self.packed.index["lengths"]
+        spans = [slice(*span) for span in zip(*(ends.tolist() for ends in self._spans()), strict=True)]
         return [keys[span].tobytes() + lengths[span].tobytes() for span in spans]
 
     def chain_keys(self) -> tuple[list[str], NDArray[np.int64]]:
         """A digest of each of n chains, those of complexes one by one, and the entry of each, int64 (n,), ascending."""
         chains, entries = self.all_chains()
-        return [f"{key:016x}" for key in self.packed.index.sequence_keys[chains].tolist()], entries
+        return [f"{key:016x}" for key in self.packed.index["keys"][chains].tolist()], entries
 
     def recorded_groups(self, rule: ClusterRule) -> tuple[NDArray[np.int64], ClusterOptions] | None:
-        """Clusters that were computed when the set was packed.
+        """Cluster of each of n chains, those of complexes one by one, int64 (n,), and the options they were found by.
 
-        Args:
-            rule: Which are asked for.
-
-        Returns:
-            The cluster of each of n chains, those of complexes one by one, int64 (n,), and the options they were found
-            by. None when none were recorded, or those of another rule.
+        None when none were recorded, or those of another rule than what is asked for.
         """
-        recorded = self.packed.clusters
+        recorded = self.packed.rule
         if recorded is None or not rule.allows(recorded):
             made = "without clusters" if recorded is None else f"with clusters of another rule ({recorded.text()})"
             log.info(
@@ -213,14 +231,19 @@ class PackedStore(ChainStore):
                 self.packed.folder, made, rule.text(),
             )  # fmt: skip
             return None
-        groups = self.packed.index.clusters[self.all_chains()[0]].astype(np.int64)
+        groups = self.packed.index["clusters"][self.all_chains()[0]]
         if (groups == UNCLUSTERED).any():
             raise DataError(f"{self.packed.folder}: clusters are missing from the index; pack the structures again")
         return groups, recorded.options
 
+    def _spans(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First chain of each entry, and the one after its last, int64 (n,)."""
+        starts = self.packed.starts[:-1]
+        return np.searchsorted(starts, self.starts), np.searchsorted(starts, self.starts + self.lengths)
+
     def all_chains(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Number in the set of each of n chains, those of complexes one by one, and the entry of each, int64 (n,)."""
-        first, last = self.packed.chains_between(self.starts, self.starts + self.lengths)
+        first, last = self._spans()
         counts = last - first
         entries = np.repeat(np.arange(len(self)), counts)
         return np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts), entries
@@ -228,11 +251,9 @@ class PackedStore(ChainStore):
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> PackedStore:
         """Take some entries, in the order given; nothing is opened."""
         chosen = np.asarray(indices, dtype=np.int64)
-        known: Any = self.ids
-        taken: Any = known.take(chosen) if isinstance(known, Ids) else [known[i] for i in chosen]
         return replace(
             self,
-            ids=taken,
+            ids=[self.ids[i] for i in chosen],
             starts=self.starts[chosen],
             lengths=self.lengths[chosen],
             chain_lengths=None if self.chain_lengths is None else [self.chain_lengths[i] for i in chosen],
@@ -240,13 +261,7 @@ class PackedStore(ChainStore):
 
 
 def open_packed(location: str, cache_dir: Path, sequence: str, option: str) -> tuple[PackedStore, ReadReport]:
-    """Open a packed set; no shard is opened or fetched.
-
-    Args:
-        location: Folder or URL of the set.
-        cache_dir: The cache folder, where what is fetched is kept.
-        sequence: How the run wants sequences, ``"seqres"`` or ``"observed"``.
-        option: The option that names it, for messages.
+    """Open a packed set at a path or URL; no shard is opened or fetched.
 
     Returns:
         All its chains, and the structure files that could not be read when it was packed.
@@ -254,8 +269,8 @@ def open_packed(location: str, cache_dir: Path, sequence: str, option: str) -> t
     Raises:
         DataError: It is no packed set, incomplete, damaged, cannot be fetched, or was read in another way.
     """
-    folder = folder_at(location, cache_dir)
-    manifest = folder.manifest()
+    folder = SetFolder(location, cache_dir)
+    manifest = Manifest.from_bytes(folder.manifest(), f"{folder}/{MANIFEST}")
     if manifest.sequence != sequence:
         raise DataError(
             f"{option}: {folder} was packed with sequence={manifest.sequence}, and this run asks for {sequence}; pack "
@@ -263,24 +278,14 @@ def open_packed(location: str, cache_dir: Path, sequence: str, option: str) -> t
         )
     if manifest.reader_version != READER_VERSION:
         log.warning(
-            "%s: %s was read by version %d of the reading rules, this contactlm has version %d: its chains may differ "
+            "%s: %s was read by version %s of the reading rules, this contactlm has version %d: its chains may differ "
             "from those of the structure files; pack them again to have the same",
             option, folder, manifest.reader_version, READER_VERSION,
         )  # fmt: skip
-    problems = _read_problems(folder, manifest)
-    return PackedStore.of(_open_index(folder, manifest)), ReadReport(manifest.files, 0, problems)
-
-
-def _open_index(folder: LocalFolder | RemoteFolder, manifest: Manifest) -> PackedSet:
-    path = _verified(folder, manifest, "index")
-    return PackedSet(folder, manifest.shards, PackedIndex.open(path), manifest.clusters)
-
-
-def _read_problems(folder: LocalFolder | RemoteFolder, manifest: Manifest) -> dict[str, str]:
-    return json.loads(_verified(folder, manifest, "problems").read_bytes())
-
-
-def _verified(folder: LocalFolder | RemoteFolder, manifest: Manifest, name: Literal["index", "problems"]) -> Path:
-    part = getattr(manifest, name)
-    path = folder.path(part)
-    return path if hash_file(path) == part.sha256 else folder.renew(part)
+    path = folder.path(manifest.index)
+    if hash_file(path) != manifest.index.sha256:
+        path = folder.renew(manifest.index)
+    with np.load(path) as columns:
+        index = {name: columns[name] for name in COLUMNS}
+    packed = PackedSet(folder, manifest.shards, index, manifest.clusters)
+    return PackedStore.of(packed), ReadReport(manifest.files, 0, manifest.problems)

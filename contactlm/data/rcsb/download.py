@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import gzip
+import http.client
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Event, Thread
+from random import SystemRandom
+from threading import Event
 from urllib.parse import urlsplit
 
 from contactlm.atomic import atomic_file, file_name
 from contactlm.data.cache import progress_bar
-from contactlm.data.rcsb.complete import CompleteFiles
-from contactlm.data.rcsb.fetch import Fetcher, FetchError, is_complete
-from contactlm.data.rcsb.ids import parse_id, read_id_list
+from contactlm.data.rcsb.ids import parse_id
 from contactlm.types import DataError
-
-__all__ = ["DownloadReport", "download_structures", "read_id_list"]
 
 RCSB = "https://files.rcsb.org/download"
 CHECK = "check the network and proxy settings (https_proxy)"
 REMEDY = f"{CHECK}, or fetch the mmCIF files elsewhere and give a folder of them as train_dir or test_dir"
+WORKERS = 4  # requests at a time
+TIMEOUT = 30.0  # seconds without an answer or further data
+RETRIES = 5  # of a request that failed for a passing reason
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before a repetition: doubled for each further one
+LONGEST_OBEYED = 600.0  # seconds: an entry whose server asks to wait longer is given up
+RETRIES_UNREACHED = 2  # while no request was ever answered: most likely there is no network
 LOST_AFTER = 2  # entries a worker that fail in a row because there is no connection: the network went away
-POLL_SECONDS = 0.1  # how long Ctrl-C may wait
-LAST_WORDS_SECONDS = 1.0  # for threads to end; whoever still waits for the server then is left behind
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass
@@ -33,8 +39,8 @@ class DownloadReport:
     """What came of a list of ids.
 
     Attributes:
-        paths: Complete files, in the order of the ids, each entry once.
-        problems: Reason for every entry that has no complete file, by entry.
+        paths: The files, in the order of the ids, each entry once.
+        problems: Reason for every entry that has no file, by entry.
         fetched: How many files came from the server now; the others were there.
     """
 
@@ -47,26 +53,19 @@ def download_structures(
     ids: Sequence[str],
     folder: str | Path,
     base_url: str = RCSB,
-    workers: int = 4,
-    retries: int = 5,
-    timeout: float = 30,
     progress: bool = True,
     remedy: str = REMEDY,
 ) -> DownloadReport:
-    """Fetch mmCIF files of PDB entries as ``<folder>/<id>.cif.gz``.
+    """Fetch mmCIF files of PDB entries as ``<folder>/<id>.cif.gz``, unless they are there.
 
-    Complete files that are there already are not asked for: a run that was ended goes on where it stopped. Every file
-    is checked (all bytes came, the compressed data is whole, it begins as an mmCIF file does) before it gets its name,
-    and once more only when its size or time of change has changed.
+    A file gets its name only when it came whole: the compressed data is complete and begins as an mmCIF file does.
+    What fails for a passing reason is asked for again, after waits that double or as long as the server says
+    (Retry-After, in seconds).
 
     Args:
         ids: PDB ids; ``1abc_A`` and ``1abc A`` name the entry ``1abc``. Entries named twice are fetched once.
         folder: Where the files go; made when missing.
         base_url: Server and path before ``/1ABC.cif.gz``.
-        workers: Requests at a time.
-        retries: How often a request that failed for a passing reason is repeated, after waits that double; a server
-            that says how long to wait (Retry-After) is obeyed. An entry that does not exist is asked for once.
-        timeout: Seconds without an answer or further data after which a request has failed.
         progress: Whether to show a progress bar.
         remedy: What to say can be done where the server cannot be reached.
 
@@ -80,114 +79,114 @@ def download_structures(
     address = urlsplit(base_url)
     if address.scheme not in ("http", "https") or not address.netloc:
         raise DataError(f"base_url is {base_url!r}; it must begin with http:// or https:// and a server's name")
-    for option, value, least in (("workers", workers, 1), ("retries", retries, 0), ("timeout", timeout, 0.001)):
-        if not value >= least:
-            raise DataError(f"{option} is {value}; it must be at least {least}")
-    target = Path(folder).expanduser()
-    with _writable(target):
-        target.mkdir(parents=True, exist_ok=True)
-    fetcher = Fetcher(base_url, retries, timeout)
-    report, complete = DownloadReport(), CompleteFiles(target, is_complete)
-    obtain = partial(_obtain, folder=target, fetcher=fetcher, complete=complete)
-    bar = progress_bar("Fetching structures", "file", len(entries), progress)
-    with bar, _saved(complete), _Crew(entries, workers, obtain, fetcher.stop) as crew:
-        lost = 0
-        for entry, outcome in crew:
-            if isinstance(outcome, FetchError):
-                lost = lost + 1 if outcome.unreachable else 0
-                if lost and (not fetcher.was_reached or lost > LOST_AFTER * workers):
-                    raise DataError(f"{base_url} cannot be reached for {entry}: {outcome}; {remedy}")
-                report.problems[entry] = str(outcome)
-            elif outcome:
-                lost = 0
-                report.fetched += 1
-            bar.update()
+    target, report, lost = Path(folder).expanduser(), DownloadReport(), 0
+    fetcher = _Fetcher(target, base_url.rstrip("/"))
+    # its threads are daemons: on Ctrl-C they do not keep the program waiting for a silent server
+    with progress_bar("Fetching structures", "file", len(entries), progress) as bar, ThreadPool(WORKERS) as pool:
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for entry, outcome in pool.imap_unordered(fetcher.obtain, entries):
+                if isinstance(outcome, _FetchError):
+                    lost = lost + 1 if outcome.unreachable else 0
+                    if lost and (not fetcher.was_reached or lost > LOST_AFTER * WORKERS):
+                        raise DataError(f"{base_url} cannot be reached for {entry}: {outcome}; {remedy}")
+                    report.problems[entry] = str(outcome)
+                elif outcome:
+                    lost, report.fetched = 0, report.fetched + 1
+                bar.update()
+        except OSError as error:
+            raise DataError(
+                f"structures cannot be kept in {target} ({error}); name a folder that can be written"
+            ) from error
+        finally:
+            fetcher.stop.set()
     report.paths = [_path(target, entry) for entry in entries if entry not in report.problems]
     return report
 
 
-def _obtain(entry: str, folder: Path, fetcher: Fetcher, complete: CompleteFiles) -> bool:
-    """Make sure that an entry's file is there and complete; whether it had to be fetched."""
-    path = _path(folder, entry)
-    with _writable(folder):
-        if path in complete:
-            return False
-    body = fetcher.fetch(entry)
-    with _writable(folder):
+class _FetchError(Exception):
+    """Why an entry cannot be had; whether that may pass, after how many seconds; whether there was no connection."""
+
+    def __init__(self, reason: str, passing: bool = False, wait: float = 0.0, unreachable: bool = False) -> None:
+        super().__init__(reason)
+        self.passing, self.wait, self.unreachable = passing, wait, unreachable
+
+
+class _Fetcher:
+    """Fetches files into a folder; threads share one."""
+
+    def __init__(self, folder: Path, base_url: str) -> None:
+        self.folder, self.base_url = folder, base_url
+        self.stop = Event()  # makes all threads give up
+        self.was_reached = False  # the server ever answered
+        self._resume_at = 0.0  # a server that asks for a pause asks all threads
+
+    def obtain(self, entry: str) -> tuple[str, bool | _FetchError]:
+        """Make sure that an entry's file is there; whether it had to be fetched, or why it cannot be had."""
+        path = _path(self.folder, entry)
+        if path.is_file():
+            return entry, False
+        try:
+            body = self._fetch(f"{self.base_url}/{entry if entry.startswith('pdb_') else entry.upper()}.cif.gz")
+        except _FetchError as error:
+            return entry, error
         with atomic_file(path) as handle:
             handle.write(body)
-        complete.add(path)
-    return True
+        return entry, True
+
+    def _fetch(self, url: str) -> bytes:
+        tries = 0
+        while True:
+            self._pause(self._resume_at - time.monotonic())
+            try:
+                return self._request(url)
+            except _FetchError as error:
+                tries += 1
+                if not error.passing:
+                    raise
+                if tries > (RETRIES if self.was_reached else min(RETRIES, RETRIES_UNREACHED)):
+                    raise _FetchError(f"{error} (tried {tries} times)", unreachable=error.unreachable) from error
+                self._resume_at = max(self._resume_at, time.monotonic() + error.wait)
+            # spread, so that threads that failed together do not come back together
+            self._pause(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * SystemRandom().uniform(0.5, 1.0))
+
+    def _pause(self, seconds: float) -> None:
+        if self.stop.wait(max(0.0, seconds)):
+            raise _FetchError("ended before it was fetched")
+
+    def _request(self, url: str) -> bytes:
+        request = urllib.request.Request(url, headers={"User-Agent": "contactlm", "Accept-Encoding": "identity"})
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+                body = response.read()
+        except urllib.error.HTTPError as error:
+            self.was_reached = True
+            asked = error.headers.get("Retry-After", "").strip()
+            wait = float(asked) if asked.isdigit() else 0.0
+            reason = f"HTTP {error.code} {error.reason}".rstrip()
+            if wait > LONGEST_OBEYED:
+                raise _FetchError(f"{reason}; the server asks to wait {wait:.0f} s") from error
+            raise _FetchError(reason, error.code in PASSING, wait) from error
+        except urllib.error.URLError as error:
+            raise _FetchError(f"no connection ({error.reason})", True, unreachable=True) from error
+        except (OSError, http.client.HTTPException) as error:
+            self.was_reached = True
+            is_slow = isinstance(error, TimeoutError)
+            reason = f"no data for {TIMEOUT:g} s" if is_slow else f"the connection broke ({error!r})"
+            raise _FetchError(reason, True) from error
+        self.was_reached = True
+        if not is_complete(body):
+            raise _FetchError("what came is not a whole compressed mmCIF file", True)
+        return body
 
 
-@contextmanager
-def _saved(complete: CompleteFiles) -> Iterator[None]:
-    """Keep what is known of the files, however this ends."""
+def is_complete(body: bytes) -> bool:
+    """Whether bytes are a whole gzip file of what begins as mmCIF does."""
     try:
-        yield
-    finally:
-        complete.save()
+        return gzip.decompress(body).startswith(b"data_")
+    except (EOFError, OSError, zlib.error):
+        return False
 
 
 def _path(folder: Path, entry: str) -> Path:
     return folder / f"{file_name(entry)}.cif.gz"
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"structures cannot be kept in {folder} ({error}); name a folder that can be written"
-        ) from error
-
-
-class _Crew:
-    """Threads that obtain entries, and what came of them, as it comes.
-
-    The threads are daemons: unlike those of an executor they do not keep the program from ending on Ctrl-C while a
-    server keeps them waiting.
-    """
-
-    def __init__(self, entries: Sequence[str], workers: int, obtain: Callable[[str], bool], stop: Event) -> None:
-        self._left, self._obtain, self._stop = len(entries), obtain, stop
-        self._waiting: SimpleQueue[str] = SimpleQueue()
-        self._done: SimpleQueue[tuple[str, bool | FetchError | DataError]] = SimpleQueue()
-        for entry in entries:
-            self._waiting.put(entry)
-        self._threads = [Thread(target=self._work, daemon=True) for _ in range(min(workers, len(entries)))]
-
-    def __enter__(self) -> _Crew:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(LAST_WORDS_SECONDS / len(self._threads))
-
-    def __iter__(self) -> Iterator[tuple[str, bool | FetchError]]:
-        while self._left:
-            try:
-                entry, outcome = self._done.get(timeout=POLL_SECONDS)
-            except Empty:
-                if self._done.empty() and not any(thread.is_alive() for thread in self._threads):
-                    raise RuntimeError(f"{self._left} downloads ended without a result") from None
-                continue
-            if isinstance(outcome, DataError):
-                raise outcome
-            self._left -= 1
-            yield entry, outcome
-
-    def _work(self) -> None:
-        while not self._stop.is_set():
-            try:
-                entry = self._waiting.get_nowait()
-            except Empty:
-                return
-            try:
-                self._done.put((entry, self._obtain(entry)))
-            except (FetchError, DataError) as error:
-                self._done.put((entry, error))

@@ -12,11 +12,7 @@ ALLOWED = "a PDB id such as 1abc or pdb_00001abc, with a chain (1abc_A, 1abc A) 
 
 
 def parse_id(text: str) -> tuple[str, str | None]:
-    """Read a PDB id with or without a chain.
-
-    Args:
-        text: ``1abc``, ``1abc_A`` or ``1abc A``; extended ids (``pdb_00001abc``) likewise. Case matters for the chain
-            only.
+    """Read ``1abc``, ``1abc_A`` or ``1abc A``; extended ids (``pdb_00001abc``) likewise.
 
     Returns:
         The entry in lower case and the chain, None when none is named.
@@ -31,10 +27,7 @@ def parse_id(text: str) -> tuple[str, str | None]:
 
 
 def read_id_list(path: str | Path) -> list[tuple[str, str | None]]:
-    """Read a text file with one PDB id a line.
-
-    Args:
-        path: The file. Empty lines and what follows a ``#`` are left out.
+    """Read a text file with one PDB id a line; empty lines and what follows a ``#`` are left out.
 
     Returns:
         Entry (lower case) and chain (None: all chains) of every line, in order.

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from contactlm import ContactDataModule
-from contactlm.data.packed.manifest import ClusterRule, Manifest
 from contactlm.data.packed.pack import pack_structures
+from contactlm.data.packed.store import ClusterRule, Manifest
 from tests.conftest import random_sequence, write_pdb
 
 SHARD = 400  # residues: several shards of a few chains each

@@ -14,16 +14,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
-from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 
-import contactlm.data.rcsb.fetch as fetch_module
-from contactlm.data.rcsb import complete, download
-from contactlm.data.rcsb.download import download_structures
-from contactlm.data.rcsb.fetch import is_complete
+from contactlm.data.rcsb import download
+from contactlm.data.rcsb.download import download_structures, is_complete
 from contactlm.types import DataError
 from tests.data.faulty_server import (
     Answer,
@@ -39,7 +35,6 @@ from tests.data.faulty_server import (
     silent,
     stall,
     status,
-    trickle,
     truncated,
     truncated_without_length,
 )
@@ -48,7 +43,7 @@ from tests.data.faulty_server import (
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(fetch_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(download, "FIRST_WAIT", 0.01)
     with Server() as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -59,7 +54,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name != complete.NAME)
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_files_come_whole_and_a_second_run_asks_for_nothing(server: Server, tmp_path: Path) -> None:
@@ -74,29 +69,6 @@ def test_files_come_whole_and_a_second_run_asks_for_nothing(server: Server, tmp_
     assert server.asked.total() == 3
 
 
-def test_kept_files_are_unzipped_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids, unzipped = ["1abc", "2abc", "3abc"], []
-    check = download.is_complete
-    monkeypatch.setattr(download, "is_complete", lambda body: unzipped.append(body) or check(body))
-
-    def start() -> tuple[int, int]:
-        unzipped.clear()
-        report = download_structures(ids, tmp_path, server.url, progress=False)
-        assert len(report.paths) == 3 and not report.problems
-        return len(unzipped), report.fetched
-
-    assert start()[1] == 3
-    assert start() == (0, 0)
-    os.utime(tmp_path / "1abc.cif.gz", (1, 1))  # perhaps another one: looked at once more
-    assert start() == (1, 0) and start() == (0, 0)
-    (tmp_path / "2abc.cif.gz").write_bytes(body_of("2ABC")[:-9])
-    assert start() == (1, 1) and start() == (0, 0)
-    assert (tmp_path / "2abc.cif.gz").read_bytes() == body_of("2ABC")
-    for damage in (b"", b"[]", b'{"1abc.cif.gz": 3}'):
-        (tmp_path / complete.NAME).write_bytes(damage)
-        assert start() == (3, 0) and start() == (0, 0)
-
-
 @pytest.mark.parametrize(
     "bad",
     [
@@ -105,10 +77,13 @@ def test_kept_files_are_unzipped_once(server: Server, tmp_path: Path, monkeypatc
         *(flipped, garbage, compressed_garbage, reset, hang_up),
     ],
 )
-def test_what_may_pass_is_tried_again(server: Server, tmp_path: Path, bad: Answer) -> None:
+def test_what_may_pass_is_tried_again(
+    server: Server, tmp_path: Path, bad: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.plans["1ABC"] = [bad, bad, good]
-    timeout = 0.8 if bad in (stall, silent) else 30  # a busy computer must not be taken for a server that is silent
-    report = download_structures(["1abc"], tmp_path, server.url, retries=2, timeout=timeout, progress=False)
+    if bad in (stall, silent):  # a busy computer must not be taken for a server that is silent
+        monkeypatch.setattr(download, "TIMEOUT", 0.8)
+    report = download_structures(["1abc"], tmp_path, server.url, progress=False)
     assert report.problems == {}
     assert server.asked["1ABC"] == 3
     assert report.paths[0].read_bytes() == body_of("1ABC")
@@ -120,8 +95,7 @@ def test_what_may_pass_is_tried_again(server: Server, tmp_path: Path, bad: Answe
     [
         (status(500), r"HTTP 500 Internal Server Error \(tried 3 times\)"),
         pytest.param(stall, r"no data for 0.8 s \(tried 3 times\)", marks=pytest.mark.slow),
-        pytest.param(trickle, r"not complete after 0.8 s \(tried 3 times\)", marks=pytest.mark.slow),
-        (truncated, r"\d+ of \d+ bytes came \(tried 3 times\)"),
+        (truncated, r"the connection broke \(IncompleteRead.*\(tried 3 times\)"),
         (garbage, r"not a whole compressed mmCIF file \(tried 3 times\)"),
         (hang_up, r"the connection broke .*\(tried 3 times\)"),
     ],
@@ -129,10 +103,11 @@ def test_what_may_pass_is_tried_again(server: Server, tmp_path: Path, bad: Answe
 def test_what_does_not_pass_is_a_problem_of_that_entry(
     server: Server, tmp_path: Path, bad: Answer, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch_module, "PATIENCE", 1)
+    monkeypatch.setattr(download, "RETRIES", 2)
+    if bad is stall:
+        monkeypatch.setattr(download, "TIMEOUT", 0.8)
     server.plans["1ABC"] = [bad]
-    timeout = 0.8 if bad in (stall, trickle) else 30
-    report = download_structures(["1abc", "2abc"], tmp_path, server.url, retries=2, timeout=timeout, progress=False)
+    report = download_structures(["1abc", "2abc"], tmp_path, server.url, progress=False)
     assert server.asked == {"1ABC": 3, "2ABC": 1}
     assert report.problems.keys() == {"1abc"}
     assert re.search(reason, report.problems["1abc"])
@@ -152,35 +127,20 @@ def test_final_answers_are_not_questioned(server: Server, tmp_path: Path, code: 
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds of every pause, as they are asked for; they take longer where the computer is busy."""
     asked: list[float] = []
-    pause = fetch_module.Fetcher._pause
+    pause = download._Fetcher._pause
 
-    def noting(self: fetch_module.Fetcher, seconds: float) -> None:
+    def noting(self: download._Fetcher, seconds: float) -> None:
         asked.append(max(0.0, seconds))
         pause(self, seconds)
 
-    monkeypatch.setattr(fetch_module.Fetcher, "_pause", noting)
+    monkeypatch.setattr(download._Fetcher, "_pause", noting)
     return asked
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("as_date", [False, True])
-def test_retry_after_is_obeyed_by_all_threads(
-    server: Server, tmp_path: Path, as_date: bool, pauses: list[float]
+def test_a_pause_the_server_asks_for_holds_back_the_others(
+    server: Server, tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def busy(handler: Handler) -> None:
-        until = datetime.now(timezone.utc) + timedelta(seconds=2)  # one to two seconds: a date has whole ones
-        handler.send(b"no", 429, Retry_After=format_datetime(until, usegmt=True) if as_date else "1")
-
-    server.plans["1ABC"] = [busy, good]
-    ids = ["1abc", *(f"{i}xyz" for i in range(2, 8))]
-    report = download_structures(ids, tmp_path, server.url, workers=1, progress=False)
-    assert report.problems == {} and server.asked["1ABC"] == 2
-    assert server.times[1] - server.times[0] >= 0.9 and max(pauses) <= (2 if as_date else 1)
-    assert len(server.times) == 8
-
-
-@pytest.mark.slow
-def test_a_pause_the_server_asks_for_holds_back_the_others(server: Server, tmp_path: Path, pauses: list[float]) -> None:
     def late(handler: Handler) -> None:
         while max(pauses) < 0.5 and not handler.server.ended.wait(0.01):
             pass  # the other one does not pause yet
@@ -188,8 +148,9 @@ def test_a_pause_the_server_asks_for_holds_back_the_others(server: Server, tmp_p
 
     server.plans = {"1ABC": [status(429, Retry_After="1"), good], "2ABC": [late]}
     ids = ["1abc", "2abc", "3abc", "4abc"]
-    report = download_structures(ids, tmp_path, server.url, workers=2, progress=False)
-    assert report.problems == {}
+    monkeypatch.setattr(download, "WORKERS", 2)
+    report = download_structures(ids, tmp_path, server.url, progress=False)
+    assert report.problems == {} and max(pauses) <= 1
     assert min(server.times[2:]) - min(server.times[:2]) >= 0.9
 
 
@@ -200,16 +161,8 @@ def test_too_long_a_pause_is_a_problem(server: Server, tmp_path: Path) -> None:
     assert server.asked["1ABC"] == 1
 
 
-def test_damaged_and_foreign_files_are_replaced(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "1abc.cif.gz").write_bytes(body_of("1ABC")[:-10])
-    (tmp_path / "2abc.cif.gz").write_bytes(b"")
-    (tmp_path / "3abc.cif.gz").write_bytes(gzip.compress(b"data_mine\n"))
-    report = download_structures(["1abc", "2abc", "3abc"], tmp_path, server.url, progress=False)
-    assert server.asked == {"1ABC": 1, "2ABC": 1} and report.fetched == 2
-    assert [is_complete(path.read_bytes()) for path in report.paths] == [True] * 3
-
-
-def test_requests_are_bounded(server: Server, tmp_path: Path) -> None:
+def test_requests_are_bounded(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "WORKERS", 3)
     # not the server's count: who is answered may ask before that goes down
     three, lock, waiting = threading.Barrier(3), threading.Lock(), [0, 0]  # now, and at most
 
@@ -224,7 +177,7 @@ def test_requests_are_bounded(server: Server, tmp_path: Path) -> None:
 
     ids = [f"{i}abc" for i in range(1, 10)] + [f"{i}xyz" for i in range(1, 10)]
     server.plans = {name.upper(): [slow] for name in ids}
-    assert len(download_structures(ids, tmp_path, server.url, workers=3, progress=False).paths) == 18
+    assert len(download_structures(ids, tmp_path, server.url, progress=False).paths) == 18
     assert waiting == [0, 3]
 
 
@@ -236,7 +189,7 @@ def free_port() -> int:
 
 def test_no_network_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(fetch_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(download, "FIRST_WAIT", 0.01)
     ids = [f"{i}abc" for i in range(1, 10)]
     with pytest.raises(
         DataError, match=r"http://127.*cannot be reached for .abc: no connection .*\(tried 3 times\)"
@@ -253,7 +206,10 @@ def test_a_complete_folder_needs_no_network(tmp_path: Path) -> None:
     assert [path.name for path in report.paths] == ["1abc.cif.gz"]
 
 
-def test_a_network_that_goes_away_ends_the_run(server: Server, tmp_path: Path) -> None:
+def test_a_network_that_goes_away_ends_the_run(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "WORKERS", 1)
+    monkeypatch.setattr(download, "RETRIES", 1)
+
     def last(handler: Handler) -> None:
         with contextlib.suppress(OSError):  # not everywhere: what listens is not connected
             handler.server.socket.shutdown(socket.SHUT_RDWR)
@@ -263,7 +219,7 @@ def test_a_network_that_goes_away_ends_the_run(server: Server, tmp_path: Path) -
     server.plans["2ABC"] = [last]
     ids = [f"{i}abc" for i in range(1, 10)] * 1 + [f"{i}xyz" for i in range(1, 10)]
     with pytest.raises(DataError, match="cannot be reached"):
-        download_structures(ids, tmp_path, server.url, workers=1, retries=1, progress=False)
+        download_structures(ids, tmp_path, server.url, progress=False)
     assert names(tmp_path) == ["1abc.cif.gz", "2abc.cif.gz"]
     assert server.asked.total() == 2
 
@@ -277,12 +233,10 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(server: Server, tmp_pa
         download_structures(["1abc", "2abc"], tmp_path, server.url, progress=False)
 
 
-@pytest.mark.parametrize(
-    "options", [{"base_url": "ftp://x"}, {"base_url": "https:"}, {"workers": 0}, {"retries": -1}, {"timeout": 0}]
-)
-def test_options_out_of_range_are_errors(tmp_path: Path, options: dict[str, object]) -> None:
-    with pytest.raises(DataError, match=rf"{next(iter(options))} .*must be"):
-        download_structures(["1abc"], tmp_path, progress=False, **options)
+@pytest.mark.parametrize("base_url", ["ftp://x", "https:"])
+def test_what_is_no_server_is_an_error(tmp_path: Path, base_url: str) -> None:
+    with pytest.raises(DataError, match=r"base_url .*must begin"):
+        download_structures(["1abc"], tmp_path, base_url, progress=False)
 
 
 RUN = """
@@ -291,7 +245,8 @@ import contactlm.data.rcsb.download as download
 sys.stdout.write("started\\n")
 sys.stdout.flush()
 ids = [f"{i}ab{letter}" for i in range(1, 10) for letter in "cdef"]
-report = download.download_structures(ids, sys.argv[1], sys.argv[2], workers=2, progress=False)
+download.WORKERS = 2
+report = download.download_structures(ids, sys.argv[1], sys.argv[2], progress=False)
 sys.stdout.write(f"{len(report.paths)} {report.fetched}")
 """
 

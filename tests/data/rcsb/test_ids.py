@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from contactlm.data.rcsb.download import download_structures, read_id_list
-from contactlm.data.rcsb.ids import parse_id
+from contactlm.data.rcsb.download import download_structures
+from contactlm.data.rcsb.ids import parse_id, read_id_list
 from contactlm.types import DataError
 
 
