@@ -72,19 +72,21 @@ class SetFolder:
             raise DataError(f"{self.name}: {reason}") from error
 
     def path(self, part: Part) -> Path:
-        """Path of a file that has the right size; behind a URL, of its copy in the cache.
+        """Path of a file; behind a URL, of its copy in the cache.
 
         Raises:
-            DataError: It is missing or has another size, cannot be fetched, comes damaged twice or cannot be kept.
+            DataError: It is missing, cannot be fetched, comes damaged twice or cannot be kept.
         """
         if self.is_remote:
-            self._fetch(part)
-            return self.kept(part)
+            path = self.kept(part)
+            if not path.is_file():
+                self._fetch(part, path)
+            return path
         path = Path(self.name, part.name)
-        size = _size(path)
-        if size != part.size:
-            found = "missing from the packed set" if size is None else f"{size} bytes, and {part.size} were packed"
-            raise DataError(f"{path}: {found}; copy the whole folder again, or pack the structures again")
+        if not path.is_file():
+            raise DataError(
+                f"{path}: missing from the packed set; copy the whole folder again, or pack the structures again"
+            )
         return path
 
     def renew(self, part: Part) -> Path:
@@ -100,14 +102,13 @@ class SetFolder:
         """Where a file that was fetched is kept."""
         return self._cache / part.sha256[:2] / f"{part.sha256[:40]}-{file_name(part.name)}"
 
-    def _fetch(self, part: Part) -> None:
+    def _fetch(self, part: Part, path: Path) -> None:
         """Fetch a file; one process does, others wait. What comes damaged or not at all is asked for once more."""
-        path = self.kept(part)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):
                 for is_last in (False, True):
-                    if _size(path) == part.size:
+                    if path.is_file():
                         return
                     try:
                         self._fetch_once(part, path)
@@ -154,14 +155,6 @@ def _transport(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
 def _foreign_errors() -> list[type[Exception]]:
     loaded = [(sys.modules.get(module), name) for module, name in _FOREIGN_ERRORS.items()]
     return [getattr(module, name) for module, name in loaded if hasattr(module, name)]
-
-
-def _size(path: Path) -> int | None:
-    """Bytes of a file; None when it is not there."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
 
 
 def hash_file(path: Path) -> str:

@@ -42,18 +42,18 @@ def pack_structures(
 ) -> Manifest:
     """Read structure files and write their chains as a packed set; an interrupted packing resumes.
 
-    The chains are those that a data module reads from the same files, in the same order. Files that cannot be read are
-    counted and named. The same files give the same bytes.
+    The chains are those that a data module reads from the same files, in the same order. The same files give the same
+    bytes. A file with more than ``shard_residues`` residues has a shard of its own.
 
     Args:
         structures: Folders, structure files and text files of paths, packed one after the other.
         out: Folder of the set; new, empty, or of an unfinished packing of the same settings.
-        shard_residues: Most residues of a shard, 13 bytes each; a file with more has a shard of its own.
+        shard_residues: Most residues of a shard, 13 bytes each.
         sequence: ``"seqres"`` or ``"observed"``, as for :func:`contactlm.read_chains`.
         clusters: Which sequence clusters to compute and record; None: none.
         workers: Processes that read; 0 reads in this process, None takes one for each available processor.
         progress: Whether to show a progress bar.
-        cache_dir: Where clusters, and what an interrupted clustering had found so far, are kept; None: nowhere.
+        cache_dir: Where clusters, and what an interrupted clustering found so far, are kept.
 
     Raises:
         DataError: There is nothing to pack, or the folder cannot be used.

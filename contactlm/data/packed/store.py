@@ -48,14 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClusterRule:
-    """Which chains were clustered, and when two counted as related: clusters of another rule are others.
-
-    Attributes:
-        options: When two sequences are related.
-        min_length: Shorter entries were left out before.
-        assembly: ``"chain"`` or ``"complex"``, what the entries were.
-        version: Of the search for relatives.
-    """
+    """When two chains counted as related, and which entries were clustered; clusters of another rule are others."""
 
     options: ClusterOptions = ClusterOptions()  # noqa: RUF009 - frozen
     min_length: int = 30
@@ -127,14 +120,7 @@ def _part(about: dict[str, Any]) -> Part:
 
 
 class PackedSet:
-    """The shards of a packed set, in order, which are opened when they are needed.
-
-    Args:
-        folder: Where they lie.
-        shards: Their files.
-        index: ``COLUMNS`` of all chains.
-        rule: Of the recorded clusters; None: there are none.
-    """
+    """The shards of a packed set and ``COLUMNS`` of all chains; without a rule no clusters are recorded."""
 
     def __init__(
         self, folder: SetFolder, shards: Sequence[Part], index: dict[str, NDArray[Any]], rule: ClusterRule | None = None
@@ -152,11 +138,7 @@ class PackedSet:
         return {**self.__dict__, "_open": {}}  # another process opens the shards itself
 
     def residues(self, kind: str, start: int, length: int) -> NDArray[Any]:
-        """``cb`` or ``tokens`` of an entry, which lies in one shard as all chains of a file do.
-
-        Raises:
-            DataError: The shard is missing, damaged or cannot be fetched.
-        """
+        """``cb`` or ``tokens`` of an entry, which lies in one shard as all chains of a file do; or a DataError."""
         number = bisect_right(self._residues, start, hi=len(self.shards)) - 1
         first = start - self._residues[number]
         return (self._open.get(number) or self._opened(number))[kind][first : first + length]

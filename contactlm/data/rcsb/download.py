@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from random import SystemRandom
-from threading import Event
 from urllib.parse import urlsplit
 
 from contactlm.atomic import atomic_file, file_name
@@ -26,10 +25,9 @@ CHECK = "check the network and proxy settings (https_proxy)"
 REMEDY = f"{CHECK}, or fetch the mmCIF files elsewhere and give a folder of them as train_dir or test_dir"
 WORKERS = 4  # requests at a time
 TIMEOUT = 30.0  # seconds without an answer or further data
-RETRIES = 5  # of a request that failed for a passing reason
+RETRIES, RETRIES_UNREACHED = 5, 2  # of a request that failed for a passing reason; where there is no connection
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before a repetition: doubled for each further one
 LONGEST_OBEYED = 600.0  # seconds: an entry whose server asks to wait longer is given up
-RETRIES_UNREACHED = 2  # while no request was ever answered: most likely there is no network
 LOST_AFTER = 2  # entries a worker that fail in a row because there is no connection: the network went away
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -87,10 +85,11 @@ def download_structures(
             target.mkdir(parents=True, exist_ok=True)
             for entry, outcome in pool.imap_unordered(fetcher.obtain, entries):
                 if isinstance(outcome, _FetchError):
-                    lost = lost + 1 if outcome.unreachable else 0
-                    if lost and (not fetcher.was_reached or lost > LOST_AFTER * WORKERS):
-                        raise DataError(f"{base_url} cannot be reached for {entry}: {outcome}; {remedy}")
                     report.problems[entry] = str(outcome)
+                    lost = lost + 1 if outcome.unreachable else 0
+                    was_reached = report.fetched or len(report.problems) > lost
+                    if lost and (not was_reached or lost > LOST_AFTER * WORKERS):
+                        raise DataError(f"{base_url} cannot be reached for {entry}: {outcome}; {remedy}")
                 elif outcome:
                     lost, report.fetched = 0, report.fetched + 1
                 bar.update()
@@ -98,8 +97,6 @@ def download_structures(
             raise DataError(
                 f"structures cannot be kept in {target} ({error}); name a folder that can be written"
             ) from error
-        finally:
-            fetcher.stop.set()
     report.paths = [_path(target, entry) for entry in entries if entry not in report.problems]
     return report
 
@@ -117,8 +114,6 @@ class _Fetcher:
 
     def __init__(self, folder: Path, base_url: str) -> None:
         self.folder, self.base_url = folder, base_url
-        self.stop = Event()  # makes all threads give up
-        self.was_reached = False  # the server ever answered
         self._resume_at = 0.0  # a server that asks for a pause asks all threads
 
     def obtain(self, entry: str) -> tuple[str, bool | _FetchError]:
@@ -137,22 +132,18 @@ class _Fetcher:
     def _fetch(self, url: str) -> bytes:
         tries = 0
         while True:
-            self._pause(self._resume_at - time.monotonic())
+            time.sleep(max(0.0, self._resume_at - time.monotonic()))
             try:
                 return self._request(url)
             except _FetchError as error:
                 tries += 1
                 if not error.passing:
                     raise
-                if tries > (RETRIES if self.was_reached else min(RETRIES, RETRIES_UNREACHED)):
+                if tries > (RETRIES_UNREACHED if error.unreachable else RETRIES):
                     raise _FetchError(f"{error} (tried {tries} times)", unreachable=error.unreachable) from error
                 self._resume_at = max(self._resume_at, time.monotonic() + error.wait)
             # spread, so that threads that failed together do not come back together
-            self._pause(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * SystemRandom().uniform(0.5, 1.0))
-
-    def _pause(self, seconds: float) -> None:
-        if self.stop.wait(max(0.0, seconds)):
-            raise _FetchError("ended before it was fetched")
+            time.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * SystemRandom().uniform(0.5, 1.0))
 
     def _request(self, url: str) -> bytes:
         request = urllib.request.Request(url, headers={"User-Agent": "contactlm", "Accept-Encoding": "identity"})
@@ -160,7 +151,6 @@ class _Fetcher:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
                 body = response.read()
         except urllib.error.HTTPError as error:
-            self.was_reached = True
             asked = error.headers.get("Retry-After", "").strip()
             wait = float(asked) if asked.isdigit() else 0.0
             reason = f"HTTP {error.code} {error.reason}".rstrip()
@@ -170,11 +160,9 @@ class _Fetcher:
         except urllib.error.URLError as error:
             raise _FetchError(f"no connection ({error.reason})", True, unreachable=True) from error
         except (OSError, http.client.HTTPException) as error:
-            self.was_reached = True
             is_slow = isinstance(error, TimeoutError)
             reason = f"no data for {TIMEOUT:g} s" if is_slow else f"the connection broke ({error!r})"
             raise _FetchError(reason, True) from error
-        self.was_reached = True
         if not is_complete(body):
             raise _FetchError("what came is not a whole compressed mmCIF file", True)
         return body

@@ -342,7 +342,7 @@ def test_what_cannot_be_used_is_said_with_path_and_remedy(own: Path, folder: Pat
     shard = own / "shard-000000.chains"
     kept = shard.read_bytes()
     shard.write_bytes(kept[:-5])
-    refused(r"shard-000000\.chains: \d+ bytes, and \d+ were packed; copy the whole folder again")
+    refused(r"shard-000000\.chains: damaged .*copy it again")
     shard.unlink()
     refused(r"shard-000000\.chains: missing from the packed set.*copy the whole folder again")
     shard.write_bytes(kept)

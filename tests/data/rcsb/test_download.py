@@ -127,13 +127,13 @@ def test_final_answers_are_not_questioned(server: Server, tmp_path: Path, code: 
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds of every pause, as they are asked for; they take longer where the computer is busy."""
     asked: list[float] = []
-    pause = download._Fetcher._pause
+    pause = time.sleep
 
-    def noting(self: download._Fetcher, seconds: float) -> None:
-        asked.append(max(0.0, seconds))
-        pause(self, seconds)
+    def noting(seconds: float) -> None:
+        asked.append(seconds)
+        pause(seconds)
 
-    monkeypatch.setattr(download._Fetcher, "_pause", noting)
+    monkeypatch.setattr(time, "sleep", noting)
     return asked
 
 
