@@ -96,14 +96,7 @@ class Segment:
 
 
 def synthetic_protein(rng: np.random.Generator, length: int) -> SyntheticProtein:
-    """Draw one protein.
-
-    Args:
-        rng: Where all chance comes from.
-        length: Number of residues, at least 30.
-
-    Returns:
-        The protein; no two of its CA closer than :data:`CA_CLEARANCE`.
+    """Draw one protein of so many residues; no two of its CA are closer than :data:`CA_CLEARANCE`.
 
     Raises:
         ValueError: ``length`` is below 30.
