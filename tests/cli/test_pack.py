@@ -221,7 +221,7 @@ def test_what_cannot_be_packed_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not empty; give a folder of its own"):
         pack(folder, tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"file/packed cannot be written .*same command goes on"):
+    with pytest.raises(DataError, match=r"file/packed cannot be written .*same command resumes"):
         pack(folder, tmp_path / "file" / "packed")
 
 

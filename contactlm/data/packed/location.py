@@ -145,16 +145,16 @@ def _transport(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
         raise DataError(f"{url} does not exist: this is not a packed set, or its upload is not complete") from error
     except (ImportError, ValueError) as error:  # a scheme whose package is missing, or that no one knows
         raise DataError(f"{url}: {error}; copy the set to a local folder, or install what the scheme needs") from error
-    except (OSError, asyncio.TimeoutError, *_foreign_errors()) as error:
+    except _transport_errors() as error:
         raise _LostError(
             f"{url} cannot be fetched ({error or type(error).__name__}); check the network, the URL and your access to "
             "it, or copy the set to a local folder and give that"
         ) from error
 
 
-def _foreign_errors() -> list[type[Exception]]:
+def _transport_errors() -> tuple[type[Exception], ...]:
     loaded = [(sys.modules.get(module), name) for module, name in _FOREIGN_ERRORS.items()]
-    return [getattr(module, name) for module, name in loaded if hasattr(module, name)]
+    return (OSError, asyncio.TimeoutError, *(getattr(module, name) for module, name in loaded if hasattr(module, name)))
 
 
 def hash_file(path: Path) -> str:
