@@ -16,8 +16,8 @@ from contactlm.callbacks.checkpoint import SafeCheckpoint
 from contactlm.callbacks.prediction_summary import read_summary
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.maps.contact_map import ContactMap
+from contactlm.model.execution import shard_layers
 from contactlm.model.lora import LoraOptions
-from contactlm.model.sharding import shard_layers
 from contactlm.structure.parse import read_chains
 from tests.callbacks.test_callbacks import data_module, trainer
 from tests.callbacks.test_guards import train_in_one_of_two_processes

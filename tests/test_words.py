@@ -216,7 +216,7 @@ def flags() -> dict[str, set[str]]:
     ours = shown["fit"] - {"--data", "--model"}
     return shown | {
         "fit": ours,
-        "plan": ours | {"--memory", "--measure"},
+        "plan": ours | {"--memory"},
         "test": ours,
         "validate": ours,
         "predict": shown["predict"] | ours,

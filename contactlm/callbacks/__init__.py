@@ -1,6 +1,5 @@
 """Token budget, FLOPs, evaluation, records and writers as Lightning callbacks."""
 
-from contactlm.callbacks.batch_size import AutoBatchSize
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.checkpoint import SafeCheckpoint
 from contactlm.callbacks.dashboard import TensorBoardDashboard
@@ -13,7 +12,6 @@ from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.writer import PredictionWriter
 
 __all__ = [
-    "AutoBatchSize",
     "ContactEvaluation",
     "FlopsMeter",
     "LossGuard",

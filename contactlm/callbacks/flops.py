@@ -1,9 +1,12 @@
-"""FlopsMeter: floating point operations of training, told from sizes, and counted where nobody can tell."""
+"""FlopsMeter: floating point operations of training, counted for some shapes of batches and told for the others."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
+from fractions import Fraction
+from math import prod
 from typing import Any
 
 import lightning as L
@@ -17,21 +20,24 @@ log = logging.getLogger(__name__)
 
 FUSED_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FUSED_ON_CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+LENGTHS = 3  # that tell of all others
+Flops = tuple[int, int]  # of the whole step, and of its forward pass
 
 
 class FlopsMeter(L.Callback):
     """Counts the forward and backward FLOPs of training, summed over all processes.
 
     What counts are matrix products and attention, with what is computed a second time in the backward pass by streamed
-    attention and by layers under activation checkpointing. A module with a method ``step_flops(batch)``, as those of
-    this package have, tells what a batch costs by a closed formula, ``(all, forward)`` or None. The first batch of a
-    run is counted by ``torch.utils.flop_counter`` while it is trained on, which takes the host several times as long.
-    Where both come to the same, the formula is believed from then on. Where they do not, or there is none, the first
-    batch of every shape is counted; later batches of that shape cost the same. Saved in checkpoints. Logs
-    ``flops/total``. The share of the forward pass is in ``forward``.
+    attention and by layers under activation checkpointing. ``torch.utils.flop_counter`` counts the first batch of every
+    shape while it is trained on, which takes the host several times as long; later batches of that shape cost the same.
 
-    Fused attention counts by the same formula on every device (on the CPU, PyTorch's own counter sees nothing of it);
-    the streamed contact attention of this package is made of matrix products and counted in full.
+    Of a module whose ``flops_follow_length`` is true (:class:`contactlm.ContactModule` and
+    :class:`contactlm.ContrastiveModule`), a batch of B sequences of T tokens costs B (a + b T + c T²). Three lengths
+    tell the three numbers. The fourth is counted as well: where it costs something else, as in a subclass that computes
+    more, the first batch of every shape is counted; else no further one is.
+
+    Saved in checkpoints. Logs ``flops/total``. The share of the forward pass is in ``forward``. Fused attention counts
+    by the same formula on every device (on the CPU, PyTorch's own counter sees nothing of it).
     """
 
     def __init__(self) -> None:
@@ -39,21 +45,26 @@ class FlopsMeter(L.Callback):
         self.forward = 0
         self.by_shape: dict[str, int] = {}
         self.forward_by_shape: dict[str, int] = {}
-        self._told: dict[str, tuple[int, int] | None] = {}  # by the module's formula, of shapes that were not counted
-        self._is_believed: bool | None = None  # the formula; None: it was not compared yet
+        self._forget_lengths()
         self._counting: tuple[ExitStack, FlopCounterMode] | None = None
         self._forward_counted = 0
         self._at = ""  # shapes of the batch at hand
+        self._told: Flops | None = None  # what it costs by the lengths that were counted
         self._marks = ""
         self._own = [0, 0]  # FLOPs, and those of forward passes, of this process that are not summed yet
-        self._noted: tuple[int, int] | None = None  # what of the batch at hand is in them
+        self._noted: Flops | None = None  # what of the batch at hand is in them
+
+    def _forget_lengths(self) -> None:
+        self._by_length: dict[int, tuple[Fraction, Fraction]] = {}  # of one sequence of T tokens
+        self._follows_length: bool | None = None  # None: no fourth length was counted yet
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell apart what a shape costs with and without activation checkpointing: a resumed run may change it."""
-        recomputing = any(getattr(module, "gradient_checkpointing", False) for module in pl_module.modules())
+        names = ("checkpointed", "gradient_checkpointing")  # of this package's layers, and of transformers'
+        recomputing = any(getattr(module, name, False) for module in pl_module.modules() for name in names)
         self._marks = " recomputed" if recomputing else ""
         self._own = [0, 0]
-        self._told, self._is_believed = {}, None
+        self._forget_lengths()
         StepSums.of(trainer).join(self, self._give, self._take)
 
     def _give(self) -> list[int]:
@@ -67,15 +78,13 @@ class FlopsMeter(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start to count when no batch of this shape was seen before, and the module cannot tell what it costs."""
-        self._noted = None
-        self._at = self._key(batch)
+        """Start to count when no batch of this shape was seen before, and its length does not tell what it costs."""
+        self._noted, self._at = None, shape_key(batch) + self._marks
         if self._at in self.by_shape:
+            self._told = self.by_shape[self._at], self.forward_by_shape[self._at]
             return
-        if self._at not in self._told:
-            tell = getattr(pl_module, "step_flops", None)
-            self._told[self._at] = tell(batch) if tell is not None and self._is_believed is not False else None
-        if self._told[self._at] is None or not self._is_believed:
+        self._told = self._by_its_length(batch) if self._follows_length else None
+        if self._told is None:
             stack, self._forward_counted = ExitStack(), 0
             self._counting = stack, stack.enter_context(flop_counter())
 
@@ -89,48 +98,51 @@ class FlopsMeter(L.Callback):
         if self._noted is None:
             self._note()
 
-    def _note(self) -> None:
+    def _note(self) -> Flops:
         """Add what the batch took, less what was noted of it before."""
+        taken = self._told or (0, 0)
         if self._counting is not None:
             taken = self._counting[1].get_total_flops(), self._forward_counted
-        elif self._at in self.by_shape:
-            taken = self.by_shape[self._at], self.forward_by_shape[self._at]
-        else:
-            taken = self._told[self._at] or (0, 0)
         before, self._noted = self._noted or (0, 0), taken
         self._own = [own + new - old for own, new, old in zip(self._own, taken, before, strict=True)]
+        return taken
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the batch's FLOPs, of all processes."""
-        self._note()
-        if self._counting is not None and self._noted is not None:
-            self.by_shape[self._at], self.forward_by_shape[self._at] = self._noted
-            self._compare(type(pl_module).__name__, self._noted)
+        taken = self._note()
+        if self._counting is not None:
+            self.by_shape[self._at], self.forward_by_shape[self._at] = taken
+            if getattr(pl_module, "flops_follow_length", False):
+                self._learn(batch, taken)
             self._stop()
         StepSums.of(trainer).settle(trainer)
         if is_time_to_log(trainer):
             pl_module.log("flops/total", torch.tensor(float(self.total)))  # on the CPU: no copy to the device
 
-    def _compare(self, name: str, counted: tuple[int, int]) -> None:
-        """Find out whether the module's formula can be believed."""
-        told = self._told.pop(self._at)
-        if told is None:
+    def _learn(self, batch: Any, counted: Flops) -> None:
+        """Keep what a new length costs, or compare with what it should cost."""
+        B, T = batch["tokens"].shape
+        if T in self._by_length or self._follows_length is not None:
             return
-        self._is_believed = told == counted
-        if not self._is_believed:
-            log.info(
-                "%s.step_flops tells (all, forward) = %s, but %s were counted: so is the first batch of every shape",
-                name, told, counted,
-            )  # fmt: skip
+        if len(self._by_length) < LENGTHS:
+            self._by_length[T] = Fraction(counted[0], B), Fraction(counted[1], B)
+            return
+        self._follows_length = self._by_its_length(batch) == counted
+        if not self._follows_length:
+            log.info("a batch of %d x %d tokens takes other FLOPs than its length tells: every shape is counted", B, T)
+
+    def _by_its_length(self, batch: Any) -> Flops:
+        B, T = batch["tokens"].shape
+        whole, forward = (
+            B * quadratic(T, {length: each[part] for length, each in self._by_length.items()}) for part in range(2)
+        )
+        return int(whole), int(forward)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Stop counting when a batch does not come to its end."""
         self._stop()
-
-    def _key(self, batch: Any) -> str:
-        return shape_key(batch) + self._marks
 
     def _stop(self) -> None:
         if self._counting is not None:
@@ -138,7 +150,7 @@ class FlopsMeter(L.Callback):
             self._counting = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The sum so far and what each shape costs."""
+        """The sum so far and what each shape that was counted costs."""
         sums = {"total": self.total, "forward": self.forward}
         return {**sums, "by_shape": dict(self.by_shape), "forward_by_shape": dict(self.forward_by_shape)}
 
@@ -149,20 +161,24 @@ class FlopsMeter(L.Callback):
         self.by_shape = {key: flops for key, flops in state_dict["by_shape"].items() if key in self.forward_by_shape}
 
 
+def quadratic(at: int, values: Mapping[int, Fraction]) -> Fraction:
+    """The value of the polynomial a + b T + c T² through three points (Lagrange's form)."""
+    terms = (
+        value * prod(Fraction(at - other, point - other) for other in values if other != point)
+        for point, value in values.items()
+    )
+    return sum(terms, Fraction(0))
+
+
 def flop_counter() -> FlopCounterMode:
     """PyTorch's counter of FLOPs, which also sees fused attention on the CPU."""
-    formulas = {FUSED_ON_CPU: _fused_flops, FUSED_ON_CPU_BACKWARD: _fused_backward_flops}
+    formulas = {
+        FUSED_ON_CPU: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
+        FUSED_ON_CPU_BACKWARD: lambda grad, query, key, value, *_, **__: sdpa_backward_flop_count(
+            grad, query, key, value
+        ),
+    }
     return FlopCounterMode(display=False, custom_mapping=formulas)
-
-
-def _fused_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """PyTorch's formula for accelerators, from shapes (B, H, T, D)."""
-    return sdpa_flop_count(query, key, value)
-
-
-def _fused_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """PyTorch's formula for accelerators, the second computation of the scores included."""
-    return sdpa_backward_flop_count(gradient, query, key, value)
 
 
 def shape_key(batch: Any) -> str:

@@ -12,8 +12,18 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from contactlm.callbacks.flops import shape_key
 from contactlm.modules.contact import ContactModule
-from contactlm.modules.fitting import Make, memory_for, resized, shorter_crop, told_size, twin, ways, what_fits
-from contactlm.modules.step_cost import step_cost
+from contactlm.modules.memory import (
+    PRECISIONS,
+    Make,
+    memory_for,
+    most_rows,
+    resized,
+    shorter_crop,
+    step_cost,
+    told_size,
+    twin,
+    ways,
+)
 from contactlm.types import ModelError
 
 log = logging.getLogger(__name__)
@@ -28,7 +38,6 @@ _TO_EVALUATE = (
     "lower model.window (residues in one pass) or data.eval_batch_size; set trainer.precision to bf16-mixed; or take a "
     "smaller model.pretrained"
 )
-MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # products, by trainer.precision
 _DOING = {
     "train": "training on",
     "sanity_check": "scoring",
@@ -97,11 +106,10 @@ class MemoryAdvice(L.Callback):
 
     def _plan(self, trainer: L.Trainer, pl_module: L.LightningModule) -> str:
         """What the step takes and what would fit; empty where that cannot be told."""
-        strategy = trainer.strategy
-        one_device = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))  # others spread the weights
-        if not self._shapes or not one_device or not isinstance(pl_module, ContactModule):
+        one_device = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))  # others spread the weights
+        if not self._shapes or not one_device:
             return ""
-        memory, mixed = memory_for(pl_module.device), MIXED.get(str(trainer.precision))
+        memory, mixed = memory_for(pl_module.device), PRECISIONS.get(str(trainer.precision))
         try:
             return _told_plan(twin(pl_module), self._shapes, memory, pl_module.device, mixed)
         except (ModelError, RuntimeError, MemoryError) as error:  # it must not stand before the error it explains
@@ -113,22 +121,20 @@ def _told_plan(
     make: Make, batch: dict[str, Any], memory: float | None, device: torch.device, precision: torch.dtype | None
 ) -> str:
     """Say what a step takes, by part, and what would fit."""
-    rows = len(batch["tokens"])
-    cost = step_cost(make, batch, device, precision, count_flops=False)
-    parts = ", ".join(f"{name} {told_size(size)}" for name, size in cost.parts.items())
-    needs = f"by the plan (contactlm plan) the step takes {told_size(cost.total)} ({parts})"
+    wanted, cost = len(batch["tokens"]), step_cost(make, batch, device, precision, count_flops=False)
+    needs = f"by the plan (contactlm plan) the step takes {told_size(cost.total)} ({cost.told})"
     if memory is None:
         return f"{needs}; "
     needs += f", and this process can have {told_size(memory)}"
     if cost.total <= memory:
         return f"{needs}: the plan does not see what else takes memory; "
-    found = []
-    for way in ways(make, device, precision):
-        fit = what_fits(way, batch, memory, device)
-        told = "the batch as it is" if fit.rows >= rows else f"data.batch_size {fit.rows}" if fit.rows else ""
-        found += [f"{told} with {way.options}" if way.options else told] if told else []
-    crop = shorter_crop(ways(make, device, precision)[0], batch, memory, device)
-    found += [] if crop is None else [f"data.crop_length {crop}"]
+    found, possible = [], ways(make, device, precision)
+    for way in possible:
+        if rows := most_rows(way, batch, memory, device):
+            told = "the batch as it is" if rows >= wanted else f"data.batch_size {rows}"
+            found.append(f"{told} with {way.options}" if way.options else told)
+    if crop := shorter_crop(possible[0], batch, memory, device):
+        found.append(f"data.crop_length {crop}")
     return f"{needs}; what would fit: {', or '.join(found) or 'no batch of this model'}; "
 
 

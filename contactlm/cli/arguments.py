@@ -32,6 +32,8 @@ _MODEL, _CLASS, _INIT = "--model", "--model.class_path", "--model.init_args"
 REMOVED: dict[str, str] = {
     "--beside": "predict with both models, into two folders; contactlm.maps.agreement compares maps",
     "--evaluation.calibration=temperature": "give platt, or null for none",
+    "--data.batch_size=auto": "contactlm plan --memory 12GB tells the largest batch that fits; give that number",
+    "--measure": "contactlm plan tells memory and FLOPs without a step; a short contactlm fit logs speed/…",
 }
 """Flags of earlier versions, by ``--flag`` or ``--flag=value``, with what to do instead."""
 SIZES = ("--data.batch_size", "--data.batch_tokens", "--data.batch_pairs")

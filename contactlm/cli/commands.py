@@ -85,10 +85,7 @@ COMMANDS = {
     ),
     "plan": Command(
         "tell what a fit costs before it runs: steps, FLOPs, memory by part, and what fits",
-        (
-            ("contactlm plan --config crop200 --data.train_dir my/train --memory 12GB", "the options are those of fit"),
-            ("contactlm plan --config crop200 --data.train_dir my/train --measure", "and three real steps"),
-        ),
+        (("contactlm plan --config crop200 --data.train_dir my/train --memory 12GB", "the options are those of fit"),),
         entry="contactlm.cli.plan:plan_command",
     ),
     "export": Command(

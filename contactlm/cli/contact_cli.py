@@ -20,7 +20,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from contactlm.atomic import file_name
-from contactlm.callbacks.batch_size import AutoBatchSize, found_before
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.checkpoint import SafeCheckpoint
 from contactlm.callbacks.dashboard import TensorBoardDashboard
@@ -118,7 +117,6 @@ class ContactCLI(LightningCLI):
         parser.add_lightning_class_args(FlopsMeter, "flops")
         parser.add_lightning_class_args(LossGuard, "guard")
         parser.add_lightning_class_args(MemoryAdvice, "memory")
-        parser.add_lightning_class_args(AutoBatchSize, "auto_batch_size")
         parser.add_lightning_class_args(ContactEvaluation, "evaluation")
         parser.add_lightning_class_args(RunRecord, "record")
         parser.add_lightning_class_args(ThroughputMeter, "speed")
@@ -168,10 +166,7 @@ class ContactCLI(LightningCLI):
         if path == "last":
             path = self.config[subcommand]["ckpt_path"] = self._find_last(self.config[subcommand])
         if path and path not in NOT_PATHS:
-            data, checkpoint = self.config[subcommand]["data"], check_checkpoint(path)
-            data["batch_size"] = (
-                found_before(checkpoint) or "auto" if data["batch_size"] == "auto" else data["batch_size"]
-            )
+            checkpoint = check_checkpoint(path)
         model = self.config[subcommand]["model"]
         given = {name: model[name] for name in HOW_HELD if name in model}
         super()._parse_ckpt_path()

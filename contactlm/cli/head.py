@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.data.sources import check_sources
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
-from contactlm.model.head_file import write_head
+from contactlm.model.contact_head import write_head
 from contactlm.modules.head_fit import HeadFit, HeadFitOptions, fit_head, make_solver
 from contactlm.shipped import __version__
 from contactlm.types import ModelError

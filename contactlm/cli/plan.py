@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import re
-import resource
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,31 +17,37 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import Strategy
 
 from contactlm.callbacks.budget import count_tokens
-from contactlm.callbacks.memory import MIXED
 from contactlm.cli.arguments import plain_arguments, resolve_arguments
 from contactlm.cli.commands import description
 from contactlm.cli.contact_cli import ContactCLI
 from contactlm.data.whole import most_chains
-from contactlm.model.allocator import give_large_blocks_back
 from contactlm.model.loading import architecture_of
 from contactlm.modules.base import MapModule
-from contactlm.modules.fitting import Fit, Way, resized, shorter_crop, told_size, ways, what_fits
-from contactlm.modules.step_cost import StepCost, pass_cost, step_cost
+from contactlm.modules.memory import (
+    PRECISIONS,
+    StepCost,
+    Way,
+    most_rows,
+    pass_cost,
+    resized,
+    shorter_crop,
+    step_cost,
+    told_size,
+    ways,
+)
 from contactlm.types import ContactLMError, ModelError
 
 MORE = """\
 options:
   --memory SIZE  also tell the largest batch that fits in so much memory, such as 12GB
-  --measure      also take three real steps on this machine, with random weights
   and all of contactlm fit --help; of --model.pretrained only config.json is read"""
 SEEN = 200  # batches that are made to learn how large they are
-MEASURED = 3  # steps
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _SPECIAL = 2  # <cls> and <eos>
 
 
 def plan_command(arguments: Sequence[str]) -> int:
-    """Run ``contactlm plan``: the options of ``fit``, with ``--memory`` and ``--measure`` beside them.
+    """Run ``contactlm plan``: the options of ``fit``, with ``--memory`` beside them.
 
     Raises:
         ContactLMError: Options that ``fit`` would refuse, a size of memory that is none, or a model whose sizes cannot
@@ -51,25 +56,13 @@ def plan_command(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(f"usage: contactlm plan [options]\n\n{description('plan')}\n\n{MORE}\n")
         raise SystemExit(0)  # as parsers do
-    rest, memory, measure = _own_options(arguments)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--memory", nargs="?", const="")
+    options, rest = own.parse_known_args(arguments)
+    memory = None if options.memory is None else bytes_of(options.memory)
     command = PlanCLI(plain_arguments(resolve_arguments(["fit", *rest])))
-    sys.stdout.write("\n".join(command.lines(memory, measure)) + "\n")
+    sys.stdout.write("\n".join(command.lines(memory)) + "\n")
     return 0
-
-
-def _own_options(arguments: Sequence[str]) -> tuple[list[str], int | None, bool]:
-    """Take this command's own options out of those of ``fit``."""
-    rest: list[str] = []
-    memory, measure = None, False
-    given = iter(arguments)
-    for argument in given:
-        if argument == "--measure":
-            measure = True
-        elif argument == "--memory" or argument.startswith("--memory="):
-            memory = bytes_of(argument.partition("=")[2] or next(given, ""))
-        else:
-            rest.append(argument)
-    return rest, memory, measure
 
 
 def bytes_of(size: str) -> int:
@@ -130,23 +123,16 @@ class PlanCLI(ContactCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing is run."""
 
-    def lines(self, memory: int | None, measure: bool) -> list[str]:
+    def lines(self, memory: int | None) -> list[str]:
         """The plan, as text."""
         if self.trainer.max_steps == 0:
             raise ModelError("plan: trainer.max_steps is 0: this fit trains nothing, and there is nothing to plan")
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         seen = self._look_at_batches()
-        lines = self._of_data(seen)
-        try:
-            cost = step_cost(self.new_module, seen.largest, self._device, self._precision)
-            lines += [*self._of_steps(seen, cost), *self._of_memory(seen, cost)]
-            lines += [] if memory is None else self._what_fits(seen, memory)
-        except ModelError as error:
-            if not measure:
-                raise
-            lines.append(f"memory      {error}")
-        return lines + (self._measured(seen) if measure else [])
+        cost = step_cost(self.new_module, seen.largest, self._device, self._precision)
+        lines = [*self._of_data(seen), *self._of_steps(seen, cost), *self._of_memory(seen, cost)]
+        return lines if memory is None else lines + self._what_fits(seen, memory)
 
     @property
     def _device(self) -> torch.device:
@@ -155,7 +141,7 @@ class PlanCLI(ContactCLI):
 
     @property
     def _precision(self) -> torch.dtype | None:
-        return MIXED.get(str(self.trainer.precision))
+        return PRECISIONS.get(str(self.trainer.precision))
 
     def _look_at_batches(self) -> Seen:
         loader: Any = self.datamodule.train_dataloader()
@@ -204,9 +190,8 @@ class PlanCLI(ContactCLI):
 
     def _of_memory(self, seen: Seen, cost: StepCost) -> list[str]:
         rows, longest = seen.largest["tokens"].shape
-        told = ", ".join(f"{name} {told_size(value)}" for name, value in cost.parts.items())
         title = f"memory      {told_size(cost.total)} a step of {rows} x {longest} tokens on {self._device.type}"
-        lines = [f"{title}, precision {self.trainer.precision}: {told}"]
+        lines = [f"{title}, precision {self.trainer.precision}: {cost.told}"]
         if "dev" in self.datamodule.chains and len(self.datamodule.chains["dev"]):
             lines.append(f"            {self._of_evaluation(cost)}")
         return lines
@@ -223,49 +208,21 @@ class PlanCLI(ContactCLI):
 
     def _what_fits(self, seen: Seen, memory: int) -> list[str]:
         """The largest batch of this length in so much memory, as it is and with what makes it smaller."""
-        longest = seen.largest["tokens"].shape[1]
         lines: list[str] = []
-        found = ways(self.new_module, self._device, self._precision)
-        for way in found:
-            fit = what_fits(way, seen.largest, memory, self._device)
-            told = f"up to {fit.rows} x {longest} tokens" if fit.rows else self._shorter(way, seen, fit, memory)
+        for way in ways(self.new_module, self._device, self._precision):
             how = f"with {way.options}" if way.options else "as it is"
-            lines.append(f"{f'fits {told_size(memory)}' if not lines else '':<11} {how}: {told}")
+            title = "" if lines else f"fits {told_size(memory)}"
+            lines.append(f"{title:<11} {how}: {self._most(way, seen.largest, memory)}")
         return lines
 
-    def _shorter(self, way: Way, seen: Seen, fit: Fit, memory: int) -> str:
-        longest = seen.largest["tokens"].shape[1]
-        crop = shorter_crop(way, resized(seen.largest, 1), memory, self._device)
+    def _most(self, way: Way, batch: dict[str, Any], memory: int) -> str:
+        longest = batch["tokens"].shape[1]
+        if rows := most_rows(way, batch, memory, self._device):
+            return f"up to {rows} x {longest} tokens"
+        one = resized(batch, 1)
+        crop = shorter_crop(way, one, memory, self._device)
         instead = "" if crop is None else f"; one of data.crop_length {crop} fits"
-        return f"not one sequence of {longest} ({told_size(fit.one)}){instead}"
-
-    def _measured(self, seen: Seen) -> list[str]:
-        """Seconds and memory of three real steps of the largest batch, with random weights."""
-        module = self.new_module().to(self._device)
-        module.log = lambda *_, **__: None  # type: ignore[method-assign]  # there is no trainer to log to
-        if self._device.type == "cpu":
-            give_large_blocks_back(module)
-        made: Any = module.configure_optimizers()
-        optimizer = made["optimizer"] if isinstance(made, dict) else made
-        batch = {k: v.to(self._device) if isinstance(v, torch.Tensor) else v for k, v in seen.largest.items()}
-        seconds = []
-        for _ in range(MEASURED):
-            start = time.perf_counter()
-            with torch.autocast(self._device.type, self._precision, enabled=self._precision is not None):
-                loss = module.training_step(batch, 0)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            seconds.append(time.perf_counter() - start)
-        return [f"measured    {min(seconds):.2f} s a step of the largest batch, at most {self._most_memory()}"]
-
-    def _most_memory(self) -> str:
-        if self._device.type == "cuda":
-            return f"{told_size(torch.cuda.max_memory_allocated(self._device))} on the GPU"
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return f"{told_size(most)} of the process, the libraries included"
+        return f"not one sequence of {longest} ({told_size(way.takes(one, self._device))}){instead}"
 
 
 def _weight(batch: dict[str, Any]) -> int:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from contactlm.metrics.calibration import Calibration
-from contactlm.model.families.registry import family_of
+from contactlm.model.families.family import family_of
 from contactlm.model.frozen_weights import whole_weights
 from contactlm.model.loading import ADAPTER_FILE, OWN_HEAD, quiet_transformers
 from contactlm.model.lora import ALL_LINEAR, BIASES, INITS, LoraOptions
@@ -40,26 +40,15 @@ _UNSUPPORTED = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter directory holds.
+    """What an adapter directory holds; None where it does not tell."""
 
-    Attributes:
-        backbone: Name or directory of the backbone it belongs on.
-        backbone_checksum: Of that backbone's weights; None where the directory does not tell.
-        lora: How the adapters are made.
-        tuned_threshold: Found on dev; None where the directory does not tell.
-        calibration: Fitted on dev; None likewise.
-        held: How the frozen weights were held it was trained on, where that was not in float32: ``backbone_dtype``,
-            ``quantization``.
-        weights: By their names in the file.
-    """
-
-    backbone: str
+    backbone: str  # name or directory of the one it belongs on
     backbone_checksum: str | None
     lora: LoraOptions
-    tuned_threshold: float | None
-    calibration: Calibration | None
-    held: dict[str, str]
-    weights: dict[str, Tensor]
+    tuned_threshold: float | None  # found on dev
+    calibration: Calibration | None  # fitted on dev
+    held: dict[str, str]  # backbone_dtype and quantization it was trained on, where that was not float32
+    weights: dict[str, Tensor]  # by their names in the file
 
 
 def has_adapters(esm: Any) -> bool:
@@ -68,12 +57,9 @@ def has_adapters(esm: Any) -> bool:
 
 
 def save_adapter(esm: Any, backbone: str, directory: Path) -> None:
-    """Write the adapters and the contact head of a backbone as PEFT does.
+    """Write the adapters and the contact head of a backbone into an existing folder, as PEFT does.
 
-    Args:
-        esm: The backbone, with adapters in it; left as it is.
-        backbone: Name or directory of the backbone, for ``base_model_name_or_path``.
-        directory: An existing folder.
+    ``backbone`` is its name or directory, for ``base_model_name_or_path``.
     """
     config = copy.copy(esm.peft_config[_ADAPTER])
     config.base_model_name_or_path = backbone
@@ -84,7 +70,7 @@ def save_adapter(esm: Any, backbone: str, directory: Path) -> None:
     config.save_pretrained(str(directory))
     weights = {name: weight.detach().cpu().contiguous() for name, weight in _adapter_weights(esm).items()}
     save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-    _let_others_read(directory, directory / CONFIG_FILE)
+    _let_others_read(directory)
 
 
 def save_merged(esm: Any, directory: Path) -> None:
@@ -92,10 +78,6 @@ def save_merged(esm: Any, directory: Path) -> None:
 
     Of DoRA every row has the length that was learned. W is what the model computes with: where frozen weights are held
     in fewer bits, the rounded values. Stock classes other than ``EsmModel`` know no contact head, and leave it aside.
-
-    Args:
-        esm: The backbone, with or without adapters in it; left as it is.
-        directory: An existing folder.
     """
     family = family_of(esm.config)
     weights = {name.replace(".base_layer.", "."): weight for name, weight in whole_weights(esm).items()}
@@ -104,13 +86,16 @@ def save_merged(esm: Any, directory: Path) -> None:
         weights = {n: w for n, w in weights.items() if "lora_" not in n and not n.startswith(_HEAD)} | trained
         for name, module in esm.named_modules():
             if isinstance(module, LoraLayer):
-                weights[f"{name}.weight"] = _adapted(weights[f"{name}.weight"], module)
+                adapted = weights[f"{name}.weight"] + module.get_delta_weight(_ADAPTER).detach()
+                if _ADAPTER in (magnitudes := getattr(module, _MAGNITUDE, {})):
+                    adapted *= (magnitudes[_ADAPTER].weight.detach() / adapted.norm(dim=1)).unsqueeze(1)
+                weights[f"{name}.weight"] = adapted
     with torch.device("meta"):  # a frame for the weights, without a second copy of them
         plain = family.model_class(copy.deepcopy(esm.config), **family.model_options)
     plain.load_state_dict({name: weight.detach().cpu() for name, weight in weights.items()}, assign=True)
     with quiet_transformers():
         plain.save_pretrained(str(directory))
-    _let_others_read(directory, directory / "config.json")
+    _let_others_read(directory)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config["attn_implementation"] = "eager"  # the one with attention maps, which stock predict_contacts needs
     config["architectures"] = [family.stock_class.__name__]
@@ -119,19 +104,11 @@ def save_merged(esm: Any, directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _let_others_read(directory: Path, other: Path) -> None:
-    """Give weight files the mode of another new file: safetensors makes them for their owner alone."""
+def _let_others_read(directory: Path) -> None:
+    """Give weight files the mode of the new file beside: safetensors makes them for their owner alone."""
+    beside = next(directory.glob("*config.json"))
     for path in directory.glob("*.safetensors"):
-        path.chmod(stat.S_IMODE(other.stat().st_mode))
-
-
-def _adapted(weight: Tensor, layer: LoraLayer) -> Tensor:
-    """A layer's weight (out, in) with its adapter."""
-    adapted = weight + layer.get_delta_weight(_ADAPTER).detach()
-    magnitudes = getattr(layer, _MAGNITUDE, {})
-    if _ADAPTER not in magnitudes:
-        return adapted
-    return adapted * (magnitudes[_ADAPTER].weight.detach() / adapted.norm(dim=1)).unsqueeze(1)
+        path.chmod(stat.S_IMODE(beside.stat().st_mode))
 
 
 def read_adapter(directory: str | Path) -> Adapter:
@@ -152,15 +129,9 @@ def read_adapter(directory: str | Path) -> Adapter:
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
         raise ModelError(f"{directory}: the adapter cannot be read: {str(error)[:300]}") from error
     about = read_about(directory)
-    return Adapter(
-        backbone=backbone,
-        backbone_checksum=about.get("backbone_checksum"),
-        lora=_lora_options(directory, config),
-        tuned_threshold=about.get("tuned_threshold"),
-        calibration=calibration_of(about),
-        held=dict(about.get("held", {})),
-        weights=weights,
-    )
+    checksum, threshold, held = about.get("backbone_checksum"), about.get("tuned_threshold"), about.get("held", {})
+    options, calibration = _lora_options(directory, config), calibration_of(about)
+    return Adapter(backbone, checksum, options, threshold, calibration, dict(held), weights)
 
 
 def load_adapter(esm: Any, adapter: Adapter) -> None:

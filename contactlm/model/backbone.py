@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from contactlm.model.blocks import TokenLayout, has_numbers
 from contactlm.model.contact_attention import contact_attention, contact_attention_plain, contact_logits
-from contactlm.model.families.registry import family_of
+from contactlm.model.families.family import family_of
 from contactlm.model.fused.op import contact_attention_fused
 from contactlm.model.loading import backbone_checksum, load_esm
 from contactlm.model.lora import contact_regression, warn_of_idle_adapters
@@ -19,7 +19,7 @@ from contactlm.types import ModelError
 __all__ = ["ContactBackbone", "backbone_checksum", "load_esm"]
 
 AttentionName = Literal["auto", "streamed", "fused", "plain"]
-_ATTENTION: dict[str, Attention] = {
+ATTENTION: dict[str, Attention] = {
     "auto": contact_attention,
     "streamed": contact_attention,
     "fused": contact_attention_fused,
@@ -51,8 +51,8 @@ class ContactBackbone(nn.Module):
 
     def __init__(self, esm: Any, attention: AttentionName = "auto", whole: bool = False) -> None:
         super().__init__()
-        if attention not in _ATTENTION:
-            raise ModelError(f"attention: {attention!r} given; choose from {sorted(_ATTENTION)}")
+        if attention not in ATTENTION:
+            raise ModelError(f"attention: {attention!r} given; choose from {sorted(ATTENTION)}")
         self.esm, self.family = esm, family_of(esm.config)
         if dropout := self.family.attention_dropout(esm.config):
             raise ModelError(
@@ -88,22 +88,6 @@ class ContactBackbone(nn.Module):
         logits, _ = self.logits_and_hidden(tokens, mask, layout, positions, hidden=False)
         return self.without_padding(logits, layout)
 
-    @property
-    def operation(self) -> Attention:
-        """The attention that hands over contact shares."""
-        return _ATTENTION[self.attention]
-
-    @property
-    def pass_bytes(self) -> tuple[int, int]:
-        """Bytes that a sequence takes in a pass without gradients, for each token and for each pair of tokens.
-
-        Bounds from above, of float32, beside the weights and the room that blocks of attention have.
-        """
-        config = self.esm.config
-        per_token = 4 * (8 * config.hidden_size + 3 * config.intermediate_size)
-        stored = 8 * config.num_attention_heads if self.attention == "plain" else 0
-        return per_token, 16 + stored
-
     def read(
         self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None
     ) -> tuple[Tensor, TokenLayout, Tensor]:
@@ -113,14 +97,7 @@ class ContactBackbone(nn.Module):
     def logits_and_hidden(
         self, tokens: Tensor, mask: Tensor, layout: TokenLayout, positions: Tensor, hidden: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the layers.
-
-        Args:
-            tokens: int64 (B, T).
-            mask: bool (B, T), as of :meth:`read`; ``layout`` and ``positions`` alike.
-            layout: Which tokens are what.
-            positions: int64 (1 or B, T).
-            hidden: Whether to run the last layer to its end.
+        """Run the layers on what :meth:`read` gives; ``hidden``: whether to run the last one to its end.
 
         Returns:
             Contact logits (B, T − 2, T − 2), meaningless where a residue is padding; and the last layer's output
@@ -134,9 +111,7 @@ class ContactBackbone(nn.Module):
         output, weighted, margins = self._shares(embedded, angles, weights, active, layout, hidden)
         if active is not None:
             weights = torch.cat([weight[heads] for weight, heads in zip(weights, active, strict=True)])
-        residues = slice(1, -1)
-        margins = margins[:, :, residues]
-        return contact_logits(weighted[:, residues, residues], margins, weights.flatten(), bias), output
+        return contact_logits(weighted[:, 1:-1, 1:-1], margins[:, :, 1:-1], weights.flatten(), bias), output
 
     def _active_heads(self, weights: Tensor) -> list[list[int]] | None:
         """List every layer's heads that the contact head reads; None: all.
@@ -160,21 +135,16 @@ class ContactBackbone(nn.Module):
         return logits.masked_fill(~(inside[:, :, None] & inside[:, None, :]), 0)
 
     def _shares(
-        self,
-        hidden: Any,
-        angles: Tensor | None,
-        weights: Tensor,
-        active: list[list[int]] | None,
-        layout: TokenLayout,
+        self, hidden: Any, angles: Tensor | None, weights: Tensor, active: list[list[int]] | None, layout: TokenLayout,
         to_the_end: bool,
-    ) -> tuple[Any, Tensor, Tensor]:
+    ) -> tuple[Any, Tensor, Tensor]:  # fmt: skip
         """Return the last layer's output, the layers' summed ``weighted`` (B, T, T) and their margins (B, C, T)."""
         layers, margins = self.family.layers(self.esm), []
         total: Any = None
         for index, layer in enumerate(layers):
             how = {
                 "layout": layout,
-                "attention": self.operation,
+                "attention": ATTENTION[self.attention],
                 "last": layer is layers[-1] and not to_the_end,
                 "active": None if active is None else active[index],
             }

@@ -30,17 +30,11 @@ class TokenLayout:
     """Which tokens of a batch are residues and which may be attended to.
 
     What is on the device is made there; what the processor asks for costs one transfer, at the first question.
-
-    Attributes:
-        residue: bool (B, T), the tokens between ``<cls>`` and ``<eos>``.
-        key_bias: float32 (B, T), 0 where a token is attended to and −inf where it is padding.
-        spans: int32 (B, 2), for every sample the number of tokens up to its last attended one, and one of
-            :data:`REGULAR`, :data:`IRREGULAR` and :data:`HOLES`.
     """
 
-    residue: Tensor
-    key_bias: Tensor
-    spans: Tensor
+    residue: Tensor  # bool (B, T), the tokens between <cls> and <eos>
+    key_bias: Tensor  # float32 (B, T), 0 where a token is attended to and −inf where it is padding
+    spans: Tensor  # int32 (B, 2), of a sample: tokens up to its last attended one; REGULAR, IRREGULAR or HOLES
 
     @property
     def spans_at_hand(self) -> Tensor:
@@ -83,13 +77,7 @@ class TokenLayout:
 
     @classmethod
     def of(cls, tokens: Tensor, attention_mask: Tensor, eos: int = EOS) -> TokenLayout:
-        """Read the layout off a batch, where the batch is.
-
-        Args:
-            tokens: int64 (B, T), ``<cls>`` first.
-            attention_mask: bool (B, T), False at padding.
-            eos: Number of the token after the last residue.
-        """
+        """Read the layout off a batch (B, T), where the batch is; ``eos`` is the token after the last residue."""
         B, T = tokens.shape
         residue = attention_mask & (tokens != eos)
         residue[:, 0] = residue[:, -1] = False
@@ -113,21 +101,13 @@ def has_numbers(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of some heads' attention maps of some samples, and their first ``keys`` columns.
-
-    Attributes:
-        samples: Which samples.
-        heads: Which heads; all of them where there are several samples.
-        rows: Which query tokens; all of them where there are several samples.
-        keys: How many key tokens: the longest sample's length.
-        biased: Whether some sample is shorter than ``keys``.
-    """
+    """Some rows of some heads' attention maps of some samples, and their first ``keys`` columns."""
 
     samples: slice
-    heads: slice
+    heads: slice  # all of them where there are several samples; so are rows, query tokens
     rows: slice
-    keys: int
-    biased: bool
+    keys: int  # tokens of the longest sample
+    biased: bool  # whether some sample is shorter
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

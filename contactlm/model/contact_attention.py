@@ -29,11 +29,7 @@ Shares = tuple[Tensor | None, Tensor, Tensor]
 
 
 def contact_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    head_weight: Tensor,
-    layout: TokenLayout,
+    query: Tensor, key: Tensor, value: Tensor | None, head_weight: Tensor, layout: TokenLayout
 ) -> Shares:
     """Attend, and hand over the layer's share of the contact logits; attention maps exist block by block only.
 
@@ -61,11 +57,7 @@ def contact_attention(
 
 
 def contact_attention_plain(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    head_weight: Tensor,
-    layout: TokenLayout,
+    query: Tensor, key: Tensor, value: Tensor | None, head_weight: Tensor, layout: TokenLayout
 ) -> Shares:
     """Compute what :func:`contact_attention` does with this layer's maps stored (B, H, T, T): the oracle."""
     with torch.autocast(query.device.type, enabled=False):
@@ -78,17 +70,11 @@ def contact_attention_plain(
 
 
 def contact_logits(weighted: Tensor, margins: Tensor, head_weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Put the layers' shares together: symmetrise, subtract the average product, add the bias.
+    """Put the layers' shares together: symmetrise, subtract the average product, add the bias (scalar or (1,)).
 
-    Args:
-        weighted: (B, L, L), sum over layers of their ``weighted``, residue tokens only.
-        margins: (B, C, L), all layers' margins.
-        head_weight: (C,).
-        bias: Scalar or (1,), or None.
-
-    Returns:
-        (B, L, L) in the dtype of ``weighted``. A map without any residue-residue attention has no average product
-        to subtract: its term and its gradient are 0.
+    Of ``weighted`` (B, L, L), summed over layers, residue tokens only, all layers' ``margins`` (B, C, L) and
+    ``head_weight`` (C,), logits (B, L, L) in the dtype of ``weighted``. A map without any residue-residue attention
+    has no average product to subtract: its term and its gradient are 0.
     """
     with torch.autocast(weighted.device.type, enabled=False):
         totals = margins.sum(-1, keepdim=True)
@@ -102,15 +88,9 @@ def contact_logits(weighted: Tensor, margins: Tensor, head_weight: Tensor, bias:
 
 
 def _forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    head_weight: Tensor,
-    residue: Tensor,
-    key_bias: Tensor,
-    spans: Tensor,
-    skip_idle: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor | None, head_weight: Tensor, residue: Tensor, key_bias: Tensor,
+    spans: Tensor, skip_idle: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The streamed operation; query, key, value and head_weight of one dtype, at least float32; spans on the CPU."""
     layout = TokenLayout(residue, key_bias, spans)
     query = query * _LOG2_E  # exp2 takes a third of the time of exp
@@ -127,21 +107,10 @@ def _forward(
 
 
 def _backward(
-    d_context: Tensor | None,
-    d_weighted: Tensor,
-    d_margins: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    head_weight: Tensor,
-    context: Tensor | None,
-    residue: Tensor,
-    key_bias: Tensor,
-    spans: Tensor,
-    log_sums: Tensor,
-    inner: Tensor,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_context: Tensor | None, d_weighted: Tensor, d_margins: Tensor, query: Tensor, key: Tensor, value: Tensor | None,
+    head_weight: Tensor, context: Tensor | None, residue: Tensor, key_bias: Tensor, spans: Tensor, log_sums: Tensor,
+    inner: Tensor, needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradient of the streamed operation: the same blocks of maps again."""
     layout = TokenLayout(residue, key_bias, spans)
     query = query * _LOG2_E
@@ -230,13 +199,9 @@ def _without_padding_rows(log_sums: Tensor, layout: TokenLayout) -> Tensor:
 
 
 class _Scores:
-    """Blocks of query key^T, each written over the last one.
+    """Blocks of query key^T, each written over the last one; the work needs so many ``arrays`` of a block's size.
 
-    Args:
-        query: (B, H, T, D), in any order in memory.
-        key: (B, H, T, D), contiguous, so that no block of it is copied.
-        layout: Which tokens are padding.
-        arrays: How many arrays of a block's size the work needs at a time.
+    Query and key are (B, H, T, D); the key is contiguous, so that no block of it is copied.
     """
 
     def __init__(self, query: Tensor, key: Tensor, layout: TokenLayout, arrays: int) -> None:

@@ -1,25 +1,25 @@
-"""The decoder: the query's residues read segments of known structures, and its attention maps tell of contacts.
+"""A language model with its contact head and, beside it, a decoder that reads segments of known structures.
 
-Each layer lets residues read segment tokens (cross-attention), then attend to each other. The self-attention runs
-through the same contact attention as the backbone's, so that its maps enter the contact logits by the same formula
-(see :mod:`contactlm.model.contact_attention`) and are never stored. Cross-attention comes first: so even the first
-layer's maps know what was read.
+Each layer of the decoder lets residues read segment tokens (cross-attention), then attend to each other. The
+self-attention runs through the same contact attention as the backbone's, so that its maps enter the contact logits by
+the same formula (see :mod:`contactlm.model.contact_attention`) and are never stored. Cross-attention comes first: so
+even the first layer's maps know what was read.
 
 Axis letters: B batch, T tokens, L residues (T − 2), S segments, W decoder width, E the backbone's hidden width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from contactlm.model.backbone import ATTENTION, AttentionName, ContactBackbone
 from contactlm.model.blocks import TokenLayout
 from contactlm.model.contact_attention import Shares, contact_logits
-from contactlm.model.evidence import Evidence
+from contactlm.model.evidence import Evidence, TemplateBias
 from contactlm.model.trunk import Attention, rotate
 from contactlm.types import ModelError
 
@@ -35,10 +35,6 @@ class SegmentTokens(nn.Module):
 
     A segment's token is the sum of projections of its mean state in the frozen backbone, of its kind (helix or strand)
     and of three numbers: pair identity and coverage of its hit, and the logarithm of its aligned residues.
-
-    Args:
-        hidden_width: Width of the states, E.
-        width: Width of the tokens, W.
     """
 
     def __init__(self, hidden_width: int, width: int) -> None:
@@ -50,11 +46,7 @@ class SegmentTokens(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, evidence: Evidence, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Make tokens.
-
-        Args:
-            evidence: Of B queries.
-            positions: (1 or B, L), position of each residue.
+        """Make tokens of the evidence of B queries, whose residues have positions (1 or B, L).
 
         Returns:
             Tokens (B, S + 1, W); their positions on the query, float32 (B, S + 1); bool (B, S + 1), which of them there
@@ -76,9 +68,7 @@ class SegmentTokens(nn.Module):
 class DecoderLayer(nn.Module):
     """Cross-attention to segment tokens, self-attention with contact shares, feed-forward; each after a layer norm.
 
-    Args:
-        width: W, a multiple of 16: the width of its heads.
-        last: Whether nobody reads the layer's output: its self-attention then makes maps only.
+    Nobody reads the output of the last layer: its self-attention makes maps only.
     """
 
     def __init__(self, width: int, last: bool) -> None:
@@ -103,14 +93,9 @@ class DecoderLayer(nn.Module):
         return hidden + self.take(read.transpose(1, 2).flatten(2))
 
     def forward(
-        self,
-        hidden: Tensor,
-        angles: Tensor,
-        segments: tuple[Tensor, Tensor, Tensor],
-        head_weight: Tensor,
-        layout: TokenLayout,
-        attention: Attention,
-    ) -> Shares:
+        self, hidden: Tensor, angles: Tensor, segments: tuple[Tensor, Tensor, Tensor], head_weight: Tensor,
+        layout: TokenLayout, attention: Attention,
+    ) -> Shares:  # fmt: skip
         """Run the layer.
 
         Args:
@@ -119,11 +104,7 @@ class DecoderLayer(nn.Module):
             segments: Segment tokens (B, S + 1, W), angles of their positions (B, S + 1, 8), and which there are.
             head_weight: (heads,), weights of this layer's maps in the contact logits.
             layout: Which tokens are what.
-            attention: The streamed or the plain operation.
-
-        Returns:
-            The layer's output (B, T, W), None of the last; ``weighted`` and ``margins`` as of
-            :func:`~contactlm.model.contact_attention.contact_attention`.
+            attention: Gives, with the output (B, T, W; None of the last layer), ``weighted`` and ``margins``.
         """
         hidden = self.read(hidden, angles, *segments)
         normed = self.norm_self(hidden)
@@ -140,14 +121,10 @@ class DecoderLayer(nn.Module):
 class ContactDecoder(nn.Module):
     """The decoder's share of the contact logits: 0 at first, so that training starts from the plain contact head.
 
-    Args:
-        hidden_width: Width of the backbone's states, E.
-        layers: Number of layers.
-        width: W, a multiple of 16.
-        seed: Decides the first weights; the global generators are left alone.
+    ``seed`` decides the first weights; the global generators are left alone.
 
     Raises:
-        ModelError: No layer, or a width that is no multiple of 16.
+        ModelError: No layer, or a ``width`` W that is no multiple of 16.
     """
 
     inverse_frequencies: Tensor
@@ -173,12 +150,7 @@ class ContactDecoder(nn.Module):
     ) -> Tensor:
         """Return the share of the logits (B, L, L), symmetric; meaningless where a residue is padding.
 
-        Args:
-            states: (B, T, E), final states of the backbone.
-            positions: (1 or B, T), the tokens' positions.
-            evidence: Of the residues shown.
-            layout: Which tokens are what.
-            attention: The streamed or the plain operation.
+        ``states`` (B, T, E) are the backbone's final ones, ``positions`` (1 or B, T) the tokens'.
         """
         tokens, centres, there = self.segments(evidence, positions[:, 1:-1])
         angles, token_angles = (self._angles(each) for each in (positions, centres))
@@ -188,18 +160,64 @@ class ContactDecoder(nn.Module):
             hidden, share, margin = layer(hidden, angles, (tokens, token_angles, there), weight, layout, attention)
             total = total + share
             margins.append(margin)
-        return _residue_logits(total, margins, weights)
+        margin = torch.cat(margins, 1)[:, :, 1:-1]
+        return contact_logits(total[:, 1:-1, 1:-1], margin, weights.flatten(), None)
 
     def _angles(self, positions: Tensor) -> Tensor:
         return positions.unsqueeze(-1).float() * self.inverse_frequencies.float()
 
 
-def _residue_logits(weighted: Tensor, margins: Sequence[Tensor], weights: Tensor) -> Tensor:
-    residues = slice(1, -1)
-    margin = torch.cat(list(margins), 1)[:, :, residues]
-    return contact_logits(weighted[:, residues, residues], margin, weights.flatten(), None)
-
-
 def _heads(x: Tensor) -> Tensor:
     """Split (B, T, W) into heads: (B, T, H, 16)."""
     return x.view(*x.shape[:2], -1, HEAD_WIDTH)
+
+
+class RetrievalBackbone(ContactBackbone):
+    """Contact logits of the backbone, plus the decoder's and the template bias, both 0 at first.
+
+    The decoder reads the backbone's final states; the last layer is therefore run in full.
+
+    Args:
+        esm: The backbone, as for :class:`~contactlm.model.backbone.ContactBackbone`; ``attention`` as there.
+        attention: As there.
+        layers: Of the decoder; ``width`` and ``seed`` likewise.
+        width: As of :class:`ContactDecoder`.
+        template_bias: Whether pairs get the bias.
+        seed: As of :class:`ContactDecoder`.
+    """
+
+    def __init__(
+        self,
+        esm: Any,
+        attention: AttentionName = "auto",
+        layers: int = 2,
+        width: int = 128,
+        template_bias: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(esm, attention, whole=True)
+        self.decoder = ContactDecoder(esm.config.hidden_size, layers, width, seed)
+        self.template = TemplateBias() if template_bias else None
+
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        evidence: Evidence | None = None,
+    ) -> Tensor:
+        """Predict contact logits as :class:`~contactlm.model.backbone.ContactBackbone` does.
+
+        ``evidence`` is what is known of the residues shown; None: nothing was found.
+        """
+        mask, layout, positions = self.read(tokens, attention_mask, positions)
+        logits, hidden = self.logits_and_hidden(tokens, mask, layout, positions, hidden=True)
+        if evidence is None:
+            B, T = tokens.shape
+            evidence = Evidence.none(B, T - 2, self.esm.config.hidden_size, device=tokens.device)
+        evidence = evidence.on(tokens.device)
+        states = self.family.final_norm(self.esm, hidden)
+        logits = logits + self.decoder(states, positions, evidence, layout, ATTENTION[self.attention])
+        if self.template is not None:
+            logits = logits + self.template(evidence)
+        return self.without_padding(logits, layout)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contactlm.model.blocks import has_numbers
-from contactlm.model.families.registry import family_of
+from contactlm.model.families.family import family_of
 from contactlm.model.loading import load_esm
 from contactlm.types import MissingExtraError, ModelError
 
@@ -105,19 +105,15 @@ class _QuantizedProduct(torch.autograd.Function):
 
 
 def check_frozen(dtype: str | None, quantization: str | None, all_weights: bool) -> None:
-    """Refuse ways to hold weights that are unknown, cannot be had, or could not be trained.
-
-    Args:
-        dtype: Of the frozen weights; None: float32.
-        quantization: Of the same; None: none.
-        all_weights: Whether all weights are to learn.
+    """Refuse ways to hold weights that are unknown, cannot be had, or could not be trained where all are to learn.
 
     Raises:
         ModelError: One of these.
         MissingExtraError: bitsandbytes is not installed.
     """
     if dtype not in _DTYPES:
-        raise ModelError(f"backbone_dtype: {dtype!r} given; choose from float32 and bfloat16{_why_not(str(dtype))}")
+        reason = ": gradients of a loss over L x L pairs fall below what float16 can hold" if dtype == "float16" else ""
+        raise ModelError(f"backbone_dtype: {dtype!r} given; choose from float32 and bfloat16{reason}")
     if quantization not in _QUANTIZATIONS:
         raise ModelError(f"quantization: {quantization!r} given; choose from int8 and nf4, or null for none")
     if quantization is not None:
@@ -130,31 +126,25 @@ def check_frozen(dtype: str | None, quantization: str | None, all_weights: bool)
         )
 
 
-def _why_not(dtype: str) -> str:
-    if dtype == "float16":
-        return ": gradients of a loss over L x L pairs fall below what float16 can hold"
-    return ""
-
-
 def is_narrow(dtype: str | None, quantization: str | None) -> bool:
     """Whether frozen weights are held in fewer bits than float32."""
     return quantization is not None or _DTYPES[dtype] != torch.float32
 
 
 def narrow(esm: Any, dtype: str | None, quantization: str | None) -> None:
-    """Hold the weights of a backbone's layers in fewer bits, one after the other; nothing where float32 is asked for.
+    """Hold, and freeze, the weights of a backbone's layers in fewer bits, one by one; none where float32 is asked for.
 
-    Memory that was shared with a file is given back: what stays float32 is copied.
-
-    Args:
-        esm: The backbone, with adapters in it or without; changed, and its weights frozen.
-        dtype: ``"bfloat16"``, or None or ``"float32"``. With ``quantization``, the dtype of products.
-        quantization: ``"int8"``, ``"nf4"`` or None.
+    Memory that was shared with a file is given back: what stays float32 is copied. With ``quantization``, ``dtype`` is
+    that of products.
     """
     if not is_narrow(dtype, quantization):
         return
     family = family_of(esm.config)
-    for name, linear in _linear_maps(family.layers(esm)):
+    # the layers' own, and none of adapters
+    parts = [(name, part) for name, part in family.layers(esm).named_modules() if type(part) is nn.Linear]
+    for name, linear in parts:
+        if "lora_" in name:
+            continue
         wide = name.endswith(".base_layer") or any(f".{name}".endswith(f".{end}") for end in family.lora_targets)
         if quantization is None:
             linear.weight = nn.Parameter(linear.weight.detach().to(_DTYPES[dtype]), requires_grad=False)
@@ -190,19 +180,14 @@ def load_frozen(
     return esm
 
 
-def _linear_maps(layers: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """The layers' own, and none of adapters."""
-    return [(name, part) for name, part in layers.named_modules() if type(part) is nn.Linear and "lora_" not in name]
-
-
 def _let_go(esm: Any) -> None:
     """Copy in float32 what is left in a file's mapped memory, which stays mapped as long as one tensor lies in it."""
     for part in esm.modules():
-        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
-            if not isinstance(part, (FrozenLinear, QuantizedLinear)):
-                tensor.data = tensor.data.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
-        if isinstance(part, (FrozenLinear, QuantizedLinear)) and part.bias is not None:
-            part.bias.data = part.bias.data.to(torch.float32, copy=True)
+        tensors = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        if isinstance(part, (FrozenLinear, QuantizedLinear)):
+            tensors = [] if part.bias is None else [part.bias]
+        for tensor in tensors:
+            tensor.data = tensor.data.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 def _quantize(linear: Any, quantization: QuantizationName | str, product: torch.dtype) -> None:
@@ -210,20 +195,16 @@ def _quantize(linear: Any, quantization: QuantizationName | str, product: torch.
     del linear.weight  # which the class below makes anew each time
     linear.__class__ = QuantizedLinear
     linear.quantization, linear.product = quantization, product
-    packed, scales = _packed(weight, quantization)
-    linear.register_buffer("packed", packed)
-    linear.register_buffer("scales", scales)
+    for name, tensor in zip(("packed", "scales"), _packed(weight, quantization), strict=True):
+        linear.register_buffer(name, tensor)
 
 
 def _packed(weight: Tensor, quantization: str) -> tuple[Tensor, Tensor]:
-    rows, columns = weight.shape
     if weight.is_meta:  # a plan of a run
-        size, blocks = -(-weight.numel() // 2), -(-weight.numel() // _BLOCK)
-        int8 = quantization == "int8"
-        packed = torch.empty(
-            (rows, columns) if int8 else (size, 1), dtype=torch.int8 if int8 else torch.uint8, device="meta"
-        )
-        return packed, torch.empty(rows if int8 else blocks, device="meta")
+        if quantization == "int8":
+            return weight.to(torch.int8), weight[:, 0]
+        blocks = -(-weight.numel() // _BLOCK)
+        return weight.new_empty(-(-weight.numel() // 2), 1, dtype=torch.uint8), weight.new_empty(blocks)
     codec = _bitsandbytes()
     if quantization == "int8":
         packed, scales, _ = codec.int8_vectorwise_quant(weight.to(torch.float16))
@@ -233,11 +214,7 @@ def _packed(weight: Tensor, quantization: str) -> tuple[Tensor, Tensor]:
 
 
 def _bitsandbytes() -> Any:
-    """Its functions.
-
-    Raises:
-        MissingExtraError: It is not installed, or not for this machine.
-    """
+    """Its functions; a MissingExtraError where it is not installed, or not for this machine."""
     try:
         from bitsandbytes import functional
     except (ImportError, OSError, RuntimeError) as error:

@@ -22,8 +22,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from contactlm.model.families.family import Family
-from contactlm.model.families.registry import family_of
+from contactlm.model.families.family import Family, family_of
 from contactlm.types import ModelError
 
 ADAPTER_FILE = "adapter_config.json"
@@ -40,6 +39,13 @@ _KIND: dict[str, Any] = {
 }
 _ADAPTER_PART = re.compile(r"(^|\.)lora_|(^|\.)contact_head\.|(^|\.)pooler\.")
 _PROBE_SECONDS = 10
+_ADAPTER_ALONE = (
+    "an adapter, and no whole model; export the checkpoint with contactlm export --merge, or load the adapter "
+    "in Python (ContactModule.from_adapter, predict_contacts)"
+)
+_LOCAL_COPY = (
+    "to work offline, download the model elsewhere (hf download NAME --local-dir DIR) and give DIR as `pretrained`"
+)
 # What transformers raises for options of a wrong type or value.
 _UNFIT = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, StrictDataclassError)
 
@@ -47,31 +53,23 @@ _UNFIT = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, S
 def load_esm(
     pretrained: str | None, architecture: Mapping[str, Any] | None = None, seed: int = 0, as_stored: bool = False
 ) -> Any:
-    """Load a backbone with its contact head, in float32 and in evaluation mode.
-
-    On a CPU float32 weights are those of the file, mapped into memory: they take room when they are read, which the
-    system takes back when it needs it.
+    """Load a backbone with its contact head, in float32 (on a CPU mapped from the file) and in evaluation mode.
 
     Args:
         pretrained: Hub name, or local directory saved from ``EsmForMaskedLM``, ``EsmModel``, ``EsmcForMaskedLM``,
             ``BertModel``, …; None for random weights.
         architecture: With ``pretrained=None``: ``model_type``, ``esm`` where it is left out, and arguments of its
-            configuration (``num_hidden_layers``, ``hidden_size``, ``num_attention_heads``, ``intermediate_size``, …);
-            what is left out is as in ESM2, ESM C or ProtBert.
+            configuration; what is left out is as in ESM2, ESM C or ProtBert.
         seed: Decides every weight that is not loaded. The global generators are left alone.
         as_stored: Whether weights are left in the dtype of the file; what reads them makes float32 of them.
 
     Returns:
         The backbone, without a pooler. Its contact head is zero where the family has no published one, and none was
-        loaded.
+        loaded; a warning tells of one that starts at random or was never trained.
 
     Raises:
         ModelError: Both or neither argument given, an incomplete or damaged directory, a hub that cannot be reached,
             a model of no family that is supported, a checkpoint that lacks backbone weights.
-
-    Warns:
-        UserWarning: The checkpoint has no contact-head weights, so that the head starts at random; or it has some that
-            were never trained.
     """
     if (pretrained is None) == (architecture is None):
         given = "both" if architecture is not None else "neither"
@@ -101,16 +99,10 @@ def architecture_of(pretrained: str) -> dict[str, Any]:
 
 
 def backbone_checksum(esm: Any) -> str:
-    """Fingerprint a backbone's base weights: SHA-256 over names, shapes and float32 values.
+    """Fingerprint a backbone's base weights: SHA-256 over names, shapes and float32 values, in hexadecimal digits.
 
     The contact head, LoRA weights and a pooler do not count, so that it is the same before and after training with
     LoRA, and after saving and loading.
-
-    Args:
-        esm: The backbone, with or without adapters in it.
-
-    Returns:
-        64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     named = {name.replace("base_layer.", ""): weight for name, weight in esm.named_parameters()}
@@ -123,7 +115,9 @@ def backbone_checksum(esm: Any) -> str:
 
 def _random(architecture: Mapping[str, Any]) -> Any:
     kind = architecture.get("model_type", "esm")
-    family = family_of(_with_esm2_positions({**architecture, "model_type": kind}), "architecture")
+    # an EsmModel is ESM2's unless its positions are given otherwise, and ESM-1b's unless its norm is
+    usual = {"position_embedding_type": "rotary", "emb_layer_norm_before": True} if kind == "esm" else {}
+    family = family_of({**usual, **architecture, "model_type": kind}, "architecture")
     given = {name: value for name, value in architecture.items() if name != "model_type"}
     unknown = sorted(set(given) - set(family.config_class().to_dict()))
     if unknown:
@@ -135,13 +129,6 @@ def _random(architecture: Mapping[str, Any]) -> Any:
     family.check("architecture", config)
     model = family.model_class(config, **family.model_options)
     return _zero_head(model).eval() if not family.published_head else model.eval()
-
-
-def _with_esm2_positions(architecture: dict[str, Any]) -> dict[str, Any]:
-    """``EsmModel`` is ESM2's unless its positions are given otherwise, and ESM-1b's unless its norm is."""
-    if architecture["model_type"] == "esm":
-        return {"position_embedding_type": "rotary", "emb_layer_norm_before": True, **architecture}
-    return architecture
 
 
 def _zero_head(model: Any) -> Any:
@@ -221,18 +208,10 @@ def _check_loaded(name: str, missing: set[str], family: Family, model: Any, own_
 
 def _require_complete(directory: Path) -> None:
     if not (directory / "config.json").is_file():
-        raise ModelError(f"{directory}: {_without_config(directory)}")
+        reason = "no config.json there; give a directory written by save_pretrained, or a hub name"
+        raise ModelError(f"{directory}: {_ADAPTER_ALONE if (directory / ADAPTER_FILE).is_file() else reason}")
     if not any(any(directory.glob(pattern)) for pattern in _WEIGHT_FILES):
         raise ModelError(f"{directory}: config.json but no weights (model.safetensors or pytorch_model.bin) there")
-
-
-def _without_config(directory: Path) -> str:
-    if (directory / ADAPTER_FILE).is_file():
-        return (
-            "an adapter, and no whole model; export the checkpoint with contactlm export --merge, or load the adapter "
-            "in Python (ContactModule.from_adapter, predict_contacts)"
-        )
-    return "no config.json there; give a directory written by save_pretrained, or a hub name"
 
 
 def _require_finite(name: str, config: Mapping[str, Any]) -> None:
@@ -257,11 +236,6 @@ def _require_weights_enough(name: str, config: Mapping[str, Any]) -> None:
             f"{name}: config.json describes {described:,} weights in its layers ({layers} layers, hidden_size {width}, "
             f"intermediate_size {inner}), and the weight files hold {held:,} bytes: one of them is damaged"
         )
-
-
-_LOCAL_COPY = (
-    "to work offline, download the model elsewhere (hf download NAME --local-dir DIR) and give DIR as `pretrained`"
-)
 
 
 def _require_hub(name: str) -> None:

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from contactlm.model.families.registry import family_of
+from contactlm.model.families.family import family_of
 from contactlm.model.remade import CheapDropout
 from contactlm.types import ModelError
 
@@ -80,13 +80,6 @@ def add_lora(esm: Any, options: LoraOptions) -> PeftModel:
     ``save_pretrained`` of the result writes an adapter directory with the contact head in it, which
     ``peft.PeftModel.from_pretrained`` puts onto a stock model of the same weights.
 
-    Args:
-        esm: The backbone. It is changed: its linear layers now hold the adapters.
-        options: Rank, scale, dropout, targets.
-
-    Returns:
-        PEFT's model around ``esm``.
-
     Raises:
         ModelError: No such target module or layer, or a rank, dropout or other option out of range.
     """
@@ -109,17 +102,12 @@ def add_lora(esm: Any, options: LoraOptions) -> PeftModel:
         # PEFT asks transformers for a name that transformers has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         made = get_peft_model(esm, config)
-    _keep_less(esm)
-    return made
-
-
-def _keep_less(esm: Any) -> None:
-    """Let the adapters' dropout keep which entries it kept, not what became of them."""
-    for module in esm.modules():
+    for module in esm.modules():  # their dropout shall keep which entries it kept, not what became of them
         if isinstance(module, LoraLayer):
             for name, dropout in module.lora_dropout.items():
                 if type(dropout) is nn.Dropout:
                     module.lora_dropout[name] = CheapDropout(dropout.p).train(dropout.training)
+    return made
 
 
 def _check(options: LoraOptions) -> None:
@@ -165,13 +153,9 @@ def lora_targets(esm: Any, options: LoraOptions) -> list[str]:
 
 def _linear_names(esm: Any) -> list[str]:
     """Full names of the layers' linear maps, adapters' own left out."""
-    return [name for name, _ in _linear_maps(esm)]
-
-
-def _linear_maps(esm: Any) -> list[tuple[str, nn.Linear]]:
-    inside = {id(part) for layer in family_of(esm.config).layers(esm) for part in layer.modules()}
-    linear = [(name, part) for name, part in esm.named_modules() if isinstance(part, nn.Linear) and id(part) in inside]
-    return [(name.removesuffix(".base_layer"), part) for name, part in linear if "lora_" not in name]
+    inside = set(family_of(esm.config).layers(esm).modules())
+    linear = [name for name, part in esm.named_modules() if isinstance(part, nn.Linear) and part in inside]
+    return [name.removesuffix(".base_layer") for name in linear if "lora_" not in name]
 
 
 def _ending(names: Iterable[str], end: str) -> list[str]:
@@ -210,18 +194,7 @@ def _near(name: str, names: Iterable[str]) -> str:
 
 
 def warn_of_idle_adapters(esm: Any, unread: Sequence[nn.Module]) -> None:
-    """Say which adapters cannot learn.
-
-    Args:
-        esm: The backbone.
-        unread: Its parts that feed no attention map.
-
-    Warns:
-        UserWarning: Some adapters are in them.
-
-    Raises:
-        ModelError: All are.
-    """
+    """Warn of adapters in parts that feed no attention map, which cannot learn; refuse where all are there."""
     idle = {id(part) for whole in unread for part in whole.modules() if isinstance(part, LoraLayer)}
     every = {id(part): name for name, part in esm.named_modules() if isinstance(part, LoraLayer)}
     names = [name for part, name in every.items() if part in idle]

@@ -32,17 +32,14 @@ Backward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 def define(name: str, forward: Forward, backward: Backward, fused: bool) -> Forward:
-    """Register an operation and its gradient; both are computed by what is given, on any device.
+    """Register ``contactlm::name`` and ``contactlm::name_backward``, computed on any device by what is given.
 
     Args:
-        name: ``contactlm::name`` is the operation, ``contactlm::name_backward`` its gradient.
+        name: Of the operation, which is returned.
         forward: Takes and returns what ``_FORWARD`` says.
         backward: Takes and returns what ``_BACKWARD`` says.
         fused: Whether the operation keeps its context and its sums over residues for the gradient, and computes its
             scores twice in the forward pass and three times in the backward pass, not once in each.
-
-    Returns:
-        The operation.
     """
     for schema, implementation, fake, flops, which in (
         (_FORWARD, forward, _forward_results(fused), forward_flops(fused), name),

@@ -6,7 +6,6 @@ Axis letters: B batch, T tokens, H heads, D head width, E hidden width (H x D).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,14 +25,7 @@ Attention = Callable[[Tensor, Tensor, Tensor | None, Tensor, TokenLayout], Share
 def read_batch(
     family: Family, config: Any, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None
 ) -> tuple[Tensor, TokenLayout, Tensor]:
-    """Check a batch.
-
-    Args:
-        family: Of the model.
-        config: The model's configuration.
-        tokens: (B, T), the family's own token numbers.
-        attention_mask: (B, T), zero or False at padding; None: wherever a token is padding.
-        positions: int64 (B, T); None: 0, 1, 2, …
+    """Check a batch, as of :meth:`~contactlm.model.backbone.ContactBackbone.forward`.
 
     Returns:
         Which tokens are attended to, bool (B, T); which are what; and their positions, int64 (1 or B, T), those of a
@@ -68,15 +60,8 @@ def within_reach(positions: Tensor, mask: Tensor, reach: int) -> Tensor:
     """Bring learned positions to where a model has learned them.
 
     Rows that end before ``reach`` stay as they are. Others are shifted towards 0 as a whole; where even their span is
-    too long, the jumps in it (between the segments of a pass, between chains) are shortened in proportion.
-
-    Args:
-        positions: int64 (B, T), ascending where attended.
-        mask: bool (B, T), False at padding.
-        reach: T at most, the number of learned positions.
-
-    Returns:
-        int64 (B, T), 0 at padding.
+    too long, the jumps in it (between the segments of a pass, between chains) are shortened in proportion. Positions
+    (B, T) ascend where attended, and are 0 at padding.
     """
     positions = positions.masked_fill(~mask, 0)
     excess = (positions.amax(1, keepdim=True) - (reach - 1)).clamp(min=0)
@@ -98,13 +83,9 @@ def checkpoint_layers(layers: nn.ModuleList) -> None:
 
     The last layer's turn in the backward pass comes at once: nothing would be won. transformers' own switch makes the
     embeddings ask for a gradient as well, which costs a frozen backbone a backward pass to its very beginning.
-
-    Args:
-        layers: A model's; changed.
     """
     for layer in list(layers)[:-1]:
-        layer.gradient_checkpointing = True  # type: ignore[assignment]  # a GradientCheckpointingLayer
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+        layer.checkpointed = True  # type: ignore[assignment]  # a SharingLayer, or about to be one
 
 
 class SharingLayer:
@@ -112,23 +93,20 @@ class SharingLayer:
 
     Called, and not run from outside, it does what is hooked to it: activation checkpointing, and the gathering of its
     weights where they are spread over processes.
-
-    Attributes:
-        products: Names of its linear layers, those side by side together, in the order they are run: query, key and
-            value first.
     """
 
-    products: tuple[tuple[str, ...], ...]
+    checkpointed = False  # whether only its input is kept for the backward pass
+    training: bool
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Run the layer, and again in the backward pass where it is checkpointed."""
+        call = super().__call__  # type: ignore[misc]  # the stock layer's
+        if self.checkpointed and self.training:
+            return checkpoint(call, *arguments, use_reentrant=False, **options)
+        return call(*arguments, **options)
 
     def forward(self, hidden: Tensor, *arguments: Any, shares: Mapping[str, Any] | None = None, **options: Any) -> Any:
-        """Run the layer.
-
-        Args:
-            hidden: (B, T, E).
-            arguments: With ``shares``: ``angles`` and ``head_weight`` of :func:`layer_shares`; else the stock layer's.
-            shares: The other arguments of :func:`layer_shares`; None runs the stock layer.
-            options: The stock layer's.
-        """
+        """Run the layer on (B, T, E): for its shares, with the arguments of :func:`layer_shares`, or the stock one."""
         if shares is None:
             return super().forward(hidden, *arguments, **options)  # type: ignore[misc]  # the stock layer's
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler decides by itself what is kept
@@ -137,16 +115,7 @@ class SharingLayer:
             return layer_shares(self, hidden, *arguments, **shares)
 
     def project(self, hidden: Tensor, angles: Tensor | None, last: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Make what the attention takes.
-
-        Args:
-            hidden: (B, T, E).
-            angles: See :func:`rotary_angles`; None where the family does not rotate.
-            last: Whether the value is not needed.
-
-        Returns:
-            query (B, H, T, D), scaled and rotated; key alike; value (B, H, T, D) or None.
-        """
+        """Make of (B, T, E) query (B, H, T, D), scaled and rotated; key alike; value alike, None of the last layer."""
         raise TypeError(f"{type(self).__name__} hands out no queries and keys")
 
     def finish(self, hidden: Tensor, context: Tensor) -> Tensor:
@@ -172,7 +141,7 @@ def layer_shares(
         angles: See :func:`rotary_angles`.
         head_weight: (H,), the contact head's weights of this layer's maps.
         layout: Which tokens are what.
-        attention: The streamed or the plain operation.
+        attention: The operation.
         last: Whether nobody reads the layer's own output: then only queries and keys are computed.
         active: The heads whose maps the contact head reads; None: all.
 
@@ -191,14 +160,9 @@ def layer_shares(
 
 
 def _attend_some(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    head_weight: Tensor,
-    layout: TokenLayout,
-    attention: Attention,
+    query: Tensor, key: Tensor, value: Tensor | None, head_weight: Tensor, layout: TokenLayout, attention: Attention,
     active: Sequence[int],
-) -> Shares:
+) -> Shares:  # fmt: skip
     """Attend with all heads, and hand over shares of the active ones: the others' maps are never seen."""
     B, H, T, _ = query.shape
     idle = sorted(set(range(H)) - set(active))

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from contactlm.maps.full_map import FullMap
 from contactlm.maps.windows import WindowOptions
-from contactlm.model.allocator import give_large_blocks_back
-from contactlm.model.execution import check_crop_length, check_execution
+from contactlm.model.execution import check_crop_length, check_execution, give_large_blocks_back, shard_layers
 from contactlm.model.losses import contact_loss
-from contactlm.model.sharding import shard_layers
 from contactlm.modules.map_predictor import MapPredictor, of_residues
 from contactlm.modules.optimization import Parts, adam, fuse, make_optimizer, schedule, step_plateaus
 from contactlm.modules.sharded import (
@@ -79,6 +77,7 @@ class MapModule(MapPredictor):
 
     head = "network of its own"
     gives_ranks = False  # whether what it calls probabilities are ranks of scores, of which no threshold means anything
+    flops_follow_length = False  # whether a training step of B x T tokens costs B (a + b T + c T²) FLOPs
     learnt_on_dev = False  # whether looking at dev, without a step of training, has changed what it predicts
 
     def __init__(
@@ -163,19 +162,6 @@ class MapModule(MapPredictor):
         self.log("train/loss", loss, prog_bar=shown, batch_size=len(batch["tokens"]), sync_dist=True)
         # batches of bounded cost differ in size: weighted by it, every protein counts the same
         return loss * batch["loss_weight"] if "loss_weight" in batch else loss
-
-    def step_flops(self, batch: dict[str, Any]) -> tuple[int, int] | None:
-        """What a step of training on a batch costs, from sizes alone; nobody knows it of a network handed over.
-
-        Args:
-            batch: Of crops, as ``training_step`` takes it.
-
-        Returns:
-            FLOPs of the matrix products of the whole step, and of its forward pass; None: they have to be counted, as
-            :class:`contactlm.callbacks.FlopsMeter` does. It also counts the first batch, and believes the figures of
-            this method only where they are what it counted.
-        """
-        return None
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
         """Full-length maps of a batch of whole chains, with their labels."""

@@ -14,10 +14,9 @@ from contactlm.maps.contact_map import ContactMap
 from contactlm.maps.full_map import FullMap
 from contactlm.model.adapter import load_adapter, read_adapter
 from contactlm.model.backbone import AttentionName, ContactBackbone
-from contactlm.model.families.registry import family_of
+from contactlm.model.families.family import family_of
 from contactlm.model.frozen_weights import DtypeName, QuantizationName
 from contactlm.model.lora import LoraOptions, contact_regression
-from contactlm.model.step_flops import contact_flops
 from contactlm.modules.checkpoint import CONTACT_HEAD
 from contactlm.modules.language_model import ESM2, LanguageModelModule
 from contactlm.modules.optimization import adam
@@ -75,6 +74,7 @@ class ContactModule(LanguageModelModule):
     """
 
     head = CONTACT_HEAD
+    flops_follow_length = True
 
     def __init__(
         self,
@@ -150,11 +150,6 @@ class ContactModule(LanguageModelModule):
         weight, bias = self.head_parameters()
         if stage == "fit" and bias.requires_grad and not weight.any() and not bias.any():
             nn.init.constant_(bias, PRIOR_LOGIT)
-
-    def step_flops(self, batch: dict[str, Any]) -> tuple[int, int] | None:
-        """FLOPs of a step of training and of its forward pass, from sizes alone; None: they have to be counted."""
-        found = contact_flops(self.backbone, *batch["tokens"].shape)
-        return None if found is None else (found[0].total, found[0].forward)
 
     def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
         """Put a full-length map together with its sequence, its truth and a note of how it was made.

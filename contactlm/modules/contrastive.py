@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contactlm.model.contrastive import contrastive_loss, cosine_logits, cosine_similarities, draw_partners
-from contactlm.model.residue_encoder import ResidueEncoder
-from contactlm.model.sharding import shard_whole
-from contactlm.model.step_flops import encoder_flops
+from contactlm.model.encoder import ResidueEncoder
+from contactlm.model.execution import shard_whole
+from contactlm.model.losses import contrastive_loss, cosine_logits, cosine_similarities, draw_partners
 from contactlm.modules.language_model import ESM2, LanguageModelModule
 from contactlm.modules.sharded import idle_tokens
 from contactlm.types import ModelError
@@ -22,7 +21,7 @@ class ContrastiveModule(LanguageModelModule):
     """Learns residue embeddings of which those in contact are similar, and others are not.
 
     A residue's embedding is a linear projection of its final state in ESM2 (after the final layer norm), scaled to
-    length 1. Trained by InfoNCE on pairs drawn for every residue (see :mod:`contactlm.model.contrastive`); the
+    length 1. Trained by InfoNCE on pairs drawn for every residue (see :mod:`contactlm.model.losses`); the
     predicted probability of a contact is the cosine similarity rescaled to [0, 1], (1 + cos) / 2. It orders pairs, but
     it is no frequency: the threshold tuned on dev says more than 0.5. There is no contact head, and the backbone's own
     is not used. Everything else is as in :class:`contactlm.ContactModule`.
@@ -47,6 +46,7 @@ class ContrastiveModule(LanguageModelModule):
     """
 
     head = "projection"
+    flops_follow_length = True
 
     def __init__(
         self,
@@ -93,11 +93,6 @@ class ContrastiveModule(LanguageModelModule):
     def pair_scores(self, tokens: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
         """What :meth:`loss` takes: the similarities."""
         return self.cosine(tokens, attention_mask, positions)
-
-    def step_flops(self, batch: dict[str, Any]) -> tuple[int, int] | None:
-        """FLOPs of a step of training and of its forward pass, from sizes alone."""
-        flops = encoder_flops(self.backbone, self.projection, *batch["tokens"].shape)
-        return flops.total, flops.forward
 
     def configure_model(self) -> None:
         """Spread the projection as the backbone is; it is called apart from it."""

@@ -23,8 +23,8 @@ from torch import Tensor
 from contactlm.data.store import ChainStore
 from contactlm.metrics.scores import nan_mean, precision_at_l, select_pairs
 from contactlm.model.backbone import ContactBackbone
+from contactlm.model.contact_head import logits_of_heads, pair_features
 from contactlm.model.lora import contact_regression
-from contactlm.model.map_reading import logits_of_heads, pair_features
 from contactlm.structure.contacts import contact_labels
 from contactlm.types import DataError, MissingExtraError, ModelError
 

@@ -21,9 +21,9 @@ from contactlm.maps.jacobian import AMINO_ACIDS, jacobian_maps
 from contactlm.maps.score_scale import Logistic, far_pairs, fit_logistic, ranks, threshold_of_top
 from contactlm.maps.windows import WindowOptions
 from contactlm.model.backbone import backbone_checksum
-from contactlm.model.families.registry import family_of
+from contactlm.model.encoder import MaskedLanguageModel, load_language_model_head
+from contactlm.model.families.family import family_of
 from contactlm.model.lora import LoraOptions
-from contactlm.model.masked_lm import MaskedLanguageModel, load_language_model_head
 from contactlm.modules.base import Evaluated
 from contactlm.modules.language_model import ESM2, LanguageModelModule
 from contactlm.types import ModelError

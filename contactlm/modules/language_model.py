@@ -15,10 +15,9 @@ from contactlm.maps.full_map import FullMap
 from contactlm.maps.windows import WindowOptions
 from contactlm.model.adapter import calibration_of, read_about
 from contactlm.model.backbone import backbone_checksum, load_esm
-from contactlm.model.families.family import Family
-from contactlm.model.families.registry import family_of
+from contactlm.model.contact_head import put_head
+from contactlm.model.families.family import Family, family_of
 from contactlm.model.frozen_weights import DtypeName, QuantizationName, check_frozen, is_narrow, narrow
-from contactlm.model.head_file import put_head
 from contactlm.model.lora import LoraOptions, add_lora, contact_regression, lora_targets, read_options
 from contactlm.model.trunk import checkpoint_layers
 from contactlm.modules.base import MapModule

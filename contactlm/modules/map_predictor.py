@@ -10,6 +10,7 @@ from types import EllipsisType
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 
 from contactlm.alphabet import decode, encode
@@ -18,11 +19,18 @@ from contactlm.maps.full_map import FullMap, full_maps
 from contactlm.maps.windows import WindowOptions
 from contactlm.metrics.calibration import Calibration
 from contactlm.metrics.calibration_scores import CONFIDENCE
-from contactlm.modules.pass_size import sized
+from contactlm.modules.memory import sized
 from contactlm.modules.sharded import Lockstep, is_last_step
 from contactlm.modules.trained_weights import TrainedWeights
 from contactlm.structure.contacts import contact_labels
 from contactlm.types import ModelError, chain_numbers, residue_positions
+
+_STEPS: dict[RunningStage | None, str] = {
+    RunningStage.PREDICTING: "predict_step",
+    RunningStage.TESTING: "test_step",
+    RunningStage.VALIDATING: "validation_step",
+    RunningStage.SANITY_CHECKING: "validation_step",
+}
 
 
 class MapPredictor(TrainedWeights):
@@ -74,9 +82,10 @@ class MapPredictor(TrainedWeights):
         return sized(windows, self.backbone, self.device)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch; chains to predict stay on the CPU, where passes are put together and maps are needed."""
-        trainer, moves_itself = self.attached_trainer, type(self).predict_step is MapPredictor.predict_step
-        if trainer is not None and trainer.predicting and moves_itself:
+        """Move a batch; whole chains stay on the CPU, where passes are put together, for a step of this package."""
+        trainer = self.attached_trainer
+        step = None if trainer is None else _STEPS.get(trainer.state.stage)
+        if step is not None and getattr(type(self), step).__module__.startswith("contactlm."):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 

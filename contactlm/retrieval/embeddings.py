@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contactlm.atomic import atomic_file, file_name
-from contactlm.model.residue_encoder import ResidueEncoder
+from contactlm.model.encoder import ResidueEncoder
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.structure.contacts import CONTACT_THRESHOLD
 

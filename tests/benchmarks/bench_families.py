@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from contactlm.model.backbone import ContactBackbone, load_esm
-from contactlm.model.families.registry import family_of
+from contactlm.model.families.family import family_of
 from contactlm.model.lora import LoraOptions, add_lora, contact_regression
 
 sys.path.insert(0, str(Path(__file__).parent))

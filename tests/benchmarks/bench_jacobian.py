@@ -107,8 +107,8 @@ class EnoughError(Exception):
 
 def ours(autocast: bool) -> Maps:
     from contactlm.maps.jacobian import AMINO_ACIDS, categorical_jacobian
+    from contactlm.model.encoder import MaskedLanguageModel, load_language_model_head
     from contactlm.model.loading import load_esm
-    from contactlm.model.masked_lm import MaskedLanguageModel, load_language_model_head
 
     esm = load_esm(None, ARCHITECTURE, seed=0)
     model = MaskedLanguageModel(esm, load_language_model_head(esm, None), AMINO_ACIDS).eval()

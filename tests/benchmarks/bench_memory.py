@@ -12,7 +12,7 @@ Sizes of ESM2 with random weights, LoRA (r = 8, dropout 0.05) on queries and key
   both          and activation checkpointing
 ``table`` takes one step (forward, loss, backward, Adam) of every case in a process of its own: on the CPU the peak
 resident memory over the process before the model was made, ours as a run sets glibc
-(contactlm/model/allocator.py); on a GPU ``max_memory_allocated``. Beside it stands what
+(contactlm/model/execution.py); on a GPU ``max_memory_allocated``. Beside it stands what
 ``contactlm plan`` says without a step. What takes more than ``--max_tflop``, more than 20 GB of a stock model, or more
 than the machine has free, is told by the plan alone: 15B always. ``--mmap`` keeps glibc from holding on to memory that
 was given back (MALLOC_MMAP_THRESHOLD_), so that plan and peak can be compared. Writes memory.md/.csv and memory.png.
@@ -43,10 +43,10 @@ import torch
 from torch import nn
 
 from contactlm import ContactModule, MapModule
-from contactlm.model.allocator import give_large_blocks_back
+from contactlm.model.execution import give_large_blocks_back
 from contactlm.model.loading import load_esm
 from contactlm.model.lora import LoraOptions, add_lora
-from contactlm.modules.step_cost import StepCost, StorageMeter, as_fake, step_cost, without_numbers
+from contactlm.modules.memory import StepCost, StorageMeter, as_fake, step_cost, without_numbers
 
 SIZES = {  # layers, width, heads
     "8M": (6, 320, 20),
@@ -275,7 +275,7 @@ def held(make: Callable[[], MapModule], case: str) -> Counter[str]:
         module.log = lambda *_, **__: None  # type: ignore[method-assign]  # there is no trainer
         given = as_fake(batch(case), torch.device("cpu"))
         with inside(module) as path:
-            meter = StorageMeter(lambda operation: f"{path[-1]}: {operation.overloadpacket.__name__}")
+            meter = NamedMeter(path)
             meter.ignore([*module.parameters(), *module.buffers()])
             with meter:
                 loss = module.training_step(given, 0)
@@ -300,6 +300,29 @@ def inside(module: nn.Module) -> Iterator[list[str]]:
     yield path
     for hook in hooks:
         hook.remove()
+
+
+class NamedMeter(StorageMeter):
+    """Knows what made the bytes there are."""
+
+    def __init__(self, path: list[str]) -> None:
+        super().__init__()
+        self._path, self._operation, self._names = path, "", dict[int, str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._operation = func.overloadpacket.__name__
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _count(self, storage: torch.UntypedStorage, size: int) -> None:
+        if id(storage) not in self._alive:
+            self._names[id(storage)] = f"{self._path[-1]}: {self._operation}"
+        super()._count(storage, size)
+
+    def held(self) -> Counter[str]:
+        held: Counter[str] = Counter()
+        for key, size in self._alive.items():
+            held[self._names[key]] += size
+        return held
 
 
 def lines_of(found: Counter[str], layers: int) -> list[str]:

@@ -16,10 +16,10 @@ from contactlm import ContactModule
 from contactlm.callbacks.memory import MemoryAdvice, is_out_of_memory, memory_advice
 from contactlm.cli.main import main
 from contactlm.model.loading import architecture_of
-from contactlm.modules.fitting import crop_batch, resized, told_size
-from contactlm.modules.step_cost import step_cost
+from contactlm.modules.memory import resized, step_cost, told_size
 from tests.callbacks.test_callbacks import ForeignModule, data_module, trainer
 from tests.conftest import random_sequence
+from tests.modules.test_memory import made_batch
 
 
 def ask_for_too_much() -> Any:
@@ -104,7 +104,7 @@ def test_the_message_says_what_would_fit(
         assert next(module.parameters()).device.type == "cpu"  # the module itself is as it was
         return getattr(error.value, "__notes__", [""])[0]
 
-    batch, sizes = crop_batch(4, 30), architecture_of(str(tiny_esm))
+    batch, sizes = made_batch(4, 32), architecture_of(str(tiny_esm))
     costs = {
         way: [
             step_cost(partial(ContactModule, None, sizes, **options), resized(batch, rows)).total for rows in (2, 3, 4)

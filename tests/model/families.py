@@ -9,7 +9,7 @@ import torch
 from transformers.models.esm import modeling_esm
 
 from contactlm.model.backbone import load_esm
-from contactlm.model.families.registry import FILES
+from contactlm.model.families.family import FILES
 
 SIZES = {"num_hidden_layers": 3, "hidden_size": 40, "num_attention_heads": 5, "intermediate_size": 80}
 ARCHITECTURES = {
@@ -26,8 +26,7 @@ ARCHITECTURES = {
 }
 FAMILIES = {
     family.name: family
-    for files in FILES.values()
-    for file in files
+    for file in FILES.values()
     for family in import_module(f"contactlm.model.families.{file}").FAMILIES
 }
 

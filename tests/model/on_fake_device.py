@@ -31,9 +31,9 @@ from contactlm.maps.full_map import FullMap, _Blend, _Chain, _run
 from contactlm.maps.windows import WindowOptions, plan_passes
 from contactlm.metrics import ranked
 from contactlm.metrics.calibration import Calibration
+from contactlm.model.decoder import RetrievalBackbone
 from contactlm.model.evidence import Evidence
 from contactlm.model.loading import load_esm
-from contactlm.model.retrieval_backbone import RetrievalBackbone
 from contactlm.structure.contacts import contact_labels
 
 TINY = {"num_hidden_layers": 3, "hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 96}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from contactlm import ContactModule
-from contactlm.model.allocator import LARGE, give_large_blocks_back
+from contactlm.model.execution import LARGE, give_large_blocks_back
 from contactlm.modules import base
 from tests.processes import finish, start
 

@@ -186,13 +186,13 @@ def test_heads_of_weight_zero_are_skipped(monkeypatch, context, attention):
         weight[1, [0, 3]] = 0
         weight[2, 4] = 0
     heads_seen = []
-    inner = backbone_module._ATTENTION[attention]
+    inner = backbone_module.ATTENTION[attention]
 
     def counting(query, *rest):
         heads_seen.append(query.shape[1])
         return inner(query, *rest)
 
-    monkeypatch.setitem(backbone_module._ATTENTION, attention, counting)
+    monkeypatch.setitem(backbone_module.ATTENTION, attention, counting)
     model = ContactBackbone(esm, attention)
     with context():
         skipping = model(tokens)

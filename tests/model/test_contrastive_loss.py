@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contactlm.model.contrastive import (
+from contactlm.model.losses import (
     Partners,
     contrastive_loss,
     cosine_logits,

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from contactlm.model.blocks import TokenLayout
 from contactlm.model.contact_attention import contact_attention, contact_attention_plain
 from contactlm.model.decoder import ContactDecoder
-from contactlm.model.evidence import Evidence
-from contactlm.model.template import SCALE, TemplateBias
+from contactlm.model.evidence import SCALE, Evidence, TemplateBias
 from contactlm.model.trunk import Attention
 from contactlm.types import ModelError
 from tests.model.made import make_tokens
@@ -230,7 +229,7 @@ def test_long_chains_are_told_again_in_the_backward_pass(monkeypatch: pytest.Mon
     evidence, gradients = made_evidence(2, 20), []
     weights = torch.randn(2, 20, 20, generator=torch.Generator().manual_seed(0))
     for limit in (512, 10):
-        monkeypatch.setattr("contactlm.model.template._RECOMPUTE_FROM", limit)
+        monkeypatch.setattr("contactlm.model.evidence._RECOMPUTE_FROM", limit)
         template = TemplateBias()
         F.mse_loss(template(evidence), weights).backward()
         gradients.append(template.weight.grad)
@@ -244,7 +243,7 @@ def test_samples_of_a_batch_do_not_meet(most: int, monkeypatch: pytest.MonkeyPat
     with torch.no_grad():
         template.weight.normal_(generator=torch.Generator().manual_seed(2))
     alone = torch.cat([template(Evidence(*(part[b : b + 1] for part in evidence))) for b in range(4)])
-    monkeypatch.setattr("contactlm.model.template._MOST_IN_CACHES", most)
+    monkeypatch.setattr("contactlm.model.evidence._MOST_IN_CACHES", most)
     together = template(evidence)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     weights = torch.randn(4, 24, 24, generator=torch.Generator().manual_seed(0))

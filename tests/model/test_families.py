@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.esm import modeling_esm
 
 from contactlm.model.backbone import ContactBackbone
+from contactlm.model.encoder import ResidueEncoder
 from contactlm.model.lora import LoraOptions, add_lora
-from contactlm.model.residue_encoder import ResidueEncoder
 
 from .families import (
     ARCHITECTURES,

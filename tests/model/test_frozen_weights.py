@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from contactlm.model import backbone
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
 from contactlm.model.frozen_weights import FrozenLinear, QuantizedLinear, check_frozen, narrow, whole_weights
 from contactlm.model.lora import LoraOptions, add_lora
@@ -95,23 +96,18 @@ def test_logits_and_gradients_are_near_those_of_the_same_weights_in_float32(name
 
 @pytest.mark.parametrize(("dtype", "quantization"), WAY)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_float32_is_what_attention_gets_and_mixed_precision_goes_with_it(dtype, quantization, autocast):
+def test_float32_is_what_attention_gets_and_mixed_precision_goes_with_it(dtype, quantization, autocast, monkeypatch):
     esm, tokens = adapted(tiny_esm(spread=1.0)), make_tokens([17, 30])
     narrow(esm, dtype, quantization)
     seen = []
     model = ContactBackbone(esm)
-    inner = model.operation
+    inner = backbone.ATTENTION["auto"]
 
-    class Seeing(ContactBackbone):
-        @property
-        def operation(self):
-            def attend(query, key, value, weight, layout):
-                seen.append((query.dtype, key.dtype, None if value is None else value.dtype))
-                return inner(query, key, value, weight, layout)
+    def attend(query, key, value, weight, layout):
+        seen.append((query.dtype, key.dtype, None if value is None else value.dtype))
+        return inner(query, key, value, weight, layout)
 
-            return attend
-
-    model.__class__ = Seeing
+    monkeypatch.setitem(backbone.ATTENTION, "auto", attend)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         logits = model(tokens)
     half = torch.bfloat16 if dtype or autocast else torch.float32

@@ -13,7 +13,7 @@ from transformers import EsmConfig, EsmForMaskedLM
 
 from contactlm.model import loading
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
-from contactlm.model.families.esm2 import Esm2
+from contactlm.model.families.esm import Esm2
 from contactlm.model.lora import LoraOptions, add_lora
 from contactlm.types import ModelError
 

@@ -15,7 +15,7 @@ from contactlm.model.backbone import ContactBackbone
 from contactlm.model.lora import LoraOptions, add_lora
 from contactlm.model.remade import CheapDropout, Remade, cheap
 from contactlm.model.trunk import checkpoint_layers
-from contactlm.modules.step_cost import StorageMeter
+from contactlm.modules.memory import StorageMeter
 
 from .families import small_model
 from .made import make_tokens, tiny_esm

@@ -23,7 +23,7 @@ from contactlm.modules.export import export_adapter, export_merged
 from contactlm.types import ModelError
 from tests.callbacks.test_callbacks import trainer
 from tests.conftest import random_sequence
-from tests.modules.test_step_cost import made_batch
+from tests.modules.test_memory import made_batch
 
 SEQUENCE = random_sequence(7, 37)
 KINDS: dict[str, LoraOptions] = {

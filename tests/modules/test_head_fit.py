@@ -15,8 +15,7 @@ from contactlm import ContactModule, ContrastiveModule, predict_contacts
 from contactlm.cli.main import main
 from contactlm.data.store import ChainStore
 from contactlm.model.backbone import ContactBackbone, backbone_checksum
-from contactlm.model.head_file import read_head, write_head
-from contactlm.model.map_reading import logits_of_heads, pair_features
+from contactlm.model.contact_head import logits_of_heads, pair_features, read_head, write_head
 from contactlm.modules import head_fit
 from contactlm.modules.export import export_adapter, export_merged
 from contactlm.modules.head_fit import HeadFitOptions, fit_head
@@ -49,7 +48,7 @@ def store_of(lengths: list[int]) -> ChainStore:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_features_and_many_heads_are_those_of_stored_maps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("contactlm.model.map_reading._HELD_ENTRIES", 2 * 25**2)  # two heads at a time
+    monkeypatch.setattr("contactlm.model.contact_head._HELD_ENTRIES", 2 * 25**2)  # two heads at a time
     model, tokens = small_model(name), family_tokens(name, [23])
     stock, backbone = stock_model(model, name), ContactBackbone(model)
     attentions = stock(tokens, output_attentions=True).attentions

@@ -19,12 +19,12 @@ from contactlm.cli.main import main
 from contactlm.model.frozen_weights import whole_weights
 from contactlm.model.lora import LoraOptions
 from contactlm.modules.export import export_adapter, export_merged
-from contactlm.modules.step_cost import step_cost
+from contactlm.modules.memory import step_cost
 from contactlm.types import ModelError
 from tests.callbacks.test_callbacks import trainer
 from tests.conftest import random_sequence
 from tests.modules.test_adapters import SEQUENCE, adam, logits, steps
-from tests.modules.test_step_cost import made_batch
+from tests.modules.test_memory import made_batch
 
 QUANT = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 WAYS: dict[str, dict[str, str]] = {

@@ -31,13 +31,6 @@ class EsmcWithHead(EsmcModel):
 class SharingEsmcLayer(SharingLayer, EsmcLayer):
     """The layer of ESM C."""
 
-    products = (
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        ("self_attn.o_proj",),
-        ("mlp.gate_proj", "mlp.up_proj"),
-        ("mlp.down_proj",),
-    )
-
     def project(self, hidden: Tensor, angles: Tensor | None, last: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries and keys, normed over all heads together before they are rotated, and values."""
         heads, normed = self.self_attn, cheap(self.input_layernorm, hidden)
@@ -47,7 +40,6 @@ class SharingEsmcLayer(SharingLayer, EsmcLayer):
         return query, key, None if last else heads.v_proj(normed).view(split).transpose(1, 2)
 
     def finish(self, hidden: Tensor, context: Tensor) -> Tensor:
-        """Output and feed-forward, each scaled before it is added."""
         hidden = hidden + self.self_attn.o_proj(context) / self.scaling_factor
         return hidden + self.mlp(cheap(self.post_attention_layernorm, hidden)) / self.scaling_factor
 
@@ -63,38 +55,30 @@ class EsmC(Family):
     masked_lm_class = EsmcForMaskedLM
 
     def layers(self, model: Any) -> nn.ModuleList:
-        """All in one list."""
         return model.layers
 
     def embed(self, model: Any, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Residues alone: positions come with queries and keys."""
         return model.embed_tokens(tokens)
 
     def angles(self, model: Any, positions: Tensor) -> Tensor:
-        """Of the model's frequencies."""
         return rotary_angles(model.rotary_emb.inv_freq, positions)
 
     def final_norm(self, model: Any, hidden: Tensor) -> Tensor:
-        """A layer norm."""
         return model.norm(hidden)
 
     def after_the_last_maps(self, model: Any) -> Sequence[nn.Module]:
-        """Value, output and feed-forward of the last layer, the final layer norm."""
         last = model.layers[-1]
         return [last.self_attn.v_proj, last.self_attn.o_proj, last.post_attention_layernorm, last.mlp, model.norm]
 
     def language_model_head(self, model: Any) -> LanguageModelHead:
-        """Its decoder has weights of its own."""
         head = model.lm_head
         transform = nn.Sequential(head.dense, nn.GELU(), head.layer_norm)
         return LanguageModelHead(transform, head.decoder.weight, head.decoder.bias)
 
     def attention_dropout(self, config: Any) -> float:
-        """Named otherwise here."""
         return config.attention_dropout
 
     def check(self, name: str, config: Any) -> None:
-        """Refuse other tokens, and rotary embeddings of another kind."""
         super().check(name, config)
         kind = (config.rope_parameters or {}).get("rope_type", "default")
         if kind != "default" or config.head_dim % 2:

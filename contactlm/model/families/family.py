@@ -1,4 +1,4 @@
-"""What has to be known of a family of language models to read contacts from its attention maps.
+"""What has to be known of a family of language models to read contacts from its attention maps; which a model is of.
 
 Axis letters: B batch, T tokens, E hidden width, C layers x heads.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -67,37 +68,22 @@ class Tokens:
 
 
 class LanguageModelHead(NamedTuple):
-    """What makes logits of masked residues out of final states.
+    """What makes logits of masked residues out of final states; V tokens of the vocabulary."""
 
-    Attributes:
-        transform: (…, E) to (…, E).
-        weight: (V, E), V tokens of the vocabulary.
-        bias: (V,).
-    """
-
-    transform: nn.Module
-    weight: Tensor
-    bias: Tensor
+    transform: nn.Module  # (…, E) to (…, E)
+    weight: Tensor  # (V, E)
+    bias: Tensor  # (V,)
 
 
 class Family(ABC):
-    """One family; its methods take a model of it, with adapters in it or without.
+    """One family; its methods take a model of it, with adapters in it or without."""
 
-    Attributes:
-        name: As people call it.
-        tokens: Its token numbers.
-        defaults: Arguments of its configuration, where a random model's are left out.
-        model_options: Arguments with which its models are made.
-        lora_targets: The linear layers that make queries and keys.
-        published_head: Whether its published checkpoints bring a trained contact head.
-    """
-
-    name: str
+    name: str  # as people call it
     tokens: Tokens = Tokens()
-    defaults: Mapping[str, Any] = {}
-    model_options: Mapping[str, Any] = {}
-    lora_targets: tuple[str, ...] = ("query", "key")
-    published_head: bool = False
+    defaults: Mapping[str, Any] = {}  # arguments of its configuration, where a random model's are left out
+    model_options: Mapping[str, Any] = {}  # arguments with which its models are made
+    lora_targets: tuple[str, ...] = ("query", "key")  # the linear layers that make queries and keys
+    published_head: bool = False  # whether its published checkpoints bring a trained contact head
     config_class: Any
     stock_class: Any  # the one of transformers
     model_class: Any  # the same with a contact head
@@ -114,14 +100,7 @@ class Family(ABC):
 
     @abstractmethod
     def embed(self, model: Any, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """What the first layer takes, (B, T, E).
-
-        Args:
-            model: The model.
-            tokens: int64 (B, T).
-            mask: bool (B, T), False at padding.
-            positions: int64 (1 or B, T), from 0.
-        """
+        """What the first layer takes, (B, T, E), of tokens (B, T), mask (B, T) and positions (1 or B, T), from 0."""
 
     def angles(self, model: Any, positions: Tensor) -> Tensor | None:
         """Rotary angles, float32 (1 or B, T, D / 2); None: the family does not rotate."""
@@ -148,11 +127,7 @@ class Family(ABC):
         return config.attention_probs_dropout_prob
 
     def check(self, name: str, config: Any) -> None:
-        """Refuse a configuration whose model could not be run.
-
-        Args:
-            name: Of the model, for the message.
-            config: An object of ``config_class``.
+        """Refuse a configuration, of ``config_class``, whose model could not be run.
 
         Raises:
             ModelError: Other tokens than the family's, or something else that is not supported.
@@ -161,21 +136,56 @@ class Family(ABC):
         own |= {"mask_token_id": self.tokens.mask} if hasattr(config, "mask_token_id") else {}
         ids = tuple(getattr(config, key) for key in own)
         if [type(value) for value in ids] != [int] * len(ids) or ids != tuple(own.values()):
-            *first, last = own
-            names = f"{', '.join(first)} and {last}"
             raise ModelError(
-                f"{name}: model_type is {config.model_type!r}, but {names} are {ids}; those of {self.name}, whose "
-                f"tokens are used here, are {tuple(own.values())}"
+                f"{name}: model_type is {config.model_type!r}, but {', '.join(own)} are {ids}; those of {self.name}, "
+                f"whose tokens are used here, are {tuple(own.values())}"
             )
 
 
 class ContactHead(nn.Module):
-    """A contact head for a model that brings none: a logistic regression over C attention maps.
-
-    Args:
-        maps: C.
-    """
+    """A contact head for a model that brings none: a logistic regression over C attention maps."""
 
     def __init__(self, maps: int) -> None:
         super().__init__()
         self.regression = nn.Linear(maps, 1)
+
+
+FILES = {"esm": "esm", "esmc": "esmc", "bert": "protbert"}  # model_type of config.json -> file of this folder
+_NO_FAMILY = "no family that contacts can be read from"
+_CODE = "it needs code that comes with the checkpoint, and code from checkpoints is not run"
+_NO_MAPS = "state-space and convolutional models have no attention maps to read contacts from"
+_REASONS = {
+    "t5": (
+        "ProtT5 adds a bias of its own to every score and has no <cls>; the streamed operation takes neither, and "
+        "storing the bias (heads x tokens x tokens) is what it is there to avoid"
+    ),
+    "esm3": "it needs code of its own, which transformers does not have",
+    **dict.fromkeys(("mamba", "mamba2", "hyena", "hyenadna", "caduceus", "evo", "stripedhyena"), _NO_MAPS),
+}
+
+
+def family_of(config: Any, name: str = "the model") -> Family:
+    """Tell the family of a configuration of transformers, or of the values of a ``config.json``.
+
+    Raises:
+        ModelError: A model that cannot be read; the message says why.
+    """
+    values: Mapping[str, Any] = config if isinstance(config, Mapping) else vars(config)
+    kind: Any = values.get("model_type") if isinstance(config, Mapping) else config.model_type
+    if not isinstance(kind, str) or kind not in FILES:
+        reason = _REASONS.get(kind, _CODE if values.get("auto_map") else _NO_FAMILY)
+        supported = ", ".join(map(repr, FILES))
+        raise ModelError(f"{name}: model_type is {kind!r}: {reason}; supported are {supported}")
+    try:
+        families: tuple[Family, ...] = import_module(f"contactlm.model.families.{FILES[kind]}").FAMILIES
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("transformers."):
+            raise
+        raise ModelError(
+            f"{name}: the installed transformers has no {error.name}; install a newer release (pip install -U "
+            "transformers)"
+        ) from error
+    for family in families:
+        if family.describes(values):
+            return family
+    raise ModelError(f"{name}: model_type is {kind!r}, but its position_embedding_type is none of a known family")

@@ -32,15 +32,7 @@ class BertWithHead(BertModel):
 class SharingBertLayer(SharingLayer, BertLayer):
     """The layer of BERT."""
 
-    products = (
-        ("attention.self.query", "attention.self.key", "attention.self.value"),
-        ("attention.output.dense",),
-        ("intermediate.dense",),
-        ("output.dense",),
-    )
-
     def project(self, hidden: Tensor, angles: Tensor | None, last: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Queries, keys and values, of what the layer is given as it is."""
         heads = self.attention.self
         split = (*hidden.shape[:2], heads.num_attention_heads, heads.attention_head_size)
         query = rotate(heads.query(hidden).view(split), None, heads.scaling)
@@ -48,8 +40,8 @@ class SharingBertLayer(SharingLayer, BertLayer):
         return query, key, None if last else heads.value(hidden).view(split).transpose(1, 2)
 
     def finish(self, hidden: Tensor, context: Tensor) -> Tensor:
-        """Output and feed-forward, with their residuals and layer norms."""
-        return self.feed_forward_chunk(self.attention.output(context, hidden))
+        hidden = self.attention.output(context, hidden)
+        return self.output(self.intermediate(hidden), hidden)
 
 
 class ProtBert(Family):
@@ -76,33 +68,26 @@ class ProtBert(Family):
     masked_lm_class = BertForMaskedLM
 
     def layers(self, model: Any) -> nn.ModuleList:
-        """Its encoder's."""
         return model.encoder.layer
 
     def embed(self, model: Any, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Residues, positions, and the first of two kinds of sentence."""
         return model.embeddings(input_ids=tokens, position_ids=positions.expand(tokens.shape))
 
     def final_norm(self, model: Any, hidden: Tensor) -> Tensor:
-        """Nothing: the last layer ends with a layer norm."""
         return hidden
 
     def after_the_last_maps(self, model: Any) -> Sequence[nn.Module]:
-        """Value, output and feed-forward of the last layer."""
         last = model.encoder.layer[-1]
         return [last.attention.self.value, last.attention.output, last.intermediate, last.output]
 
     def language_model_head(self, model: Any) -> LanguageModelHead:
-        """Its decoder's weights are the embeddings."""
         head = model.cls.predictions
         return LanguageModelHead(head.transform, head.decoder.weight, head.bias)
 
     def reach(self, config: Any) -> int:
-        """All of the learned positions are used."""
         return config.max_position_embeddings
 
     def check(self, name: str, config: Any) -> None:
-        """Refuse other tokens (BERT of another language) and decoders."""
         super().check(name, config)
         if config.is_decoder or config.add_cross_attention:
             raise ModelError(f"{name}: a decoder; only plain ProtBert encoders are supported")

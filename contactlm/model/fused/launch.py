@@ -45,10 +45,7 @@ _SINGLE_PRECISION = {
 def tiles(kernel: str, width: int, entry_bytes: int) -> Tiles:
     """Tiles that fit into the shared memory of every card from compute capability 8.0 on, without register spills.
 
-    Args:
-        kernel: Name of the kernel.
-        width: Head width as of :func:`padded_width`.
-        entry_bytes: Of the inputs: 2 in half precision, else 4.
+    ``width`` is as of :func:`padded_width`; ``entry_bytes`` of the inputs are 2 in half precision, else 4.
     """
     narrow, wide = (_HALF_PRECISION if entry_bytes == 2 else _SINGLE_PRECISION)[kernel]
     return wide if width > 64 else narrow
@@ -61,25 +58,15 @@ def padded_width(width: int) -> int:
 
 @dataclass(frozen=True)
 class Given:
-    """What both passes read.
+    """What both passes read."""
 
-    Attributes:
-        query: (B, H, T, D), each token's D entries side by side; ``key`` and ``value`` alike, all of one dtype.
-        key: (B, H, T, D).
-        value: (B, H, T, D), or None.
-        head_weight: (H,), any floating dtype.
-        residue: bool (B, T).
-        key_bias: float32 (B, T), 0 or −inf.
-        spans: int32 (B, 2): as of :class:`~contactlm.model.blocks.TokenLayout`.
-    """
-
-    query: Tensor
+    query: Tensor  # (B, H, T, D), each token's D entries side by side; key and value alike, all of one dtype
     key: Tensor
     value: Tensor | None
-    head_weight: Tensor
-    residue: Tensor
-    key_bias: Tensor
-    spans: Tensor
+    head_weight: Tensor  # (H,), any floating dtype
+    residue: Tensor  # bool (B, T)
+    key_bias: Tensor  # float32 (B, T), 0 or −inf
+    spans: Tensor  # int32 (B, 2): as of TokenLayout
 
     @property
     def read(self) -> Tensor:
@@ -142,19 +129,12 @@ def share(given: Given, log_sums: Tensor, skip_idle: bool) -> tuple[Tensor, Tens
 
 @dataclass(frozen=True)
 class Outer:
-    """What the backward pass is given beside the inputs.
+    """What the backward pass is given beside the inputs."""
 
-    Attributes:
-        d_context: (B, H, T, D), or None.
-        d_weighted: float32 (B, T, T), contiguous.
-        d_margins: float32 (B, H, T), contiguous, 0 at tokens that are no residues.
-        log_sums: float32 (B, H, T), as of :func:`attend`.
-    """
-
-    d_context: Tensor | None
-    d_weighted: Tensor
-    d_margins: Tensor
-    log_sums: Tensor
+    d_context: Tensor | None  # (B, H, T, D)
+    d_weighted: Tensor  # float32 (B, T, T), contiguous
+    d_margins: Tensor  # float32 (B, H, T), contiguous, 0 at tokens that are no residues
+    log_sums: Tensor  # float32 (B, H, T), as of attend
 
 
 def row_sums(given: Given, outer: Outer, context: Tensor | None, inner: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,11 +29,7 @@ WIDEST = 128  # the widest head that the kernels were compiled for
 
 
 def contact_attention_fused(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    head_weight: Tensor,
-    layout: TokenLayout,
+    query: Tensor, key: Tensor, value: Tensor | None, head_weight: Tensor, layout: TokenLayout
 ) -> Shares:
     """Do what :func:`~contactlm.model.contact_attention.contact_attention` does, in a GPU's kernels.
 
@@ -87,15 +83,9 @@ def _side_by_side(x: Tensor) -> Tensor:
 
 
 def _forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    head_weight: Tensor,
-    residue: Tensor,
-    key_bias: Tensor,
-    spans: Tensor,
-    skip_idle: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor | None, head_weight: Tensor, residue: Tensor, key_bias: Tensor,
+    spans: Tensor, skip_idle: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     _check_place(query.device)
     from contactlm.model.fused import launch
 
@@ -107,21 +97,10 @@ def _forward(
 
 
 def _backward(
-    d_context: Tensor | None,
-    d_weighted: Tensor,
-    d_margins: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    head_weight: Tensor,
-    context: Tensor | None,
-    residue: Tensor,
-    key_bias: Tensor,
-    spans: Tensor,
-    log_sums: Tensor,
-    inner: Tensor,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_context: Tensor | None, d_weighted: Tensor, d_margins: Tensor, query: Tensor, key: Tensor, value: Tensor | None,
+    head_weight: Tensor, context: Tensor | None, residue: Tensor, key_bias: Tensor, spans: Tensor, log_sums: Tensor,
+    inner: Tensor, needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     from contactlm.model.fused import launch
 
     need_query, need_key, need_value, need_weight = needs

@@ -1,18 +1,24 @@
-"""The cost of a step, told without numbers, against steps with them."""
+"""The memory of steps and passes, told without numbers, against those with them; batches that fit in what is free."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
 from contactlm import ContactModule, ContrastiveModule
-from contactlm.modules.step_cost import StorageMeter, pass_cost, step_cost
+from contactlm.maps.windows import MAX_COST, WindowOptions, batch_by_cost
+from contactlm.model.blocks import block_bytes
+from contactlm.modules import memory
+from contactlm.modules.memory import ENOUGH, SHARE, StorageMeter, pass_bytes, pass_cost, sized, step_cost
 from contactlm.types import ModelError
+from tests.model.families import architecture
 
 SMALL = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
 WAYS = {
@@ -71,8 +77,8 @@ def test_bytes_and_flops_are_those_of_a_step_with_numbers(way: str) -> None:
         left = meter.now
         loss.backward()
     assert cost.weights == sum(x.nbytes for x in weights)
-    assert cost.trained == sum(x.nbytes for x in module.parameters() if x.requires_grad)
-    assert 0 <= cost.optimizer - 2 * cost.trained <= 8 * len(weights)  # Adam, and its count of steps
+    assert cost.gradients == sum(x.nbytes for x in module.parameters() if x.requires_grad)
+    assert 0 <= cost.optimizer - 2 * cost.gradients <= 8 * len(weights)  # Adam, and its count of steps
     assert cost.activations == pytest.approx(left + sum(x.nbytes for x in batch.values()), rel=0.05)
     assert cost.total - cost.weights - cost.optimizer == pytest.approx(meter.peak, rel=0.05)
 
@@ -94,7 +100,7 @@ def test_memory_is_told_of_models_that_no_machine_holds() -> None:
 
 
 def test_a_step_that_asks_for_numbers_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"ContrastiveModule .* --measure"):
+    with pytest.raises(ModelError, match="ContrastiveModule depends on the numbers in it"):
         step_cost(partial(ContrastiveModule, None, SMALL), made_batch(2, 60))
 
 
@@ -117,3 +123,59 @@ def test_memory_is_what_a_process_takes() -> None:
         cost = step_cost(make, made_batch(rows, tokens))
         planned = cost.total - cost.weights - cost.optimizer
         assert planned == pytest.approx(int(taken), rel=0.15), (checkpointed, rows, tokens)
+
+
+CUDA = torch.device("cuda")
+SIZES = {"num_hidden_layers": 2, "hidden_size": 320, "num_attention_heads": 20, "intermediate_size": 1280}
+
+
+def made(**options: Any) -> ContactModule:
+    return ContactModule(None, architecture=SIZES, lora=None, **options)
+
+
+@pytest.mark.parametrize("attention", ["streamed", "fused", "plain"])
+@pytest.mark.parametrize(("rows", "tokens"), [(64, 52), (16, 202), (4, 602)])
+def test_a_pass_takes_about_what_is_reckoned(attention: Any, rows: int, tokens: int) -> None:
+    make = partial(made, attention=attention)
+    per_token, per_pair = pass_bytes(make, 10_000)
+    reckoned = rows * tokens * (per_token + tokens * per_pair)
+    room = 2 * block_bytes(torch.device("cpu"))
+    assert reckoned / 1.5 <= pass_cost(make, rows, tokens, "cpu") <= 1.1 * reckoned + room
+
+
+def pretend_cuda(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(memory, "memory_for", lambda device: free)
+
+
+@pytest.mark.parametrize("free", [600 << 20, 1 << 30, 4 << 30, 80 << 30])
+def test_batches_fit_the_memory_that_is_free(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_cuda(monkeypatch, free)
+    network = made().backbone
+    windows = sized(WindowOptions(), network, CUDA)
+    per_token, per_pair = pass_bytes(made, 10_000)
+    assert windows.bound <= ENOUGH and windows.token_cost == per_token // per_pair
+    for length in (100, 400, 1022):
+        rows = len(batch_by_cost([length + 2] * 2000, windows.bound, windows.token_cost)[0])
+        taken = rows * (length + 2) * (per_token + (length + 2) * per_pair)
+        room = SHARE * (free - 2 * block_bytes(CUDA))
+        assert rows == 1 or taken <= 1.01 * room
+        more = (rows + 1) * (length + 2) * (per_token + (length + 2) * per_pair)
+        assert windows.bound == ENOUGH or rows == 2000 or more > 0.98 * room  # and the room is used
+
+
+def test_what_is_given_stays_and_so_does_everything_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_cuda(monkeypatch, 80 << 30)
+    network, given = made().backbone, WindowOptions(max_cost=1234)
+    assert sized(given, network, CUDA) is given
+    assert sized(WindowOptions(), network, torch.device("cpu")) == WindowOptions()
+    assert sized(WindowOptions(), torch.nn.Linear(1, 1), CUDA) == WindowOptions()  # a network of somebody's own
+    network.esm.encoder.layer[0].__class__ = type("Spread", (type(network.esm.encoder.layer[0]),), {})
+    assert sized(WindowOptions(), network, CUDA) == WindowOptions()  # its weights are spread over processes
+    assert WindowOptions().bound == MAX_COST and replace(given, window=50).bound == 1234
+
+
+def test_learned_positions_bound_the_pass_that_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_cuda(monkeypatch, 80 << 30)
+    with torch.inference_mode():  # as in an evaluation
+        windows = sized(WindowOptions(), ContactModule(None, architecture("ESM-1b")).backbone, CUDA)
+    assert windows.bound == ENOUGH and windows.token_cost > 0

@@ -1,4 +1,4 @@
-"""A masked language model of any family: tokens in, logits of the amino acids out."""
+"""A language model without contacts: final states of residues, and logits of the amino acids."""
 
 from __future__ import annotations
 
@@ -10,11 +10,69 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contactlm.model.families.family import Family, LanguageModelHead
-from contactlm.model.families.registry import family_of
+from contactlm.model.blocks import TokenLayout
+from contactlm.model.contact_attention import Shares
+from contactlm.model.families.family import Family, LanguageModelHead, family_of
 from contactlm.model.loading import quiet_transformers
-from contactlm.model.residue_encoder import ResidueEncoder
+from contactlm.model.trunk import read_batch
 from contactlm.types import ModelError
+
+
+class ResidueEncoder(nn.Module):
+    """A language model up to its final layer norm, for objectives that read residue states and no attention map.
+
+    The contact head and a pooler are not run, and their parameters are set to ``requires_grad=False``. Put LoRA
+    adapters in (:func:`~contactlm.model.lora.add_lora`) before building this.
+
+    Args:
+        esm: The backbone. Used as it is and not copied; its training mode is kept.
+
+    Raises:
+        ModelError: A backbone with dropout on its attention maps.
+    """
+
+    def __init__(self, esm: Any) -> None:
+        super().__init__()
+        self.esm, self.family = esm, family_of(esm.config)
+        if dropout := self.family.attention_dropout(esm.config):
+            raise ModelError(
+                f"attention_probs_dropout_prob is {dropout}: dropout on attention maps is not supported; set it "
+                "(ESM C: attention_dropout) to 0 in the model's config.json"
+            )
+        for layer in self.family.layers(esm):
+            layer.__class__ = self.family.layer_class
+        for unread in (esm.contact_head, getattr(esm, "pooler", None)):
+            if unread is not None:
+                unread.requires_grad_(False)
+
+    def forward(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode residues; arguments and errors as of :meth:`~contactlm.model.backbone.ContactBackbone.forward`.
+
+        Returns:
+            The states (B, T − 2, E) after the final layer norm, meaningless where there is no residue; and bool
+            (B, T − 2), whether there is one.
+        """
+        mask, layout, positions = read_batch(self.family, self.esm.config, tokens, attention_mask, positions)
+        angles = self.family.angles(self.esm, positions)
+        hidden = self.family.embed(self.esm, tokens, mask, positions)
+        no_head = torch.zeros(0, device=tokens.device)
+        how = {"layout": layout, "attention": _fused_attention, "last": False}
+        for layer in self.family.layers(self.esm):
+            hidden, _, _ = layer(hidden, angles, no_head, shares=how)
+        return self.family.final_norm(self.esm, hidden[:, 1:-1]), layout.residue[:, 1:-1]
+
+
+def _fused_attention(
+    query: Tensor, key: Tensor, value: Tensor | None, head_weight: Tensor, layout: TokenLayout
+) -> Shares:
+    """PyTorch's fused attention on (B, H, T, D), instead of contact attention: it shares no contacts."""
+    if value is None:
+        return None, head_weight, head_weight
+    bias = None if layout.unpadded else layout.key_bias[:, None, None].to(value.dtype)
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0), head_weight, head_weight
 
 
 class MaskedLanguageModel(nn.Module):
@@ -49,19 +107,11 @@ class MaskedLanguageModel(nn.Module):
         return self.encoder.family
 
     def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """Compute logits.
-
-        Args:
-            tokens: int64 (B, T), the family's own numbers: ``<cls>``, residues, ``<eos>``, then ``<pad>``.
-            attention_mask: (B, T), zero or False at padding; None: wherever a token is ``<pad>``.
-            positions: int64 (B, T), the tokens' positions in the protein; None: 0, 1, 2, …
+        """Compute logits; arguments and errors as of :meth:`~contactlm.model.backbone.ContactBackbone.forward`.
 
         Returns:
             float32 (B, T, letters), also in mixed precision (float64 of a float64 model); 0 at the first and the last
             token, meaningless where there is no residue.
-
-        Raises:
-            ModelError: Tokens that are not (B, T) with T at least 3, or a mask or positions of another shape.
         """
         states, _ = self.encoder(tokens, attention_mask, positions)
         states = self.transform(states)
@@ -75,8 +125,7 @@ def load_language_model_head(esm: Any, pretrained: str | None, seed: int = 0) ->
 
     Args:
         esm: The backbone, from the same source.
-        pretrained: Hub name, or local directory saved from ``EsmForMaskedLM``, ``EsmcForMaskedLM`` or
-            ``BertForMaskedLM``; None for random weights.
+        pretrained: As of :func:`~contactlm.model.loading.load_esm`, saved from the class that has the head.
         seed: Decides random weights. The global generators are left alone.
 
     Raises:

@@ -1,4 +1,12 @@
-"""ESM2 (Lin et al. 2023): rotary positions, layer norms before attention and feed-forward; a trained contact head."""
+"""The models of ``EsmModel``: ESM2, SaProt, ESM-1b and ESM-1v.
+
+ESM2 (Lin et al. 2023) has rotary positions, layer norms before attention and feed-forward, and a trained contact head.
+SaProt (Su et al. 2024) has its layers, and a token for every pair of residue and structure letter. Here it is given
+residues alone: the structure letter is ``#``, unknown. X, B, Z, U and O become ``##``.
+ESM-1b (Rives et al. 2021) and ESM-1v (Meier et al. 2021) have learned positions. ESM-1b normalises its embeddings and
+has a trained contact head; ESM-1v does neither. The contact heads in the published checkpoints of SaProt and ESM-1v
+were never trained.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +18,8 @@ from torch import Tensor, nn
 from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 from transformers.models.esm.modeling_esm import EsmLayer
 
-from contactlm.model.families.family import Family, LanguageModelHead
+from contactlm.alphabet import LETTERS
+from contactlm.model.families.family import Family, LanguageModelHead, Tokens
 from contactlm.model.remade import cheap
 from contactlm.model.trunk import SharingLayer, rotary_angles, rotate
 from contactlm.types import ModelError
@@ -19,15 +28,7 @@ from contactlm.types import ModelError
 class SharingEsmLayer(SharingLayer, EsmLayer):
     """The layer of ESM2, ESM-1b, ESM-1v and SaProt: rotated where angles are given, else not."""
 
-    products = (
-        ("attention.self.query", "attention.self.key", "attention.self.value"),
-        ("attention.output.dense",),
-        ("intermediate.dense",),
-        ("output.dense",),
-    )
-
     def project(self, hidden: Tensor, angles: Tensor | None, last: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Queries, keys and values."""
         heads, normed = self.attention.self, cheap(self.attention.LayerNorm, hidden)
         split = (*hidden.shape[:2], heads.num_attention_heads, heads.attention_head_size)
         query = rotate(heads.query(normed).view(split), angles, heads.attention_head_size**-0.5)
@@ -35,7 +36,6 @@ class SharingEsmLayer(SharingLayer, EsmLayer):
         return query, key, None if last else heads.value(normed).view(split).transpose(1, 2)
 
     def finish(self, hidden: Tensor, context: Tensor) -> Tensor:
-        """Output, residual and feed-forward."""
         hidden = self.attention.output(context, hidden)
         # The erf form in one pass; transformers spells it out in five.
         return self.output(cheap(F.gelu, self.intermediate.dense(cheap(self.LayerNorm, hidden))), hidden)
@@ -49,26 +49,21 @@ class EsmFamily(Family):
     model_options: Mapping[str, Any] = {"add_pooling_layer": False}
 
     def layers(self, model: Any) -> nn.ModuleList:
-        """Its encoder's."""
         return model.encoder.layer
 
     def final_norm(self, model: Any, hidden: Tensor) -> Tensor:
-        """A layer norm."""
         return model.encoder.emb_layer_norm_after(hidden)
 
     def after_the_last_maps(self, model: Any) -> Sequence[nn.Module]:
-        """Value, output and feed-forward of the last layer, the final layer norm."""
         last = model.encoder.layer[-1]
         attention = (last.attention.self.value, last.attention.output)
         return [*attention, last.LayerNorm, last.intermediate, last.output, model.encoder.emb_layer_norm_after]
 
     def language_model_head(self, model: Any) -> LanguageModelHead:
-        """Its decoder's weights are the embeddings, its bias lies beside."""
         head = model.lm_head
         return LanguageModelHead(nn.Sequential(head.dense, nn.GELU(), head.layer_norm), head.decoder.weight, head.bias)
 
     def check(self, name: str, config: Any) -> None:
-        """Refuse other tokens, decoders and folding models."""
         super().check(name, config)
         if config.is_decoder or config.add_cross_attention or config.is_folding_model:
             raise ModelError(f"{name}: a decoder or folding model; only plain {self.name} encoders are supported")
@@ -83,11 +78,9 @@ class RotaryEsm(EsmFamily):
     """Rotary ``EsmModel``."""
 
     def embed(self, model: Any, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Residues alone: positions come with queries and keys."""
         return model.embeddings(input_ids=tokens, attention_mask=mask.long())
 
     def angles(self, model: Any, positions: Tensor) -> Tensor:
-        """Of the model's frequencies."""
         return rotary_angles(model.rotary_embeddings.inv_freq, positions)
 
     def describes(self, config: Mapping[str, Any]) -> bool:
@@ -114,4 +107,66 @@ class Esm2(RotaryEsm):
     }
 
 
-FAMILIES = (Esm2(),)
+_SPECIAL = ("<cls>", "<pad>", "<eos>", "<unk>", "<mask>")
+_RESIDUES = "ACDEFGHIKLMNPQRSTVWY#"
+_STRUCTURE = "pynwrqhgdlvtmfsaeikc#"  # of Foldseek
+VOCABULARY = (*_SPECIAL, *(residue + structure for residue in _RESIDUES for structure in _STRUCTURE))
+
+
+def _token(letter: str) -> int:
+    return VOCABULARY.index(f"{letter if letter in _RESIDUES else '#'}#")
+
+
+class SaProt(RotaryEsm):
+    """SaProt without structure."""
+
+    name = "SaProt"
+    tokens = Tokens(
+        size=len(VOCABULARY),
+        mask=VOCABULARY.index("<mask>"),
+        letters={letter: _token(letter) for letter in LETTERS},
+    )
+    defaults: Mapping[str, Any] = {**Esm2.defaults, "vocab_size": tokens.size, "mask_token_id": tokens.mask}
+
+    def describes(self, config: Mapping[str, Any]) -> bool:
+        return super().describes(config) and config.get("vocab_size") == self.tokens.size
+
+
+class Esm1b(EsmFamily):
+    """ESM-1b."""
+
+    name = "ESM-1b"
+    published_head = True
+    normed_embeddings = True
+    defaults: Mapping[str, Any] = {
+        **Esm2.defaults,
+        "position_embedding_type": "absolute",
+        "emb_layer_norm_before": True,
+        "max_position_embeddings": 1026,
+    }
+
+    def describes(self, config: Mapping[str, Any]) -> bool:
+        """Learned positions, and normed embeddings or not."""
+        learned = config.get("position_embedding_type", "absolute") == "absolute"
+        return learned and bool(config.get("emb_layer_norm_before")) is self.normed_embeddings
+
+    def embed(self, model: Any, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Residues and positions, which count from the number after ``<pad>``."""
+        learned = (positions + self.tokens.pad + 1).expand(tokens.shape)
+        return model.embeddings(input_ids=tokens, attention_mask=mask.long(), position_ids=learned)
+
+    def reach(self, config: Any) -> int:
+        """Two of the learned positions are never used."""
+        return config.max_position_embeddings - self.tokens.pad - 1
+
+
+class Esm1v(Esm1b):
+    """ESM-1v."""
+
+    name = "ESM-1v"
+    published_head = False
+    normed_embeddings = False
+    defaults: Mapping[str, Any] = {**Esm1b.defaults, "emb_layer_norm_before": False}
+
+
+FAMILIES = (SaProt(), Esm1b(), Esm1v(), Esm2())  # the first that describes a model
