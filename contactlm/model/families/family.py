@@ -136,9 +136,10 @@ class Family(ABC):
         own |= {"mask_token_id": self.tokens.mask} if hasattr(config, "mask_token_id") else {}
         ids = tuple(getattr(config, key) for key in own)
         if [type(value) for value in ids] != [int] * len(ids) or ids != tuple(own.values()):
+            *first, last = own
             raise ModelError(
-                f"{name}: model_type is {config.model_type!r}, but {', '.join(own)} are {ids}; those of {self.name}, "
-                f"whose tokens are used here, are {tuple(own.values())}"
+                f"{name}: model_type is {config.model_type!r}, but {', '.join(first)} and {last} are {ids}; those of "
+                f"{self.name}, whose tokens are used here, are {tuple(own.values())}"
             )
 
 
