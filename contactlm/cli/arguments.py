@@ -30,10 +30,15 @@ NOT_PATHS = ("best", "last", "hpc", "registry")  # what Lightning takes for ckpt
 CONFIG = ("--config", "-c")
 _MODEL, _CLASS, _INIT = "--model", "--model.class_path", "--model.init_args"
 REMOVED: dict[str, str] = {
-    "--beside": "predict with both models, into two folders; contactlm.maps.agreement compares maps",
-    "--evaluation.calibration=temperature": "give platt, or null for none",
+    "--beside": "predict with both models into two folders, and compare the .npz files",
     "--data.batch_size=auto": "contactlm plan --memory 12GB tells the largest batch that fits; give that number",
+    "--draws": "one set of chains is drawn; another --seed shows how stable the head is",
+    "--evaluation.calibration=temperature": "give platt, or null for none",
     "--measure": "contactlm plan tells memory and FLOPs without a step; a short contactlm fit logs speed/…",
+    "--model.shuffled_hits": "the control experiment was removed",
+    "--plain": "a checkpoint is always one file",
+    "--trainer.strategy.save_distributed_checkpoint=true": "a checkpoint is always one file",
+    "--trainer.strategy.init_args.save_distributed_checkpoint=true": "a checkpoint is always one file",
 }
 """Flags of earlier versions, by ``--flag`` or ``--flag=value``, with what to do instead."""
 SIZES = ("--data.batch_size", "--data.batch_tokens", "--data.batch_pairs")
@@ -121,9 +126,8 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         ContactLMError: A config that cannot be found, or one it is laid over; no path after ``--data.predict_paths``;
-            the size of batches given in two ways; or a flag of an earlier version.
+            or the size of batches given in two ways.
     """
-    _check_removed(arguments)
     _check_sizes(arguments)
     return _resolve_flags(_resolve_configs(_gather_paths(arguments)))
 
@@ -186,7 +190,8 @@ def _appended(text: str) -> str:
     return f"{PATHS}+={text if is_list else json.dumps([text])}"
 
 
-def _check_removed(arguments: Sequence[str]) -> None:
+def check_removed(arguments: Sequence[str]) -> None:
+    """Refuse flags of earlier versions; raises ContactLMError with what to do instead."""
     for option, value in option_pairs(arguments):
         instead = REMOVED.get(option) or REMOVED.get(f"{option}={value}")
         if instead is not None:

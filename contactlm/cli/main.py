@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from contactlm.callbacks.memory import memory_advice
-from contactlm.cli.arguments import plain_arguments, resolve_arguments
+from contactlm.cli.arguments import check_removed, plain_arguments, resolve_arguments
 from contactlm.cli.commands import COMMANDS, answer
 from contactlm.cli.console import CANNOT_WRITE, file_trouble, set_up_log
 from contactlm.cli.contact_cli import ContactCLI
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if (status := answer(given)) is not None:
             return status
+        check_removed(given)
         if given[0] in COMMANDS and COMMANDS[given[0]].entry:
             return COMMANDS[given[0]].load()(given[1:])
         return ContactCLI(plain_arguments(resolve_arguments(given))).status

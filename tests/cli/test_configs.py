@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from contactlm.cli.arguments import resolve_arguments
+from contactlm.cli.arguments import REMOVED, resolve_arguments
 from contactlm.cli.main import main
 from contactlm.shipped import config_folder
 from contactlm.types import ContactLMError
@@ -186,3 +186,12 @@ def test_one_size_of_batches_only() -> None:
             resolve_arguments(["fit", *given])
     for allowed in (["--data.batch_size=4", "--data.batch_tokens=null"], ["--data.batch_pairs", "900"]):
         assert resolve_arguments(["fit", *allowed]) == ["fit", *allowed]
+
+
+@pytest.mark.parametrize("flag", REMOVED)
+@pytest.mark.parametrize("command", ["fit", "export", "head"])
+def test_a_removed_flag_says_what_to_do_instead(command: str, flag: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([command, *flag.split("=")]) == 1
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert f"{flag.split('=')[0]} is no longer an option: {REMOVED[flag]}" in shown
