@@ -328,8 +328,7 @@ class _Pass:
 
 
 def _parts(n: int, size: int) -> list[slice]:
-    size = max(1, size)
-    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    return [slice(start, min(start + max(1, size), n)) for start in range(0, n, max(1, size))]
 
 
 def _centred_row(row: Tensor) -> Tensor:
@@ -380,12 +379,11 @@ def _run_batch(
             "expected a logit per token and letter, (B, T, V)"
         )
     if logits.shape[-1] <= max(columns) or width not in (None, logits.shape[-1]):
-        expected = len(VOCABULARY) if width is None else width
-        raise ModelError(f"the model returned logits of {logits.shape[-1]} tokens: expected those of {expected}")
+        wanted = width or len(VOCABULARY)
+        raise ModelError(f"the model returned logits of {logits.shape[-1]} tokens: expected those of {wanted}")
     if columns != list(range(logits.shape[-1])):
         logits = logits[..., columns]
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    for (one, change), own in zip(batch, logits, strict=True):
+    for (one, change), own in zip(batch, logits if logits.dtype == torch.float64 else logits.float(), strict=True):
         one.take(change, own[1 : one.residues + 1])
 
 
