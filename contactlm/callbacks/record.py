@@ -20,7 +20,7 @@ from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.steps import find_callback
-from contactlm.data.chain_sets import describe_chains
+from contactlm.data.training_set import describe_chains
 from contactlm.runs.checkpoint_io import outlast_full_disk
 from contactlm.runs.directory import run_directory
 from contactlm.runs.record_file import RUN_FILE, write_run

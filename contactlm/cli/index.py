@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from contactlm.cli.commands import SOME_SKIPPED
-from contactlm.data.selection import name_problems
+from contactlm.data.split import name_problems
 from contactlm.retrieval.build import BackboneCache, build_database
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def index_command(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     cache = BackboneCache(given.cache_dir, given.sequence, given.workers)
     report = build_database(given.structures, given.out, cache)
-    name_problems(list(report.problems.items()))
+    name_problems(report.problems)
     left_out = f", {len(report.problems)} left out (named above)" if report.problems else ""
     state = "unchanged" if report.unchanged else "written"
     sys.stdout.write(

@@ -20,7 +20,7 @@ from contactlm.callbacks.budget import count_tokens
 from contactlm.cli.arguments import plain_arguments, resolve_arguments
 from contactlm.cli.commands import description
 from contactlm.cli.contact_cli import ContactCLI
-from contactlm.data.whole import most_chains
+from contactlm.data.loaders import most_chains
 from contactlm.model.loading import architecture_of
 from contactlm.modules.base import MapModule
 from contactlm.modules.memory import (

@@ -29,13 +29,11 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from contactlm.data.crop import Stream, generator
-from contactlm.data.dataset import Batch, CropDataset, Sample, collate
-from contactlm.data.resume import EpochSampler
+from contactlm.data.dataset import CropDataset
+from contactlm.data.stream import EpochSampler
 from contactlm.types import DataError
 
 SPECIAL = 2  # <cls> and <eos>
@@ -155,13 +153,7 @@ class CostSampler(EpochSampler):
     """Numbers of the samples this process takes, a list a batch, every batch within a bound of its cost.
 
     See the head of this file. Batch b of epoch e is a pure function of (seed, e, b, rank, world size), and of what was
-    taken with other bounds and processes by the run that goes on.
-
-    Args:
-        dataset: The stream of samples.
-        bound: What a batch may cost.
-        rank: This process.
-        world_size: All processes.
+    taken with other bounds and processes by the run that is resumed.
     """
 
     batch_size = None  # what it yields are whole batches
@@ -299,29 +291,3 @@ class CostSampler(EpochSampler):
             f"batches of at most {self.bound.most} {self.bound.unit}: {self.batches} an epoch and process, "
             f"{self.mean_size:.1f} samples each on average, {self.padding():.1%} padding{alone}{again}"
         )
-
-
-class WholeBatches(Dataset[list[Sample]]):
-    """The samples of a stream, a list of them at a time, for a sampler that yields lists of numbers."""
-
-    def __init__(self, dataset: CropDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        """Samples of one epoch."""
-        return len(self.dataset)
-
-    def __getitem__(self, numbers: list[int]) -> list[Sample]:
-        """Make the samples of one batch."""
-        return [self.dataset[n] for n in numbers]
-
-
-def collate_weighted(samples: Sequence[Sample], mean_size: float) -> Batch:
-    """Collate a batch and say how much its loss, a mean over proteins, has to count.
-
-    With a weight of B / mean B every protein counts the same, whether it came in a large batch or in a small one: the
-    mean over steps, accumulated batches and processes is then the mean over proteins.
-    """
-    batch = collate(samples)
-    batch["loss_weight"] = torch.tensor(len(samples) / mean_size)
-    return batch

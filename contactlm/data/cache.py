@@ -308,7 +308,7 @@ def _open_or_none(path: Path, memory_map: bool = True) -> ChainStore | None:
     try:
         return ChainStore.open(path, memory_map)
     except DataError as error:
-        log.warning("%s; it is made again.", error)
+        log.warning("%s; it is rebuilt.", error)
         return None
 
 

@@ -29,14 +29,7 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, index: int = 0) -> np.random.Generator:
-    """Make the generator of one decision.
-
-    Args:
-        seed: The run's seed, ≥ 0.
-        stream: What the numbers are for.
-        epoch: The pass over the chains.
-        index: The chain.
-    """
+    """Make the generator of one decision: of a run's seed (≥ 0), a pass over the chains and a chain."""
     # the counter's low word advances as numbers are drawn; the others name the decision
     return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, 0, epoch, index]))
 
@@ -94,3 +87,28 @@ def crop_segments(length: int, crop_length: int, scheme: CropScheme, rng: np.ran
     if scheme == "whole" or length <= crop_length:
         return [(0, length)]
     return SCHEMES[scheme](length, crop_length, rng)
+
+
+class ClusterTurns:
+    """Which chain of each of G clusters an epoch takes: a weight of 1 / cluster size; a pure function of (seed, epoch).
+
+    The members of a cluster of s chains take turns in an order drawn once, so that any s epochs in a row take each of
+    them exactly once. ``groups`` holds the cluster number of each of n chains, int64 (n,), any numbers.
+    """
+
+    def __init__(self, groups: NDArray[np.int64], seed: int) -> None:
+        drawn = generator(seed, Stream.TURN).permutation(len(groups))
+        self._members = drawn[np.argsort(groups[drawn], kind="stable")]
+        _, self._first, self._sizes = np.unique(groups[self._members], return_index=True, return_counts=True)
+
+    def __len__(self) -> int:
+        """Clusters, G."""
+        return len(self._sizes)
+
+    def chains(self, epoch: int) -> NDArray[np.int64]:
+        """The chain of each cluster whose turn it is, int64 (G,)."""
+        return self._members[self._first + epoch % self._sizes]
+
+    def largest(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The largest of each cluster's values, given one a chain, int64 (n,) -> (G,)."""
+        return np.maximum.reduceat(values[self._members], self._first) if len(values) else values

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,26 +19,28 @@ from torch.utils.data import DataLoader
 
 from contactlm.data.batches import CostBound, check_positive
 from contactlm.data.cache import StructureCache
-from contactlm.data.chain_sets import describe_chains
-from contactlm.data.complexes import join_chains, join_groups
 from contactlm.data.crop import CropScheme
 from contactlm.data.dataset import CropDataset
-from contactlm.data.groups import LazySequences, chain_keys, cluster_chains
+from contactlm.data.files import find_predictable, is_structure_file
 from contactlm.data.leakage import LeakSearch
+from contactlm.data.loaders import Complete, bound_for, training_loader, whole_loader
 from contactlm.data.packed.store import ClusterRule
-from contactlm.data.predict_inputs import read_predict_inputs, structure_paths
 from contactlm.data.rcsb.download import RCSB
-from contactlm.data.resume import check_same_run, other_chains
-from contactlm.data.selection import Selection, by_length, name_problems, select_chains
-from contactlm.data.sources import Source, find_sources, need_predict_paths, need_role
-from contactlm.data.split import group_identical, split_groups
-from contactlm.data.store import ChainStore
+from contactlm.data.sources import Source, find_sources, need_predict_paths, need_role, read_predict_inputs
+from contactlm.data.split import (
+    by_length,
+    cluster_chains,
+    group_identical,
+    join_groups,
+    name_problems,
+    select_chains,
+    split_groups,
+)
+from contactlm.data.store import ChainStore, chain_sequences, join_chains
 from contactlm.data.stream import StreamLoader
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
-from contactlm.data.training_loader import Complete, training_loader
 from contactlm.data.training_set import NAME as KEPT_TRAINING
-from contactlm.data.training_set import kept_training
-from contactlm.data.whole import bound_for, whole_loader
+from contactlm.data.training_set import check_same_run, describe_chains, kept_training, other_chains
 from contactlm.homology.cluster import ClusterOptions
 from contactlm.types import DataError
 
@@ -179,8 +181,10 @@ class ContactDataModule(L.LightningDataModule):
         for source in self._sources(stage).values():
             source.fetch()
             source.load(self._cache())
-        if self.predict_paths and stage in (None, "predict") and (paths := structure_paths(self.predict_paths)):
-            self._cache().load(paths)
+        if self.predict_paths and stage in (None, "predict"):
+            found = [path for given in self.predict_paths for path in find_predictable(given)]
+            if structures := [path for path in found if is_structure_file(path)]:
+                self._cache().load(structures)
         if self.trainer is not None and self.trainer.world_size > 1 and stage != "predict":
             self._fill_cache(stage)
 
@@ -201,18 +205,18 @@ class ContactDataModule(L.LightningDataModule):
         sources = self._sources()
         if stage in ("fit", "validate") and "train" not in self._chains:
             need_role(stage, sources)
-            self._split(self._select(sources["train"]).store)
+            self._split(self._select(sources["train"]))
         if stage in ("fit", "test") and "test" not in self._chains and "test" in sources:
-            self._chains["test"] = by_length(self._select(sources["test"]).store)
+            self._chains["test"] = by_length(self._select(sources["test"]))
         if "test" not in self._chains and stage == "test":
             need_role(stage, sources)
         if "train" in self._chains and self._not_compared():
             train = self._chains["train"]
-            self._look_for_leaks(LazySequences(train), chain_keys(train)[0])
+            self._look_for_leaks(cache(lambda: chain_sequences(train)[0]), train.chain_keys()[0])
         if stage == "predict" and "predict" not in self._chains:
             self._setup_predict()
 
-    def _look_for_leaks(self, training: Sequence[str], keys: Sequence[str]) -> None:
+    def _look_for_leaks(self, training: Callable[[], Sequence[str]], keys: Sequence[str]) -> None:
         """Find how near dev and test chains are to what is trained on; the arguments are those of LeakSearch."""
         search = LeakSearch(self.cluster, self._cache().directory, self.leak_report, self._is_main_process)
         apart = ("dev",) if self.split == "cluster" and self._clustered_by == "builtin" else ()
@@ -232,7 +236,7 @@ class ContactDataModule(L.LightningDataModule):
         """
         kept = kept_training(path) if "train" not in self._chains and self.leak_report != "never" else None
         if kept is not None and kept.about == trained_on:
-            self._look_for_leaks(kept.sequences, kept.sequences)
+            self._look_for_leaks(lambda: kept.sequences, kept.sequences)
         elif kept is not None and self._is_main_process:
             log.warning(
                 "the %s beside %s is of other chains than it was trained on, and is not used: no scores by identity to "
@@ -248,7 +252,7 @@ class ContactDataModule(L.LightningDataModule):
         if self._is_main_process:
             for note in inputs.notes:
                 log.info("%s", note)
-            name_problems(list(inputs.problems.items()))
+            name_problems(inputs.problems)
         if not len(inputs.store):
             raise DataError(f"predict_paths: nothing to predict: {len(inputs.problems)} problems, all named above")
 
@@ -265,7 +269,7 @@ class ContactDataModule(L.LightningDataModule):
         found = find_sources(vars(self), self._cache().directory)
         return {role: source for role, source in found.items() if role in NEEDED.get(stage or "", found)}
 
-    def _select(self, source: Source) -> Selection:
+    def _select(self, source: Source) -> ChainStore:
         """Read a source and keep the chains that can be used."""
         option = source.option
         store, report = source.load(self._cache(progress=False))
@@ -277,14 +281,15 @@ class ContactDataModule(L.LightningDataModule):
         if self._is_main_process:
             selection.tell(option, source.location)
         if not len(selection.store):
+            unreadable = [f"; the first unreadable file: {path}: {why}" for path, why in report.problems.items()]
             raise DataError(
                 f"{option}: {source.location}: nothing left to use of {report.files} files: {selection.summary()}; "
-                f"min_length is {self.min_length}{selection.first_problem()}"
+                f"min_length is {self.min_length}{''.join(unreadable[:1])}"
             )
-        return selection
+        return selection.store
 
     def _split(self, store: ChainStore) -> None:
-        keys, entries = chain_keys(store)
+        keys, entries = store.chain_keys()
         groups = group_identical(keys) if self.split == "random" else None
         if groups is None or self.weights == "cluster":
             rule = ClusterRule(self.cluster, self.min_length, self.assembly)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset
 
 from contactlm.alphabet import CLS, EOS, PAD
-from contactlm.data.crop import CropScheme, Segments, Stream, crop_segments, epoch_order, generator
+from contactlm.data.crop import ClusterTurns, CropScheme, Segments, Stream, crop_segments, epoch_order, generator
 from contactlm.data.store import ChainStore
-from contactlm.data.weights import ClusterTurns
 from contactlm.types import chain_numbers, residue_positions
 
 
 class PositionedSample(TypedDict, total=False):
-    """What a sample has beside, where rotary attention would not see the residues' true distances by itself."""
+    """What only samples have whose residues do not simply follow one another."""
 
-    positions: NDArray[np.int64]  # (L',): position of each residue in its chain, or in its complex (contactlm.types)
+    positions: NDArray[np.int64]  # (L',): of each residue in its chain, or in its complex (contactlm.types)
     residues: NDArray[np.int64]  # (L',): number of each in its chain, where they do not follow one another
     end: int  # position after the chain's last residue, where <eos> stays at the real end
     chain_of: NDArray[np.int64]  # (L',), number of each residue's chain, of complexes only
@@ -38,7 +37,7 @@ class Sample(PositionedSample):
 
 
 class PositionedBatch(TypedDict, total=False):
-    """What only some batches have beside: those of samples with positions, those of a bounded cost."""
+    """What only some batches have: those of samples with positions, those of a bounded cost."""
 
     positions: Tensor  # int64 (B, T): what the rotary embedding sees, <cls> at 0; 0 on <pad>
     residues: Tensor  # int64 (B, L): each residue's number in its chain, of crops with gaps; 0 at padding
@@ -206,60 +205,3 @@ def _positions(samples: Sequence[Sample], L: int) -> Tensor:
         positions[row, 1 : length + 1] = own - first + 1
         positions[row, length + 1] = end - first + 1
     return positions
-
-
-class ShareSampler(DistributedSampler):
-    """Deals chains to processes for evaluation: each exactly once, none twice to even out the shares.
-
-    Args:
-        size: Chains.
-        rank: This process.
-        world_size: All processes.
-    """
-
-    def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.numbers = range(rank, size, world_size)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.numbers)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Evaluation is the same in every epoch."""
-
-
-def share_loader(store: ChainStore, batch_size: int, rank: int, world_size: int, **options: Any) -> DataLoader[Any]:
-    """Batches of this process's share of whole chains.
-
-    A process without a share gets one batch of no chains: it takes part in what all processes do together.
-
-    Args:
-        store: The chains.
-        batch_size: Chains a batch.
-        rank: This process.
-        world_size: All processes.
-        options: Further arguments of the data loader.
-    """
-    sampler = ShareSampler(len(store), rank, world_size)
-    if not len(sampler):
-        return DataLoader([None], collate_fn=_no_chains, **options)  # type: ignore[arg-type]  # a list is a dataset
-    dataset = CropDataset(store, 0, "whole", shuffle=False)
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate, **options)
-
-
-def _no_chains(_: Sequence[None]) -> Batch:
-    """A batch of B = 0 chains."""
-    nothing = torch.zeros(0, dtype=torch.int64)
-    tokens = nothing.view(0, 3)
-    return Batch(
-        ids=[],
-        tokens=tokens,
-        attention_mask=tokens.bool(),
-        cb=torch.zeros(0, 1, 3),
-        lengths=nothing,
-        starts=nothing,
-        indices=nothing,
-        residue_count=0,
-    )

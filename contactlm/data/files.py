@@ -11,7 +11,10 @@ from contactlm.types import DataError
 
 STRUCTURE_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
 STRUCTURES = "a folder of structure files or a text file of their paths"
-NAMED = 5  # so many entries that are passed over are named; beyond, the rest is counted
+FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fas", ".fsa")
+KNOWN = f"FASTA ({' '.join(FASTA_SUFFIXES)}) or structure files ({' '.join(STRUCTURE_SUFFIXES)}), each also .gz"
+PREDICTABLE = f"{KNOWN}, or folders of them"
+NAMED = 5  # so many entries that are left out are named; beyond, the rest is counted
 
 
 def existing_path(source: str | Path, option: str, wanted: str) -> Path:
@@ -36,12 +39,7 @@ def existing_path(source: str | Path, option: str, wanted: str) -> Path:
 
 
 class FoundFiles(list[Path]):
-    """Files, and what was passed over beside them.
-
-    Args:
-        paths: The files.
-        passed_over: What looks like input and is none, by its path, with the reason.
-    """
+    """Files; ``passed_over`` names what looks like input and is none, by its path, with the reason."""
 
     def __init__(self, paths: Iterable[Path], passed_over: Mapping[str, str]) -> None:
         super().__init__(paths)
@@ -58,23 +56,21 @@ class FoundFiles(list[Path]):
 
 def is_structure_file(path: Path) -> bool:
     """Whether the name ends like a structure file's: ``.pdb .ent .cif .mmcif``, each also ``.gz``."""
-    name = path.name.lower().removesuffix(".gz")
-    return name.endswith(STRUCTURE_SUFFIXES)
+    return path.name.lower().removesuffix(".gz").endswith(STRUCTURE_SUFFIXES)
+
+
+def is_fasta_file(path: Path) -> bool:
+    """Whether the name ends like a FASTA file's: ``.fasta .fa .faa .fas .fsa``, each also ``.gz``."""
+    return path.name.lower().removesuffix(".gz").endswith(FASTA_SUFFIXES)
 
 
 def find_structures(source: str | Path, option: str = "train_dir") -> FoundFiles:
     """List the structure files of a folder (searched recursively), of a text file of paths, or a single file.
 
-    Args:
-        source: A folder; a structure file; or a text file with one path a line, relative to that file's folder (empty
-            lines and lines that start with ``#`` are left out).
-        option: The option's name, for messages.
-
-    Returns:
-        Of a folder what :func:`search_folder` finds; of a text file the paths in the order of the lines.
+    A text file holds one path a line, relative to its folder; empty lines and those that start with ``#`` are left out.
 
     Raises:
-        DataError: Nothing lies there, or no structure file is in it.
+        DataError: Nothing lies there, or no structure file is in it; the message names the option.
     """
     path = existing_path(source, option, STRUCTURES)
     if path.is_dir():
@@ -88,6 +84,28 @@ def find_structures(source: str | Path, option: str = "train_dir") -> FoundFiles
     return found
 
 
+def find_predictable(source: str) -> FoundFiles:
+    """List the FASTA and structure files of a folder (searched recursively), or a single file.
+
+    Raises:
+        DataError: Nothing lies there, or nothing of a known kind.
+    """
+    path = existing_path(source, "predict_paths", PREDICTABLE)
+    if path.is_dir():
+        found = search_folder(path, _is_predictable)
+        if not found:
+            beside = f"; {found.remark()}" if found.passed_over else ""
+            raise DataError(f"predict_paths: {path} holds no {KNOWN}{beside}")
+        return found
+    if not _is_predictable(path):
+        raise DataError(f"predict_paths: {path} is of no known kind; give {KNOWN}")
+    return FoundFiles([path], {})
+
+
+def _is_predictable(path: Path) -> bool:
+    return is_fasta_file(path) or is_structure_file(path)
+
+
 def search_folder(folder: Path, is_wanted: Callable[[Path], bool]) -> FoundFiles:
     """Find the files of a folder and of all folders in it, links to folders included, each folder once.
 
@@ -96,7 +114,7 @@ def search_folder(folder: Path, is_wanted: Callable[[Path], bool]) -> FoundFiles
 
     Args:
         folder: The folder.
-        is_wanted: Tells files to look for from others by their name.
+        is_wanted: Whether a file of that name is looked for.
 
     Returns:
         The files, sorted by path; what was passed over by its path from the folder.

@@ -1,24 +1,34 @@
-"""Where structures come from: folders of the user, packed sets, lists of PDB ids, or a synthetic set."""
+"""Where chains come from: folders of structures, packed sets, lists of PDB ids, synthetic sets, files to predict."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from contactlm.data.cache import ReadReport, StructureCache
-from contactlm.data.files import STRUCTURES, FoundFiles, existing_path, find_structures
+from contactlm.data.fasta import FastaProblem, iter_fasta
+from contactlm.data.files import (
+    PREDICTABLE,
+    STRUCTURES,
+    existing_path,
+    find_predictable,
+    find_structures,
+    is_structure_file,
+)
 from contactlm.data.packed.location import is_packed
 from contactlm.data.packed.store import open_packed
-from contactlm.data.predict_inputs import PREDICTABLE
 from contactlm.data.rcsb.download import RCSB, download_structures
 from contactlm.data.rcsb.ids import read_id_list
-from contactlm.data.selection import name_problems
-from contactlm.data.store import ChainStore
+from contactlm.data.split import best_copies, name_problems
+from contactlm.data.store import ChainStore, join_chains
 from contactlm.shipped import config_folder
-from contactlm.types import DataError
+from contactlm.types import Chain, DataError
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +53,7 @@ class Source:
     base_url: str = RCSB
 
     def check(self) -> None:
-        """Complain of what is not there, before anything that takes time.
-
-        Raises:
-            DataError: No such folder or list, or one that cannot be read; or a list of ids that is none.
-        """
+        """Raise :class:`DataError` for what is not there or no list of ids, before anything that takes time."""
         if self.is_ids:
             self._ids()
         elif "://" not in self.location:
@@ -65,16 +71,9 @@ class Source:
         report = download_structures(entries, self.folder, self.base_url)
         if report.fetched:
             log.info("%s: fetched %d structures into %s", self.option, report.fetched, self.folder)
-        name_problems(list(report.problems.items()))
+        name_problems(report.problems)
         if not report.paths:
             raise DataError(f"{self.option}: {self.location}: none of {len(set(entries))} entries could be fetched")
-
-    def paths(self) -> list[Path]:
-        """The structure files; of PDB ids those that were fetched."""
-        if not self.is_ids:
-            return find_structures(self.location, self.option)
-        entries = sorted({entry for entry, _ in self._ids()})
-        return [path for path in (self.folder / f"{entry}.cif.gz" for entry in entries) if path.is_file()]
 
     def load(self, cache: StructureCache) -> tuple[ChainStore, ReadReport]:
         """Read all chains, or open them where they were packed; and what happened to the files.
@@ -82,11 +81,15 @@ class Source:
         Raises:
             DataError: Nothing is there to read, or a packed set cannot be used.
         """
-        if not self.is_ids and is_packed(self.location):
+        if self.is_ids:
+            entries = sorted({entry for entry, _ in self._ids()})
+            fetched = [self.folder / f"{entry}.cif.gz" for entry in entries]
+            return cache.load([path for path in fetched if path.is_file()])
+        if is_packed(self.location):
             return open_packed(self.location, cache.directory, cache.sequence, self.option)
-        paths = self.paths()
+        paths = find_structures(self.location, self.option)
         store, report = cache.load(paths)
-        report.remark = paths.remark() if isinstance(paths, FoundFiles) else ""
+        report.remark = paths.remark()
         return store, report
 
     def wanted(self, store: ChainStore) -> ChainStore:
@@ -97,12 +100,11 @@ class Source:
         entries = [tuple(name.rsplit("_", 1)) for name in store.ids]
         kept = [i for i, (entry, chain) in enumerate(entries) if {(entry, chain), (entry, None)} & named]
         files = [store.meta["file_of_chain"][i] for i in kept]
-        chosen = replace(store.select(kept), meta={**store.meta, "file_of_chain": files})
-        there = set(entries)
-        missing = sorted(f"{e}_{c}" for e, c in named if c is not None and (e, c) not in there)
+        missing = sorted(f"{e}_{c}" for e, c in named - set(entries) if c is not None)
         if missing:
-            log.warning("%s: %d chains are not in their structures: %s", self.option, len(missing), _some(missing))
-        return chosen
+            listed = ", ".join(missing[:10]) + (" …" if len(missing) > 10 else "")
+            log.warning("%s: %d chains are not in their structures: %s", self.option, len(missing), listed)
+        return replace(store.select(kept), meta={**store.meta, "file_of_chain": files})
 
     def _ids(self) -> list[tuple[str, str | None]]:
         given = Path(self.location).expanduser()
@@ -133,14 +135,11 @@ def find_sources(data: Mapping[str, Any], cache_folder: Path) -> dict[str, Sourc
 
 
 def check_sources(stage: str, data: Mapping[str, Any]) -> None:
-    """Complain of data that a command needs and that are not there, before a backbone is looked for.
+    """Raise :class:`DataError` for data that a command needs and lacks, before a backbone is looked for.
 
     Args:
         stage: ``fit``, ``validate``, ``test`` or ``predict``.
         data: Options of :class:`contactlm.ContactDataModule`.
-
-    Raises:
-        DataError: Something is not given, or not there.
     """
     if stage == "predict":
         for path in need_predict_paths(data["predict_paths"]):
@@ -148,8 +147,8 @@ def check_sources(stage: str, data: Mapping[str, Any]) -> None:
         return
     sources = find_sources(data, Path())
     need_role(stage, sources)
-    for role in (role for role in sources if data["synthetic"] is None):
-        sources[role].check()
+    for source in sources.values() if data["synthetic"] is None else ():
+        source.check()
 
 
 def need_role(stage: str, sources: Mapping[str, Source]) -> None:
@@ -167,5 +166,96 @@ def need_predict_paths(paths: Sequence[str] | None) -> Sequence[str]:
     return paths
 
 
-def _some(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+@dataclass
+class PredictInputs:
+    """Chains to predict, with distinct ids.
+
+    Attributes:
+        store: The chains; coordinates are NaN where they came from a FASTA file.
+        problems: What could not be read, by file or record, with the reason.
+        notes: What was changed or left out, in sentences.
+        files: The structure file of each chain that came from one, by id.
+    """
+
+    store: ChainStore
+    problems: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+def read_predict_inputs(sources: Sequence[str], cache: StructureCache, join: bool = False) -> PredictInputs:
+    """Read FASTA and structure files and folders of both.
+
+    Args:
+        sources: Paths; folders are searched recursively.
+        cache: Reads structure files.
+        join: Take all chains of a structure file as one complex; else chains of equal sequence are taken once.
+
+    Raises:
+        DataError: A path that does not exist, is of no known kind, or a folder that holds neither.
+    """
+    inputs = PredictInputs(ChainStore.from_chains([]))
+    paths: list[Path] = []
+    for source in sources:
+        found = find_predictable(source)
+        paths += found
+        if found.passed_over:
+            inputs.notes.append(f"{source}: {found.remark()}")
+    structures = _read_structures([path for path in paths if is_structure_file(path)], cache, inputs, join)
+    stores = [structures[path] if is_structure_file(path) else _read_fasta(path, inputs) for path in paths]
+    inputs.store = _with_distinct_ids(ChainStore.concatenate(stores), inputs.notes)
+    origins = [path for path, store in zip(paths, stores, strict=True) for _ in store.ids]
+    inputs.files = {id: path for id, path in zip(inputs.store.ids, origins, strict=True) if is_structure_file(path)}
+    return inputs
+
+
+def _read_structures(
+    paths: list[Path], cache: StructureCache, inputs: PredictInputs, join: bool
+) -> dict[Path, ChainStore]:
+    """Read structure files in one go; the chains of each."""
+    chains = dict.fromkeys(paths, ChainStore.from_chains([]))
+    if not paths:
+        return chains
+    store, report = cache.load(paths)
+    inputs.problems.update(report.problems)
+    store = join_chains(store) if join else store
+    bounds = np.searchsorted(store.meta["file_of_chain"], np.arange(len(report.read) + 1))
+    for path, first, last in zip(report.read, bounds, bounds[1:], strict=False):  # one bound more
+        chains[path] = of_file = store.select(np.arange(first, last))
+        if not join:  # of chains of equal sequence the one with most resolved residues
+            chains[path] = each_once = of_file.select(best_copies(of_file.sequence_keys(), of_file.resolved_counts()))
+            if len(each_once) < len(of_file):
+                copies = len(of_file) - len(each_once)
+                inputs.notes.append(f"{path}: {copies} chains are copies of another in the file: taken once")
+    return chains
+
+
+def _read_fasta(path: Path, inputs: PredictInputs) -> ChainStore:
+    chains = []
+    try:
+        for record in iter_fasta(path):
+            if isinstance(record, FastaProblem):
+                inputs.problems[f"{path}, record {record.number} ({record.id})"] = record.reason
+                continue
+            inputs.notes += [f"{path}: {record.id}: {note}" for note in record.notes]
+            unknown = np.full((len(record), 3), np.nan, dtype=np.float32)
+            chains.append(Chain(record.id, record.sequence, unknown, unknown, np.zeros(len(record), dtype=np.bool_)))
+    except DataError as error:
+        inputs.problems[str(path)] = str(error).removeprefix(f"{path}: ")
+    return ChainStore.from_chains(chains)
+
+
+def _with_distinct_ids(store: ChainStore, notes: list[str]) -> ChainStore:
+    """Names become file names: the second protein of one name gets ``_2``, and so on."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for name in store.ids:
+        distinct = name
+        while seen[distinct]:
+            seen[name] += 1
+            distinct = f"{name}_{seen[name]}"
+        seen[distinct] += 1
+        if distinct != name:
+            notes.append(f"{name}: another protein has this name: called {distinct}")
+        ids.append(distinct)
+    return replace(store, ids=ids)

@@ -1,20 +1,149 @@
-"""Holding out the dev set: whole groups of chains, never single ones."""
+"""Which of the chains that were read are used, which are related, and which are held out as the dev set."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import logging
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from contactlm.data.cache import ReadReport
 from contactlm.data.crop import Stream, generator
+from contactlm.data.packed.store import ClusterRule, PackedStore
+from contactlm.data.store import ChainStore, chain_sequences
+from contactlm.homology.cluster import ClusterOptions, cluster_sequences
 from contactlm.types import DataError
+
+log = logging.getLogger(__name__)
+NAMED_PROBLEMS = 20  # so many skipped files are named one by one; beyond, the rest is counted
+
+
+@dataclass
+class Selection:
+    """Chains of one source that can be used, and how many could not."""
+
+    store: ChainStore
+    report: ReadReport
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def what(self) -> str:
+        """What the entries are."""
+        return "chains" if self.store.chain_lengths is None else "complexes"
+
+    def summary(self) -> str:
+        """What was left out, with counts."""
+        parts = [f"{count} {self.what} {why}" for why, count in self.dropped.items()]
+        if self.report.problems:
+            parts.append(f"{len(self.report.problems)} files that cannot be read")
+        return ", ".join(parts) or "no chains"
+
+    def tell(self, option: str, source: str) -> None:
+        """Log what was read, and name what was skipped."""
+        left_out = f" (left out: {self.summary()})" if self.dropped or self.report.problems else ""
+        files = self.report.files
+        log.info("%s: %d %s from %d files in %s%s", option, len(self.store), self.what, files, source, left_out)
+        name_problems(self.report.problems)
+        if self.report.remark:
+            log.warning("%s: %s", option, self.report.remark)
+
+
+def select_chains(store: ChainStore, report: ReadReport, min_length: int) -> Selection:
+    """Leave out what cannot be learned from or scored, and count it.
+
+    Chains of identical sequence in one file are taken once: the one with most resolved residues, of equals the first.
+
+    Args:
+        store: All chains read, with ``file_of_chain`` in its meta data.
+        report: What happened to the files.
+        min_length: Shorter chains are left out.
+    """
+    lengths, resolved = np.asarray(store.lengths), np.asarray(store.resolved_counts())
+    files, keys = np.asarray(store.meta["file_of_chain"]).tolist(), store.sequence_keys()
+    usable = np.flatnonzero((lengths >= min_length) & (resolved >= 2)).tolist()
+    best = best_copies([(files[i], keys[i]) for i in usable], resolved[usable])
+    dropped = Counter(
+        {
+            f"shorter than {min_length} residues": int((lengths < min_length).sum()),
+            "without two resolved residues": int(((lengths >= min_length) & (resolved < 2)).sum()),
+            "copies of a chain in the same file": len(usable) - len(best),
+        }
+    )
+    return Selection(store.select([usable[i] for i in best]), report, +dropped)
+
+
+def best_copies(keys: Sequence[Hashable], resolved: NDArray[np.int64]) -> list[int]:
+    """Of entries of equal key the one with most resolved residues, of equals the first; in their order."""
+    best: dict[Hashable, int] = {}
+    for i, key in enumerate(keys):
+        if key not in best or resolved[i] > resolved[best[key]]:
+            best[key] = i
+    return sorted(best.values())
+
+
+def name_problems(problems: Mapping[str, str]) -> None:
+    """Log what was skipped, with the reason; beyond a number, only count it."""
+    for path, reason in list(problems.items())[:NAMED_PROBLEMS]:
+        log.warning("skipped %s: %s", path, reason)
+    if len(problems) > NAMED_PROBLEMS:
+        log.warning("… and %d more that cannot be used", len(problems) - NAMED_PROBLEMS)
+
+
+def by_length(store: ChainStore) -> ChainStore:
+    """Sort chains that are scored whole, so that a batch holds chains of like cost."""
+    return store.select(np.argsort(store.lengths, kind="stable"))
+
+
+def cluster_chains(
+    store: ChainStore, rule: ClusterRule, cache_dir: Path | None
+) -> tuple[NDArray[np.int64], ClusterOptions]:
+    """Sequence cluster of each chain, those of complexes one by one, int64 (n,); and the options with the program used.
+
+    Args:
+        store: Chains that were selected as the rule says; clusters recorded in a packed set are taken where they are
+            what the rule asks for.
+        rule: When chains are related.
+        cache_dir: The cache folder, for what has to be computed; None: it is not kept.
+    """
+    recorded = store.recorded_groups(rule) if isinstance(store, PackedStore) else None
+    if recorded is not None:
+        return recorded
+    sequences = chain_sequences(store)[0]
+    clusters = cluster_sequences(sequences, rule.options, cache_dir, progress=True)
+    return clusters, rule.options.chosen(len(set(sequences)))
 
 
 def group_identical(sequences: Sequence[Hashable]) -> NDArray[np.int64]:
     """Number the distinct sequences in order of appearance, int64 (n,): equal sequences share a number."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(sequence, len(numbers)) for sequence in sequences], dtype=np.int64)
+
+
+def join_groups(groups: NDArray[np.int64], entries: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Group entries by their chains: two that have chains of one group are in one group, and so on from there.
+
+    Args:
+        groups: Group number of each of n chains, int64 (n,).
+        entries: The entry of each chain, int64 (n,), ascending, each entry at least once.
+
+    Returns:
+        Group number of each entry, 0 … G − 1 in order of appearance; ``groups`` itself where each is of one chain.
+    """
+    _, first = np.unique(entries, return_index=True)
+    if len(first) == len(groups):
+        return groups
+    labels = np.arange(int(groups.max()) + 1)
+    while True:  # the smallest label spreads over entries that share a group, and over groups that share an entry
+        of_entry = np.minimum.reduceat(labels[groups], first)
+        spread = labels.copy()
+        np.minimum.at(spread, groups, of_entry[entries])
+        if (spread == labels).all():
+            return group_identical(of_entry.tolist())
+        labels = spread
 
 
 def split_groups(groups: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:

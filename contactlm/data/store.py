@@ -13,9 +13,11 @@ The checksum is compared whenever a store is opened: a damaged file is an error,
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +85,10 @@ class ChainStore:
         """What is equal for entries of equal sequence, one of each."""
         return [self.tokens_of(i).tobytes() for i in range(len(self))]
 
+    def chain_keys(self) -> tuple[list[str], NDArray[np.int64]]:
+        """What is equal for chains of equal sequence, and the entry of each, as :func:`chain_sequences` counts them."""
+        return chain_sequences(self)
+
     def resolved_counts(self) -> NDArray[np.int64]:
         """Resolved residues of each chain, int64 (n,)."""
         known = np.concatenate([[0], np.cumsum(np.isfinite(self.cb[:, 0]), dtype=np.int64)])
@@ -104,12 +110,7 @@ class ChainStore:
     @classmethod
     def from_chains(cls, chains: Sequence[Chain], meta: dict[str, Any] | None = None) -> ChainStore:
         """Lay chains end to end in memory."""
-        return cls._lay(
-            [chain.id for chain in chains],
-            [chain.cb for chain in chains],
-            [encode(chain.sequence) for chain in chains],
-            meta,
-        )
+        return cls._lay([(chain.id, chain.cb, encode(chain.sequence)) for chain in chains], meta)
 
     @classmethod
     def concatenate(cls, stores: Sequence[ChainStore], meta: dict[str, Any] | None = None) -> ChainStore:
@@ -117,34 +118,21 @@ class ChainStore:
 
         One store of complexes among them makes the result one; a chain is then a complex of its own.
         """
-        chains = [(store, i) for store in stores for i in range(len(store))]
-        laid = cls._lay(
-            [store.ids[i] for store, i in chains],
-            [store.cb_of(i) for store, i in chains],
-            [store.tokens_of(i) for store, i in chains],
-            meta,
-        )
+        entries = [(store, i) for store in stores for i in range(len(store))]
+        laid = cls._lay([(store.ids[i], store.cb_of(i), store.tokens_of(i)) for store, i in entries], meta)
         if all(store.chain_lengths is None for store in stores):
             return laid
-        return replace(laid, chain_lengths=[_chain_lengths(store, i) for store, i in chains])
+        each = [s.chain_lengths[i] if s.chain_lengths is not None else (int(s.lengths[i]),) for s, i in entries]
+        return replace(laid, chain_lengths=each)
 
     @classmethod
     def _lay(
-        cls,
-        ids: list[str],
-        cb: Sequence[NDArray[np.float32]],
-        tokens: Sequence[NDArray[np.uint8]],
-        meta: dict[str, Any] | None,
+        cls, entries: Sequence[tuple[str, NDArray[np.float32], NDArray[np.uint8]]], meta: dict[str, Any] | None
     ) -> ChainStore:
-        lengths = np.array([len(part) for part in tokens], dtype=np.int64)
-        return cls(
-            ids,
-            np.cumsum(lengths) - lengths,
-            lengths,
-            np.concatenate([np.zeros((0, 3), np.float32), *cb]),
-            np.concatenate([np.zeros(0, np.uint8), *tokens]),
-            meta or {},
-        )
+        lengths = np.array([len(tokens) for _, _, tokens in entries], dtype=np.int64)
+        cb = np.concatenate([np.zeros((0, 3), np.float32), *(cb for _, cb, _ in entries)])
+        tokens = np.concatenate([np.zeros(0, np.uint8), *(tokens for _, _, tokens in entries)])
+        return cls([id for id, _, _ in entries], np.cumsum(lengths) - lengths, lengths, cb, tokens, meta or {})
 
     def write(self, path: Path) -> None:
         """Write the store to a file, whole or not at all (temporary file, then rename).
@@ -184,10 +172,10 @@ class ChainStore:
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
             raise DataError(f"{path}: cannot be opened as a chain store ({error})") from error
         if len(raw) < PREAMBLE or raw[:8].tobytes() != MAGIC:
-            raise DataError(f"{path}: not a chain store of this version; delete it to have it made again")
+            raise DataError(f"{path}: not a chain store of this version; delete it to have it rebuilt")
         checksum, header_length = (int(value) for value in raw[8:PREAMBLE].view("<u8"))
         if zlib.crc32(raw[16:].data) != checksum:
-            raise DataError(f"{path}: damaged chain store (its checksum does not fit); delete it to have it made again")
+            raise DataError(f"{path}: damaged chain store (its checksum does not fit); delete it to have it rebuilt")
         header = json.loads(raw[PREAMBLE : PREAMBLE + header_length].tobytes())
         n, residues = header["n"], header["residues"]
         ends = np.cumsum([PREAMBLE + header_length, 8 * n, 12 * residues])
@@ -204,18 +192,55 @@ class ChainStore:
         )
 
 
+def join_chains(store: ChainStore) -> ChainStore:
+    """Make one entry of the chains of each file, in file order; no residue is copied.
+
+    Args:
+        store: Chains as they were read: end to end, with ``file_of_chain`` in the meta data.
+
+    Returns:
+        A store with ``chain_lengths``. An entry is called as its file's stem, or as its chain when it has only one.
+        ``file_of_chain`` in its meta data holds the file of each entry.
+
+    Raises:
+        ValueError: Chains of one file do not lie next to each other (some were left out before).
+    """
+    files = np.asarray(store.meta["file_of_chain"], dtype=np.int64)
+    is_first = np.diff(files, prepend=-1) != 0
+    if (store.starts[1:] != (store.starts + store.lengths)[:-1])[~is_first[1:]].any():
+        raise ValueError("chains of one file do not lie end to end: join them before any is left out")
+    first = np.flatnonzero(is_first)
+    spans = [slice(start, stop) for start, stop in zip(first, np.append(first, len(store))[1:], strict=True)]
+    return replace(  # of the kind of store that came
+        store,
+        ids=[_name(store.ids[span]) for span in spans],
+        starts=store.starts[first],
+        lengths=np.array([store.lengths[span].sum() for span in spans], dtype=np.int64),
+        meta={**store.meta, "file_of_chain": files[first].tolist()},
+        chain_lengths=[tuple(store.lengths[span].tolist()) for span in spans],
+    )
+
+
+def chain_sequences(store: ChainStore) -> tuple[list[str], NDArray[np.int64]]:
+    """Sequences of all n chains, those of complexes one by one, and the entry of each, int64 (n,), ascending."""
+    sequences = [store.sequence_of(i) for i in range(len(store))]
+    if store.chain_lengths is None:
+        return sequences, np.arange(len(store))
+    ends = [list(accumulate(lengths)) for lengths in store.chain_lengths]
+    chains = [s[a:b] for s, stops in zip(sequences, ends, strict=True) for a, b in pairwise([0, *stops])]
+    return chains, np.repeat(np.arange(len(store)), [len(stops) for stops in ends])
+
+
+def _name(ids: Sequence[str]) -> str:
+    """What the ids of one file's chains share before the last ``_``: ``1abc`` of ``1abc_A`` and ``1abc_B``."""
+    return ids[0] if len(ids) == 1 else os.path.commonprefix(ids).rpartition("_")[0]  # noqa: RUF071 - no paths
+
+
 class MappedArray(NamedTuple):
     """Where the values of a memory-mapped array lie: what travels to loader processes in its place.
 
-    Processes that are forked share their parent's maps. Those that are not (macOS, Windows, Python 3.14) get their data
-    set by pickle, which would copy all that a map holds.
-
-    Attributes:
-        path: The file, absolute.
-        size: Bytes of the file.
-        offset: Byte at which the values begin.
-        shape: Of the array.
-        dtype: Of the values.
+    Processes that are forked share their parent's maps. Others (macOS, Windows, Python 3.14) get their data set by
+    pickle, which would copy all that a map holds.
     """
 
     path: str
@@ -225,11 +250,7 @@ class MappedArray(NamedTuple):
     dtype: str
 
     def open(self) -> NDArray[Any]:
-        """Map the values.
-
-        Raises:
-            DataError: The file is gone, or another one.
-        """
+        """Map the values; :class:`DataError` where the file is gone, or another one."""
         try:
             raw = np.memmap(self.path, np.uint8, "r")
         except (OSError, ValueError) as error:
@@ -259,7 +280,3 @@ def to_send(array: Any) -> Any:
 def received(value: Any) -> Any:
     """The array that :func:`to_send` was given."""
     return value.open() if isinstance(value, MappedArray) else value
-
-
-def _chain_lengths(store: ChainStore, index: int) -> tuple[int, ...]:
-    return (int(store.lengths[index]),) if store.chain_lengths is None else store.chain_lengths[index]

@@ -6,12 +6,48 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from contactlm.data.dataset import collate
-from contactlm.data.resume import EpochSampler
 
 log = logging.getLogger(__name__)
+
+
+class EpochSampler(DistributedSampler):  # a DistributedSampler, so that Lightning does not take its own instead
+    """Says what this process takes, and knows its progress: an epoch, and how many of its batches were trained on."""
+
+    batch_size: int | None  # None: what it yields are whole batches
+    batches: int  # of one process, the same in every epoch
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.num_replicas = rank, world_size
+        self.epoch = 0
+        self._skip = (0, 0)  # (epoch, its batches that were trained on already)
+
+    @property
+    def first_batch(self) -> int:
+        """The epoch's first batch that was not trained on yet."""
+        return self._skip[1] if self._skip[0] == self.epoch else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next (Lightning does)."""
+        self.epoch = epoch
+
+    def place(self, epoch: int, batch: int) -> dict[str, Any]:
+        """What a checkpoint keeps, for :meth:`resume`, of a run that comes to a batch of an epoch next."""
+        return {"epoch": epoch, "batch": batch, "batches": self.batches}
+
+    def resume(self, epoch: int, batch: int, batches: int | None = None, **_: Any) -> None:
+        """Begin with a batch of an epoch; warn where an epoch had another number of batches in the run before."""
+        self.epoch = epoch  # worker processes fetch ahead, before Lightning says which epoch it is
+        self._skip = (epoch, batch)
+        if batches not in (None, self.batches) and batch and self.rank == 0:
+            log.warning(
+                "the run that goes on had %d batches an epoch and process, this one has %d (other data, size of "
+                "batches or number of processes): chains of the epoch it stopped in may come twice or not at all",
+                batches,
+                self.batches,
+            )
 
 
 class StreamSampler(EpochSampler):
@@ -19,14 +55,8 @@ class StreamSampler(EpochSampler):
 
     Batch b of epoch e, over all processes, holds the next ``world_size * batch_size`` numbers of the stream, so that
     two processes with batches of 8 see what one process with batches of 16 sees. Every batch is full: an epoch ends
-    with the batch that completes the pass over the chains, and the next goes on from there. So does a run that goes on
-    with other processes or batches: its first sample is the one that the run before would have taken next.
-
-    Args:
-        size: Samples of one pass.
-        batch_size: Samples a batch and process.
-        rank: This process.
-        world_size: All processes.
+    with the batch that completes the pass over the ``size`` chains, and the next goes on from there. So does a run that
+    is resumed with other processes or batches: its first sample is the one that the run before would have taken next.
     """
 
     batch_size: int
@@ -83,14 +113,8 @@ class StreamSampler(EpochSampler):
 class StreamLoader(DataLoader[Any]):
     """A loader of training batches whose progress through the stream is saved with the checkpoint.
 
-    Lightning saves and restores it through ``state_dict`` and ``load_state_dict``. The progress is that of the
-    trainer, not of the sampler: worker processes fetch ahead of what was trained on.
-
-    Args:
-        dataset: The stream of samples.
-        sampler: Which samples come when.
-        progress: Tells the epoch and how many of its batches were trained on.
-        options: Further arguments of the data loader.
+    Lightning saves and restores it through ``state_dict`` and ``load_state_dict``. ``progress`` gives the epoch and how
+    many of its batches were trained on, by the trainer: worker processes of the sampler fetch ahead of that.
     """
 
     def __init__(

@@ -1,25 +1,26 @@
-"""``train.fasta.gz``: the training sequences of a run, beside its checkpoints.
+"""What a run was trained on: compared when it is resumed, and kept beside its checkpoints as ``train.fasta.gz``.
 
-A checkpoint that is scored elsewhere, with a test set alone, can then still tell how near each test chain is to what it
-was trained on. Records come in the order of the store. A record is called by its entry's id, percent-encoded where that
+A checkpoint that is scored elsewhere, with a test set alone, still knows from that file how near each test chain is to
+what it was trained on. Records come in the order of the store. A record has its entry's id, percent-encoded where that
 would not be one word; the chains of a complex follow one another as ``>1abc 1/2`` and ``>1abc 2/2``.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
+import json
 import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 from contactlm.atomic import atomic_file
-from contactlm.data.chain_sets import describe_chains
-from contactlm.data.complexes import chain_sequences
 from contactlm.data.fasta import FastaProblem, iter_fasta
 from contactlm.data.packed.store import PackedStore
-from contactlm.data.store import ChainStore
+from contactlm.data.store import ChainStore, chain_sequences
 from contactlm.types import DataError
 
 NAME = "train.fasta.gz"
@@ -29,13 +30,71 @@ _NO_LIMIT = 1 << 62  # whatever was trained on may be read
 log = logging.getLogger(__name__)
 
 
+def describe_chains(ids: Iterable[str], lengths: Iterable[int]) -> dict[str, Any]:
+    """Number of chains and residues, and a checksum of the sorted (id, length) pairs.
+
+    Args:
+        ids: Of n chains.
+        lengths: Residues of each.
+    """
+    pairs = [(name, int(length)) for name, length in zip(ids, lengths, strict=True)]
+    return {"chains": len(pairs), "residues": sum(length for _, length in pairs), "checksum": fingerprint(pairs)}
+
+
+def fingerprint(pairs: Iterable[tuple[str, int]]) -> str:
+    """A checksum of (id, length) pairs, whatever their order."""
+    text = json.dumps(sorted([name, length] for name, length in pairs))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_same_run(
+    before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str | Path | None
+) -> list[dict[str, Any]]:
+    """Refuse to go on with a run of another seed or split: its steps would be counted, and reported, as those of this.
+
+    Args:
+        before: Options of the run that goes on, by name; as ``train`` its training chains (see
+            :func:`describe_chains`), and as ``trained_before`` the other sets that it was
+            trained on. What its checkpoint does not say, or what this version does not know, is not checked.
+        now: Those of this run.
+        checkpoint: The file, for the message.
+
+    Returns:
+        All other sets of training chains that the run was trained on: structures may come and go, but chains
+        of the dev and test sets, or relatives of theirs, may then have been trained on.
+
+    Raises:
+        DataError: An option is another.
+    """
+    for name in sorted(before.keys() & now.keys() - {"train", "trained_before"}):
+        if now[name] != before[name]:
+            option = "seed_everything" if name == "seed" else f"data.{name}"
+            raise DataError(
+                f"{option} is {now[name]}, but {before[name]} in the run to go on with ({checkpoint}): give --{option} "
+                f"{before[name]}, or leave --ckpt_path out, which starts a run of its own"
+            )
+    others = [*before.get("trained_before", []), before.get("train", now["train"])]
+    return [chains for n, chains in enumerate(others) if chains != now["train"] and chains not in others[:n]]
+
+
+def other_chains(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> str:
+    """Say that a run goes on with other training chains than it had."""
+    had = " and ".join(f"{each['chains']} chains ({each['residues']} residues)" for each in before)
+    same = "of other ids or lengths, " if any(each["chains"] == now["chains"] for each in before) else ""
+    return (
+        f"the run that goes on was trained on {had}, {same}and now has {now['chains']} ({now['residues']} residues): "
+        "dev and test chains, or relatives of theirs, may have been trained on, and their scores flatter the model; "
+        "run.json says so, and scores by identity know the chains of now alone. Leave --ckpt_path out to start anew"
+    )
+
+
 @dataclass(frozen=True)
 class KeptTraining:
     """The training chains of a run.
 
     Attributes:
         sequences: Of all chains, those of complexes one by one.
-        about: What :func:`~contactlm.data.chain_sets.describe_chains` says of the entries.
+        about: What :func:`describe_chains` says of the entries.
     """
 
     sequences: list[str]

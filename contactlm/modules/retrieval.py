@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from contactlm.alphabet import decode
 from contactlm.data.cache import default_cache_dir
-from contactlm.data.complexes import chain_sequences
-from contactlm.data.store import ChainStore
+from contactlm.data.store import ChainStore, chain_sequences
 from contactlm.maps.full_map import FullMap, Shown, WindowOptions, full_maps
 from contactlm.model.backbone import AttentionName, backbone_checksum
 from contactlm.model.decoder import RetrievalBackbone

@@ -16,8 +16,8 @@ from lightning.pytorch import seed_everything
 
 from contactlm import ContactDataModule, ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, LossGuard, RunRecord, TokenBudget
-from contactlm.data.chain_sets import describe_chains
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
+from contactlm.data.training_set import describe_chains
 from contactlm.runs.record_file import write_run
 from tests.benchmarks.bundles import write_bundles
 

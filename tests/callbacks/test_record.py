@@ -20,7 +20,7 @@ from contactlm.callbacks.flops import flop_counter
 from contactlm.callbacks.record import scheme_facts, weights_facts
 from contactlm.cli.main import main
 from contactlm.data.batches import CostBound
-from contactlm.data.chain_sets import fingerprint
+from contactlm.data.training_set import fingerprint
 from contactlm.runs.record_file import read_run, write_run
 from contactlm.types import ContactLMError
 from tests.callbacks.test_callbacks import data_module, trainer

@@ -21,7 +21,7 @@ from contactlm.data.packed import pack as pack_module
 from contactlm.data.packed.location import MANIFEST
 from contactlm.data.packed.pack import PackedWriter, pack_structures
 from contactlm.data.packed.store import ClusterRule, Manifest, open_packed
-from contactlm.data.selection import select_chains
+from contactlm.data.split import select_chains
 from contactlm.data.store import ChainStore
 from contactlm.homology.cluster import cluster_sequences
 from contactlm.homology.relations import AlignmentSearch

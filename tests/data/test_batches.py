@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from contactlm import ContactDataModule
-from contactlm.data.batches import CostBound, CostSampler, WholeBatches, collate_weighted, cut, padding, split
-from contactlm.data.complexes import join_chains
+from contactlm.data.batches import CostBound, CostSampler, cut, padding, split
 from contactlm.data.dataset import CropDataset, collate
-from contactlm.data.store import ChainStore
+from contactlm.data.loaders import WholeBatches, collate_weighted
+from contactlm.data.store import ChainStore, join_chains
 from contactlm.data.stream import StreamLoader
 from contactlm.types import DataError
 from tests.conftest import random_sequence, write_pdb

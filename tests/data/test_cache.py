@@ -108,7 +108,7 @@ def test_damage_on_disk_never_gives_a_wrong_chain(
         store, report = cache_of(tmp_path).load(paths)
     assert report.parsed == 3
     np.testing.assert_array_equal(store.cb, expected)
-    assert ("made again" in caplog.text) == (damage != "delete")
+    assert ("rebuilt" in caplog.text) == (damage != "delete")
 
 
 def test_a_cache_that_cannot_be_written_costs_time_not_the_run(

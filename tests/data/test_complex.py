@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from contactlm import ContactDataModule, contact_map, read_chains
-from contactlm.data.complexes import best_of_chains, chain_sequences, join_chains, join_groups
 from contactlm.data.dataset import CropDataset, collate
-from contactlm.data.store import ChainStore
+from contactlm.data.leakage import best_of_chains
+from contactlm.data.split import join_groups
+from contactlm.data.store import ChainStore, chain_sequences, join_chains
 from contactlm.structure.contacts import contact_labels
 from contactlm.types import CHAIN_JUMP, DataError, chain_numbers, residue_positions
 from tests.conftest import random_sequence, write_pdb

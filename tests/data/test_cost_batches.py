@@ -8,8 +8,8 @@ import torch
 
 from contactlm import ContactModule
 from contactlm.cli.main import main
-from contactlm.data.batches import collate_weighted
 from contactlm.data.dataset import CropDataset, collate
+from contactlm.data.loaders import collate_weighted
 from tests.callbacks.test_callbacks import data_module
 from tests.cli.test_cli import data_options
 from tests.data.test_crop import store_of

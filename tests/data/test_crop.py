@@ -6,7 +6,8 @@ import torch
 
 from contactlm.alphabet import CLS, EOS, PAD
 from contactlm.data.crop import Stream, crop_segments, epoch_order, generator
-from contactlm.data.dataset import CropDataset, ShareSampler, collate
+from contactlm.data.dataset import CropDataset, collate
+from contactlm.data.loaders import ShareSampler
 from contactlm.data.split import group_identical, split_groups
 from contactlm.data.store import ChainStore
 from contactlm.data.stream import StreamSampler
@@ -93,7 +94,8 @@ def test_resuming_goes_on_where_it_stopped() -> None:
 
 @pytest.mark.parametrize(("size", "world"), [(7, 2), (8, 3), (2, 4)])
 def test_evaluation_deals_every_chain_once(size: int, world: int) -> None:
-    dealt = [n for rank in range(world) for n in ShareSampler(size, rank, world)]
+    store = store_of(*range(5, 5 + size))
+    dealt = [n for rank in range(world) for batch in ShareSampler(store, 2, rank, world) for n in batch]
     assert sorted(dealt) == list(range(size))
 
 

@@ -14,7 +14,7 @@ from contactlm.cli.index import index_command
 from contactlm.cli.pack import pack_command
 from contactlm.data.cache import StructureCache
 from contactlm.data.files import find_structures, is_structure_file, search_folder
-from contactlm.data.predict_inputs import read_predict_inputs
+from contactlm.data.sources import read_predict_inputs
 from contactlm.types import DataError
 from tests.conftest import random_sequence, write_pdb
 

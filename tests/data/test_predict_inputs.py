@@ -11,7 +11,7 @@ from contactlm import ContactDataModule
 from contactlm.data import cache as cache_module
 from contactlm.data.cache import StructureCache
 from contactlm.data.files import find_structures
-from contactlm.data.predict_inputs import read_predict_inputs
+from contactlm.data.sources import read_predict_inputs
 from contactlm.types import DataError
 from tests.conftest import random_sequence, write_pdb
 

@@ -14,12 +14,10 @@ from Bio import SeqIO
 from contactlm import ContactModule
 from contactlm.callbacks import ContactEvaluation, TokenBudget
 from contactlm.callbacks.checkpoint import SafeCheckpoint
-from contactlm.data.chain_sets import describe_chains
-from contactlm.data.complexes import chain_sequences, join_chains
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.data.packed.store import open_packed
-from contactlm.data.store import ChainStore
-from contactlm.data.training_set import NAME, keep_training, kept_training
+from contactlm.data.store import ChainStore, chain_sequences, join_chains
+from contactlm.data.training_set import NAME, describe_chains, keep_training, kept_training
 from contactlm.types import Chain
 from tests.callbacks.test_callbacks import trainer
 from tests.conftest import random_sequence

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contactlm import ContactDataModule
 from contactlm.data.batches import CostBound
-from contactlm.data.whole import DEVICE_PAIRS, PROCESSOR_PAIRS, ShareBatches, bound_for, most_chains, whole_loader
+from contactlm.data.loaders import DEVICE_PAIRS, PROCESSOR_PAIRS, ShareSampler, bound_for, most_chains, whole_loader
 from contactlm.types import DataError
 from tests.conftest import random_sequence
 from tests.data.test_crop import store_of
@@ -26,7 +26,7 @@ def test_every_chain_comes_once_within_the_bound(seed: int, world: int) -> None:
         batches = [batch["indices"].tolist() for batch in whole_loader(store, bound, rank, world)]
         own = [number for batch in batches for number in batch]
         assert own == list(range(rank, len(lengths), world))
-        assert batches == list(ShareBatches(store, bound, rank, world))
+        assert batches == list(ShareSampler(store, bound, rank, world))
         seen += own
         for batch, after in zip(batches, [*batches[1:], None], strict=True):
             assert len(batch) * lengths[batch].max() ** 2 <= 5000 or len(batch) == 1

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from contactlm.atomic import atomic_file, remove_temporaries
 from contactlm.data.cache import READER_VERSION, ReadReport, parse_task, progress_bar, read_files
-from contactlm.data.complexes import chain_sequences, join_chains
 from contactlm.data.files import find_structures
 from contactlm.data.packed.location import INDEX, MANIFEST, SHARD, Part, SetFolder, hash_file
 from contactlm.data.packed.store import COLUMNS, UNCLUSTERED, VERSION, ClusterRule, Manifest, PackedSet, PackedStore
-from contactlm.data.selection import name_problems, select_chains
-from contactlm.data.store import ChainStore
+from contactlm.data.split import name_problems, select_chains
+from contactlm.data.store import ChainStore, chain_sequences, join_chains
 from contactlm.homology.cluster import cluster_sequences
 from contactlm.homology.relations import processors
 from contactlm.types import DataError
@@ -80,7 +79,7 @@ def pack_structures(
             f"out: {out} cannot be written ({error.strerror or error}); give a folder that can be, with room; what is "
             "packed already is kept, and the same command resumes"
         ) from error
-    name_problems(list(manifest.problems.items()))
+    name_problems(manifest.problems)
     return manifest
 
 

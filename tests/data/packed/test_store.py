@@ -16,16 +16,15 @@ import numpy as np
 import pytest
 
 from contactlm import ContactDataModule
-from contactlm.data import groups, leakage
+from contactlm.data import leakage, split
 from contactlm.data.cache import StructureCache
-from contactlm.data.complexes import chain_sequences, join_chains
 from contactlm.data.files import find_structures
 from contactlm.data.packed import store as shards
 from contactlm.data.packed.location import INDEX, MANIFEST
 from contactlm.data.packed.pack import pack_structures
 from contactlm.data.packed.store import ClusterRule, PackedStore, open_packed
-from contactlm.data.selection import select_chains
-from contactlm.data.store import ChainStore
+from contactlm.data.split import select_chains
+from contactlm.data.store import ChainStore, chain_sequences, join_chains
 from contactlm.homology.relations import ClusterOptions
 from contactlm.types import DataError
 from tests.data.packed.made import module, pack, serving, write_folder
@@ -121,7 +120,7 @@ def test_the_samples_are_those_of_the_folder_in_the_same_order(
 def test_start_opens_no_shard_and_computes_no_clusters(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(groups, "cluster_sequences", lambda *_, **__: pytest.fail("clustered again"))
+    monkeypatch.setattr(split, "cluster_sequences", lambda *_, **__: pytest.fail("clustered again"))
     monkeypatch.setattr(leakage, "best_identity", lambda *_: pytest.fail("compared dev with training"))
     monkeypatch.setattr(shards.PackedSet, "_opened", lambda *_: pytest.fail("a shard was opened"))
     data = module(packed, tmp_path)
@@ -144,7 +143,7 @@ def test_clusters_of_another_rule_are_not_taken(
 def test_recorded_clusters_of_complexes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack(folder, tmp_path / "packed", ClusterRule(assembly="complex"))
     expected = [module(folder, tmp_path, assembly="complex", split_seed=seed).chains["dev"].ids for seed in range(3)]
-    monkeypatch.setattr(groups, "cluster_sequences", lambda *_, **__: pytest.fail("clustered again"))
+    monkeypatch.setattr(split, "cluster_sequences", lambda *_, **__: pytest.fail("clustered again"))
     for seed in range(3):
         data = module(tmp_path / "packed", tmp_path, assembly="complex", split_seed=seed)
         assert data.chains["dev"].ids == expected[seed]
@@ -153,7 +152,8 @@ def test_recorded_clusters_of_complexes(folder: Path, tmp_path: Path, monkeypatc
 def test_dev_has_no_training_relative_when_clusters_are_split(folder: Path, packed: Path, tmp_path: Path) -> None:
     for seed in range(4):
         data = module(packed, tmp_path, split_seed=seed)
-        found = leakage.store_identity(data.chains["dev"], data.chains["train"], data.cluster, tmp_path)
+        dev, train = (chain_sequences(data.chains[role])[0] for role in ("dev", "train"))
+        found = leakage.training_identity(dev, train, data.cluster, tmp_path)
         assert not found.any() and not data.identity["dev"].any()
     mixed = module(packed, tmp_path, split="random", split_seed=3, dev_fraction=0.5)
     expected = module(folder, tmp_path, split="random", split_seed=3, dev_fraction=0.5).identity["dev"]
