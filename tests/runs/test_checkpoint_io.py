@@ -30,7 +30,7 @@ def test_the_file_is_never_in_memory(tmp_path: Path) -> None:
     grown = finish(start(save_two, path, folder=tmp_path), tmp_path)
     assert grown < SIZE / 4
     assert path.stat().st_size > 2 * SIZE
-    assert torch.load(path, weights_only=True)["state_dict"]["b"].sum() == SIZE / 4
+    assert (torch.load(path, weights_only=True)["state_dict"]["b"] == 1).all()
 
 
 class Full(io.BytesIO):
