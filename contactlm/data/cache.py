@@ -39,7 +39,7 @@ from contactlm.homology.relations import processors
 from contactlm.structure.parse import read_chains
 from contactlm.types import DataError, StructureError
 
-READER_VERSION = 2  # raise it whenever reading rules change: every entry is then read again
+READER_VERSION = 3  # raise it whenever reading rules change: every entry is then read again
 FILES_PER_TASK = 4  # enough to make the exchange between processes cheap, few enough for a lively progress bar
 TASKS_AHEAD = 2  # tasks in hand for each process: none waits, and few are read again when one is killed
 LOST = "its reader ran out of memory, or was killed"
@@ -88,6 +88,7 @@ class StructureCache:
         sequence: ``"seqres"`` or ``"observed"``, as for :func:`contactlm.read_chains`.
         workers: Processes that parse; 0 parses in this process, None takes one for each available processor.
         progress: Whether to show a progress bar while files are parsed.
+        models: ``"first"`` or ``"copies"``, as for :func:`contactlm.read_chains`.
     """
 
     def __init__(
@@ -96,9 +97,10 @@ class StructureCache:
         sequence: str = "seqres",
         workers: int | None = None,
         progress: bool = True,
+        models: str = "first",
     ) -> None:
         self.directory = Path(directory).expanduser() if directory else default_cache_dir()
-        self.sequence = sequence
+        self.sequence, self.models = sequence, models
         self.workers = processors() if workers is None else workers
         self.progress = progress
         self._warned = False
@@ -144,7 +146,7 @@ class StructureCache:
                 problems[str(path)] = f"cannot be read ({error.strerror or error})"
                 continue
             seen[name] = [*mark, content]
-            keys[path] = _digest(str(content), path.name, self.sequence, str(READER_VERSION))
+            keys[path] = _digest(str(content), path.name, self.sequence, self.models, str(READER_VERSION))
         if any(known.get(name) != entry for name, entry in seen.items()):
             # other lists of the same folders share the index; what is gone is dropped
             now = _read_index(index_path).items()
@@ -176,7 +178,7 @@ class StructureCache:
 
     def _task(self) -> Task:
         """What reads some files, in this process or another."""
-        return partial(parse_task, sequence=self.sequence)
+        return partial(parse_task, sequence=self.sequence, models=self.models)
 
     def _parse(self, items: Sequence[Item]) -> Iterator[Result]:
         """Parse files, with a progress bar that shows files, rate and failures."""
@@ -221,12 +223,12 @@ def progress_bar(what: str, unit: str, total: int, shown: bool = True, initial: 
     return tqdm(total=total, initial=initial, desc=what, unit=unit, leave=False, dynamic_ncols=True, **hidden)
 
 
-def parse_task(task: Sequence[Item], sequence: str) -> list[Result]:
+def parse_task(task: Sequence[Item], sequence: str, models: str = "first") -> list[Result]:
     """Read some files; a file that cannot be read becomes an empty entry with the reason."""
     done = []
     for i, path in task:
         try:
-            done.append((i, ChainStore.from_chains(read_chains(path, sequence=sequence), {"problem": None})))
+            done.append((i, ChainStore.from_chains(read_chains(path, sequence, models), {"problem": None})))
         except StructureError as error:
             done.append((i, ChainStore.from_chains([], {"problem": error.reason})))
         except MemoryError:

@@ -21,10 +21,10 @@ from contactlm.data.batches import CostBound, check_positive
 from contactlm.data.cache import StructureCache
 from contactlm.data.crop import CropScheme
 from contactlm.data.dataset import CropDataset
-from contactlm.data.files import find_predictable, is_structure_file
+from contactlm.data.files import find_predictable
 from contactlm.data.leakage import LeakSearch
 from contactlm.data.loaders import Complete, bound_for, training_loader, whole_loader
-from contactlm.data.packed.store import ClusterRule
+from contactlm.data.packed.store import MIN_KNOWN, ClusterRule
 from contactlm.data.rcsb.download import RCSB
 from contactlm.data.sources import Source, find_sources, need_predict_paths, need_role, read_predict_inputs
 from contactlm.data.split import (
@@ -42,6 +42,7 @@ from contactlm.data.synthetic import SyntheticOptions, write_synthetic
 from contactlm.data.training_set import NAME as KEPT_TRAINING
 from contactlm.data.training_set import check_same_run, describe_chains, kept_training, other_chains
 from contactlm.homology.cluster import ClusterOptions
+from contactlm.structure.files import is_structure_name
 from contactlm.types import DataError
 
 NEEDED = {"fit": ("train", "test"), "validate": ("train",), "test": ("test",), "predict": ()}  # sources, by stage
@@ -75,27 +76,25 @@ class ContactDataModule(L.LightningDataModule):
             so far apart that an epoch would be more than about 4 % padding. Every protein weighs the same in the loss,
             in whichever batch it comes. A longer chain is a batch alone.
         batch_pairs: The same with a bound on B × L², which memory grows with; one of the two can be given.
-        weights: ``"uniform"``: an epoch is every chain once; ``"cluster"``: one chain of each cluster of relatives, by
-            turns, so that a chain weighs 1 / cluster size. Of complexes, those with related chains are a cluster.
-        eval_batch_size: Whole chains a dev, test or predict batch; only a matter of speed. None: chains of like length,
-            as many as cost about what keeps the device busy.
+        weights: ``"uniform"``: an epoch is every chain once; ``"cluster"``: one chain of each cluster, by turns.
+        eval_batch_size: Whole chains a dev, test or predict batch. None: as many of like length as keep the device busy.
         dev_fraction: Fraction of the groups of training chains held out as the dev set.
-        split: What a group is. ``"cluster"``: all chains that are related in sequence, so that dev scores are not
-            flattered by relatives trained on; ``"random"``: chains of identical sequence.
+        split: What a group is: ``"cluster"``: chains related in sequence; ``"random"``: chains of identical sequence.
         cluster: When two sequences are related: for the split, and for the report of leaks and the scores by identity.
         min_length: Shorter chains are left out (and counted), in training and evaluation.
+        min_known: So are chains of whose resolved residues a smaller share is known (not X).
         sequence: ``"seqres"``: full sequences, unresolved residues included; ``"observed"``: resolved residues only.
-        assembly: ``"chain"``: each chain is a sample; ``"complex"``: all protein chains of a file are one, in file
-            order, copies and short ones included, with a jump in the positions between chains. ``min_length`` is then
-            that of the complex, and crops may span chains.
+        assembly: ``"chain"``: each chain is a sample; ``"complex"``: all protein chains of a file (of a biological
+            assembly those of all models) are one, copies and short ones included, with a jump in the positions between
+            chains. ``min_length`` is then that of the complex, and crops may span chains.
         seed: Decides the order of chains and the crops.
         split_seed: Decides which chains are held out as the dev set.
-        num_workers: Processes that prepare batches. Preparing one takes about a millisecond: 0 is fine.
+        num_workers: Processes that prepare batches; one takes about a millisecond, so 0 is fine.
         read_workers: Processes that read structure files when the cache lacks them; None: one a processor.
         cache_dir: Where chains are cached; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
         on_bad_file: ``"skip"``: a file that cannot be read is named, counted and left out; ``"raise"``: ends the run.
-        leak_report: Whether to look for training relatives of test (and dev) chains, and score by identity to them:
-            ``"auto"``: unless that takes more than some minutes; ``"always"``; ``"never"``.
+        leak_report: Whether to score test and dev chains by identity to training chains: ``"auto"``: unless finding
+            that takes more than some minutes; ``"always"``; ``"never"``.
         synthetic: Write a set of synthetic proteins first and use it instead of ``train_dir`` and ``test_dir``.
 
     Examples:
@@ -131,6 +130,7 @@ class ContactDataModule(L.LightningDataModule):
         split: Literal["cluster", "random"] = "cluster",
         cluster: ClusterOptions = ClusterOptions(),  # noqa: B008 - frozen; shown by --help
         min_length: int = 30,
+        min_known: float = MIN_KNOWN,
         sequence: Literal["seqres", "observed"] = "seqres",
         assembly: Literal["chain", "complex"] = "chain",
         seed: int = 0,
@@ -147,14 +147,14 @@ class ContactDataModule(L.LightningDataModule):
         check_positive(eval_batch_size=1 if eval_batch_size is None else eval_batch_size)
         self.train_dir, self.test_dir, self.synthetic = train_dir, test_dir, synthetic
         self.train_ids, self.test_ids, self.download_dir, self.base_url = train_ids, test_ids, download_dir, base_url
-        self.crop_length, self.crop, self.batch_size = crop_length, crop, batch_size
-        self.true_ends = true_ends
-        self.eval_batch_size, self.dev_fraction, self.min_length = eval_batch_size, dev_fraction, min_length
+        self.crop_length, self.crop, self.batch_size, self.true_ends = crop_length, crop, batch_size, true_ends
+        self.eval_batch_size, self.dev_fraction = eval_batch_size, dev_fraction
+        self.min_length, self.min_known = min_length, min_known
         self.seed, self.split_seed = seed, split_seed
         self.num_workers, self.on_bad_file, self.leak_report = num_workers, on_bad_file, leak_report
-        self.assembly = assembly
-        self._cache = partial(StructureCache, cache_dir, sequence, read_workers)
-        self.predict_paths = predict_paths
+        self.assembly, self.predict_paths = assembly, predict_paths
+        models = "copies" if assembly == "complex" else "first"
+        self._cache = partial(StructureCache, cache_dir, sequence, read_workers, models=models)
         self.split, self.cluster, self.weights = split, cluster, weights
         self.bound = CostBound.of_options(batch_tokens, batch_pairs)
         self._train_clusters: NDArray[np.int64] | None = None
@@ -183,7 +183,7 @@ class ContactDataModule(L.LightningDataModule):
             source.load(self._cache())
         if self.predict_paths and stage in (None, "predict"):
             found = [path for given in self.predict_paths for path in find_predictable(given)]
-            if structures := [path for path in found if is_structure_file(path)]:
+            if structures := [path for path in found if is_structure_name(path)]:
                 self._cache().load(structures)
         if self.trainer is not None and self.trainer.world_size > 1 and stage != "predict":
             self._fill_cache(stage)
@@ -277,7 +277,7 @@ class ContactDataModule(L.LightningDataModule):
             path, reason = next(iter(report.problems.items()))
             raise DataError(f"{option}: {path}: {reason} (one of {len(report.problems)} files that cannot be read)")
         store = join_chains(store) if self.assembly == "complex" else source.wanted(store)
-        selection = select_chains(store, report, self.min_length)
+        selection = select_chains(store, report, self.min_length, self.min_known)
         if self._is_main_process:
             selection.tell(option, source.location)
         if not len(selection.store):
@@ -292,7 +292,7 @@ class ContactDataModule(L.LightningDataModule):
         keys, entries = store.chain_keys()
         groups = group_identical(keys) if self.split == "random" else None
         if groups is None or self.weights == "cluster":
-            rule = ClusterRule(self.cluster, self.min_length, self.assembly)
+            rule = ClusterRule(self.cluster, self.min_length, self.assembly, min_known=self.min_known)
             clusters, options = cluster_chains(store, rule, self._cache().directory)
             self._clustered_by = options.program
             groups = clusters if groups is None else groups

@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from contactlm.structure.files import KNOWN as STRUCTURE_NAMES
+from contactlm.structure.files import MARKS, NOT_READ, is_structure_name, model_key
 from contactlm.types import DataError
 
-STRUCTURE_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
 STRUCTURES = "a folder of structure files or a text file of their paths"
 FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fas", ".fsa")
-KNOWN = f"FASTA ({' '.join(FASTA_SUFFIXES)}) or structure files ({' '.join(STRUCTURE_SUFFIXES)}), each also .gz"
+KNOWN = f"FASTA ({' '.join(FASTA_SUFFIXES)}, each also .gz) or structure files ({STRUCTURE_NAMES})"
 PREDICTABLE = f"{KNOWN}, or folders of them"
 NAMED = 5  # so many entries that are left out are named; beyond, the rest is counted
 
@@ -54,11 +55,6 @@ class FoundFiles(list[Path]):
         return f"{len(self.passed_over)} {many} passed over: {listed}" if named else ""
 
 
-def is_structure_file(path: Path) -> bool:
-    """Whether the name ends like a structure file's: ``.pdb .ent .cif .mmcif``, each also ``.gz``."""
-    return path.name.lower().removesuffix(".gz").endswith(STRUCTURE_SUFFIXES)
-
-
 def is_fasta_file(path: Path) -> bool:
     """Whether the name ends like a FASTA file's: ``.fasta .fa .faa .fas .fsa``, each also ``.gz``."""
     return path.name.lower().removesuffix(".gz").endswith(FASTA_SUFFIXES)
@@ -74,13 +70,12 @@ def find_structures(source: str | Path, option: str = "train_dir") -> FoundFiles
     """
     path = existing_path(source, option, STRUCTURES)
     if path.is_dir():
-        found = search_folder(path, is_structure_file)
+        found = search_folder(path, is_structure_name)
     else:
-        found = FoundFiles([path] if is_structure_file(path) else _read_list(path, option), {})
+        found = FoundFiles([path] if is_structure_name(path) else _read_list(path, option), {})
     if not found:
-        suffixes = " ".join(STRUCTURE_SUFFIXES)
         beside = f"; {found.remark()}" if found.passed_over else ""
-        raise DataError(f"{option}: {path} holds no structure file ({suffixes}, each also .gz){beside}")
+        raise DataError(f"{option}: {path} holds no structure file ({STRUCTURE_NAMES}){beside}")
     return found
 
 
@@ -103,14 +98,15 @@ def find_predictable(source: str) -> FoundFiles:
 
 
 def _is_predictable(path: Path) -> bool:
-    return is_fasta_file(path) or is_structure_file(path)
+    return is_fasta_file(path) or is_structure_name(path)
 
 
 def search_folder(folder: Path, is_wanted: Callable[[Path], bool]) -> FoundFiles:
     """Find the files of a folder and of all folders in it, links to folders included, each folder once.
 
     Hidden files are passed over (macOS leaves ``._x.pdb`` beside ``x.pdb``), as are links to nothing, what is no
-    regular file, and folders that cannot be searched or were searched before. A folder is none, whatever its name.
+    regular file, structure files of formats that are not read, further files of one model, and folders that cannot be
+    searched or were searched before. A folder is none, whatever its name.
 
     Args:
         folder: The folder.
@@ -147,7 +143,27 @@ def search_folder(folder: Path, is_wanted: Callable[[Path], bool]) -> FoundFiles
                     found.append(path)
                 else:
                     passed_over[_below(folder, path)] = reason
-    return FoundFiles(sorted(found), passed_over)
+            elif entry.name.lower().removesuffix(".gz").endswith(NOT_READ):
+                passed_over[_below(folder, path)] = "of a format that is not read; convert it to mmCIF"
+    return FoundFiles(_each_model_once(folder, sorted(found), passed_over), passed_over)
+
+
+def _each_model_once(folder: Path, found: list[Path], passed_over: dict[str, str]) -> list[Path]:
+    """Of structure files of one name in one folder (``x.cif`` and ``x.pdb``) the first by format."""
+    best: dict[tuple[Path, str], Path] = {}
+    for path in (path for path in found if is_structure_name(path)):
+        stem, rank = model_key(path)
+        other = best.get((path.parent, stem))
+        if other is None or rank < model_key(other)[1]:
+            best[path.parent, stem] = path
+    kept = []
+    for path in found:
+        chosen = best[path.parent, model_key(path)[0]] if is_structure_name(path) else path
+        if chosen == path:
+            kept.append(path)
+        else:
+            passed_over[_below(folder, path)] = f"the same model as {chosen.name}"
+    return kept
 
 
 def _fault(path: Path) -> str | None:
@@ -163,10 +179,22 @@ def _below(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _read_list(path: Path, option: str) -> list[Path]:
+def read_lines(path: Path, name: str) -> list[str]:
+    """The lines of a text file in UTF-8, without a byte order mark.
+
+    Raises:
+        DataError: It cannot be read, or is no such text; ``name`` says in the message what it is.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_bytes()
+        if content.startswith(MARKS):
+            raise DataError(f"{name} is text in UTF-16: save it as UTF-8")
+        return content.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{option}: {path} cannot be read as a text file of paths ({error})") from error
+        raise DataError(f"{name} cannot be read as text ({error})") from error
+
+
+def _read_list(path: Path, option: str) -> list[Path]:
+    lines = read_lines(path, f"{option}: {path}")
     names = [line.strip() for line in lines]
     return [path.parent / Path(name).expanduser() for name in names if name and not name.startswith("#")]

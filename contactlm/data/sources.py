@@ -19,7 +19,6 @@ from contactlm.data.files import (
     existing_path,
     find_predictable,
     find_structures,
-    is_structure_file,
 )
 from contactlm.data.packed.location import is_packed
 from contactlm.data.packed.store import open_packed
@@ -28,6 +27,7 @@ from contactlm.data.rcsb.ids import read_id_list
 from contactlm.data.split import best_copies, name_problems
 from contactlm.data.store import ChainStore, join_chains
 from contactlm.shipped import config_folder
+from contactlm.structure.files import is_structure_name
 from contactlm.types import Chain, DataError
 
 log = logging.getLogger(__name__)
@@ -201,11 +201,11 @@ def read_predict_inputs(sources: Sequence[str], cache: StructureCache, join: boo
         paths += found
         if found.passed_over:
             inputs.notes.append(f"{source}: {found.remark()}")
-    structures = _read_structures([path for path in paths if is_structure_file(path)], cache, inputs, join)
-    stores = [structures[path] if is_structure_file(path) else _read_fasta(path, inputs) for path in paths]
+    structures = _read_structures([path for path in paths if is_structure_name(path)], cache, inputs, join)
+    stores = [structures[path] if is_structure_name(path) else _read_fasta(path, inputs) for path in paths]
     inputs.store = _with_distinct_ids(ChainStore.concatenate(stores), inputs.notes)
     origins = [path for path, store in zip(paths, stores, strict=True) for _ in store.ids]
-    inputs.files = {id: path for id, path in zip(inputs.store.ids, origins, strict=True) if is_structure_file(path)}
+    inputs.files = {id: path for id, path in zip(inputs.store.ids, origins, strict=True) if is_structure_name(path)}
     return inputs
 
 

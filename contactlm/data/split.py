@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from contactlm.data.cache import ReadReport
 from contactlm.data.crop import Stream, generator
-from contactlm.data.packed.store import ClusterRule, PackedStore
+from contactlm.data.packed.store import MIN_KNOWN, ClusterRule, PackedStore
 from contactlm.data.store import ChainStore, chain_sequences
 from contactlm.homology.cluster import ClusterOptions, cluster_sequences
 from contactlm.types import DataError
@@ -52,7 +52,7 @@ class Selection:
             log.warning("%s: %s", option, self.report.remark)
 
 
-def select_chains(store: ChainStore, report: ReadReport, min_length: int) -> Selection:
+def select_chains(store: ChainStore, report: ReadReport, min_length: int, min_known: float = MIN_KNOWN) -> Selection:
     """Leave out what cannot be learned from or scored, and count it.
 
     Chains of identical sequence in one file are taken once: the one with most resolved residues, of equals the first.
@@ -61,15 +61,19 @@ def select_chains(store: ChainStore, report: ReadReport, min_length: int) -> Sel
         store: All chains read, with ``file_of_chain`` in its meta data.
         report: What happened to the files.
         min_length: Shorter chains are left out.
+        min_known: Chains are left out of whose resolved residues a smaller share is known.
     """
     lengths, resolved = np.asarray(store.lengths), np.asarray(store.resolved_counts())
+    known = np.asarray(store.known_counts())
     files, keys = np.asarray(store.meta["file_of_chain"]).tolist(), store.sequence_keys()
-    usable = np.flatnonzero((lengths >= min_length) & (resolved >= 2)).tolist()
+    may_serve = (lengths >= min_length) & (resolved >= 2)
+    usable = np.flatnonzero(may_serve & (known >= min_known * resolved)).tolist()
     best = best_copies([(files[i], keys[i]) for i in usable], resolved[usable])
     dropped = Counter(
         {
             f"shorter than {min_length} residues": int((lengths < min_length).sum()),
             "without two resolved residues": int(((lengths >= min_length) & (resolved < 2)).sum()),
+            "of mostly unknown residues": int(may_serve.sum()) - len(usable),
             "copies of a chain in the same file": len(usable) - len(best),
         }
     )

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.alphabet import decode, encode
+from contactlm.alphabet import UNKNOWN_LETTER, decode, encode
 from contactlm.atomic import atomic_file
 from contactlm.types import Chain, DataError
 
@@ -91,8 +91,15 @@ class ChainStore:
 
     def resolved_counts(self) -> NDArray[np.int64]:
         """Resolved residues of each chain, int64 (n,)."""
-        known = np.concatenate([[0], np.cumsum(np.isfinite(self.cb[:, 0]), dtype=np.int64)])
-        return known[self.starts + self.lengths] - known[self.starts]
+        return self._counts(np.isfinite(self.cb[:, 0]))
+
+    def known_counts(self) -> NDArray[np.int64]:
+        """Resolved residues of each chain that are not X, int64 (n,)."""
+        return self._counts(np.isfinite(self.cb[:, 0]) & (self.tokens != encode(UNKNOWN_LETTER)[0]))
+
+    def _counts(self, marked: NDArray[np.bool_]) -> NDArray[np.int64]:
+        before = np.concatenate([[0], np.cumsum(marked, dtype=np.int64)])
+        return before[self.starts + self.lengths] - before[self.starts]
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> ChainStore:
         """Take some chains, in the order given; coordinates and tokens stay where they are."""

@@ -21,8 +21,10 @@ MAX_BYTES = 1 << 30
 entries have a few 100 MB, and of many models only the first is read)."""
 
 FORMATS = {".pdb": "pdb", ".ent": "pdb", ".cif": "mmcif", ".mmcif": "mmcif", ".bcif": "bcif"}
-OTHERS = (".pdbx", ".mmtf", ".zst")
+KNOWN = ".pdb .pdb1 .ent .cif .mmcif .bcif, each also .gz, .bz2 or .xz"
+NOT_READ = (".pdbx", ".mmtf", ".zst")
 """Suffixes of structure files that are not read: files of these names are named, not skipped in silence."""
+MARKS = (b"\xff\xfe", b"\xfe\xff")  # of text in UTF-16
 _BLOCK = 1 << 20  # characters read at a time, and more than any line of a structure file has
 _REASON_LENGTH = 300
 _NAME = re.compile(
@@ -42,13 +44,22 @@ def split_name(path: str | Path) -> tuple[str, str, str]:
         StructureError: The name ends in no known suffix.
     """
     match = _NAME.fullmatch(Path(path).name)
-    if match is None or (match["assembly"] and match["suffix"].lower() != ".pdb"):
-        known = " ".join(FORMATS)
-        raise StructureError(
-            path, f"no structure file by its name; known are {known} .pdb1, each also with .gz, .bz2 or .xz"
-        )
+    if match is None or not is_structure_name(path):
+        raise StructureError(path, f"no structure file by its name; known are {KNOWN}")
     stem = os.fsencode(match["stem"]).decode("utf-8", "replace")  # ids are made of it, and written as text
     return stem, FORMATS[match["suffix"].lower()], (match["packed"] or "").lower()
+
+
+def is_structure_name(path: str | Path) -> bool:
+    """Whether the name ends like that of a structure file that can be read."""
+    match = _NAME.fullmatch(Path(path).name)
+    return match is not None and (not match["assembly"] or match["suffix"].lower() == ".pdb")
+
+
+def model_key(path: str | Path) -> tuple[str, tuple[int, bool, str]]:
+    """What files of one model share, and what of them comes first: mmCIF, BinaryCIF, PDB; uncompressed."""
+    stem, kind, packed = split_name(path)
+    return stem, (("mmcif", "bcif", "pdb").index(kind), bool(packed), Path(path).name)
 
 
 def read_blocks(path: str | Path) -> Generator[str]:
@@ -123,7 +134,7 @@ def _refuse_wrong_suffix(path: str | Path, packed: str, is_gzip: bool) -> None:
 
 def _without_mark(path: str | Path, block: str) -> str:
     """Leave a byte order mark out."""
-    if block.startswith(("\xff\xfe", "\xfe\xff")):
+    if block.startswith(tuple(mark.decode("latin-1") for mark in MARKS)):
         raise StructureError(path, "text in UTF-16: save it as UTF-8")
     return block.removeprefix("\xef\xbb\xbf")
 

@@ -13,8 +13,9 @@ from contactlm import ContactDataModule
 from contactlm.cli.index import index_command
 from contactlm.cli.pack import pack_command
 from contactlm.data.cache import StructureCache
-from contactlm.data.files import find_structures, is_structure_file, search_folder
+from contactlm.data.files import find_structures, search_folder
 from contactlm.data.sources import read_predict_inputs
+from contactlm.structure.files import is_structure_name
 from contactlm.types import DataError
 from tests.conftest import random_sequence, write_pdb
 
@@ -26,7 +27,7 @@ def touch(*paths: Path) -> None:
 
 
 def found_in(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in search_folder(folder, is_structure_file)]
+    return [path.relative_to(folder).as_posix() for path in search_folder(folder, is_structure_name)]
 
 
 def test_links_to_folders_are_followed_each_folder_once(tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ def test_links_to_folders_are_followed_each_folder_once(tmp_path: Path) -> None:
     (inside / "aa_again").symlink_to(inside / "sub")  # what is no link comes first, whatever the names
     (inside / "sub" / "loop").symlink_to(inside)
     (outside / "back").symlink_to(inside / "sub")
-    found = search_folder(inside, is_structure_file)
+    found = search_folder(inside, is_structure_name)
     assert found_in(inside) == ["a.pdb", "linked/c.pdb", "linked/deep/d.cif.gz", "sub/b.pdb"]
     again = "a link to a folder that is searched already"
     assert found.passed_over == dict.fromkeys(["aa_again", "sub/loop", "linked/back"], again)
@@ -47,7 +48,7 @@ def test_links_in_circles_end(tmp_path: Path) -> None:
     (tmp_path / "self").symlink_to(tmp_path / "self")
     (tmp_path / "one.pdb").symlink_to(tmp_path / "two.pdb")
     (tmp_path / "two.pdb").symlink_to(tmp_path / "one.pdb")
-    found = search_folder(tmp_path, is_structure_file)
+    found = search_folder(tmp_path, is_structure_name)
     assert found == [tmp_path / "a.pdb"]
     assert found.passed_over == dict.fromkeys(["self", "one.pdb", "two.pdb"], "a link to nothing")
 
@@ -58,7 +59,7 @@ def test_what_is_no_file_or_hidden_is_named(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as pipe:
         os.chdir(tmp_path)  # its path may be too long for a socket
         pipe.bind("s.ent")
-        found = search_folder(tmp_path, is_structure_file)
+        found = search_folder(tmp_path, is_structure_name)
     assert found_in(tmp_path) == ["a.pdb", "x.pdb/b.pdb"]  # a folder is searched, whatever its name
     reasons = {"._a.pdb": "hidden", "gone.cif": "a link to nothing", "s.ent": "no regular file"}
     assert found.passed_over == reasons
@@ -74,7 +75,7 @@ def test_folders_that_cannot_be_searched_are_named(tmp_path: Path, monkeypatch: 
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", closed)
-    assert search_folder(tmp_path, is_structure_file).passed_over == {"closed": "cannot be searched: Permission denied"}
+    assert search_folder(tmp_path, is_structure_name).passed_over == {"closed": "cannot be searched: Permission denied"}
 
 
 def test_many_are_counted(tmp_path: Path) -> None:

@@ -188,6 +188,7 @@ class PackedWriter:
             "ids": [name.encode("utf-8", "surrogateescape") for name in store.ids],
             "lengths": store.lengths,
             "resolved": store.resolved_counts(),
+            "known": store.known_counts(),
             "files": [self._files + number for number in store.meta["file_of_chain"]],
             "keys": np.frombuffer(b"".join(keys), COLUMNS["keys"]),
             "clusters": np.full(len(store), UNCLUSTERED),

@@ -38,11 +38,14 @@ COLUMNS = {  # of n chains
     "ids": "S",  # UTF-8
     "lengths": "<i8",  # residues
     "resolved": "<i8",  # resolved residues
+    "known": "<i8",  # those of them that are not X
     "files": "<i8",  # number of the structure file, ascending
     "keys": "<u8",  # 64 bits of BLAKE2b over the tokens: equal for equal sequences
     "clusters": "<i8",  # sequence cluster; UNCLUSTERED where a chain was left out
 }
 _NO_MATCH = "index and shards do not belong together; pack or upload the set again"
+MIN_KNOWN = 0.5
+"""Share of a chain's resolved residues that are known (not X), for it to be trained on or scored."""
 log = logging.getLogger(__name__)
 
 
@@ -54,6 +57,7 @@ class ClusterRule:
     min_length: int = 30
     assembly: str = "chain"
     version: int = CLUSTER_VERSION
+    min_known: float = MIN_KNOWN
 
     def text(self) -> str:
         """Its numbers, for a message."""
@@ -128,6 +132,7 @@ class PackedSet:
         self.folder, self.shards, self.index, self.rule = folder, shards, index, rule
         self.starts = np.append(0, np.cumsum(index["lengths"]))
         self.resolved_before = np.append(0, np.cumsum(index["resolved"]))
+        self.known_before = np.append(0, np.cumsum(index["known"]))
         self._chains = np.cumsum([0, *(part.chains for part in shards)]).tolist()  # before each shard
         self._residues = np.cumsum([0, *(part.residues for part in shards)]).tolist()
         if self._chains[-1] != len(index["ids"]) or self.starts[self._chains].tolist() != self._residues:
@@ -187,6 +192,11 @@ class PackedStore(ChainStore):
         """Resolved residues of each entry, int64 (n,)."""
         first, last = self._spans()
         return self.packed.resolved_before[last] - self.packed.resolved_before[first]
+
+    def known_counts(self) -> NDArray[np.int64]:
+        """Resolved residues of each entry that are not X, int64 (n,)."""
+        first, last = self._spans()
+        return self.packed.known_before[last] - self.packed.known_before[first]
 
     def sequence_keys(self) -> list[bytes]:
         """What is equal for entries of equal sequence and chain lengths, as far as 64 bits a chain tell."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from contactlm.data.files import read_lines
 from contactlm.types import DataError
 
 _PATTERN = re.compile(r"(?P<entry>[1-9][a-z0-9]{3}|pdb_[a-z0-9]{8})(?:[_\s]+(?P<chain>[a-z0-9]{1,8}))?", re.IGNORECASE)
@@ -35,10 +36,7 @@ def read_id_list(path: str | Path) -> list[tuple[str, str | None]]:
     Raises:
         DataError: The file cannot be read or holds no id; or a line is none, which names the file, line and value.
     """
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a list of PDB ids ({error})") from error
+    lines = read_lines(Path(path).expanduser(), f"{path}: a list of PDB ids")
     found = []
     for number, line in enumerate(lines, start=1):
         text = line.split("#", 1)[0].strip()

@@ -13,8 +13,8 @@ import numpy as np
 from Bio.Data.IUPACData import protein_letters_1to3
 
 from contactlm.atomic import atomic_file
-from contactlm.data.files import is_structure_file
 from contactlm.data.synthetic.fold import MIN_LENGTH, SyntheticProtein, synthetic_protein, with_cb
+from contactlm.structure.files import is_structure_name
 from contactlm.types import DataError
 
 MANIFEST = "synthetic.json"
@@ -133,7 +133,7 @@ def _check_folder(options: SyntheticOptions, folder: Path, expected: set[Path]) 
     if is_whole and manifest.read_text("utf-8", "replace") != json.dumps(_recipe(options), indent=1):
         raise DataError(f"synthetic: {folder} holds proteins of other options (see {MANIFEST} there); {remedy}")
     for path in sorted(path for split in SPLITS for path in (folder / split).rglob("*")):
-        if not is_structure_file(path) or path.name.startswith("."):
+        if not is_structure_name(path) or path.name.startswith("."):
             continue
         if path not in expected:
             raise DataError(f"synthetic: {path} is not one of the files to write there; {remedy}")
