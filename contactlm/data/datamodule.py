@@ -77,7 +77,7 @@ class ContactDataModule(L.LightningDataModule):
             in whichever batch it comes. A longer chain is a batch alone.
         batch_pairs: The same with a bound on B × L², which memory grows with; one of the two can be given.
         weights: ``"uniform"``: an epoch is every chain once; ``"cluster"``: one chain of each cluster, by turns.
-        eval_batch_size: Whole chains a dev, test or predict batch. None: as many of like length as keep the device busy.
+        eval_batch_size: Whole chains a dev, test or predict batch. None: as many as keep the device busy.
         dev_fraction: Fraction of the groups of training chains held out as the dev set.
         split: What a group is: ``"cluster"``: chains related in sequence; ``"random"``: chains of identical sequence.
         cluster: When two sequences are related: for the split, and for the report of leaks and the scores by identity.

@@ -1,4 +1,4 @@
-"""Folders as people have them: one model in two formats, unknown residues, assemblies, odd formats, byte order marks."""
+"""Folders as people have them: one model in two formats, unknown residues, assemblies, odd formats, odd text."""
 
 from __future__ import annotations
 
