@@ -27,14 +27,8 @@ _BYTE_OF_TOKEN[[VOCABULARY.index(a) for a in LETTERS]] = np.frombuffer(LETTERS.e
 def encode(sequence: str) -> NDArray[np.uint8]:
     """Turn L letters into L token numbers, without ``<cls>`` and ``<eos>``.
 
-    Args:
-        sequence: One-letter codes; upper case.
-
     Returns:
         uint8 (L,).
-
-    Raises:
-        ValueError: A character is not a letter of the ESM alphabet.
     """
     tokens = _TOKEN_OF_BYTE[np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)]
     if (tokens == UNK).any():

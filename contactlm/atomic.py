@@ -44,13 +44,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write a table.
-
-    Args:
-        path: The file.
-        rows: With the same keys each; None is left empty.
-        columns: Names of the columns; none: the keys of the first row.
-    """
+    """Write a table."""
     with atomic_path(path) as temporary, temporary.open("x", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, columns or list(rows[0]))
         writer.writeheader()

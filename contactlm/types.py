@@ -113,19 +113,11 @@ beside the 1,022 residues that ESM2 was trained on."""
 
 
 def chain_numbers(chain_lengths: Sequence[int]) -> NDArray[np.int64]:
-    """Number of the chain each residue belongs to, int64 (L,), counted from 0.
-
-    Args:
-        chain_lengths: Residues of each chain; L in all.
-    """
+    """Number of the chain each residue belongs to, int64 (L,), counted from 0."""
     return np.repeat(np.arange(len(chain_lengths)), chain_lengths)
 
 
 def residue_positions(chain_lengths: Sequence[int]) -> NDArray[np.int64]:
-    """Position of each residue, int64 (L,): i + ``CHAIN_JUMP`` · (chain of i), so 0 … L − 1 of a single chain.
-
-    Args:
-        chain_lengths: Residues of each chain; L in all.
-    """
+    """Position of each residue, int64 (L,): i + ``CHAIN_JUMP`` · (chain of i), so 0 … L − 1 of a single chain."""
     numbers = chain_numbers(chain_lengths)
     return np.arange(len(numbers)) + CHAIN_JUMP * numbers

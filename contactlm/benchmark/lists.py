@@ -118,9 +118,6 @@ def load_set(name: str) -> BenchmarkSet:
         name: That of a shipped list, or the path of a CSV file with the columns ``pdb_id`` and ``chain`` and, where
             they are known, ``sequence``, ``length``, ``chain_naming`` (``auth`` or ``label``), ``target``, ``role``,
             ``submission_date``, ``release_date`` and ``scorable`` (0: not to be scored). ``NAME:SUBSET`` takes a part.
-
-    Raises:
-        DataError: No such list, or one that cannot be read, which names line and value.
     """
     known = shipped_sets()
     own = Path(name).expanduser()

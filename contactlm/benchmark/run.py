@@ -52,9 +52,6 @@ def run_benchmark(names: Sequence[str], models: Mapping[str, str], options: Benc
         names: Of test sets; see :func:`contactlm.benchmark.lists.load_set`; ``smoke`` needs no network.
         models: By the name that tables have: checkpoints, exported folders, or published models' names or folders.
         options: Where things are.
-
-    Raises:
-        ContactLMError: A set, a model or the structures cannot be had, or no chain of any set was found.
     """
     database = None if options.database is None else _open_database(options.database)  # before hours are spent
     results = [_obtain(name, options) for name in dict.fromkeys(names)]

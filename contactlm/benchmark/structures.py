@@ -58,9 +58,6 @@ def obtain_structures(chains: Sequence[AskedChain], source: StructureSource, out
     """Find the files of some chains, and fetch what is missing unless a folder or offline work was asked for.
 
     Where the server cannot be reached, the missing entries are listed in the folder ``out``.
-
-    Raises:
-        DataError: No such folder; or the server cannot be reached, which says what is missing and how to bring it.
     """
     if source.folder is not None:
         return FoundFiles(_by_stem(find_structures(source.folder, "structures")))

@@ -64,11 +64,7 @@ class CostBound:
 
     @classmethod
     def of_options(cls, batch_tokens: int | None, batch_pairs: int | None) -> CostBound | None:
-        """The bound that is given, if any.
-
-        Raises:
-            DataError: Both are given, or one that is not positive.
-        """
+        """The bound that is given, if any."""
         if batch_tokens is not None and batch_pairs is not None:
             raise DataError(
                 f"batch_tokens is {batch_tokens} and batch_pairs {batch_pairs}: give one of them, or neither"
@@ -81,11 +77,7 @@ class CostBound:
 
 
 def check_positive(**values: int) -> None:
-    """Make sure that options are at least 1.
-
-    Raises:
-        DataError: One is not.
-    """
+    """Make sure that options are at least 1."""
     for name, value in values.items():
         if value < 1:
             raise DataError(f"{name} is {value}; it must be at least 1")
@@ -196,12 +188,7 @@ class CostSampler(EpochSampler):
             yield steps[step][self.rank].tolist()
 
     def plan(self, number: int, taken: Sequence[Taken] = ()) -> list[list[NDArray[np.int64]]]:
-        """All batches of a pass over the samples: for each step, the sample numbers of each process.
-
-        Args:
-            number: Which pass, from 0.
-            taken: What others have taken of it; only what they left is cut.
-        """
+        """All batches of a pass over the samples: for each step, the sample numbers of each process."""
         size = len(self.stream)
         left = np.setdiff1d(np.arange(size), self._gone(number, taken) - number * size)
         if not len(left):

@@ -108,9 +108,6 @@ class StructureCache:
     def load(self, paths: Sequence[Path]) -> tuple[ChainStore, ReadReport]:
         """Read all chains of some files, from the cache where it has them.
 
-        Args:
-            paths: Structure files; the chains come in this order.
-
         Returns:
             The chains (memory-mapped when the cache can be written), and what happened.
         """
@@ -238,11 +235,6 @@ def parse_task(task: Sequence[Item], sequence: str, models: str = "first") -> li
 
 def read_files(items: Sequence[Item], work: Task, processes: int) -> Iterator[Result]:
     """Read files, in several processes where that pays.
-
-    Args:
-        items: Files, each with a number that comes back with what it holds.
-        work: Reads some of them.
-        processes: How many read; with 0 or 1, and for a few files, this process reads.
 
     Yields:
         What the files hold, in their order; of a file whose process was killed, also where it read nothing else, an

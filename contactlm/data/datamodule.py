@@ -228,12 +228,7 @@ class ContactDataModule(L.LightningDataModule):
         return sorted({"dev", "test"} & self._chains.keys() - self.identity.keys())
 
     def _look_for_kept_training(self, path: str | Path, trained_on: Mapping[str, Any]) -> None:
-        """Take the training sequences that lie beside the checkpoint, where no training chains are at hand.
-
-        Args:
-            path: The checkpoint.
-            trained_on: The training chains that it says it had.
-        """
+        """Take the training sequences that lie beside the checkpoint, where no training chains are at hand."""
         kept = kept_training(path) if "train" not in self._chains and self.leak_report != "never" else None
         if kept is not None and kept.about == trained_on:
             self._look_for_leaks(lambda: kept.sequences, kept.sequences)

@@ -72,13 +72,6 @@ def iter_fasta(path: str | Path, max_residues: int = MAX_RESIDUES) -> Iterator[F
       in the sequence as written (gaps counted). So does a record without residues, or with too many.
     * A repeated name gets ``_2``, ``_3``, … (the first one free), a record without a name is called after its
       number; both are noted.
-
-    Args:
-        path: The file; gzip is recognised by its content.
-        max_residues: Longer sequences are problems.
-
-    Raises:
-        DataError: The file cannot be read, is empty, or is no FASTA file; the message names it.
     """
     taken: dict[str, int] = {}
     number = 0

@@ -19,16 +19,7 @@ NAMED = 5  # so many entries that are left out are named; beyond, the rest is co
 
 
 def existing_path(source: str | Path, option: str, wanted: str) -> Path:
-    """A path that is there.
-
-    Args:
-        source: As the user gave it.
-        option: The option's name, for messages.
-        wanted: What to give, for messages.
-
-    Raises:
-        DataError: Nothing lies there, or it cannot be looked at.
-    """
+    """A path that is there."""
     path = Path(source).expanduser()
     try:
         path.stat()
@@ -64,9 +55,6 @@ def find_structures(source: str | Path, option: str = "train_dir") -> FoundFiles
     """List the structure files of a folder (searched recursively), of a text file of paths, or a single file.
 
     A text file holds one path a line, relative to its folder; empty lines and those that start with ``#`` are left out.
-
-    Raises:
-        DataError: Nothing lies there, or no structure file is in it; the message names the option.
     """
     path = existing_path(source, option, STRUCTURES)
     if path.is_dir():
@@ -80,11 +68,7 @@ def find_structures(source: str | Path, option: str = "train_dir") -> FoundFiles
 
 
 def find_predictable(source: str) -> FoundFiles:
-    """List the FASTA and structure files of a folder (searched recursively), or a single file.
-
-    Raises:
-        DataError: Nothing lies there, or nothing of a known kind.
-    """
+    """List the FASTA and structure files of a folder (searched recursively), or a single file."""
     path = existing_path(source, "predict_paths", PREDICTABLE)
     if path.is_dir():
         found = search_folder(path, _is_predictable)
@@ -107,10 +91,6 @@ def search_folder(folder: Path, is_wanted: Callable[[Path], bool]) -> FoundFiles
     Hidden files are passed over (macOS leaves ``._x.pdb`` beside ``x.pdb``), as are links to nothing, what is no
     regular file, structure files of formats that are not read, further files of one model, and folders that cannot be
     searched or were searched before. A folder is none, whatever its name.
-
-    Args:
-        folder: The folder.
-        is_wanted: Whether a file of that name is looked for.
 
     Returns:
         The files, sorted by path; what was passed over by its path from the folder.
@@ -180,11 +160,7 @@ def _below(folder: Path, path: Path) -> str:
 
 
 def read_lines(path: Path, name: str) -> list[str]:
-    """The lines of a text file in UTF-8, without a byte order mark.
-
-    Raises:
-        DataError: It cannot be read, or is no such text; ``name`` says in the message what it is.
-    """
+    """The lines of a text file in UTF-8, without a byte order mark."""
     try:
         content = path.read_bytes()
         if content.startswith(MARKS):

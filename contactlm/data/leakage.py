@@ -49,9 +49,6 @@ def training_identity(
 
     Returns:
         float32 (n,): 0 where no training sequence is related, 1 where one is identical.
-
-    Raises:
-        TooManyPairsError: It is not in the cache, and there are more pairs.
     """
     named: Sequence[str] = keys if keys is not None else training  # type: ignore[assignment]  # without keys sequences
     options = options.chosen(len(set(queries)) + len(set(named)))

@@ -73,16 +73,7 @@ def training_loader(
     complete: Complete | None = None,
     **options: Any,
 ) -> StreamLoader:
-    """Batches of crops.
-
-    Args:
-        dataset: The stream of crops.
-        size: Crops a batch, or what a batch may cost.
-        rank: The number of this process, and of all.
-        progress: As of :class:`~contactlm.data.stream.StreamLoader`.
-        complete: Adds to every batch.
-        options: Further arguments of the data loader.
-    """
+    """Batches of crops."""
     if isinstance(size, int):
         sampler = StreamSampler(len(dataset), size, *rank)
         return StreamLoader(dataset, sampler, progress, collate_fn=Completed(collate, complete), **options)

@@ -60,11 +60,7 @@ class Source:
             existing_path(self.location, self.option, STRUCTURES)
 
     def fetch(self) -> None:
-        """Fetch what is missing of a list of PDB ids.
-
-        Raises:
-            DataError: The server cannot be reached, or has none of them.
-        """
+        """Fetch what is missing of a list of PDB ids."""
         if not self.is_ids:
             return
         entries = [entry for entry, _ in self._ids()]
@@ -76,11 +72,7 @@ class Source:
             raise DataError(f"{self.option}: {self.location}: none of {len(set(entries))} entries could be fetched")
 
     def load(self, cache: StructureCache) -> tuple[ChainStore, ReadReport]:
-        """Read all chains, or open them where they were packed; and what happened to the files.
-
-        Raises:
-            DataError: Nothing is there to read, or a packed set cannot be used.
-        """
+        """Read all chains, or open them where they were packed; and what happened to the files."""
         if self.is_ids:
             entries = sorted({entry for entry, _ in self._ids()})
             fetched = [self.folder / f"{entry}.cif.gz" for entry in entries]
@@ -118,9 +110,6 @@ def find_sources(data: Mapping[str, Any], cache_folder: Path) -> dict[str, Sourc
     Args:
         data: Options of :class:`contactlm.ContactDataModule`.
         cache_folder: Where fetched structures go, unless ``download_dir`` is given.
-
-    Raises:
-        DataError: ``synthetic`` beside ``train_dir`` or ``test_dir``.
     """
     dirs, synthetic = {role: data[f"{role}_dir"] for role in ("train", "test")}, data["synthetic"]
     if synthetic is not None:
@@ -184,16 +173,7 @@ class PredictInputs:
 
 
 def read_predict_inputs(sources: Sequence[str], cache: StructureCache, join: bool = False) -> PredictInputs:
-    """Read FASTA and structure files and folders of both.
-
-    Args:
-        sources: Paths; folders are searched recursively.
-        cache: Reads structure files.
-        join: Take all chains of a structure file as one complex; else chains of equal sequence are taken once.
-
-    Raises:
-        DataError: A path that does not exist, is of no known kind, or a folder that holds neither.
-    """
+    """Read FASTA and structure files and folders of both."""
     inputs = PredictInputs(ChainStore.from_chains([]))
     paths: list[Path] = []
     for source in sources:

@@ -160,9 +160,6 @@ def split_groups(groups: NDArray[np.int64], fraction: float, seed: int) -> NDArr
 
     Returns:
         bool (n,), True for dev chains.
-
-    Raises:
-        DataError: Nothing would be left to train on.
     """
     if not 0 <= fraction < 1:
         raise DataError(f"dev_fraction is {fraction}; it must be at least 0 and below 1")

@@ -208,9 +208,6 @@ def join_chains(store: ChainStore) -> ChainStore:
     Returns:
         A store with ``chain_lengths``. An entry is called as its file's stem, or as its chain when it has only one.
         ``file_of_chain`` in its meta data holds the file of each entry.
-
-    Raises:
-        ValueError: Chains of one file do not lie next to each other (some were left out before).
     """
     files = np.asarray(store.meta["file_of_chain"], dtype=np.int64)
     is_first = np.diff(files, prepend=-1) != 0

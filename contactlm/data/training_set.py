@@ -31,12 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def describe_chains(ids: Iterable[str], lengths: Iterable[int]) -> dict[str, Any]:
-    """Number of chains and residues, and a checksum of the sorted (id, length) pairs.
-
-    Args:
-        ids: Of n chains.
-        lengths: Residues of each.
-    """
+    """Number of chains and residues, and a checksum of the sorted (id, length) pairs."""
     pairs = [(name, int(length)) for name, length in zip(ids, lengths, strict=True)]
     return {"chains": len(pairs), "residues": sum(length for _, length in pairs), "checksum": fingerprint(pairs)}
 
@@ -62,9 +57,6 @@ def check_same_run(
     Returns:
         All other sets of training chains that the run was trained on: structures may come and go, but chains
         of the dev and test sets, or relatives of theirs, may then have been trained on.
-
-    Raises:
-        DataError: An option is another.
     """
     for name in sorted(before.keys() & now.keys() - {"train", "trained_before"}):
         if now[name] != before[name]:
@@ -104,16 +96,8 @@ class KeptTraining:
 def keep_training(store: ChainStore, folder: Path) -> Path | None:
     """Write the training sequences of a run into the folder of its checkpoints, whole or not at all.
 
-    Args:
-        store: The training chains.
-        folder: The folder; made when missing.
-
     Returns:
         The file; None where the sequences would have to be fetched first, which is told.
-
-    Raises:
-        OSError: It cannot be written.
-        DataError: A shard of a packed set is missing or damaged.
     """
     if isinstance(store, PackedStore) and store.packed.folder.is_remote:
         log.info(
@@ -135,9 +119,6 @@ def keep_training(store: ChainStore, folder: Path) -> Path | None:
 
 def kept_training(checkpoint: str | Path) -> KeptTraining | None:
     """Read the training sequences that lie beside a checkpoint.
-
-    Args:
-        checkpoint: The checkpoint's file.
 
     Returns:
         None where there are none, or where they cannot be read, which is told.

@@ -162,10 +162,6 @@ class WordIndex:
     def candidates(self, query: int, first: int = 0) -> NDArray[np.int64]:
         """Find the sequences that may be related to one of them. The answer for a pair is the same both ways.
 
-        Args:
-            query: Number of a sequence.
-            first: Sequences before this one are not asked for.
-
         Returns:
             Ascending numbers ≥ ``first``, int64 (m,); the query's own may be among them.
         """

@@ -51,9 +51,6 @@ def best_identity(
 
     Returns:
         float32 (n,): the best identity to a related target, 0 where there is none, 1 where a target is identical.
-
-    Raises:
-        DataError: A sequence holds other letters, or MMseqs2 is asked for and cannot run.
     """
     check_letters(queries)
     check_letters(targets)
@@ -91,9 +88,6 @@ def cluster_sequences(
 
     Returns:
         Cluster numbers in order of first appearance, int64 (n,). As a partition independent of the sequences' order.
-
-    Raises:
-        DataError: A sequence holds other letters, or MMseqs2 is asked for and cannot run.
     """
     check_letters(sequences)
     pool = make_pool(sequences)

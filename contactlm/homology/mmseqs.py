@@ -80,9 +80,6 @@ def search(
 
     Yields:
         The hits, a block at a time.
-
-    Raises:
-        DataError: The program is not installed, fails, or writes what is not understood.
     """
     if not queries or not targets:
         return

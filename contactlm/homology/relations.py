@@ -127,9 +127,6 @@ def find_relations(
         progress: Whether to show a progress bar.
         keep_in: A folder, of its own for this pool and rule, for what a search of all pairs has found so far: one that
             was ended goes on from there. None: nothing is kept.
-
-    Raises:
-        DataError: A sequence holds other letters than those of the ESM alphabet; MMseqs2 is asked for and cannot run.
     """
     chosen = options.chosen(len(pool))
     if options.program == "auto" and len(pool) > MANY_SEQUENCES:

@@ -23,9 +23,6 @@ def agreement(one: Tensor, other: Tensor, positions: Tensor | None = None) -> di
         ``spearman_sep6``, rank correlation over all pairs, NaN where one map has a single value or there are fewer than
         two pairs; ``shared_top_L``, the share of each one's L highest pairs (all, where there are fewer) that are among
         the other's, NaN without pairs. Of equal values the first count, by i, then j.
-
-    Raises:
-        ValueError: The shapes differ.
     """
     if one.shape != other.shape or one.ndim != 2:
         raise ValueError(f"maps of shapes {tuple(one.shape)} and {tuple(other.shape)}: give two of one protein")

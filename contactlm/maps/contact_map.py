@@ -276,9 +276,6 @@ def write_npz(contact_map: ContactMap, path: str | Path, dtype: str = "float32")
         contact_map: The map.
         path: The file.
         dtype: ``float32`` keeps every bit; ``float16`` takes half the space and rounds by at most 0.00025.
-
-    Raises:
-        ValueError: Another dtype.
     """
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype is {dtype!r}: a map is saved as 'float16' or 'float32'")

@@ -106,10 +106,6 @@ def full_map(
         device: Where the model is; None means where ``tokens`` are.
         positions: The residues' positions, for the rotary embedding: integers (L,), ascending; only differences
             count. None: 0 … L − 1.
-
-    Raises:
-        DataError: The chain is empty, ``tokens`` are not residue tokens, or ``positions`` do not fit them.
-        ModelError: The model returns logits of another shape.
     """
     return next(full_maps(logits_fn, [tokens], options, device, [positions]))
 
@@ -205,11 +201,7 @@ def _map_group(
 
 
 def _check_finite(blends: list[_Blend]) -> None:
-    """Ask the device once whether all maps are finite.
-
-    Raises:
-        ModelError: One is not.
-    """
+    """Ask the device once whether all maps are finite."""
     sums = torch.stack([blend.probability.sum() for blend in blends]).tolist() if blends else []
     for blend, total in zip(blends, sums, strict=True):
         if not math.isfinite(total):

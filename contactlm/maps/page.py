@@ -69,10 +69,6 @@ HOVER = """<div style="font: 13px/1.45 system-ui, sans-serif; padding: 1px 3px">
 def map_figures(contact_map: AnyMap, names: list[str]) -> Any:
     """A figure for each model, whose axes move together.
 
-    Args:
-        contact_map: The map; of it, length, chains and structure are drawn.
-        names: What the models are called.
-
     Returns:
         A layout of Bokeh's. Its figures are called ``map0`` and ``map1``, the sources of their cells ``cells0`` and
         ``cells1``, and the picked pair ``picked``.
@@ -207,17 +203,7 @@ BODY = """\
 
 
 def write_page(contact_map: AnyMap, path: str | Path, beside: AnyMap | None = None) -> None:
-    """Write the page.
-
-    Args:
-        contact_map: The map.
-        path: The file.
-        beside: Another model's map of the same sequence.
-
-    Raises:
-        DataError: ``beside`` is of another sequence.
-        MissingExtraError: Bokeh is not installed.
-    """
+    """Write the page."""
     load_bokeh()
     if beside is not None and (beside.sequence, beside.chain_lengths) != (
         contact_map.sequence,

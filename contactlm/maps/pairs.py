@@ -64,11 +64,6 @@ def listed_pairs(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Pairs that may be listed, by i, then j.
 
-    Args:
-        contact_map: The map.
-        min_separation: Least |i - j| within a chain; pairs of different chains are listed whatever it is.
-        min_probability: Least p.
-
     Returns:
         Residues i < j, int64 (n,), from 0, and p, float32 (n,).
     """
@@ -185,9 +180,6 @@ def write_rr(
         min_separation: Least |i - j| listed within a chain, at least 1.
         min_probability: Least p listed.
         pairs_per_residue: Most pairs listed, in units of L; None: all.
-
-    Raises:
-        ValueError: ``min_separation`` is below 1, or ``pairs_per_residue`` not positive.
     """
     if min_separation < 1:
         raise ValueError(f"min_separation is {min_separation}: a residue has no contact with itself, use 1 or more")

@@ -34,9 +34,6 @@ def drawn_pairs(contact_map: AnyMap) -> tuple[FileResidues, Drawn]:
 
     Returns:
         The residues, and residues i < j of each kind, from 0.
-
-    Raises:
-        DataError: The map has no structure.
     """
     residues = need_residues(contact_map)
     truth = truth_of(contact_map)
@@ -52,11 +49,7 @@ def drawn_pairs(contact_map: AnyMap) -> tuple[FileResidues, Drawn]:
 
 
 def need_residues(contact_map: AnyMap) -> FileResidues:
-    """The map's residues in its structure.
-
-    Raises:
-        DataError: It has none.
-    """
+    """The map's residues in its structure."""
     if contact_map.residues is None:
         raise DataError(
             f"{contact_map.id}: no structure is known to show the map on; predict from a structure file, or name one: "
@@ -70,19 +63,12 @@ def write_pymol(contact_map: AnyMap, path: str | Path) -> None:
 
     The structure is loaded from where it lies; the objects ``right``, ``wrong`` and ``predicted_only`` can be turned
     on and off.
-
-    Raises:
-        DataError: The map has no structure.
     """
     _write(path, _pymol_lines(contact_map))
 
 
 def write_chimerax(contact_map: AnyMap, path: str | Path) -> None:
-    """Write a ChimeraX script: as :func:`write_pymol` does, with pseudobonds; to be opened in a new session.
-
-    Raises:
-        DataError: The map has no structure, or one whose path or chain ids cannot be written in the program's commands.
-    """
+    """Write a ChimeraX script: as :func:`write_pymol` does, with pseudobonds; to be opened in a new session."""
     _write(path, _chimerax_lines(contact_map))
 
 
@@ -177,12 +163,7 @@ def contact_numbers(contact_map: AnyMap) -> NDArray[np.float32]:
 
 
 def write_bfactors(contact_map: AnyMap, path: str | Path) -> None:
-    """Write the first model of the map's structure (PDB format) with contact numbers as B-factors.
-
-    Raises:
-        DataError: The map has no structure.
-        StructureError: The structure cannot be read, or does not fit the PDB format.
-    """
+    """Write the first model of the map's structure (PDB format) with contact numbers as B-factors."""
     residues = need_residues(contact_map)
     values = {
         (chain, number): float(value)

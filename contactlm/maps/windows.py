@@ -116,15 +116,8 @@ def plan_passes(length: int, options: WindowOptions) -> list[Pass]:
     Windows and segments all have their full length and start at evenly spread residues, so the ends of a chain get
     no stump: a chain one residue longer than the window gets two windows of full length.
 
-    Args:
-        length: L, residues in the chain.
-        options: Window and overlap.
-
     Returns:
         Windows from left to right, then the passes of distant pairs.
-
-    Raises:
-        DataError: The chain is empty.
     """
     if length < 1:
         raise DataError(f"a chain of {length} residues has no contact map: give a sequence of at least one residue")
@@ -194,15 +187,7 @@ def batch_by_cost(tokens: Sequence[int], max_cost: int, token_cost: int = 0) -> 
 
 
 def check_residue_tokens(tokens: Tensor, index: int) -> None:
-    """Refuse what is not the residue tokens (L,) of a chain.
-
-    Args:
-        tokens: What was given.
-        index: Number of the chain, counted from 0, for the message.
-
-    Raises:
-        DataError: Another shape or type, no residue at all, or special tokens among them.
-    """
+    """Refuse what is not the residue tokens (L,) of a chain."""
     if tokens.ndim != 1 or tokens.is_floating_point() or tokens.dtype == torch.bool:
         shape = tuple(tokens.shape)
         raise DataError(f"chain {index}: tokens are {tokens.dtype} {shape}: give one integer per residue, shape (L,)")
@@ -218,16 +203,7 @@ def check_residue_tokens(tokens: Tensor, index: int) -> None:
 
 
 def checked_positions(positions: Tensor, length: int, index: int) -> Tensor:
-    """Positions of a chain's residues, int64 (L,) on the CPU.
-
-    Args:
-        positions: What was given.
-        length: L.
-        index: Number of the chain, counted from 0, for the message.
-
-    Raises:
-        DataError: Another shape or type, or positions that do not ascend.
-    """
+    """Positions of a chain's residues, int64 (L,) on the CPU."""
     if positions.shape != (length,) or positions.is_floating_point() or positions.dtype == torch.bool:
         raise DataError(
             f"chain {index}: positions are {positions.dtype} {tuple(positions.shape)}: give one integer per residue, "
@@ -268,14 +244,7 @@ def context_weights(segment: Segment, piece: Pass, length: int, device: torch.de
 
 
 def how_made(length: int, plan: list[Pass], options: WindowOptions, blend: str) -> dict[str, Any]:
-    """How a full-length map was made, in plain values.
-
-    Args:
-        length: L of the chain.
-        plan: Its passes.
-        options: What they were planned with.
-        blend: How blocks are blended where there are several passes.
-    """
+    """How a full-length map was made, in plain values."""
     apart = sum(len(piece.segments) == 2 for piece in plan)
     whole = int(len(plan) == 1)
     return {

@@ -106,11 +106,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """What :meth:`to_dict` gave.
-
-        Raises:
-            ValueError: It is something else.
-        """
+        """What :meth:`to_dict` gave."""
         try:
             return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})  # type: ignore[arg-type]
         except (TypeError, AttributeError) as error:
@@ -213,10 +209,6 @@ def _newton(
 
 def fit_confidence(means: Tensor, precisions: Tensor) -> tuple[float, float] | None:
     """Fit how the precision of the top L long-range pairs follows from their mean probability.
-
-    Args:
-        means: Mean probability of these pairs, one a protein; NaN where a protein has none.
-        precisions: Their precision.
 
     Returns:
         Slope and bias of the log-odds; None with fewer than five proteins.

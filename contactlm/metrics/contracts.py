@@ -74,9 +74,6 @@ def contract_scores(
 
     Returns:
         NaN where there is nothing to rank.
-
-    Raises:
-        ValueError: Shapes do not fit, or values outside [0, 1].
     """
     labels = torch.from_numpy(contact_map(coordinates, contract.cutoff))
     ranked = rank_map(torch.as_tensor(probability), labels, length=contract.length)

@@ -147,9 +147,6 @@ class HitScores:
             nearest: Pair identity of each protein's best hit and the share of the protein that it covers, both 0 … 1;
                 NaN: it has none.
             ranked: The pairs of what is copied, in order, where they were put there already.
-
-        Raises:
-            ValueError: Shapes or numbers do not fit, or values outside [0, 1].
         """
         if copied is None:
             self.copied.update([], [], [])  # a metric that was never updated warns
@@ -169,11 +166,7 @@ class HitScores:
         return [row | _columns(own[row["id"], row["index"]]) for row in rows]
 
     def by_stratum(self, rows: list[dict[str, Any]]) -> dict[str, float]:
-        """Main scores of a model and of copying as ``mcc_sep6@hit<30`` and the like, of strata that have a protein.
-
-        Args:
-            rows: Each protein's scores, with the columns that :meth:`with_columns` adds; without them: nothing.
-        """
+        """Main scores of a model and of copying as ``mcc_sep6@hit<30`` and the like, of strata that have a protein."""
         strata: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             if HIT_IDENTITY in row:

@@ -20,9 +20,6 @@ def each_protein(probability: Maps, labels: Maps) -> Iterator[tuple[Tensor, Tens
     Args:
         probability: One map (L, L), a batch (B, L, L) padded where the labels are -1, or a sequence of maps.
         labels: The same shape.
-
-    Raises:
-        ValueError: The two do not hold the same number of proteins.
     """
     if isinstance(probability, Tensor) and probability.ndim == 2:
         probability = probability[None]
@@ -98,9 +95,6 @@ class RankedBatch(NamedTuple):
         Args:
             outputs: ``probability``, ``labels`` and, of complexes, ``chain_of``: see
                 :class:`contactlm.callbacks.ContactEvaluation`.
-
-        Raises:
-            ValueError: Shapes do not fit, or values outside [0, 1].
         """
         kept = outputs.get(KEY)
         if isinstance(kept, cls):
@@ -115,10 +109,6 @@ class RankedBatch(NamedTuple):
         return made
 
     def rank(self, probability: list[Tensor], labels: list[Tensor]) -> list[RankedMap]:
-        """Put the same pairs in the order of another predictor's maps (L, L).
-
-        Raises:
-            ValueError: Shapes do not fit, or values outside [0, 1].
-        """
+        """Put the same pairs in the order of another predictor's maps (L, L)."""
         check_maps(probability, labels)
         return [own.rank(p) for own, p in zip(self.selections, probability, strict=True)]

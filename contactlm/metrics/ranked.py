@@ -94,14 +94,7 @@ class Selection(NamedTuple):
 
 
 def check_probability(*probabilities: Tensor) -> None:
-    """Refuse logits.
-
-    Args:
-        probabilities: Maps; those on one accelerator are asked together.
-
-    Raises:
-        ValueError: A value is outside [0, 1] or NaN, or a tensor holds no floating-point numbers.
-    """
+    """Refuse logits."""
     for probability in probabilities:
         if not probability.is_floating_point():
             raise ValueError(f"expected floating-point probabilities, got a tensor of {probability.dtype}")
@@ -117,11 +110,7 @@ def check_probability(*probabilities: Tensor) -> None:
 
 
 def check_shapes(probability: Tensor, labels: Tensor) -> None:
-    """Refuse what is not one protein's map and its labels.
-
-    Raises:
-        ValueError: Shapes differ or are not square.
-    """
+    """Refuse what is not one protein's map and its labels."""
     if probability.ndim != 2 or probability.shape[0] != probability.shape[1] or probability.shape != labels.shape:
         raise ValueError(
             f"probability {tuple(probability.shape)} and labels {tuple(labels.shape)} "
@@ -130,11 +119,7 @@ def check_shapes(probability: Tensor, labels: Tensor) -> None:
 
 
 def check_maps(probability: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
-    """Refuse what are not maps of probabilities and their labels; an accelerator is asked once.
-
-    Raises:
-        ValueError: Shapes do not fit, or values outside [0, 1].
-    """
+    """Refuse what are not maps of probabilities and their labels; an accelerator is asked once."""
     for maps in zip(probability, labels, strict=True):
         check_shapes(*maps)
     check_probability(*probability)
@@ -152,9 +137,6 @@ def rank_map(
         labels: (L, L), 1 contact, 0 none, negative unknown; where it is, all is done.
         chain_of: Of a complex, each residue's chain number, (L,); None: a single chain.
         length: Which residues are counted as the L of P@L: those resolved, all up to the last resolved one, or all.
-
-    Raises:
-        ValueError: Shapes differ or are not square, or ``probability`` is not made of probabilities.
     """
     check_maps([probability], [labels])
     return select(labels, chain_of, length).rank(probability)
@@ -315,9 +297,6 @@ def average_precision(bands: Sequence[Ranked]) -> Tensor:
     Σ_n (R_n − R_{n−1}) P_n over the distinct probabilities, so ties need no order. Recall rises at those of contacts
     alone, so that no other needs to be looked at. Contacts of equal probability have the same precision, that of the
     last of them: the area is the mean of these precisions over the contacts.
-
-    Args:
-        bands: Whose pairs are taken together.
 
     Returns:
         The area, float64 (), NaN without a single contact (recall is undefined then).

@@ -81,9 +81,6 @@ def select_pairs(probability: Tensor, labels: Tensor, chain_of: Tensor | None = 
         probability: Floating point (L, L) in [0, 1]; only its upper triangle is scored.
         labels: (L, L), 1 contact, 0 none, negative unknown; on the same device.
         chain_of: Of a complex, each residue's chain number, (L,); None: a single chain.
-
-    Raises:
-        ValueError: Shapes differ or are not square, or ``probability`` is not made of probabilities.
     """
     check_maps([probability], [labels])
     probability, labels = probability.detach(), labels.detach()
@@ -206,9 +203,6 @@ def score_protein(
         ``p_at_L2_short``, ``p_at_L5_short`` and the same for medium and long; ``auprc_sep6``, ``auprc_short``,
         ``auprc_medium``, ``auprc_long``. A precision is NaN where the range has no pairs or ⌊L/k⌋ is 0, an AUPRC
         where the range has no contacts.
-
-    Raises:
-        ValueError: Shapes do not fit, or values outside [0, 1] (logits).
     """
     ranked = rank_map(probability, labels, chain_of)
     by_threshold = mcc_scores(predicted_counts(ranked, [check_threshold(threshold)])[0])
@@ -223,10 +217,6 @@ def nan_mean(values: Sequence[float]) -> float:
 
 def means_by(strata: Mapping[str, Sequence[Mapping[str, Any]]], names: Iterable[str]) -> dict[str, float]:
     """Means of scores over the proteins of each stratum.
-
-    Args:
-        strata: Rows of scores by the name of their stratum.
-        names: Of the scores.
 
     Returns:
         ``name@stratum`` for each, and ``proteins@stratum``, the number of proteins.
@@ -281,9 +271,6 @@ def tune_threshold(curves: Tensor) -> tuple[float, float]:
 
     Returns:
         The threshold and the mean MCC there.
-
-    Raises:
-        ValueError: No protein to tune on.
     """
     if curves.shape[0] == 0:
         raise ValueError("no protein to tune the threshold on")

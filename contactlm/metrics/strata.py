@@ -18,11 +18,7 @@ def training_stratum(identity: float) -> str:
 
 
 def hit_stratum(identity: float | None) -> str:
-    """Name the stratum of a protein by its best hit.
-
-    Args:
-        identity: Share of identical residues among the pairs aligned with it, 0 … 1; None or NaN: no hit.
-    """
+    """Name the stratum of a protein by its best hit."""
     if identity is None or math.isnan(identity):
         return NO_HIT
     return HIT_STRATA[1 + sum(identity >= bound for bound in IDENTITY_BOUNDS)]

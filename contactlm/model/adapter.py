@@ -112,11 +112,7 @@ def _let_others_read(directory: Path) -> None:
 
 
 def read_adapter(directory: str | Path) -> Adapter:
-    """Read an adapter directory, written by this package or by PEFT.
-
-    Raises:
-        ModelError: No such directory, damaged or missing files, or an adapter of another kind than LoRA.
-    """
+    """Read an adapter directory, written by this package or by PEFT."""
     directory = Path(directory).expanduser()
     if not (directory / CONFIG_FILE).is_file():
         raise ModelError(f"{directory}: no {CONFIG_FILE} there; give a directory that `contactlm export` wrote")
@@ -135,11 +131,7 @@ def read_adapter(directory: str | Path) -> Adapter:
 
 
 def load_adapter(esm: Any, adapter: Adapter) -> None:
-    """Put an adapter's weights into a backbone that has adapters of the same options.
-
-    Raises:
-        ModelError: Names or shapes that do not fit.
-    """
+    """Put an adapter's weights into a backbone that has adapters of the same options."""
     wanted = _adapter_weights(esm)
     problems = [f"{name} is missing" for name in wanted if name not in adapter.weights]
     problems += [f"{name} is unknown here" for name in adapter.weights if name not in wanted]
@@ -164,11 +156,7 @@ def write_about(directory: Path, about: Mapping[str, Any]) -> None:
 
 
 def read_about(directory: str | Path) -> dict[str, Any]:
-    """Read what an export says about itself; nothing where there is no such file.
-
-    Raises:
-        ModelError: The file is damaged.
-    """
+    """Read what an export says about itself; nothing where there is no such file."""
     path = Path(directory).expanduser() / ABOUT_FILE
     if not path.is_file():
         return {}
@@ -184,11 +172,7 @@ def read_about(directory: str | Path) -> dict[str, Any]:
 
 
 def calibration_of(about: Mapping[str, Any]) -> Calibration | None:
-    """The calibration that an export brings; None where it brings none.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """The calibration that an export brings; None where it brings none."""
     fitted = about.get("calibration")
     return None if fitted is None else Calibration.from_dict(fitted)
 

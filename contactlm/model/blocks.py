@@ -134,14 +134,7 @@ def block_bytes(device: torch.device) -> int:
 
 
 def plan_blocks(lengths: Sequence[int], heads: int, device: torch.device, entry_bytes: int) -> list[Block]:
-    """Cut a batch's attention maps into blocks: several short samples at a time, or parts of a long one.
-
-    Args:
-        lengths: Every sample's number of tokens.
-        heads: Number of heads, H.
-        device: Where the work is done; decides how large a block is.
-        entry_bytes: What one entry of the maps takes, all arrays of that size counted.
-    """
+    """Cut a batch's attention maps into blocks: several short samples at a time, or parts of a long one."""
     entries = block_bytes(device) // entry_bytes
     blocks, start = [], 0
     while start < len(lengths):

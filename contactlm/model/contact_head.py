@@ -30,11 +30,7 @@ _ABOUT = "contactlm"  # the key of the file's metadata
 
 
 def write_head(path: str | Path, weight: Tensor, bias: Tensor, about: Mapping[str, Any]) -> None:
-    """Write a contact head: weight (1, C), bias (1,) and plain values, ``family``, ``backbone_checksum`` among them.
-
-    Raises:
-        ModelError: The file cannot be written.
-    """
+    """Write a contact head: weight (1, C), bias (1,) and plain values, ``family``, ``backbone_checksum`` among them."""
     body = save({"weight": weight.float().cpu().contiguous(), "bias": bias.float().cpu()}, {_ABOUT: json.dumps(about)})
     try:
         with atomic_file(Path(path).expanduser()) as handle:
@@ -44,11 +40,7 @@ def write_head(path: str | Path, weight: Tensor, bias: Tensor, about: Mapping[st
 
 
 def read_head(path: str | Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Read a contact head: weight (1, C), bias (1,), and what the file says of it.
-
-    Raises:
-        ModelError: No such file, or another one.
-    """
+    """Read a contact head: weight (1, C), bias (1,), and what the file says of it."""
     try:
         with safe_open(str(Path(path).expanduser()), "pt") as file:
             about = json.loads((file.metadata() or {})[_ABOUT])
@@ -67,11 +59,7 @@ def read_head(path: str | Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
 
 
 def put_head(esm: Any, path: str | Path, checksum: str) -> None:
-    """Put a contact head from a file onto a backbone without adapters, whose weights have a checksum.
-
-    Raises:
-        ModelError: No such head, or one that was fitted to another backbone.
-    """
+    """Put a contact head from a file onto a backbone without adapters, whose weights have a checksum."""
     weight, bias, about = read_head(path)
     regression, family = contact_regression(esm), family_of(esm.config)
     if weight.shape != regression.weight.shape or about.get("family") != family.name:

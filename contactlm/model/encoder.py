@@ -121,16 +121,7 @@ class MaskedLanguageModel(nn.Module):
 
 
 def load_language_model_head(esm: Any, pretrained: str | None, seed: int = 0) -> LanguageModelHead:
-    """Load the head that a backbone was trained with as a masked language model.
-
-    Args:
-        esm: The backbone, from the same source.
-        pretrained: As of :func:`~contactlm.model.loading.load_esm`, saved from the class that has the head.
-        seed: Decides random weights. The global generators are left alone.
-
-    Raises:
-        ModelError: The checkpoint holds no such head.
-    """
+    """Load the head that a backbone was trained with as a masked language model."""
     family = family_of(esm.config)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.random.default_generator.manual_seed(seed)

@@ -25,12 +25,7 @@ _CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def check_execution(module: nn.Module, precision: str) -> None:
-    """Refuse to hold everything in half precision, and a module that ``torch.compile`` got hold of.
-
-    Raises:
-        ModelError: ``precision``, as Lightning's Trainer names it, is ``bf16-true`` or ``16-true``, or a part of the
-            module is compiled.
-    """
+    """Refuse to hold everything in half precision, and a module that ``torch.compile`` got hold of."""
     if precision in _IN_HALF:
         raise ModelError(
             f"trainer.precision is {precision}: it would round coordinates to 3 digits or fewer, which makes other "
@@ -46,11 +41,7 @@ def check_execution(module: nn.Module, precision: str) -> None:
 
 
 def check_crop_length(crop_length: int | None, window: int | None) -> None:
-    """Refuse crops that whole chains could not be scored with.
-
-    Raises:
-        ModelError: Crops are longer than the window.
-    """
+    """Refuse crops that whole chains could not be scored with."""
     if crop_length is not None and window is not None and crop_length > window:
         raise ModelError(
             f"crop_length is {crop_length}, longer than the window of {window} residues that whole chains are "
@@ -82,9 +73,6 @@ def shard_layers(backbone: Any, mesh: DeviceMesh | None) -> None:
         backbone: A :class:`~contactlm.model.backbone.ContactBackbone`; changed.
         mesh: The processes, along the dimension ``data_parallel``, for PyTorch's FSDP2; None wraps the layers where
             FSDP 1 is being set up, and does nothing elsewhere.
-
-    Raises:
-        ModelError: A mesh, and a backbone that does not call its layers.
     """
     if not torch.distributed.is_available():
         return

@@ -105,12 +105,7 @@ class _QuantizedProduct(torch.autograd.Function):
 
 
 def check_frozen(dtype: str | None, quantization: str | None, all_weights: bool) -> None:
-    """Refuse ways to hold weights that are unknown, cannot be had, or could not be trained where all are to learn.
-
-    Raises:
-        ModelError: One of these.
-        MissingExtraError: bitsandbytes is not installed.
-    """
+    """Refuse ways to hold weights that are unknown, cannot be had, or could not be trained where all are to learn."""
     if dtype not in _DTYPES:
         reason = ": gradients of a loss over L x L pairs fall below what float16 can hold" if dtype == "float16" else ""
         raise ModelError(f"backbone_dtype: {dtype!r} given; choose from float32 and bfloat16{reason}")

@@ -66,10 +66,6 @@ def load_esm(
     Returns:
         The backbone, without a pooler. Its contact head is zero where the family has no published one, and none was
         loaded; a warning tells of one that starts at random or was never trained.
-
-    Raises:
-        ModelError: Both or neither argument given, an incomplete or damaged directory, a hub that cannot be reached,
-            a model of no family that is supported, a checkpoint that lacks backbone weights.
     """
     if (pretrained is None) == (architecture is None):
         given = "both" if architecture is not None else "neither"
@@ -80,11 +76,7 @@ def load_esm(
 
 
 def architecture_of(pretrained: str) -> dict[str, Any]:
-    """The sizes and the kind of a model by its ``config.json`` alone, as ``architecture`` takes them.
-
-    Raises:
-        ModelError: There is none, or it is of no family that is supported.
-    """
+    """The sizes and the kind of a model by its ``config.json`` alone, as ``architecture`` takes them."""
     try:
         config, _ = PreTrainedConfig.get_config_dict(str(Path(pretrained).expanduser()))
     except OSError as error:

@@ -62,11 +62,7 @@ class LoraOptions:
 
 
 def read_options(given: Mapping[str, Any]) -> LoraOptions:
-    """Make options of plain values, which a checkpoint holds or a user gives.
-
-    Raises:
-        ModelError: A name that is none.
-    """
+    """Make options of plain values, which a checkpoint holds or a user gives."""
     names = [*LoraOptions.__dataclass_fields__]
     for name in given:
         if name not in names:
@@ -79,9 +75,6 @@ def add_lora(esm: Any, options: LoraOptions) -> PeftModel:
 
     ``save_pretrained`` of the result writes an adapter directory with the contact head in it, which
     ``peft.PeftModel.from_pretrained`` puts onto a stock model of the same weights.
-
-    Raises:
-        ModelError: No such target module or layer, or a rank, dropout or other option out of range.
     """
     _check(options)
     targets = lora_targets(esm, options)
@@ -129,9 +122,6 @@ def lora_targets(esm: Any, options: LoraOptions) -> list[str]:
     """The names of the linear layers that get an adapter: as given, or the family's.
 
     Where not all layers of the model get some, or a word stands for them, they are named in full.
-
-    Raises:
-        ModelError: A name that no linear layer has, or a layer that is not there.
     """
     family, given = family_of(esm.config), options.target_modules
     whole = _linear_names(esm)

@@ -30,10 +30,6 @@ def read_batch(
     Returns:
         Which tokens are attended to, bool (B, T); which are what; and their positions, int64 (1 or B, T), those of a
         family that learns them as far apart as it reaches (:func:`within_reach`).
-
-    Raises:
-        ModelError: Tokens that are not (B, T) with T at least 3, a mask or positions of another shape, or more tokens
-            than the family reaches.
     """
     if tokens.ndim != 2 or tokens.shape[1] < 3:
         raise ModelError(

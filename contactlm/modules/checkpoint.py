@@ -35,9 +35,6 @@ def check_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Returns:
         The checkpoint, its weights without storage.
-
-    Raises:
-        ModelError: No such file, or one that is not a checkpoint of plain values written by this package.
     """
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="meta", mmap=True)
@@ -146,17 +143,7 @@ def found_backbone(checkpoint: Mapping[str, Any]) -> str | None:
 
 
 def check_fits(about: Mapping[str, Any], head: str, pretrained: str | None, checksum: str | None) -> None:
-    """Refuse a checkpoint whose maps are read from something else, or that was trained on another backbone.
-
-    Args:
-        about: What the checkpoint says of itself.
-        head: What the model reads maps from.
-        pretrained: The model's backbone; None for a randomly initialised one.
-        checksum: The checksum of its weights; None for a randomly initialised one.
-
-    Raises:
-        ModelError: The head or the checksum is another one.
-    """
+    """Refuse a checkpoint whose maps are read from something else, or that was trained on another backbone."""
     check_head(about, head)
     if about["backbone_checksum"] != checksum:
         raise ModelError(

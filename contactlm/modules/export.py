@@ -40,17 +40,7 @@ _STOCK_HEADLESS = "{library} loads the weights; {family} has no contact head the
 
 
 def export_adapter(module: ContactModule, out: str | Path, overwrite: bool = False) -> Path:
-    """Write LoRA weights and contact head as an adapter directory of PEFT; the module is left as it is.
-
-    Args:
-        module: With LoRA, on a pretrained backbone.
-        out: The directory, which is also returned; it appears complete or not at all.
-        overwrite: Replace an earlier export.
-
-    Raises:
-        ModelError: A module without LoRA or contact head, or with a backbone that has no name.
-        ContactLMError: ``out`` exists, or cannot be written.
-    """
+    """Write LoRA weights and contact head as an adapter directory of PEFT; the module is left as it is."""
     require_contact_head(module.head)
     if not has_adapters(module.backbone.esm):
         raise ModelError(

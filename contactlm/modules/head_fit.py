@@ -168,11 +168,7 @@ def _fit(
 
 
 def make_solver(strength: float) -> Any:
-    """Coordinate descent on the L1-penalised likelihood; the intercept is hardly penalised.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
+    """Coordinate descent on the L1-penalised likelihood; the intercept is hardly penalised."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:

@@ -123,10 +123,6 @@ class MapPredictor(TrainedWeights):
                 half a window where ``window`` is given.
             id: A name for the map.
             chain_lengths: Of a complex, residues of each chain, whose sequences follow one another in ``sequence``.
-
-        Raises:
-            ValueError: A letter that is not of the alphabet.
-            ContactLMError: An empty sequence, window and overlap that do not fit, or chains of another length in all.
         """
         tokens, positions = torch.from_numpy(encode(sequence)), None
         if chain_lengths is not None:

@@ -144,9 +144,6 @@ def step_cost(
         device: Where the step would run; a device this PyTorch was built without cannot be asked about.
         precision: Of the large products, for mixed precision; None: that of the weights.
         count_flops: Whether to take a second step for them; else there are 0.
-
-    Raises:
-        ModelError: What a step does depends on its numbers, as what a contrastive loss draws.
     """
     device = torch.device(device)
     with without_numbers(make, device) as module:

@@ -93,11 +93,7 @@ def schedule(make: LRSchedulerCallable, optimizer: torch.optim.Optimizer) -> dic
 
 
 def step_plateaus(trainer: L.Trainer) -> None:
-    """Show schedulers that wait for a plateau of a dev score the score of a look at dev, whose scores are logged.
-
-    Raises:
-        TrainingError: No such score.
-    """
+    """Show schedulers that wait for a plateau of a dev score the score of a look at dev, whose scores are logged."""
     for config in trainer.lr_scheduler_configs:
         if not config.reduce_on_plateau or config.frequency != NEVER:
             continue

@@ -153,12 +153,7 @@ def _device_of(module: MapModule, device: Device) -> torch.device:
 
 
 def load_model(model: Model, head: str | None = None) -> MapModule:
-    """Make a module from a checkpoint, an export or a published language model; a module is given back as it is.
-
-    Args:
-        model: Where it is.
-        head: A contact head's file for a published one, in the place of its own.
-    """
+    """Make a module from a checkpoint, an export or a published language model; a module is given back as it is."""
     if isinstance(model, MapModule):
         return model
     if (Path(model).expanduser() / CONFIG_FILE).is_file():
@@ -175,11 +170,7 @@ def load_model(model: Model, head: str | None = None) -> MapModule:
 
 
 def import_module_class(name: str) -> type[MapModule]:
-    """Import a subclass of MapModule by a name such as ``contactlm.ContrastiveModule``.
-
-    Raises:
-        ModelError: There is no such class, or it is no MapModule.
-    """
+    """Import a subclass of MapModule by a name such as ``contactlm.ContrastiveModule``."""
     where, _, what = name.rpartition(".")
     try:
         found = getattr(import_module(where), what)
@@ -193,11 +184,7 @@ def import_module_class(name: str) -> type[MapModule]:
 
 
 def checkpoint_class(path: str | Path) -> type[MapModule]:
-    """The class that a checkpoint was written by, if it is one of this package; ContactModule where it does not say.
-
-    Raises:
-        ModelError: No such checkpoint, or one by a class of another package (a file does not decide what is imported).
-    """
+    """The class that a checkpoint was written by, if it is one of this package; ContactModule where it does not say."""
     name = public_name(check_checkpoint(path)[CHECKPOINT_KEY].get("class", DEFAULT))
     if not name.startswith("contactlm."):
         raise ModelError(f"ckpt_path: {path} was written by {name}; give `--{OPTION} {name}`, or load it in Python")

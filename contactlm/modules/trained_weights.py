@@ -141,11 +141,7 @@ class TrainedWeights(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not belong on this model.
-
-        Raises:
-            ModelError: Another head or backbone, or weights that do not fit.
-        """
+        """Refuse a checkpoint that does not belong on this model."""
         about = checkpoint.get(CHECKPOINT_KEY)
         if about is None:
             raise ModelError("the checkpoint was not written by contactlm; to load weights alone, use load_state_dict")

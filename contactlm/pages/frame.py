@@ -33,9 +33,6 @@ def write_frame(
         data: What the scripts read, in JSON values.
         scripts: Names of scripts in this folder, without ``.js``.
         library: Whether Bokeh is needed.
-
-    Raises:
-        MissingExtraError: It is needed and not installed.
     """
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',

@@ -16,11 +16,7 @@ EXTRA = "pages"
 
 
 def load_bokeh() -> ModuleType:
-    """Import Bokeh.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
+    """Import Bokeh."""
     try:
         import bokeh.plotting
     except ImportError as error:

@@ -106,12 +106,7 @@ class Found:
 
 
 def find_runs(paths: Sequence[str | Path]) -> Found:
-    """Read runs from run directories and from folders that hold some, at any depth.
-
-    Raises:
-        ContactLMError: A path that does not exist or holds no run, a record that cannot be read in a run directory
-            that was named itself, or nothing left to report.
-    """
+    """Read runs from run directories and from folders that hold some, at any depth."""
     found = Found()
     for path in paths:
         _find_below(Path(path).expanduser(), found)

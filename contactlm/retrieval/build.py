@@ -60,14 +60,8 @@ class BackboneCache(StructureCache):
     def collect(self, paths: Sequence[Path]) -> tuple[ChainStore, NDArray[np.uint8], ReadReport]:
         """Read all chains of some files, with their secondary structure.
 
-        Args:
-            paths: Structure files; the chains come in this order.
-
         Returns:
             The chains, in memory; their secondary structure end to end, uint8 (N,); and what happened.
-
-        Raises:
-            MissingExtraError: There are files to read, and a library that assigns states is not installed.
         """
         keys, problems = self._keys(paths)
         readable = [path for path in paths if path in keys]
@@ -115,16 +109,6 @@ def build_database(sources: Sequence[str | Path], out: str | Path, cache: Backbo
 
     The database afterwards holds exactly the chains of the files given now: files that are new or changed are read,
     those that are gone are dropped. While it is made the old one stays in place.
-
-    Args:
-        sources: Folders of structure files, single files, and text files of paths.
-        out: The database's folder.
-        cache: Where chains are kept between builds.
-
-    Raises:
-        DataError: A source does not exist or holds no structure file; no chain could be read; ``out`` is something
-            else, or cannot be written.
-        MissingExtraError: There are files to read, and a library that assigns secondary structure is not installed.
     """
     folder = Path(out).expanduser()
     if not may_hold(folder):

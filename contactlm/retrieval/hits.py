@@ -41,10 +41,6 @@ class Alignment(NamedTuple):
 def align(query: str, sequences: Sequence[str]) -> list[Alignment | None]:
     """Align a query with some sequences.
 
-    Args:
-        query: L letters of the ESM alphabet, L > 0.
-        sequences: m sequences.
-
     Returns:
         m alignments; None where nothing scores above 0.
     """
@@ -110,13 +106,7 @@ class Hit:
 
 
 def hits_cb(hits: Sequence[Hit], length: int, database: StructureDatabase) -> NDArray[np.float32]:
-    """C-betas of K hits on the residues of their query, float32 (K, L, 3), Å; NaN: aligned with none, or unresolved.
-
-    Args:
-        hits: Of one query.
-        length: Residues of the query, L.
-        database: Where the hits are from.
-    """
+    """C-betas of K hits on the residues of their query, float32 (K, L, 3), Å; NaN: aligned with none, or unresolved."""
     cb = np.full((len(hits), length, 3), np.nan, np.float32)
     for own, hit in zip(cb, hits, strict=True):
         own[hit.query_positions] = database.cb_of(hit.index)[hit.hit_positions]

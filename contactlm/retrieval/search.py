@@ -59,11 +59,7 @@ class Found(NamedTuple):
 
 
 def check_phmmer() -> None:
-    """Make sure that phmmer can be had, before anything is read for it.
-
-    Raises:
-        MissingExtraError: Its library is not installed.
-    """
+    """Make sure that phmmer can be had, before anything is read for it."""
     try:
         import pyhmmer  # noqa: F401
     except ImportError as error:

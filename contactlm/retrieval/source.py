@@ -40,13 +40,7 @@ class EvidenceSource:
         return {**self.__dict__, "_kept": OrderedDict(), "_bytes": 0}  # another process makes it from what is on disk
 
     def of(self, ids: Sequence[str], sequences: Sequence[str], exclusion: Exclusion) -> list[ChainEvidence]:
-        """Evidence of whole chains.
-
-        Args:
-            ids: Their ids, by which their own entries are known.
-            sequences: Their sequences.
-            exclusion: What must not be used.
-        """
+        """Evidence of whole chains."""
         keys = [(name, sequence, exclusion.digest) for name, sequence in zip(ids, sequences, strict=True)]
         made = {key: self._kept.get(key) for key in keys}
         missing = [key for key, evidence in made.items() if evidence is None]

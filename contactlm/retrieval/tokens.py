@@ -65,12 +65,6 @@ def chain_evidence(
     """Collect the evidence of a chain's hits.
 
     A helix counts with at least 4 residues that are aligned with the chain, a strand with at least 2.
-
-    Args:
-        hits: Best first.
-        length: Residues of the chain, L.
-        database: Where the hits are from.
-        segment_states: What is known of its segments.
     """
     segment_of = np.full((len(hits), length), NO_SEGMENT, np.int16)
     states: list[NDArray[np.float32]] = []
@@ -109,14 +103,7 @@ def _side_by_side(blocks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
 
 
 def collate_evidence(chains: Sequence[ChainEvidence], hits: int, width: int, length: int) -> Evidence:
-    """Pad what is shown of some chains to one batch.
-
-    Args:
-        chains: B chains, cut down to the residues shown.
-        hits: K of the batch, at least that of every chain.
-        width: Width of the backbone's states, E.
-        length: L of the batch, at least that of every chain.
-    """
+    """Pad what is shown of some chains to one batch."""
     most = max((len(chain.kinds) for chain in chains), default=0)
     segments = SEGMENT_STEP * max(1, -(-most // SEGMENT_STEP))
     batch = Evidence.none(len(chains), length, width, hits, segments)

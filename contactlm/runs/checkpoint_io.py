@@ -75,11 +75,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def write_checkpoint(checkpoint: Mapping[Any, Any], path: Path) -> None:
-    """Write a checkpoint tensor by tensor, whole or not at all.
-
-    Raises:
-        OSError: It cannot be written; an older file is as it was.
-    """
+    """Write a checkpoint tensor by tensor, whole or not at all."""
     with atomic_path(path) as temporary, temporary.open("xb") as handle:
         stream = _Stream(handle)
         torch.save(dict(checkpoint), stream)  # type: ignore[arg-type]  # of a file it needs no more than that
@@ -127,9 +123,6 @@ def find_last(
 
     Returns:
         The checkpoint, or None where there is none, and the folder it was looked for in.
-
-    Raises:
-        ModelError: The first logger is neither CSVLogger nor TensorBoardLogger, and ``dirpath`` is None.
     """
     folder, pattern = (Path(dirpath), "") if dirpath else _runs_folder(trainer_config, name)
     found = folder.expanduser().glob(f"{pattern}last*.ckpt")

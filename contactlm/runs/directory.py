@@ -70,12 +70,6 @@ def claim_directory(trainer: L.Trainer) -> None:
     A logger counts the directories that are there, and makes its own later: runs that start at the same moment count
     alike. Here the first process makes the directory at once, and of several runs only one can. One in which nothing
     was written goes when the process ends. A version that was given stays, and so do folders behind a URL.
-
-    Args:
-        trainer: Its first logger decides, if it is one of Lightning's two local ones; the others take its version.
-
-    Raises:
-        OSError: The directory cannot be made.
     """
     first = trainer.loggers[0] if trainer.loggers else None
     if isinstance(first, (CSVLogger, TensorBoardLogger)) and first._version is None and trainer.is_global_zero:

@@ -18,10 +18,6 @@ RUN_FORMAT = 1
 def write_run(folder: str | Path, record: Mapping[str, Any]) -> Path:
     """Write a record, complete or not at all; NaN and infinity become null.
 
-    Args:
-        folder: The run directory; made when it is not there.
-        record: Plain values.
-
     Returns:
         The file.
     """
@@ -33,11 +29,7 @@ def write_run(folder: str | Path, record: Mapping[str, Any]) -> Path:
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
-    """Read the record of a run directory.
-
-    Raises:
-        ContactLMError: There is none, or it is damaged or of another format.
-    """
+    """Read the record of a run directory."""
     path = Path(folder) / RUN_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -42,15 +42,8 @@ def align_observed(observed: Observed, full: str) -> NDArray[np.intp]:
     letters. Otherwise (the full sequence disagrees with the coordinates, or the numbers jump) an alignment decides,
     in which gaps cost little where the chain is broken.
 
-    Args:
-        observed: M residues in chain order.
-        full: The full sequence, L letters.
-
     Returns:
         0-based positions (M,), increasing; or -1 - k for a residue that the full sequence lacks before its k-th.
-
-    Raises:
-        ValueError: An alignment of more than :data:`MAX_CELLS` would be needed.
     """
     positions = _by_numbers(observed, full)
     return _by_alignment(observed, full) if positions is None else positions

@@ -26,16 +26,9 @@ def beta_carbons(path: str | Path, chain: Chain) -> NDArray[np.float32]:
 
     Residues are found again by the position of their C-alpha, which no two share.
 
-    Args:
-        path: The file.
-        chain: One of its chains, as :func:`contactlm.read_chains` gives it.
-
     Returns:
         float32 (L, 3), in Å: the C-beta of the same alternate location as the C-alpha; the C-alpha of glycine; NaN
         where the residue is unresolved or the file lacks its C-beta.
-
-    Raises:
-        StructureError: The file cannot be read.
     """
     with closing(read_blocks(path)) as blocks:
         text = io.StringIO("".join(blocks))

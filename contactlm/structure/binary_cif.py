@@ -18,16 +18,7 @@ _UNSET = {1: ".", 2: "?"}  # by the values of a column's mask
 
 
 def read_bcif(path: str | Path, content: bytes, all_models: bool = False) -> list[RawStructure]:
-    """Read the first model, or all, of the first data block of a BinaryCIF file.
-
-    Args:
-        path: Named in errors.
-        content: The file.
-        all_models: As for :func:`~contactlm.structure.mmcif.read_mmcif`.
-
-    Raises:
-        StructureError: The file is no BinaryCIF, has no atoms, or its tables cannot be read.
-    """
+    """Read the first model, or all, of the first data block of a BinaryCIF file."""
     try:
         block = msgpack.unpackb(content)["dataBlocks"][0]
         columns = {

@@ -110,9 +110,6 @@ def contact_labels(cb: Tensor, threshold: float = CONTACT_THRESHOLD) -> Tensor:
 
     Returns:
         int8 (B, L, L) or (L, L) on the device of ``cb``: 1 contact, 0 no contact, -1 unknown and on the diagonal.
-
-    Raises:
-        ValueError: ``cb`` is not of shape (B, L, 3) or (L, 3).
     """
     if cb.ndim not in (2, 3) or cb.shape[-1] != 3:
         raise ValueError(f"cb has shape {tuple(cb.shape)}; expected (B, L, 3) or (L, 3)")

@@ -39,9 +39,6 @@ def split_name(path: str | Path) -> tuple[str, str, str]:
     Returns:
         The stem (``1abc`` of ``1abc.pdb.gz`` and ``1abc.pdb1``; bytes that are no UTF-8 as U+FFFD), the format
         (``pdb``, ``mmcif`` or ``bcif``) and the suffix of its compression; empty without one.
-
-    Raises:
-        StructureError: The name ends in no known suffix.
     """
     match = _NAME.fullmatch(Path(path).name)
     if match is None or not is_structure_name(path):
@@ -70,10 +67,6 @@ def read_blocks(path: str | Path) -> Generator[str]:
 
     Yields:
         Whole lines, about a million characters of them at a time.
-
-    Raises:
-        StructureError: The file cannot be read or decompressed, more than :data:`MAX_BYTES` would have to be read, or
-            a line has more than a million characters.
     """
     with _opened(path) as stream:
         yield from _blocks(path, stream)

@@ -110,14 +110,6 @@ def read_mmcif(path: str | Path, blocks: Iterable[str], all_models: bool = False
 
     Chains and residues go by their author ids, as in the PDB format; ``label_seq_id`` gives their position in the full
     sequence.
-
-    Args:
-        path: Named in errors.
-        blocks: The content, whole lines at a time.
-        all_models: Whether to read further models; else nothing of them is kept.
-
-    Raises:
-        StructureError: The file is no mmCIF, has no atoms, or its tables cannot be read.
     """
     try:
         table = BackboneDict(lines_of(blocks), all_models)

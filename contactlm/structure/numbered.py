@@ -69,9 +69,6 @@ def find_residues(
 
     Returns:
         The residues. Each chain of a complex has a chain of the file for itself.
-
-    Raises:
-        StructureError: The file cannot be read, or has no chain that is related to the sequence.
     """
     ends = [0, *accumulate(chain_lengths or [len(sequence)])]
     parts = [sequence[start:stop] for start, stop in pairwise(ends)]

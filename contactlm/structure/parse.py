@@ -102,17 +102,9 @@ def read_chains(path: str | Path, sequence: str = "seqres", models: str = "first
 def read_backbones(path: str | Path, sequence: str = "seqres") -> list[tuple[Chain, NDArray[np.float32]]]:
     """Read the protein chains of a structure file with their backbones.
 
-    Args:
-        path: As for :func:`read_chains`.
-        sequence: Likewise.
-
     Returns:
         The chains that :func:`read_chains` gives, each with the coordinates of N, CA and C, float32 (L, 3 atoms, 3),
         in Å; NaN where missing.
-
-    Raises:
-        StructureError: As :func:`read_chains` does.
-        ValueError: Likewise.
     """
     return [(found.chain, found.backbone) for found in read_numbered(path, sequence)]
 

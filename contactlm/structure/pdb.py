@@ -37,15 +37,7 @@ _RECORDS = re.compile(rf"\n(?:ATOM  {_NAME}|HETATM{_NAME}|SEQRES|MODRES|TER|MODE
 
 
 def read_pdb(path: str | Path, blocks: Iterable[str]) -> Iterator[RawStructure]:
-    """Read the models of a file in PDB format, one at a time; what follows the last one asked for is not read.
-
-    Args:
-        path: Named in errors.
-        blocks: The content, whole lines at a time.
-
-    Raises:
-        StructureError: A line that concerns the backbone cannot be read.
-    """
+    """Read the models of a file in PDB format, one at a time; what follows the last one asked for is not read."""
     try:
         # Most of the time of a plain parse goes to lines that are not needed: here Biopython does not see them.
         for records in _models(blocks):
@@ -121,11 +113,7 @@ class BackboneParser(PDBParser):
         self._original: list[str] = []  # the atom lines as they stand in the file
 
     def get_structure(self, id: str, file: Any) -> RawStructure:
-        """Parse an open text file.
-
-        Raises:
-            ValueError: A line cannot be read.
-        """
+        """Parse an open text file."""
         try:
             return super().get_structure(id, file)
         except PDBConstructionException as error:

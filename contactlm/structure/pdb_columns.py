@@ -17,11 +17,7 @@ _MOST_LINES = 100  # of a residue
 
 
 def decode_number(columns: str) -> int:
-    """Decode a residue number: decimal, or hybrid-36 (``A000`` is 10000, ``a000`` follows ``ZZZZ``).
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """Decode a residue number: decimal, or hybrid-36 (``A000`` is 10000, ``a000`` follows ``ZZZZ``)."""
     text = columns.strip()
     if len(text) == _WIDTH and text.isascii() and text.isalnum() and text[0].isalpha():
         if text == text.upper():

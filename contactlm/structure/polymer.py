@@ -26,9 +26,6 @@ def backbone(residues: list[Residue]) -> NDArray[np.float64]:
 
     Returns:
         float64 (L, 3 atoms, 3), in Å; NaN where missing.
-
-    Raises:
-        ValueError: A coordinate is beyond :data:`MAX_COORDINATE`.
     """
     positions = [position for residue in residues for position in residue.backbone()]
     xyz = np.array(positions, dtype=np.float64).reshape(len(residues), len(BACKBONE), 3)
@@ -128,9 +125,6 @@ def polymer(chain: RawChain) -> tuple[list[Residue], NDArray[np.float64]]:
 
     Returns:
         The residues, and their backbone coordinates, float64 (L, 3 atoms, 3), in Å.
-
-    Raises:
-        ValueError: A coordinate is impossibly large.
     """
     residues = [r for variants in chain.residues.values() if (r := _occupied(variants)) is not None]
     if all(r.index is not None for r in residues):

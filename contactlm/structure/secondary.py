@@ -183,10 +183,6 @@ def secondary_structure(backbone: NDArray[np.floating], sequence: str) -> NDArra
 
     Returns:
         uint8 (L,): :data:`LOOP` 0, :data:`HELIX` 1, :data:`STRAND` 2; unresolved residues are loop.
-
-    Raises:
-        ValueError: ``backbone`` is not of shape (L, 3, 3) for the L residues of ``sequence``.
-        MissingExtraError: A library is not installed.
     """
     if backbone.shape != (len(sequence), 3, 3):
         raise ValueError(f"backbone has shape {backbone.shape}; expected ({len(sequence)}, 3, 3): N, CA and C")
@@ -205,11 +201,7 @@ def secondary_structure(backbone: NDArray[np.floating], sequence: str) -> NDArra
 
 
 def load_dssp() -> Callable[..., NDArray[np.bool_]]:
-    """Import what assigns states by hydrogen bonds, a second of work for a process: its package imports torch.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
+    """Import what assigns states by hydrogen bonds, a second of work for a process: its package imports torch."""
     try:
         from pydssp.pydssp_numpy import assign
     except ImportError as error:

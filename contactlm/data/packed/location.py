@@ -72,11 +72,7 @@ class SetFolder:
             raise DataError(f"{self.name}: {reason}") from error
 
     def path(self, part: Part) -> Path:
-        """Path of a file; behind a URL, of its copy in the cache.
-
-        Raises:
-            DataError: It is missing, cannot be fetched, comes damaged twice or cannot be kept.
-        """
+        """Path of a file; behind a URL, of its copy in the cache."""
         if self.is_remote:
             path = self.kept(part)
             if not path.is_file():

@@ -53,9 +53,6 @@ def pack_structures(
         workers: Processes that read; 0 reads in this process, None takes one for each available processor.
         progress: Whether to show a progress bar.
         cache_dir: Where clusters, and what an interrupted clustering found so far, are kept.
-
-    Raises:
-        DataError: There is nothing to pack, or the folder cannot be used.
     """
     found: list[tuple[Path, str]] = []
     for given in structures:

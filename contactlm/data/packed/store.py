@@ -257,9 +257,6 @@ def open_packed(location: str, cache_dir: Path, sequence: str, option: str) -> t
 
     Returns:
         All its chains, and the structure files that could not be read when it was packed.
-
-    Raises:
-        DataError: It is no packed set, incomplete, damaged, cannot be fetched, or was read in another way.
     """
     folder = SetFolder(location, cache_dir)
     manifest = Manifest.from_bytes(folder.manifest(), f"{folder}/{MANIFEST}")

@@ -69,9 +69,6 @@ def download_structures(
 
     Returns:
         The files, and the entries that could not be had with the reason.
-
-    Raises:
-        DataError: An id is none; the server cannot be reached at all; or the folder cannot be written.
     """
     entries = list(dict.fromkeys(parse_id(text)[0] for text in ids))
     address = urlsplit(base_url)

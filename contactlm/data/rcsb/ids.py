@@ -17,9 +17,6 @@ def parse_id(text: str) -> tuple[str, str | None]:
 
     Returns:
         The entry in lower case and the chain, None when none is named.
-
-    Raises:
-        DataError: It is no PDB id.
     """
     match = _PATTERN.fullmatch(text.strip())
     if match is None:
@@ -32,9 +29,6 @@ def read_id_list(path: str | Path) -> list[tuple[str, str | None]]:
 
     Returns:
         Entry (lower case) and chain (None: all chains) of every line, in order.
-
-    Raises:
-        DataError: The file cannot be read or holds no id; or a line is none, which names the file, line and value.
     """
     lines = read_lines(Path(path).expanduser(), f"{path}: a list of PDB ids")
     found = []

@@ -49,9 +49,6 @@ class Tokens:
         """Turn the family's own numbers back into those of the ESM alphabet; any shape.
 
         Of several letters that the family does not tell apart it is the first: the family reads the same.
-
-        Raises:
-            ModelError: A number that stands for nothing in the ESM alphabet.
         """
         if self.letters is None:
             return tokens
@@ -127,11 +124,7 @@ class Family(ABC):
         return config.attention_probs_dropout_prob
 
     def check(self, name: str, config: Any) -> None:
-        """Refuse a configuration, of ``config_class``, whose model could not be run.
-
-        Raises:
-            ModelError: Other tokens than the family's, or something else that is not supported.
-        """
+        """Refuse a configuration, of ``config_class``, whose model could not be run."""
         own = {"vocab_size": self.tokens.size, "pad_token_id": self.tokens.pad}
         own |= {"mask_token_id": self.tokens.mask} if hasattr(config, "mask_token_id") else {}
         ids = tuple(getattr(config, key) for key in own)
@@ -166,11 +159,7 @@ _REASONS = {
 
 
 def family_of(config: Any, name: str = "the model") -> Family:
-    """Tell the family of a configuration of transformers, or of the values of a ``config.json``.
-
-    Raises:
-        ModelError: A model that cannot be read; the message says why.
-    """
+    """Tell the family of a configuration of transformers, or of the values of a ``config.json``."""
     values: Mapping[str, Any] = config if isinstance(config, Mapping) else vars(config)
     kind: Any = values.get("model_type") if isinstance(config, Mapping) else config.model_type
     if not isinstance(kind, str) or kind not in FILES:

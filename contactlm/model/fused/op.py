@@ -34,10 +34,6 @@ def contact_attention_fused(
     """Do what :func:`~contactlm.model.contact_attention.contact_attention` does, in a GPU's kernels.
 
     Heads whose weight is 0 and not trained get column sums of 0: their margins count for nothing.
-
-    Raises:
-        ModelError: Triton is not installed, the tensors are where its kernels cannot run, a dtype beyond float32, or
-            heads wider than 128.
     """
     _check_inputs(query, value)
     dtype = _product_dtype(query)
