@@ -85,7 +85,7 @@ def _unpack(kept: Any) -> Tensor:
 
 
 def cheap(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Give ``function(x)``, a fresh tensor; within :class:`Remade` what keeps it for its gradient keeps ``x`` instead."""
+    """Give ``function(x)``, a fresh tensor; within :class:`Remade` what keeps it keeps ``x`` instead."""
     made = function(x)
     if (now := _context()) is not None:
         source = now.source(x)
