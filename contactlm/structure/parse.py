@@ -30,6 +30,7 @@ MIN_AGREEMENT = 0.5
 """A full sequence that gives fewer of the observed residues the same letter is of another protein: it is ignored."""
 
 MODELS = ("first", "copies")
+MOST_LIGANDS = 5  # residues of a chain without bonds and full sequence that may be ligands
 MAX_CLASHES, CLASH = 0.1, 2.5
 """A further model is a copy where at most this share of its CA is nearer than so many Å to one of those before."""
 
@@ -163,7 +164,8 @@ def _chains_of(path: str | Path, stem: str, raw: RawStructure, sequence: str, ma
             raise StructureError(path, brief(f"chain {chain_id!r}: {error}")) from error
         if chain is not None:
             chains.append(chain)
-            lone.append(not raw_chain.full and not linked(chain.backbone).any())
+            is_short = not raw_chain.full and len(chain.chain) <= MOST_LIGANDS
+            lone.append(is_short and not linked(chain.backbone).any())
     if all(lone):
         return chains
     # residues alone in a chain are ligands where there is a protein
