@@ -45,7 +45,7 @@ def test_an_id_can_be_written_though_the_file_name_is_no_text(tmp_path):
 @pytest.mark.parametrize("name", ["1abc", "1abc.txt", "1abc.pdb.zst", "1abc.mmtf", "1abc.gz"])
 def test_other_names_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(PDB)
-    with pytest.raises(StructureError, match=r"known are \.pdb \.ent \.cif \.mmcif"):
+    with pytest.raises(StructureError, match=r"known are \.pdb \.pdb1 \.ent \.cif"):
         read_chains(tmp_path / name)
 
 
