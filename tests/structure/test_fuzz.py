@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from contactlm.structure.files import is_structure_name
 from contactlm.structure.parse import read_chains
 from contactlm.types import StructureError
 from tests import fuzz as fuzzing
@@ -39,6 +40,14 @@ def test_damaged_real_files(shared):
     sources = {path.name: path.read_bytes() for path in paths if path.stat().st_size < 130_000}
     assert len(sources) > 40
     assert fuzz(500, 5000, sources) > 50
+
+
+@pytest.mark.slow
+def test_damaged_files_of_reported_kinds(shared):
+    paths = [*(shared / "pdb" / "reports").iterdir(), shared / "pdb" / "edge" / "1gbt.bcif.gz"]
+    sources = {path.name: path.read_bytes() for path in paths if is_structure_name(path)}
+    assert len(sources) > 20
+    assert fuzz(500, 20_000, sources) > 50
 
 
 def test_many_hetero_residues_linked_in_a_row(tmp_path):
