@@ -64,9 +64,11 @@ def read_chains(path: str | Path, sequence: str = "seqres", models: str = "first
 
     A residue is resolved when it has a CA with finite coordinates. Its C-beta is built from N, CA and C (see
     :func:`~contactlm.structure.contacts.virtual_cbeta`), or is the CA when N or C is missing. Of alternate locations
-    the one of the highest occupancy counts, of equals the first. Modified residues get the letter of their parent
-    (MODRES or ``_pdbx_struct_mod_residue`` first, then Biopython's table), unknown ones X. Waters, ligands, free
-    amino acids and nucleic acids are left out.
+    one counts for a whole residue: the likeliest, of equals the first, for neighbours the same. Modified residues get
+    the letter of their parent (MODRES or ``_pdbx_struct_mod_residue`` first, then Biopython's table), unknown ones X.
+    Waters, ligands, free amino acids and nucleic acids are left out. Chains that share an id, as molecular dynamics
+    programs write them, are told apart by segment ids, TER records and numbers that begin again, and called
+    ``A-SEGID``, or ``A-1``, ``A-2``.
 
     With ``sequence="seqres"`` a chain has the full sequence of SEQRES or ``_entity_poly_seq``, without terminal caps.
     Where the observed residues differ from it they win; where it lacks them they are inserted. If the file has no
@@ -166,6 +168,8 @@ def _chains_of(path: str | Path, stem: str, raw: RawStructure, sequence: str, ma
             chains.append(chain)
             is_short = not raw_chain.full and len(chain.chain) <= MOST_LIGANDS
             lone.append(is_short and not linked(chain.backbone).any())
+    if shared := [chain_id for chain_id, raw_chain in raw.chains.items() if raw_chain.author is not None]:
+        _log.info("%s: chains that share an id or have none are called %s", path, ", ".join(shared))
     if all(lone):
         return chains
     # residues alone in a chain are ligands where there is a protein
