@@ -135,7 +135,7 @@ def read_numbered(path: str | Path, sequence: str = "seqres", models: str = "fir
     chains: list[NumberedChain] = []
     for number, raw in enumerate(_raw_structures(path, models == "copies"), start=1):
         copy = _chains_of(path, stem, raw, sequence, "" if number == 1 else f"-{number}")
-        if number > 1 and not _are_apart(chains, copy):
+        if number > 1 and not (chains and copy and _are_apart(chains, copy)):
             break
         chains += copy
     if not chains:
