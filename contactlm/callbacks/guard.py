@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from contactlm.callbacks.steps import StepSums, is_time_to_log
-from contactlm.maps.copies import Fetched
 from contactlm.types import ContactLMError, TrainingError
 
 log = logging.getLogger(__name__)
@@ -45,14 +44,6 @@ class _Backward(NamedTuple):
     loss: Tensor  # scalar, on the device
 
 
-class _Step(NamedTuple):
-    """An optimizer step that left itself out if it had to, and whether it did, on its way to the processor."""
-
-    number: int
-    backwards: Sequence[_Backward]
-    found: Fetched  # int64 (3,), as NOTHING
-
-
 class LossGuard(L.Callback):
     """Skips the optimizer step when a loss or a gradient is not finite, and stops after too many such steps.
 
@@ -61,8 +52,7 @@ class LossGuard(L.Callback):
     budget. All processes decide alike. A step whose gradients are all exactly zero, as of a batch of which no pair is
     known, is skipped too (momentum would move the weights); it is counted apart, in ``empty``, and meets no limit.
 
-    A step costs one norm over all gradients and one transfer from the device. On one process, a fused Adam or AdamW
-    skips its step on the device, and nobody waits for it: the verdict is read in the next step, or when needed.
+    A step costs one norm over all gradients and one transfer from the device, for which it waits.
 
     With a gradient scaler (``16-mixed``), a gradient that overflows while the loss is finite is left to the scaler,
     which skips the step and halves its scale. Such steps count here only when the scale is down to 1.
@@ -88,15 +78,12 @@ class LossGuard(L.Callback):
         self.skipped = self.consecutive = self.empty = 0
         self._batch: tuple[Any, ...] = (None, 0)
         self._waiting: list[_Backward] = []
-        self._under_way: _Step | None = None
-        self._limit: TrainingError | None = None  # that a step under way met
         self._clip: float | None = None  # the trainer's gradient_clip_val, while it is put aside
         self._found: Sequence[int] | Tensor = NOTHING  # in the step at hand, by this process
         self._verdict = list(NOTHING)  # in how many processes
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let the processes know of each other's losses and gradients."""
-        self._found, self._under_way, self._limit = NOTHING, None, None
+        self._found = NOTHING
         StepSums.of(trainer).join(self, self._give, self._take)
 
     def _give(self) -> Sequence[int] | Tensor:
@@ -107,12 +94,10 @@ class LossGuard(L.Callback):
         self._verdict = sums
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget what an interrupted epoch left behind."""
-        self._waiting.clear()
+        self._waiting.clear()  # what an interrupted epoch left behind
         self._clip_again(trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
-        """Remember the batch and its number, to name it if it does harm."""
         self._batch = batch
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
@@ -124,52 +109,34 @@ class LossGuard(L.Callback):
     ) -> None:
         """Decide whether the step is taken; gradients are unscaled here, and not clipped yet."""
         waiting, self._waiting = self._waiting, []
-        _forget(optimizer)
         if not waiting:
             return  # the training step returned no loss
-        found = self._look(pl_module.device, waiting, optimizer)
-        self._settle()
-        if _leaves_itself_out(optimizer) and trainer.world_size == 1 and _scaler(trainer) is None:
-            loss_is_bad, gradient_is_bad, something_moves = found
-            harm = (loss_is_bad | gradient_is_bad | (something_moves == 0)).float()
-            optimizer.found_inf = harm  # type: ignore[attr-defined]  # what a fused step looks at
-            self._under_way = _Step(trainer.global_step, waiting, Fetched(found))
-            return
-        self._found = found
+        self._found = self._look(pl_module.device, waiting, optimizer)
         StepSums.of(trainer).exchange(trainer)
         bad_loss, bad_gradient, moves = map(bool, self._verdict)
-        if bad_loss or bad_gradient or not moves:
+        is_bad = bad_loss or bad_gradient
+        if is_bad or not moves:
             self._drop_gradients(trainer, optimizer)
         scaler = _scaler(trainer)
         if scaler is not None and bad_gradient and not bad_loss and scaler.get_scale() > 1:
             return
-        self._count(trainer.global_step, waiting, bad_loss, bad_gradient, moves)
+        if is_bad:
+            self._count(trainer.global_step, waiting, bad_loss)
+        elif moves:
+            self.consecutive = 0
+        else:
+            self.empty += 1
 
-    def _look(self, device: torch.device, waiting: Sequence[_Backward], optimizer: torch.optim.Optimizer) -> Tensor:
+    def _look(
+        self, device: torch.device, waiting: Sequence[_Backward], optimizer: torch.optim.Optimizer
+    ) -> Sequence[int] | Tensor:
         """Whether a loss is not finite, a gradient is not finite, some gradient is not zero: int64 (3,)."""
         largest = get_total_norm(_own_parts(_gradients(optimizer)), norm_type=torch.inf).to(device)
         losses = torch.stack([waited.loss.to(device).isfinite().all() for waited in waiting]).all()
         return torch.stack([~losses, ~largest.isfinite(), largest != 0]).long()
 
-    def _settle(self) -> None:
-        """Count the last step that was not waited for; end training at a limit that was met before."""
-        limit, self._limit = self._limit, None
-        if limit is not None:
-            raise limit
-        step, self._under_way = self._under_way, None
-        if step is not None:
-            self._count(step.number, step.backwards, *map(bool, step.found.wait().tolist()))
-
-    def _count(
-        self, number: int, backwards: Sequence[_Backward], bad_loss: bool, bad_gradient: bool, moves: bool
-    ) -> None:
-        """Count a step that was taken, or left out; tell of it, and stop at a limit."""
-        if not (bad_loss or bad_gradient):
-            if moves:
-                self.consecutive = 0
-            else:
-                self.empty += 1
-            return
+    def _count(self, number: int, backwards: Sequence[_Backward], bad_loss: bool) -> None:
+        """Count a step that is left out; log its proteins, and stop at a limit."""
         self.skipped += 1
         self.consecutive += 1
         culprits = [each for each in backwards if not bool(each.loss.isfinite())] if bad_loss else backwards
@@ -217,28 +184,14 @@ class LossGuard(L.Callback):
         )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Log how many steps were skipped so far."""
         self._clip_again(trainer)
         if is_time_to_log(trainer):
-            self._settle()
             pl_module.log("train/skipped_steps", torch.tensor(float(self.skipped)))  # on the CPU: no copy to the device
 
-    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Count the last step."""
-        for optimizer in trainer.optimizers:
-            _forget(optimizer)
-        self._settle()
-
     def state_dict(self) -> dict[str, int]:
-        """The counts."""
-        try:
-            self._settle()
-        except TrainingError as limit:  # what is being saved is worth to be saved
-            self._limit = limit
         return {"skipped": self.skipped, "consecutive": self.consecutive, "empty": self.empty}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on counting."""
         self.skipped, self.consecutive = state_dict["skipped"], state_dict["consecutive"]
         self.empty = state_dict["empty"]
 
@@ -251,20 +204,6 @@ def _own_parts(gradients: Sequence[Tensor]) -> list[Tensor]:
     """What this process holds of gradients, where they are spread over processes; some parts are empty there."""
     parts = [part.to_local() if hasattr(part, "to_local") else part for part in gradients]
     return [part for part in parts if part.numel()]
-
-
-def _leaves_itself_out(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether its step does nothing, on the device, where its ``found_inf`` is not 0: what a gradient scaler uses."""
-    groups = optimizer.param_groups
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or not all(group["fused"] for group in groups):
-        return False
-    return all(weight.device.type != "mps" for group in groups for weight in group["params"])  # which would take it
-
-
-def _forget(optimizer: torch.optim.Optimizer) -> None:
-    """What was found is of one step alone."""
-    if getattr(optimizer, "found_inf", None) is not None:
-        optimizer.found_inf = None  # type: ignore[attr-defined]  # what a fused step looks at
 
 
 def _scaler(trainer: L.Trainer) -> Any:

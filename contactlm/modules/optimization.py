@@ -63,8 +63,8 @@ def make_optimizer(
 def fuse(optimizer: torch.optim.Optimizer) -> None:
     """Let Adam and AdamW take their step on a GPU in one operation, unless somebody chose how.
 
-    Such a step leaves itself out where it is told to on the device, so that ``LossGuard`` need not wait. Made with
-    ``fused=True`` an optimizer would say of itself that it unscales gradients, and Lightning would not clip them.
+    Made with ``fused=True`` an optimizer would say of itself that it unscales gradients, and Lightning would not clip
+    them.
     The weights must be where they will be trained.
     """
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):

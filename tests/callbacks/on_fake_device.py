@@ -29,10 +29,10 @@ from torchmetrics import metric
 
 import contactlm
 from contactlm import ContactModule
-from contactlm.callbacks import FlopsMeter, LossGuard, MemoryAdvice, TokenBudget, guard
+from contactlm.callbacks import FlopsMeter, LossGuard, MemoryAdvice, TokenBudget
 from contactlm.callbacks.progress import BudgetProgressBar, ThroughputMeter
 from contactlm.modules import optimization
-from tests.model.on_fake_device import TINY, Numbers, Watch, accelerator, moved
+from tests.model.on_fake_device import TINY, Watch, accelerator, moved
 
 PACKAGE = Path(contactlm.__file__).parent
 FIRST, LAST = 2, 6  # the steps that are watched, of which none is logged
@@ -115,16 +115,14 @@ def put(logged, device):
     return logged
 
 
-class AllIsWell:
-    """A guard's verdict on its way from the device, from which no number can be had."""
+class Guard(LossGuard):
+    """Looks at losses and gradients, from which no number can be had."""
 
     looks = 0
 
-    def __init__(self, found):
-        AllIsWell.looks += found.device.type != "cpu"
-
-    def wait(self):
-        return Numbers([0, 0, 1])
+    def _look(self, *given):
+        self.looks += super()._look(*given).device.type != "cpu"
+        return [0, 0, 1]  # all is well
 
 
 def run():
@@ -133,7 +131,6 @@ def run():
     B, T = 2, 42
     warnings.filterwarnings("ignore")
     fit_loop.has_len_all_ranks = lambda *_: True  # asks the device when training starts
-    guard.Fetched = AllIsWell
     optimization.goes_on = lambda where: where.type == device  # as a GPU does
     _ResultMetric.to = put  # numbers that are known cannot be moved to where there are none
     metric.deepcopy = lambda x: x.clone() if isinstance(x, torch.Tensor) else deepcopy(x)  # which copies storages
@@ -148,8 +145,8 @@ def run():
             }
             for n in range(20)
         ]
-        watched = Watched()
-        callbacks = [TokenBudget(10_000), FlopsMeter(), LossGuard(), MemoryAdvice(), ThroughputMeter(), watched]
+        watched, guard = Watched(), Guard()
+        callbacks = [TokenBudget(10_000), FlopsMeter(), guard, MemoryAdvice(), ThroughputMeter(), watched]
         trainer = L.Trainer(
             accelerator=Imagined(), strategy=Staying(device=torch.device(device)), max_steps=LAST + 1,
             callbacks=[*callbacks, BudgetProgressBar()], logger=False, enable_checkpointing=False,
@@ -157,7 +154,7 @@ def run():
         )  # fmt: skip
         with suppress(Seen):
             trainer.fit(module, Batches(batches))
-    return {"device": device, "waits": Counter(watched.seen), "steps": LAST - FIRST, "looks": AllIsWell.looks}
+    return {"device": device, "waits": Counter(watched.seen), "steps": LAST - FIRST, "looks": guard.looks}
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from tests.processes import finish, start
 
 
 @pytest.mark.slow
-def test_between_two_logs_a_step_waits_for_nothing_but_its_batch(tmp_path: Path) -> None:
+def test_between_two_logs_a_step_waits_for_its_batch_and_the_guard(tmp_path: Path) -> None:
     report = finish(start(run, folder=tmp_path), tmp_path)
     # Tokens, mask and coordinates of each batch; of both shapes, one of which the FLOPs were counted of.
     assert report["waits"] == {"aten._to_copy.default in batch_to": 3 * report["steps"]}
-    assert report["looks"] == 6  # at loss and gradients, once a step; what it saw is read a step later
+    assert report["looks"] == 6  # at loss and gradients, once a step: what it saw is the one number that is asked for
