@@ -13,7 +13,7 @@ import torch
 from contactlm import ContactModule, RetrievalModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, PredictionWriter, TokenBudget
 from contactlm.callbacks.checkpoint import SafeCheckpoint
-from contactlm.callbacks.prediction_summary import read_summary
+from contactlm.callbacks.prediction_files import read_summary
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.maps.contact_map import ContactMap
 from contactlm.model.execution import shard_layers

@@ -16,10 +16,12 @@ import lightning as L
 import torch
 
 from contactlm.atomic import FileNames, remove_temporaries
-from contactlm.callbacks.map_files import DEFAULT_FORMATS, FORMATS, MapFiles, PredictionIndex
-from contactlm.callbacks.prediction_summary import (
+from contactlm.callbacks.prediction_files import (
+    DEFAULT_FORMATS,
     SUMMARY,
     Maker,
+    MapFiles,
+    PredictionIndex,
     append_line,
     by_reason,
     find_maker,
@@ -33,8 +35,6 @@ from contactlm.callbacks.prediction_summary import (
 from contactlm.data.store import ChainStore
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap
 from contactlm.types import ContactLMError, DataError
-
-__all__ = ["DEFAULT_FORMATS", "FORMATS", "PredictionWriter"]
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ class PredictionWriter(L.Callback):
 
     Args:
         out: Folder of the files ``<id>.npz``, ``<id>.rr``, … and ``summary.csv``, whose column ``file`` gives their
-            names without the suffix: letters that files cannot have are replaced. ``index.html`` shows all of them.
+            names without the suffix: letters that files cannot have are replaced. ``index.html`` lists all of them,
+            with thumbnails of those that are predicted now.
         formats: What to write of each protein: ``npz``, ``rr`` (CASP), ``png``, ``html`` (a page), ``csv`` (the pairs),
             and on its structure ``pml`` (PyMOL), ``cxc`` (ChimeraX) and ``pdb`` (contact numbers as B-factors).
         overwrite: Predict and write again what exists.
@@ -89,7 +90,6 @@ class PredictionWriter(L.Callback):
         self._waiting: deque[tuple[str, int, Future[Written]]] = deque()  # id, pairs, and what becomes of it
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """See what an earlier, perhaps interrupted, run has written."""
         if stage != "predict":
             return
         self._maker, self._inputs = None, {}
@@ -162,12 +162,10 @@ class PredictionWriter(L.Callback):
         return self._maker
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Know what predicts, whatever the data module; start the threads that write."""
         self._made_by(trainer, pl_module)
         self._threads = ThreadPoolExecutor(THREADS, "contactlm-files")
 
     def on_predict_batch_start(self, *_: Any) -> None:
-        """Start the clock."""
         self._began = time.perf_counter()
 
     def on_predict_batch_end(
@@ -192,7 +190,6 @@ class PredictionWriter(L.Callback):
         self.written = int(trainer.strategy.reduce(own, reduce_op="sum"))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Name what could not be shown on a structure, and write ``index.html``."""
         if stage != "predict" or self._maker is None:
             return
         self.files.tell()
@@ -201,11 +198,7 @@ class PredictionWriter(L.Callback):
                 self._index.write(read_summary(self.out / SUMMARY), self.files)
 
     def write(self, predicted: ContactMap, seconds: float) -> None:
-        """Write the files of one protein, then its line in the summary.
-
-        Raises:
-            ContactLMError: They cannot be written: the disk is full, say.
-        """
+        """Write the files of one protein, then its line in the summary."""
         self._take(predicted.id, self._work(predicted, seconds))
 
     def _work(self, predicted: ContactMap, seconds: float) -> Callable[[], Written]:

@@ -26,8 +26,8 @@ from contactlm.callbacks.dashboard import TensorBoardDashboard
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
-from contactlm.callbacks.map_files import DEFAULT_FORMATS, FORMATS
 from contactlm.callbacks.memory import MemoryAdvice
+from contactlm.callbacks.prediction_files import DEFAULT_FORMATS, FORMATS
 from contactlm.callbacks.progress import BudgetProgressBar, ThroughputMeter
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.writer import PredictionWriter

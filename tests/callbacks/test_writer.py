@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contactlm.callbacks.map_files import MapFiles, PredictionIndex
-from contactlm.callbacks.prediction_summary import confidence, read_summary
+from contactlm.callbacks.prediction_files import MapFiles, PredictionIndex, confidence, read_summary
 from contactlm.callbacks.writer import THREADS, PredictionWriter
 from contactlm.maps.contact_map import ContactMap
 from contactlm.types import ContactLMError
@@ -76,26 +73,6 @@ def test_a_thousand_proteins_stay_usable(tmp_path: Path, predicted: ContactMap, 
     assert len(browser.texts("#proteins tbody tr")) == 10
     assert browser.busy() < 3.0  # seconds of a processor, for all of it
     browser.check_silence()
-
-
-def test_thumbnails_of_earlier_runs_are_kept(tmp_path: Path, predicted: ContactMap) -> None:
-    def images() -> list[str]:
-        text = (tmp_path / "index.html").read_text()
-        rows = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])["tables"][0]["rows"]
-        return [row[0] and row[0]["image"] for row in rows]
-
-    lines = {name: {"id": name} for name in ("a", "b")}
-    first = PredictionIndex(tmp_path)
-    first.keep("a", first.thumbnail_of(predicted))
-    first.write(lines, MapFiles(tmp_path))
-    assert images()[0].startswith("data:image/png") and images()[1] == ""
-    kept = images()[0]
-    predicted.save(tmp_path / "b.npz")  # as another process wrote it
-    PredictionIndex(tmp_path).write(lines, MapFiles(tmp_path))
-    assert images()[0] == kept and images()[1] == kept  # the same map
-    (tmp_path / "index.html").write_text("something else")
-    PredictionIndex(tmp_path).write({"a": {"id": "a"}}, MapFiles(tmp_path))
-    assert images() == [""]
 
 
 def test_formats_that_need_a_structure_are_left_out_and_told(

@@ -16,7 +16,7 @@ from transformers import EsmForMaskedLM, EsmModel
 
 from contactlm import ContactMap, ContactModule, JacobianModule, predict_contacts
 from contactlm.alphabet import CLS, EOS, encode
-from contactlm.callbacks.prediction_summary import read_summary
+from contactlm.callbacks.prediction_files import read_summary
 from contactlm.cli.main import main
 from contactlm.maps.contact_map import RANKED
 from contactlm.maps.jacobian import categorical_jacobian

@@ -1,25 +1,43 @@
-"""The files of predicted maps: what one protein gets, and ``index.html``, a table of all of them."""
+"""What predictions leave in a folder: files of each map, ``summary.csv``, and ``index.html``, a table of all maps."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
 import logging
 import math
-import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from contactlm.atomic import FileNames
-from contactlm.callbacks.prediction_summary import by_reason
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from contactlm.atomic import FileNames, atomic_path
+from contactlm.callbacks.record import module_facts
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, thumbnail, write_npz, write_rr
+from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.pages.frame import escape, write_frame
-from contactlm.types import ContactLMError, DataError, StructureError
+from contactlm.types import ContactLMError, StructureError, residue_positions
 
 log = logging.getLogger(__name__)
+
+SUMMARY = "summary.csv"
+SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
+COLUMNS = (
+    *("id", "file", "length", "threshold", "contacts_sep6", "confidence", "hits", "seconds"),
+    *(*SCORES, CONFIDENCE, "formats", "input", "model", "options"),
+)
+FILE_OPTIONS = frozenset(["dtype", "pairs_per_residue"])  # decide no map but a kind of file, which results may lack
+DIGITS = 16  # hexadecimal, of a checksum
+NAMED = 5  # proteins that a message names
 
 FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITERS)
 DEFAULT_FORMATS = ("npz", "rr", "png")
@@ -39,19 +57,175 @@ BODY = """\
 <div class="row"><input type="search" class="grow" data-searches="proteins" placeholder="search"
   aria-label="Search the proteins"><span class="quiet" id="proteins-count"></span></div>
 <div class="scroll tall" id="proteins"></div>"""
-SCORES = {
+SHOWN_SCORES = {
     "mcc_sep6": ("MCC", "Matthews correlation, |i − j| ≥ 6"),
     "p_at_L_long": ("P@L long", "precision of the L most probable long-range pairs"),
     "p_at_L5_long": ("P@L/5 long", "precision of the L/5 most probable long-range pairs"),
 }
-CONFIDENCE = "mean probability of the L most probable pairs, |i − j| ≥ 6"
+CONFIDENCE_HINT = "mean probability of the L most probable pairs, |i − j| ≥ 6"
+
+
+# --- summary.csv: a line for each predicted protein ---
+
+
+def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
+    """One protein's line; its contacts are the pairs at |i − j| ≥ 6 or of different chains."""
+    L = len(predicted)
+    called = predicted.probability > predicted.threshold
+    positions = residue_positions(predicted.chain_lengths)
+    line: dict[str, Any] = {
+        "id": predicted.id,
+        "length": L,
+        "threshold": f"{predicted.threshold:.3f}",
+        "contacts_sep6": int(called[np.triu(positions - positions[:, None] >= 6)].sum()),
+        "confidence": f"{confidence(predicted):.4f}" if L else "",
+        "hits": " ".join("_".join(str(hit).split()) for hit in predicted.how.get("hits", [])),
+        "seconds": f"{seconds:.3f}",
+    }
+    if CONFIDENCE in predicted.how:
+        line[CONFIDENCE] = f"{predicted.how[CONFIDENCE]:.4f}"
+    if predicted.labels is not None:
+        scores = predicted.scores()
+        line |= {name: f"{scores[name]:.4f}" for name in SCORES if not (predicted.is_ranked and "mcc" in name)}
+    return line
+
+
+def confidence(predicted: ContactMap) -> float:
+    """The mean probability of the L most probable pairs, at |i − j| ≥ 6 or of different chains; NaN of none."""
+    top = [pair.probability for pair in predicted.top()]
+    return sum(top) / len(top) if top else float("nan")
+
+
+def read_summary(path: Path) -> dict[str, dict[str, str]]:
+    """Read the complete lines of a summary, by id; a line torn by a killed run is left out."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as handle:
+        text = handle.read()
+    complete = text[: text.rfind("\n") + 1].splitlines()
+    rows = csv.DictReader(complete)
+    return {row["id"]: row for row in rows if row.get("id") and None not in row.values()}
+
+
+def write_summary(path: Path, lines: Iterable[dict[str, str]]) -> None:
+    """Write a summary anew, at once."""
+    with atomic_path(path) as temporary, temporary.open("x", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, COLUMNS, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a protein's line to a summary, which is begun where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, COLUMNS, restval="")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(line)
+
+
+# --- what results were made from: they are kept only where all of it is the same ---
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What makes all maps of a run."""
+
+    model: str  # checksum of all weights, those of adapters and heads included
+    options: str  # what else decides a map and its files, as `name=value` with spaces between
+
+
+def find_maker(trainer: L.Trainer, module: L.LightningModule, more: Mapping[str, Any]) -> Maker:
+    """Look up what predicts, with further options of files; a collective call where weights are spread out."""
+    windows, fitted = getattr(module, "windows", None), getattr(module, "applied_calibration", None)
+    options = {
+        "window": getattr(windows, "window", None),
+        "overlap": getattr(windows, "least_overlap", None),
+        "threshold": getattr(module, "call_threshold", None),
+        "calibration": None if fitted is None else _hash_of(fitted.to_dict()).hexdigest()[:DIGITS],
+        "precision": str(trainer.precision),
+        "structures": module_facts(module, "equal").get("structures", {}).get("checksum"),
+        **module_facts(module, "reads"),
+        **more,
+    }
+    words = {
+        name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        for name, value in options.items()
+        if value is not None
+    }
+    return Maker(weights_checksum(module), _as_text(words))
+
+
+def _hash_of(value: Any) -> Any:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode())
+
+
+def weights_checksum(module: torch.nn.Module) -> str:
+    """A checksum of names, types, shapes and values of all weights and buffers that a state dict holds."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(module.state_dict().items()):
+        whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
+        digest.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:DIGITS]
+
+
+def input_checksum(
+    sequence: str, chain_lengths: Sequence[int] | None = None, cb: NDArray[np.float32] | None = None
+) -> str:
+    """A checksum of what is predicted, and of the C-beta (L, 3) that it is scored against, where these are known."""
+    digest = _hash_of([sequence, list(chain_lengths or [len(sequence)])])
+    if cb is not None and np.isfinite(cb).any():
+        digest.update(np.ascontiguousarray(cb, "<f4").data)
+    return digest.hexdigest()[:DIGITS]
+
+
+def what_differs(line: Mapping[str, str], maker: Maker, made_from: str) -> str | None:
+    """Why the result of a line cannot be kept, if it would be made by `maker` from `made_from` now; None: it can."""
+    if not all(line.get(name) for name in ("input", "model", "options")):
+        return "does not say what it was made from"
+    reasons = []
+    if line["input"] != made_from:
+        reasons.append("another sequence or structure")
+    if line["model"] != maker.model:
+        reasons.append(f"another model (checksum {line['model']}, now {maker.model})")
+    old, new = _as_options(line["options"]), _as_options(maker.options)
+    one_sided = FILE_OPTIONS & (old.keys() ^ new.keys())
+    names = [name for name in sorted((old.keys() | new.keys()) - one_sided) if old.get(name) != new.get(name)]
+    if names:
+        changes = (f"{name}={old.get(name, 'none')}, now {new.get(name, 'none')}" for name in names)
+        reasons.append(f"other options ({', '.join(changes)})")
+    return f"was made from {' and '.join(reasons)}" if reasons else None
+
+
+def join_options(before: str, now: str) -> str:
+    """All options of two results of one map, those of now where both have one."""
+    return _as_text(_as_options(before) | _as_options(now))
+
+
+def _as_text(options: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted(options.items()))
+
+
+def _as_options(text: str) -> dict[str, str]:
+    return dict(part.partition("=")[::2] for part in text.split())
+
+
+def by_reason(reasons: Mapping[str, str]) -> Iterator[tuple[str, int, str]]:
+    """For each reason of some proteins, given by id: (the reason, how many, the first few of their ids)."""
+    for reason in dict.fromkeys(reasons.values()):
+        names = [name for name, own in reasons.items() if own == reason]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        yield reason, len(names), ", ".join(names[:NAMED]) + more
+
+
+# --- files of maps, and the page of all ---
 
 
 class MapFiles:
-    """Writes the files of maps to a folder, from any thread, where each map's name was given before.
-
-    Arguments and errors are those of :class:`contactlm.callbacks.PredictionWriter`.
-    """
+    """Writes the files of maps to a folder, from any thread, where each map's name was given before."""
 
     def __init__(
         self,
@@ -88,10 +262,7 @@ class MapFiles:
         return self.out / f"{self.names.of(name)}.{kind}"
 
     def missing(self, line: Mapping[str, str]) -> list[str]:
-        """The kinds that a protein lacks of those that it should have, by its line of the summary.
-
-        Its ``formats`` tell which were written with it (none: whatever is there).
-        """
+        """The kinds that a protein lacks of those that it should have, by its line of the summary."""
         name = line["id"]
         written = line["formats"].split() if line.get("formats") else FORMATS
         has_structure = name in self.origins or self.structure is not None
@@ -103,11 +274,7 @@ class MapFiles:
         return "npz" in line.get("formats", "").split() and self.path(line["id"], "npz").is_file()
 
     def write(self, predicted: ContactMap, kinds: Sequence[str]) -> list[str]:
-        """Write some kinds of file; those that were written.
-
-        Raises:
-            OSError: One cannot be written.
-        """
+        """Write some kinds of file; those that were written."""
         if NUMBERED & set(self.formats):  # also the .npz keeps the residues then
             self._find_structure(predicted)
         kinds = [kind for kind in kinds if kind not in ON_STRUCTURES or predicted.residues is not None]
@@ -169,42 +336,20 @@ class PredictionIndex:
 
     def write(self, lines: Mapping[str, Mapping[str, str]], files: MapFiles) -> None:
         """Write the page of the proteins in the folder's summary, whose lines are given by id."""
-        thumbnails: dict[str, str] = {}
-        if len(lines) <= MOST_THUMBNAILS:
-            known = _earlier(self.out / INDEX) | self._drawn
-            thumbnails = {name: known.get(name) or _from_npz(files.path(name, "npz")) for name in lines}
         body = BODY.format(about=escape(f"{len(lines):,} proteins in {self.out.absolute().name}"))
-        tables = {"tables": [_table(lines, thumbnails, files)]}
+        tables = {"tables": [_table(lines, self._drawn, files)]}
         write_frame(self.out / INDEX, "Predicted contact maps", body, tables, ["tables"], library=False)
 
 
-def _from_npz(path: Path) -> str:
-    """The thumbnail of a map that another process wrote; none where the map was not kept."""
-    try:
-        return thumbnail(ContactMap.load(path)) if path.is_file() else ""
-    except DataError:  # it is told of when its map is needed
-        return ""
-
-
-def _earlier(path: Path) -> dict[str, str]:
-    """Thumbnails of the page that is there, by id."""
-    try:
-        found = re.search(r'id="data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
-        rows = json.loads(found[1])["tables"][0]["rows"] if found else []
-        return {row[1]["value"]: row[0]["image"] for row in rows if isinstance(row[0], dict)}
-    except (OSError, ValueError, KeyError, TypeError, IndexError):  # missing, or of another version
-        return {}
-
-
 def _table(lines: Mapping[str, Mapping[str, str]], thumbnails: Mapping[str, str], files: MapFiles) -> dict[str, Any]:
-    scores = {key: about for key, about in SCORES.items() if any(line.get(key) for line in lines.values())}
+    scores = {key: about for key, about in SHOWN_SCORES.items() if any(line.get(key) for line in lines.values())}
     has_hits = any(line.get("hits") for line in lines.values())
     columns: list[dict[str, Any]] = [
         {"title": "", "sort": False},
         {"title": "protein", "text": True, "long": True},
         {"title": "residues"},
         {"title": "contacts", "hint": "pairs above the threshold, |i − j| ≥ 6 or of different chains"},
-        {"title": "confidence", "digits": 3, "hint": CONFIDENCE},
+        {"title": "confidence", "digits": 3, "hint": CONFIDENCE_HINT},
         *({"title": title, "digits": 3, "hint": hint} for title, hint in scores.values()),
         *([{"title": "structures read", "text": True, "long": True}] if has_hits else []),
         {"title": "seconds", "digits": 2},
