@@ -96,7 +96,6 @@ class SafeCheckpoint(ModelCheckpoint):
     # --- when ---
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take note of whether checkpoints will be written."""
         super().setup(trainer, pl_module, stage)
         self._fitting = stage == "fit"
 
@@ -130,14 +129,12 @@ class SafeCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write ``last.ckpt`` when it is time, or when a signal came."""
         self._validation_is_due = validation_follows(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # at the end of training the last validation comes first
         self._save_if_due(trainer, trainer.should_stop and not self._validation_is_due)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave, when a signal came."""
         self._leave_if_asked(trainer)
 
     def on_validation_batch_end(
@@ -158,14 +155,12 @@ class SafeCheckpoint(ModelCheckpoint):
             self._leave_if_asked(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save what is best, and at the end of training the state of the run."""
         self._validation_is_due = False
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._save_if_due(trainer, trainer.should_stop)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave, when a signal came; give the signals back."""
         super().on_train_end(trainer, pl_module)
         self._leave_if_asked(trainer)
         self._signals.restore()
@@ -204,17 +199,12 @@ class SafeCheckpoint(ModelCheckpoint):
                 remove_temporaries(Path(folder))
 
     def _keep_training(self, trainer: L.Trainer) -> None:
-        """Write down what is trained on; a full disk shall not end the run."""
         store = getattr(trainer.datamodule, "chains", {}).get("train")  # type: ignore[attr-defined]  # a connector sets it
-        if (
-            not isinstance(store, ChainStore)
-            or self.dirpath is None
-            or "://" in str(self.dirpath)
-            or self._is_trial(trainer)
-        ):
+        is_local = self.dirpath is not None and "://" not in str(self.dirpath)
+        if not isinstance(store, ChainStore) or not is_local or self._is_trial(trainer):
             return
-        try:
-            keep_training(store, Path(self.dirpath))
+        try:  # a full disk shall not end the run
+            keep_training(store, Path(str(self.dirpath)))
         except OSError as error:
             log.warning("%s: %s cannot be written (%s)", self.dirpath, KEPT_TRAINING, error.strerror or error)
 
@@ -273,12 +263,8 @@ class SafeCheckpoint(ModelCheckpoint):
                 batches = loops["epoch_loop.batch_progress"][kind]
                 batches["completed"] = batches["processed"]
                 # what Lightning takes for a validation that was left in its first batch
-                loops["epoch_loop.val_loop.batch_progress"][kind] = {
-                    "ready": 1,
-                    "started": 1,
-                    "processed": 0,
-                    "completed": 0,
-                }
+                left = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+                loops["epoch_loop.val_loop.batch_progress"][kind] = left
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember which checkpoints were best, also those in the folder of the run that is resumed.

@@ -17,15 +17,14 @@ from torch import Tensor
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
-from contactlm.callbacks.record import optimizer_facts, run_seed, scheme_facts
+from contactlm.callbacks.record import HISTORY, optimizer_facts, run_seed, scheme_facts
 from contactlm.callbacks.steps import find_callback
 from contactlm.maps.contact_map import ContactMap
 from contactlm.metrics.protein_states import RankedBatch
 from contactlm.metrics.ranked import cuts_on, reaching
 from contactlm.types import ContactLMError
 
-SCORES = ("mcc", "mcc_sep6", "mcc_short", "mcc_medium", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
-OVER_TOKENS = (*SCORES, "mcc_sep6_tuned", "trivial_mcc", "trivial_p_at_L_long")
+OVER_TOKENS = (*HISTORY, "mcc_sep6_tuned", "trivial_mcc", "trivial_p_at_L_long")
 OVER_PROTEINS = ("mcc_sep6", "mcc", "p_at_L_long", "auprc_sep6")
 HPARAM_METRICS = ("dev/mcc_sep6", "test/mcc_sep6")
 GFLOPS = "flops/cumulative_gflops"
@@ -49,6 +48,7 @@ PLAIN = (bool, int, float, str)
 LENGTHS = (50, 100, 200, 400)  # residues: the proteins nearest to these lengths are drawn
 PICTURE_INCHES, PICTURE_DPI = (5.6, 5.25), 100
 CURVE_POINTS = 201  # thresholds 0, 0.005, … 1
+CURVE_CUTS = tuple(np.linspace(0, 1, CURVE_POINTS, dtype=np.float32).tolist())
 
 
 class TensorBoardDashboard(L.Callback):
@@ -87,7 +87,6 @@ class TensorBoardDashboard(L.Callback):
         self._curve = PrecisionRecall()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write charts and options."""
         self._looks = self._parts = 0
         charts = {
             tab: {title: ["Multiline", [f"{name}$" for name in names]] for title, names in group.items()}
@@ -98,17 +97,14 @@ class TensorBoardDashboard(L.Callback):
         self._write_hparams(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Write the FLOPs so far in units that can be read."""
         meter = find_callback(trainer, FlopsMeter)
-        step, before = trainer.global_step, self._step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector sets it
-        self._step = step
-        if meter is not None and step != before and step % every == 0:
+        before, self._step = self._step, trainer.global_step
+        if meter is not None and self._step != before and self._step % every == 0:
             for writer in _writers(trainer):
-                writer.add_scalar(GFLOPS, meter.total / 1e9, step)
+                writer.add_scalar(GFLOPS, meter.total / 1e9, self._step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the proteins of the look before."""
         self._curve, self._exhibits = PrecisionRecall(), None
         if not trainer.sanity_checking:
             self._looks += 1
@@ -116,14 +112,12 @@ class TensorBoardDashboard(L.Callback):
                 self._exhibits = Exhibits(self.lengths)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the dev proteins; a test without training has options of its own."""
         self._curve, self._exhibits = PrecisionRecall(), None
         self._write_hparams(trainer, pl_module)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
-        """Look at the batch's proteins; those of a test are not drawn."""
         are_maps = isinstance(outputs, Mapping) and {"ids", "probability", "labels"} <= outputs.keys()
         if _has_logger(trainer) and not trainer.sanity_checking and are_maps:
             self._curve.add(outputs)
@@ -133,7 +127,6 @@ class TensorBoardDashboard(L.Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write what this look at dev has shown."""
         if trainer.sanity_checking or not _has_logger(trainer):
             return
         self._write_distributions(trainer, "dev")
@@ -151,7 +144,6 @@ class TensorBoardDashboard(L.Callback):
             self._exhibits = None
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write what the test has shown."""
         if _has_logger(trainer):
             self._write_distributions(trainer, "test")
 
@@ -203,10 +195,7 @@ def _writers(trainer: L.Trainer) -> list[Any]:
 
 
 def run_hparams(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, bool | int | float | str]:
-    """The options that tell runs apart, as plain values; what a project does not have is left out.
-
-    The arm is the logger's name. The trainer's options are called ``trainer.…``, the module's own ``model.…``.
-    """
+    """The options that tell runs apart, as plain values; what a project does not have is left out."""
     budget, optimizers, hparams = find_callback(trainer, TokenBudget), optimizer_facts(trainer), pl_module.hparams
     options: dict[str, Any] = {"arm": str(trainer.loggers[0].name or "") if trainer.loggers else ""}
     options |= {"seed": run_seed(trainer), **scheme_facts(trainer)}
@@ -248,11 +237,9 @@ class Exhibit(NamedTuple):
 
 
 class Exhibits:
-    """Chooses a few proteins of different lengths from a stream of them, the same ones whatever their order.
+    """Keeps the protein nearest to each wanted length (of equals the shorter, then the first by id and number).
 
-    For each wanted length, in residues, it keeps the protein that is nearest to it (of equals the shorter, then the
-    first by id and number). So an evaluation of the same set chooses the same proteins every time, in this run or
-    another, and no more maps are held than there are lengths.
+    So an evaluation of the same set chooses the same proteins every time, whatever their order.
     """
 
     def __init__(self, lengths: Sequence[int] = LENGTHS) -> None:
@@ -260,7 +247,6 @@ class Exhibits:
         self._nearest: dict[int, Exhibit] = {}
 
     def add(self, outputs: Mapping[str, Any]) -> None:
-        """Look at a batch: ``ids``, ``probability``, ``labels`` and, if there are any, ``indices`` and ``chain_of``."""
         indices = outputs.get("indices") or [-1] * len(outputs["ids"])
         chains = outputs.get("chain_of") or [None] * len(outputs["ids"])
         rows = zip(outputs["ids"], indices, outputs["probability"], outputs["labels"], chains, strict=True)
@@ -278,11 +264,7 @@ class Exhibits:
 
 
 def draw(exhibit: Exhibit, threshold: float) -> NDArray[np.uint8]:
-    """Draw the predicted map above the diagonal and the true one below.
-
-    Returns:
-        RGB, uint8 (525, 560, 3), whatever the protein's length.
-    """
+    """Draw the predicted map above the diagonal and the true one below: RGB, uint8 (525, 560, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and not every run draws
     from matplotlib.figure import Figure
 
@@ -308,9 +290,8 @@ class PrecisionRecall:
         return torch.zeros(2, CURVE_POINTS, dtype=torch.int64) if self._counted is None else self._counted
 
     def add(self, outputs: Mapping[str, Any]) -> None:
-        """Count a batch's pairs; the keys are those of :meth:`Exhibits.add`, with ``chain_of`` for complexes."""
         for ranked in RankedBatch.of(outputs).maps:
-            cuts = cuts_on(_CURVE_CUTS, ranked.near.device)
+            cuts = cuts_on(CURVE_CUTS, ranked.near.device)
             for pairs, contacts, _ in ranked.bands[1:]:  # |i − j| >= 6
                 over = torch.stack([reaching(part, cuts) for part in (pairs, contacts)])
                 every, touching = over - torch.nn.functional.pad(over[:, 1:], (0, 1))
@@ -318,11 +299,7 @@ class PrecisionRecall:
                 self._counted = counts if self._counted is None else self._counted + counts
 
     def curve(self, histogram: Tensor | None = None) -> dict[str, NDArray[np.float64]]:
-        """Counts, precision and recall of the pairs at or above each threshold k / 200, k = 0 … 200.
-
-        Args:
-            histogram: int64 (2, 201), such as the sum over processes; None: what was counted here.
-        """
+        """Counts, precision and recall of the pairs at or above each threshold; here, or of all processes."""
         counts = (self.histogram if histogram is None else histogram).double().cpu()
         negative, positive = counts.flip(1).cumsum(1).flip(1).numpy()
         called = positive + negative
@@ -334,19 +311,3 @@ class PrecisionRecall:
             "precision": np.divide(positive, called, out=np.ones_like(called), where=called > 0),
             "recall": positive / max(positive[0], 1.0),
         }
-
-
-def _curve_cuts() -> tuple[float, ...]:
-    """The least float32 that is in each bin: times 200, and rounded to float32, it is at least the bin's number."""
-    cuts = []
-    for number in range(CURVE_POINTS):
-        cut = np.float32(number / (CURVE_POINTS - 1))
-        while cut * np.float32(CURVE_POINTS - 1) < number:
-            cut = np.nextafter(cut, np.float32(2))
-        while number and np.nextafter(cut, np.float32(0)) * np.float32(CURVE_POINTS - 1) >= number:
-            cut = np.nextafter(cut, np.float32(0))
-        cuts.append(float(cut))
-    return tuple(cuts)
-
-
-_CURVE_CUTS = _curve_cuts()

@@ -77,7 +77,6 @@ class ContactEvaluation(L.Callback):
         return self._reliability[1].with_columns(rows) if len(self._reliability) == 2 else rows
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Without calibration, do not apply one that a checkpoint brings."""
         if self.calibration is None and hasattr(pl_module, "applies_calibration"):
             pl_module.applies_calibration = False  # type: ignore[assignment]  # modules take any attribute
 
@@ -91,11 +90,9 @@ class ContactEvaluation(L.Callback):
         self._reliability = [CalibrationScores(kind).to(device) for kind in kinds]
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the proteins of the evaluation before."""
         self._forget(pl_module.device)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the proteins of the evaluation before."""
         tuned, fitted = (getattr(pl_module, name, None) for name in ("tuned_threshold", "calibration"))
         self._forget(pl_module.device, tuned, fitted)
 
@@ -116,7 +113,6 @@ class ContactEvaluation(L.Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the dev scores and tune the threshold."""
         scores = self._scores.compute()
         if not trainer.sanity_checking and not getattr(pl_module, "gives_ranks", False):
             scores["tuned_threshold"], scores["mcc_sep6_tuned"] = self._scores.tune_threshold()
@@ -128,7 +124,6 @@ class ContactEvaluation(L.Callback):
         self._log(pl_module, "dev", scores | self._of_parts(trainer, "dev"))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the test scores; write each protein's."""
         scores = self._scores.compute()
         if self._scores.tuned_threshold is not None:
             scores["tuned_threshold"] = self._scores.tuned_threshold

@@ -41,8 +41,7 @@ class FlopsMeter(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.total = 0
-        self.forward = 0
+        self.total = self.forward = 0
         self.by_shape: dict[str, int] = {}
         self.forward_by_shape: dict[str, int] = {}
         self._forget_lengths()
@@ -89,7 +88,6 @@ class FlopsMeter(L.Callback):
             self._counting = stack, stack.enter_context(flop_counter())
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
-        """Note what the forward pass of a new shape took."""
         if self._counting is not None:
             self._forward_counted = self._counting[1].get_total_flops()
 
@@ -110,7 +108,6 @@ class FlopsMeter(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the batch's FLOPs, of all processes."""
         taken = self._note()
         if self._counting is not None:
             self.by_shape[self._at], self.forward_by_shape[self._at] = taken
@@ -141,7 +138,6 @@ class FlopsMeter(L.Callback):
         return int(whole), int(forward)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Stop counting when a batch does not come to its end."""
         self._stop()
 
     def _stop(self) -> None:
@@ -150,7 +146,6 @@ class FlopsMeter(L.Callback):
             self._counting = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The sum so far and what each shape that was counted costs."""
         sums = {"total": self.total, "forward": self.forward}
         return {**sums, "by_shape": dict(self.by_shape), "forward_by_shape": dict(self.forward_by_shape)}
 

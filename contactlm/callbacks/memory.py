@@ -38,13 +38,7 @@ _TO_EVALUATE = (
     "lower model.window (residues in one pass) or data.eval_batch_size; set trainer.precision to bf16-mixed; or take a "
     "smaller model.pretrained"
 )
-_DOING = {
-    "train": "training on",
-    "sanity_check": "scoring",
-    "validate": "scoring",
-    "test": "scoring",
-    "predict": "predicting",
-}
+_DOING = {"train": "training on", "predict": "predicting"}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -55,11 +49,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_advice(error: BaseException) -> str | None:
-    """What to tell a user of an error: None unless it is one for want of memory.
-
-    Returns:
-        What :class:`MemoryAdvice` noted on the error, or a general text where there was no trainer.
-    """
+    """What :class:`MemoryAdvice` noted on an error, or a general text; None unless it is one for want of memory."""
     if not is_out_of_memory(error):
         return None
     notes = [note for note in getattr(error, "__notes__", []) if note.startswith("out of memory")]
@@ -83,7 +73,6 @@ class MemoryAdvice(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Remember the batch's shape, whatever is done with it."""
         self._stage = str(trainer.state.stage.value) if trainer.state.stage is not None else ""
         self._batch = _describe(batch)
         is_ours = isinstance(pl_module, ContactModule) and "cb" in batch
@@ -94,10 +83,9 @@ class MemoryAdvice(L.Callback):
     on_predict_batch_start = on_train_batch_start
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Put the note on the error."""
         if not is_out_of_memory(exception):
             return
-        doing = f"while {_DOING.get(self._stage, 'working on')} {self._batch}" if self._batch else "before any batch"
+        doing = f"while {_DOING.get(self._stage, 'scoring')} {self._batch}" if self._batch else "before any batch"
         remedy = _TO_TRAIN if self._stage in ("train", "") else _TO_EVALUATE
         plan = self._plan(trainer, pl_module) if self._stage == "train" else ""
         note = f"out of memory {doing}, precision {trainer.precision}: {plan}{remedy} ({_first_line(exception)})"

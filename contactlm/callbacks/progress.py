@@ -7,11 +7,12 @@ import os
 import sys
 import time
 import warnings
+from collections import deque
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.throughput import Throughput, get_available_flops
+from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -23,7 +24,6 @@ from contactlm.types import ContactLMError
 log = logging.getLogger(__name__)
 
 WINDOW = 20  # batches that a rate is taken over
-RATES = {"tokens_per_s": "items_per_sec", "residues_per_s": "samples_per_sec", "mfu": "mfu"}  # Lightning's names
 DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
 REFRESH_SECONDS = 0.2
 LOSS = "train/loss"
@@ -57,57 +57,49 @@ class ThroughputMeter(L.Callback):
 
     def _begin(self, peak: float | None) -> None:
         self.tokens_per_s: float | None = None
-        self._window = Throughput(peak, window_size=WINDOW + 1)
-        self._batches = self._tokens = self._residues = self._flops = 0
+        self._peak = peak  # of all devices
+        self._window: deque[tuple[float, int, int, int]] = deque(maxlen=WINDOW + 1)  # seconds, tokens, residues, FLOPs
         self._since: float | None = None
         self._seconds = 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin anew; find out what the devices can do. Without a :class:`TokenBudget` that is an error."""
         if find_callback(trainer, TokenBudget) is None:
             raise ContactLMError(
                 "ThroughputMeter reads TokenBudget: add it to the callbacks; TokenBudget(None) only counts"
             )
         peak = self.peak_flops or known_peak(pl_module.device, str(trainer.precision))
-        self._begin(None if peak is None else peak * trainer.world_size)
+        counts_flops = find_callback(trainer, FlopsMeter) is not None
+        self._begin(None if peak is None or not counts_flops else peak * trainer.world_size)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Start the clock, if it stands still."""
         if self._since is None:
             self._since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Log the speed."""
         self._read_clock()
         budget, meter = find_callback(trainer, TokenBudget), find_callback(trainer, FlopsMeter)
-        if budget is not None and budget.tokens > self._tokens:  # accumulated batches may be summed at their step
-            self._batches += 1
-            before, self._flops = self._flops, 0 if meter is None else meter.total
-            self._tokens, self._residues = budget.tokens, budget.residues
-            self._window.update(
-                time=self._seconds,
-                batches=self._batches,
-                samples=budget.residues or self._batches,
-                lengths=budget.tokens,
-                flops=None if meter is None else self._flops - before,
-            )
+        # accumulated batches may be summed at their step
+        if budget is not None and (not self._window or budget.tokens > self._window[-1][1]):
+            flops = 0 if meter is None else meter.total
+            self._window.append((self._seconds, budget.tokens, budget.residues, flops))
         if is_time_to_log(trainer):
             for name, value in self.rates().items():
                 pl_module.log(f"speed/{name}", torch.tensor(value))  # on the CPU: no copy to the device
 
     def rates(self) -> dict[str, float]:
         """The speed over the last batches; empty before there are as many."""
-        if self._batches <= WINDOW:
+        if len(self._window) <= WINDOW:
             return {}
-        found = self._window.compute()
-        rates = {name: found[f"device/{key}"] for name, key in RATES.items() if f"device/{key}" in found}
-        if not self._residues:
-            del rates["residues_per_s"]
-        self.tokens_per_s = rates["tokens_per_s"]
+        seconds, tokens, residues, flops = (b - a for a, b in zip(self._window[0], self._window[-1], strict=True))
+        self.tokens_per_s = tokens / seconds
+        rates = {"tokens_per_s": self.tokens_per_s}
+        if self._window[-1][2]:
+            rates["residues_per_s"] = residues / seconds
+        if self._peak is not None:
+            rates["mfu"] = flops / seconds / self._peak
         return rates
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock, once the device has done what training asked of it."""
         if self._since is not None:
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize(pl_module.device)
@@ -155,7 +147,6 @@ class BudgetProgressBar(TQDMProgressBar):
 
     @property
     def is_disabled(self) -> bool:
-        """Whether no bars are drawn: switched off, not the first process, or no terminal."""
         is_wanted = os.environ.get("TQDM_DISABLE", "").lower() in ("", "0", "false", "no")
         return not (self.is_enabled and sys.stderr.isatty() and is_wanted)
 
@@ -172,28 +163,22 @@ class BudgetProgressBar(TQDMProgressBar):
         )
 
     def init_sanity_tqdm(self) -> Tqdm:
-        """A bar for the validation before training."""
         return self._bar(self.sanity_check_description, keep=False)
 
     def init_train_tqdm(self) -> Tqdm:
-        """The bar of training."""
         return self._bar(self.train_description)
 
     def init_validation_tqdm(self) -> Tqdm:
-        """A bar below that of training, gone when the look at dev is over; the only one in ``validate``."""
         in_training = self.trainer.state.fn == TrainerFn.FITTING
         return self._bar(self.validation_description, keep=not in_training, row=int(in_training))
 
     def init_test_tqdm(self) -> Tqdm:
-        """The bar of the test."""
         return self._bar(self.test_description)
 
     def init_predict_tqdm(self) -> Tqdm:
-        """The bar of predictions."""
         return self._bar(self.predict_description)
 
     def on_train_start(self, *args: Any) -> None:
-        """Begin with what a resumed run has spent."""
         super().on_train_start(*args)
         budget = find_callback(self.trainer, TokenBudget)
         self._budget, self._began, self._wrote = None, None, time.monotonic()
@@ -203,14 +188,12 @@ class BudgetProgressBar(TQDMProgressBar):
             self._show(force=True)
 
     def on_train_epoch_start(self, *args: Any) -> None:
-        """Epochs mean nothing to a budget."""
         if self._budget is None:
             super().on_train_epoch_start(*args)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show what is spent now."""
         if self._budget is None:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             self._write_line(self.train_description, batch_idx + 1, self.total_train_batches)
@@ -220,17 +203,14 @@ class BudgetProgressBar(TQDMProgressBar):
         self._show()
 
     def on_train_epoch_end(self, *args: Any) -> None:
-        """Epochs mean nothing to a budget."""
         if self._budget is None:
             super().on_train_epoch_end(*args)
 
     def on_train_end(self, *args: Any) -> None:
-        """Show the last state, and leave it there."""
         self._show(force=True)
         super().on_train_end(*args)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the new scores."""
         if self._budget is None or trainer.state.fn != TrainerFn.FITTING:
             super().on_validation_end(trainer, pl_module)
             return
@@ -239,12 +219,10 @@ class BudgetProgressBar(TQDMProgressBar):
         self._show(force=not self.is_disabled)
 
     def on_test_batch_end(self, *args: Any, **options: Any) -> None:
-        """Show the batches that are done."""
         super().on_test_batch_end(*args, **options)
         self._write_line(self.test_description, args[4] + 1, self.total_test_batches_current_dataloader)
 
     def on_predict_batch_end(self, *args: Any, **options: Any) -> None:
-        """Show the batches that are done."""
         super().on_predict_batch_end(*args, **options)
         self._write_line(self.predict_description, args[4] + 1, self.total_predict_batches_current_dataloader)
 
@@ -268,7 +246,6 @@ class BudgetProgressBar(TQDMProgressBar):
             bar.refresh()
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What is logged with ``prog_bar=True``, and the loss."""
         return {**self._loss(), **super().get_metrics(trainer, pl_module)}
 
     def _loss(self) -> dict[str, float]:

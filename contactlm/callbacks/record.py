@@ -71,24 +71,20 @@ class RunRecord(L.Callback):
 
     # -- the course of a run -----------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the run directory, in all processes (it is broadcast)."""
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector sets it
         wanted = stage in ("fit", "validate", "test") and trainer.loggers and not is_trial
-        self._folder = run_directory(trainer) if wanted else None
+        self._folder = run_directory(trainer) if wanted else None  # a collective call
         self._fitted &= stage != "fit"
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gather what is known before the first batch."""
         self._start(trainer, pl_module)
         self.training["trained_parameters"] = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         self._write(trainer, pl_module, "running")
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Start the clock of training."""
         self._batch_began = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Take the sums of the callbacks that count."""
         self.training["seconds"]["training"] += time.perf_counter() - self._batch_began
         self._count(trainer)
         steps = self.training["steps"]
@@ -96,15 +92,13 @@ class RunRecord(L.Callback):
             self.progress.append(self._spent())
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock of evaluation; what memory training took is known best before the first one."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._start_evaluation(trainer, pl_module)
         elif not trainer.sanity_checking:
-            self._note_training_memory(pl_module)
+            self._note_training_memory(pl_module)  # best known before the first look at dev
         self._look_began = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the dev scores with what was spent for them."""
         if trainer.sanity_checking:
             return
         self.training["seconds"]["evaluation"] += time.perf_counter() - self._look_began
@@ -114,7 +108,6 @@ class RunRecord(L.Callback):
         self._write(trainer, pl_module, "running" if trainer.state.fn == TrainerFn.FITTING else "finished")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Training is over."""
         if self.training["tokens"]:
             self._note_training_memory(pl_module)
         last = self._spent()
@@ -124,18 +117,15 @@ class RunRecord(L.Callback):
         self._fitted = True
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Score what was trained here, or a checkpoint."""
         self._start_evaluation(trainer, pl_module)
         self._look_began = time.perf_counter()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the test scores."""
         self.training["seconds"]["evaluation"] += time.perf_counter() - self._look_began
         self._results["test"] = _scores(trainer, "test")
         self._write(trainer, pl_module, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Mark the run unfinished."""
         if self._facts:
             interrupted = isinstance(exception, (KeyboardInterrupt, SystemExit))  # signals end as SystemExit
             self._write(trainer, pl_module, "interrupted" if interrupted else f"failed: {type(exception).__name__}")
@@ -201,7 +191,6 @@ class RunRecord(L.Callback):
                 write_run(self._folder, {**about, **self.training, **self._results, **history})
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums and scores so far."""
         seconds = dict(self.training["seconds"], total=self._seconds_before + time.perf_counter() - self._began)
         training = {**self.training, "seconds": seconds, "memory": dict(self.training["memory"])}
         began_with = {k: v for k, v in self._facts.get("equal", {}).items() if k in ("weights", "backbone")}
@@ -223,10 +212,8 @@ class RunRecord(L.Callback):
 
 def _scores(trainer: L.Trainer, prefix: str) -> dict[str, float]:
     """All scores of a set that were logged, by name."""
-    logged = trainer.callback_metrics
-    return {
-        name.removeprefix(f"{prefix}/"): float(logged[name]) for name in sorted(logged) if name.startswith(f"{prefix}/")
-    }
+    own = sorted(name for name in trainer.callback_metrics if name.startswith(f"{prefix}/"))
+    return {name.removeprefix(f"{prefix}/"): float(trainer.callback_metrics[name]) for name in own}
 
 
 # --- what is known of a run, as plain values ---
@@ -254,7 +241,7 @@ def equal_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]
         "assembly": getattr(data, "assembly", None),
         "min_length": getattr(data, "min_length", None),
         "precision": str(trainer.precision),
-        **family_facts(module),
+        **({"family": module.family.name} if getattr(module, "family", None) is not None else {}),
         **weights_facts(module),
         **module_facts(module, "equal"),
     }
@@ -268,24 +255,12 @@ def equal_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]
 
 
 def module_facts(module: L.LightningModule, kind: str) -> dict[str, Any]:
-    """What a module says of itself, if it has an attribute ``run_facts``.
-
-    Of kind ``equal``: what runs that are compared must share; ``reads``: what it is given beside the sequence.
-    """
+    """What a module says of itself in ``run_facts``: ``equal`` in compared runs, or ``reads`` beside the sequence."""
     return getattr(module, "run_facts", {}).get(kind, {})
 
 
-def family_facts(module: L.LightningModule) -> dict[str, str]:
-    """Which family of language models a run is of; nothing where it has none."""
-    family = getattr(module, "family", None)
-    return {} if family is None else {"family": family.name}
-
-
 def weights_facts(module: L.LightningModule) -> dict[str, Any]:
-    """Which backbone a run starts from: pretrained weights by checksum, or random ones by architecture.
-
-    A directory may hold weights that no one has trained: these are called random too.
-    """
+    """Which backbone a run starts from: pretrained weights by checksum, or random ones by architecture."""
     hparams = module.hparams
     if "pretrained" not in hparams:
         return {}
@@ -311,8 +286,7 @@ def chain_set(trainer: L.Trainer, role: str) -> dict[str, Any] | None:
 
 def is_synthetic(trainer: L.Trainer) -> bool:
     """Whether the proteins are those of the package's generator: asked for, or in a folder that it wrote."""
-    data = _data_of(trainer)
-    if getattr(data, "synthetic", None) is not None:
+    if getattr(_data_of(trainer), "synthetic", None) is not None:
         return True
     paths = [Path(location).expanduser() for location in data_locations(trainer).values()]
     return any((folder / SYNTHETIC_MANIFEST).is_file() for path in paths for folder in (path, path.parent))
@@ -323,11 +297,9 @@ def data_locations(trainer: L.Trainer) -> dict[str, str]:
     data = _data_of(trainer)
     if getattr(data, "synthetic", None) is not None:
         return {"synthetic": str(data.synthetic.folder)}
-    found = [
-        {name: str(getattr(data, name)) for name in (f"train_{kind}", f"test_{kind}") if getattr(data, name, None)}
-        for kind in ("dir", "ids")
-    ]
-    return found[0] or found[1]
+    found = _attributes(data, "train_dir", "test_dir", "train_ids", "test_ids")
+    given = {name: str(value) for name, value in found.items() if value}
+    return {name: value for name, value in given.items() if name.endswith("dir")} or given
 
 
 def scheme_facts(trainer: L.Trainer) -> dict[str, Any]:

@@ -25,9 +25,7 @@ def find_callback(trainer: L.Trainer, kind: type[Found]) -> Found | None:
 def is_time_to_log(trainer: L.Trainer) -> bool:
     """Whether a value that is logged at the end of this training batch will be read.
 
-    That is so where loggers write (``log_every_n_steps``), before a look at dev, and at the end of an epoch and of
-    training. Logging one number takes Lightning as long as several operations of a network: between these moments it
-    is left out.
+    Logging one number takes Lightning as long as several operations of a network: else it is left out.
     """
     due = trainer._logger_connector.should_update_logs or trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector sets it
     return bool(due) or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or validation_follows(trainer)
@@ -63,22 +61,14 @@ class StepSums:
         return _OF_TRAINERS.setdefault(trainer, cls())
 
     def join(self, callback: L.Callback, give: Give, take: Take) -> None:
-        """Take part; callbacks join in the same order in all processes.
+        """Take part: `give` tells this process's numbers since it was asked last, `take` gets the sums.
 
-        Args:
-            callback: Who; once it has joined, it stays.
-            give: This process's numbers since it was asked last, always as many.
-            take: Gets their sums over all processes.
+        Callbacks join in the same order in all processes, stay, and give as many numbers every time.
         """
         self._members[callback] = give, take
 
     def exchange(self, trainer: L.Trainer, early: bool = False) -> None:
-        """Sum everything now; a collective call.
-
-        Args:
-            trainer: Whose processes.
-            early: Whether more may be counted in this step, which its end has to sum.
-        """
+        """Sum everything now, a collective call; early: more may be counted in this step, which its end has to sum."""
         if not early:
             self._exchanged_in = trainer.fit_loop.total_batch_idx
         given = [give() for give, _ in self._members.values()]

@@ -290,6 +290,20 @@ def test_speed_is_that_of_training_alone(
     assert rates["mfu"] == pytest.approx(flops.total * 7 / 8 / (10.5 * 1e6))
 
 
+def test_counts_that_stand_still_or_pass_the_tokens_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("contactlm.callbacks.progress.WINDOW", 2)
+    loader: DataLoader = DataLoader(torch.ones(6, 4), batch_size=2)  # type: ignore[arg-type]
+    counts = iter([(2, 9), (2, 0), (0, 0), (2, 0), (2, 5), (2, 5)])
+    meter = ThroughputMeter()
+    callbacks = [TokenBudget(None, count=lambda _: next(counts)), meter]
+    trainer(tmp_path, *callbacks, max_epochs=2).fit(ForeignModule(), loader)
+    rates = meter.rates()
+    assert rates["residues_per_s"] == pytest.approx(10 / 4 * rates["tokens_per_s"])  # of the last two batches
+    assert "mfu" not in rates
+
+
 def test_a_peak_is_known_of_gpus_only() -> None:
     assert known_peak(torch.device("cpu"), "32-true") is None
     assert ThroughputMeter(peak_flops=None).rates() == {}

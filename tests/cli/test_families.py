@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from contactlm import ContactModule, ContrastiveModule, JacobianModule, predict_contacts
-from contactlm.callbacks.record import family_facts, weights_facts
+from contactlm.callbacks.record import weights_facts
 from contactlm.cli.main import main
 from contactlm.model.backbone import load_esm
 from contactlm.modules.contact import PRIOR_LOGIT
@@ -87,7 +87,7 @@ def test_weights_that_no_one_has_trained_are_called_random(name: str, tmp_path: 
     assert weights_facts(module)["weights"] == "random"
     norm = next(layer for layer in module.modules() if isinstance(layer, torch.nn.LayerNorm))
     norm.weight.data[0] = 2
-    assert weights_facts(module)["weights"] == "pretrained" and family_facts(module) == {"family": name}
+    assert weights_facts(module)["weights"] == "pretrained" and module.family.name == name
 
 
 def test_a_head_that_reads_nothing_is_told(tmp_path: Path) -> None:
