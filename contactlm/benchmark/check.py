@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from Bio.PDB.Chain import Chain as BioChain
+from Bio.PDB.MMCIFParser import MMCIFParser
+from Bio.PDB.PDBExceptions import PDBException
+from Bio.PDB.PDBParser import PDBParser
+from Bio.PDB.Residue import Residue as BioResidue
 from numpy.typing import NDArray
 
 from contactlm.alphabet import UNKNOWN_LETTER
@@ -16,8 +23,7 @@ from contactlm.benchmark.lists import AskedChain
 from contactlm.benchmark.structures import FoundFiles, author_chains, entry_in
 from contactlm.homology.alignment import Aligner
 from contactlm.metrics.contracts import Atom
-from contactlm.structure.beta_carbon import beta_carbons
-from contactlm.structure.files import split_name
+from contactlm.structure.files import brief, read_blocks, split_name
 from contactlm.structure.parse import read_chains
 from contactlm.types import Chain, StructureError
 
@@ -25,6 +31,8 @@ MIN_IDENTITY = 0.95  # of the known residues of the list that the file has
 MIN_COVERAGE = 0.9  # share of the list's residues that the file has, resolved or not
 MIN_RESOLVED = 0.5  # share of the list's residues with coordinates
 FOUND, REPLACED, MISSING = "found", "replaced", "missing"
+_PARSERS = {"pdb": PDBParser, "mmcif": MMCIFParser}
+_Position = tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,3 +184,49 @@ def place(wanted: str, there: str) -> tuple[NDArray[np.int64], float, float]:
     identical = sum(wanted[i] == there[positions[i]] for i in aligned)
     covered = sum(positions[i] >= 0 for i in known)
     return positions, identical / max(len(aligned), 1), covered / max(len(known), 1)
+
+
+def beta_carbons(path: str | Path, chain: Chain) -> NDArray[np.float32]:
+    """Look up the C-beta atoms, float32 (L, 3) in Å, of a chain that was read from a file, by its C-alphas' positions.
+
+    That of the same alternate location as the C-alpha; the C-alpha of glycine; NaN where the residue is unresolved or
+    the file lacks its C-beta. For figures that were measured with those and not with virtual ones.
+    """
+    with closing(read_blocks(path)) as blocks:
+        text = io.StringIO("".join(blocks))
+    parser = _PARSERS[split_name(path)[1]](QUIET=True)
+    try:
+        models = parser.get_structure("", text).get_list()
+    except (PDBException, ValueError, LookupError) as error:
+        raise StructureError(path, brief(f"its C-beta atoms cannot be read: {error}")) from error
+    found: dict[_Position, NDArray[np.float32]] = {}
+    for own in models[:1]:
+        for bio_chain in own:
+            found |= _by_alpha(bio_chain)
+    cb = np.full((len(chain), 3), np.nan, dtype=np.float32)
+    for i in np.flatnonzero(chain.resolved):
+        missing = chain.ca[i] if chain.sequence[i] == "G" else cb[i]
+        cb[i] = found.get(tuple(chain.ca[i].tolist()), missing)
+    return cb
+
+
+def _by_alpha(chain: BioChain) -> dict[_Position, NDArray[np.float32]]:
+    """C-beta positions by the positions of the C-alphas."""
+    found = {}
+    for entry in chain.get_unpacked_list():
+        for residue in entry.disordered_get_list() if entry.is_disordered() == 2 else [entry]:
+            alphas, betas = (_alternates(residue, name) for name in ("CA", "CB"))
+            for altloc, alpha in alphas.items():
+                beta = betas.get(altloc, betas.get(" "))
+                if beta is None and betas:  # the C-alpha has one place, the C-beta several: the first of the highest
+                    beta = next(iter(betas.values()))
+                if beta is not None:
+                    found[tuple(alpha.tolist())] = beta
+    return found
+
+
+def _alternates(residue: BioResidue, name: str) -> dict[str, NDArray[np.float32]]:
+    """Positions of an atom by alternate location, the one of the highest occupancy first."""
+    atoms = [atom for atom in residue.get_unpacked_list() if atom.get_name() == name]
+    atoms.sort(key=lambda atom: -(atom.get_occupancy() or 0.0))
+    return {atom.get_altloc(): np.asarray(atom.get_coord(), np.float32) for atom in atoms}

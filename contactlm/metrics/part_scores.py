@@ -1,4 +1,4 @@
-"""Scores that stand beside a model's: of complexes within and between chains, and of copied contacts of relatives."""
+"""Scores of parts: of complexes within and between chains, of copied contacts of relatives, of strata by identity."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from contactlm.metrics.classes import ContactScores
 from contactlm.metrics.protein_states import Maps
 from contactlm.metrics.ranked import RankedMap
 from contactlm.metrics.scores import MAIN_NAMES, MCC_NAMES, RANKING_NAMES, means_by
-from contactlm.metrics.strata import COPY, HIT_COVERAGE, HIT_IDENTITY, hit_stratum
 
+IDENTITY_BOUNDS = (0.3, 0.5)  # a template bias has a weight for each range: checkpoints depend on them
+TRAINING_STRATA = ("id<30", "id30-50", "id>=50")
+NO_HIT = "nohit"
+HIT_STRATA = (NO_HIT, "hit<30", "hit30-50", "hit>=50")
+HIT_IDENTITY, HIT_COVERAGE = "hit_identity", "hit_coverage"  # columns of test_scores.csv
+COPY = "copy_"  # what scores of copying the hits' contacts begin with
 # All pairs between chains are alike far apart, so the scores of long-range pairs are those of all of them.
 INTER_NAMES = {
     "proteins": "proteins",
@@ -25,6 +30,18 @@ INTER_NAMES = {
 }
 INTRA_COLUMNS = {name: f"intra_{name}" for name in (*MCC_NAMES, *RANKING_NAMES)}
 INTER_COLUMNS = {name: f"inter_{INTER_NAMES[name]}" for name in ("mcc", "p_at_L_long", "p_at_L5_long", "auprc_long")}
+
+
+def training_stratum(identity: float) -> str:
+    """Name the stratum of an identity to the nearest training relative, 0 … 1; 0 where there is none."""
+    return TRAINING_STRATA[sum(identity >= bound for bound in IDENTITY_BOUNDS)]
+
+
+def hit_stratum(identity: float | None) -> str:
+    """Name the stratum of a protein by the pair identity with its best hit, 0 … 1; None or NaN: no hit."""
+    if identity is None or math.isnan(identity):
+        return NO_HIT
+    return HIT_STRATA[1 + sum(identity >= bound for bound in IDENTITY_BOUNDS)]
 
 
 def intra_labels(labels: Tensor, chain_of: Tensor) -> Tensor:

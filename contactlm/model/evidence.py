@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from contactlm.metrics.strata import IDENTITY_BOUNDS
+from contactlm.metrics.part_scores import IDENTITY_BOUNDS
 from contactlm.structure.contacts import CONTACT_THRESHOLD, LEAST_WEIGHT, SOFTNESS
 
 NO_SEGMENT = -1

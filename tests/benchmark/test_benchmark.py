@@ -13,13 +13,13 @@ import torch
 
 from contactlm import contact_map, predict_contacts, read_chains
 from contactlm.benchmark import score
+from contactlm.benchmark.check import beta_carbons
+from contactlm.benchmark.results import estimate_mean
 from contactlm.benchmark.score import TRIVIAL
 from contactlm.cli.benchmark import list_text
 from contactlm.cli.main import main
-from contactlm.metrics.bootstrap import estimate_mean
 from contactlm.metrics.contracts import CONTRACTS, contract_scores
 from contactlm.metrics.scores import score_protein, trivial_probability
-from contactlm.structure.beta_carbon import beta_carbons
 from tests.benchmark.made import made_set, read_rows, write_list
 from tests.conftest import Finished, make_tiny_esm, random_sequence, write_pdb
 from tests.data.faulty_server import Handler, Server, status

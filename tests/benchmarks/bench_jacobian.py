@@ -205,7 +205,7 @@ def measure_time(runs: dict[str, Maps], length: int, positions: int, repeats: in
 
 
 def error_of(run: Maps, exact: Maps, length: int) -> str:
-    from contactlm.maps.agreement import agreement
+    from tests.benchmarks.agreement import agreement
 
     one, other = (each(protein(length), length)[0] for each in (run, exact))
     assert one is not None and other is not None

@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from contactlm.atomic import write_csv
-from contactlm.metrics.strata import COPY, HIT_IDENTITY, HIT_STRATA, hit_stratum
+from contactlm.metrics.part_scores import COPY, HIT_IDENTITY, HIT_STRATA, hit_stratum
 from contactlm.report.compare import Spread, by_arm
 from contactlm.report.read import Run, find_runs
 from contactlm.report.table import grid

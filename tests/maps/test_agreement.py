@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from contactlm.maps.agreement import agreement
+from tests.benchmarks.agreement import agreement
 
 
 def symmetric(L: int, seed: int, steps: int | None = None) -> torch.Tensor:

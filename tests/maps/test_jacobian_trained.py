@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import EsmForMaskedLM
 
 from contactlm.maps import categorical_jacobian
-from contactlm.maps.agreement import agreement
 from contactlm.maps.score_scale import ranks
 from contactlm.maps.windows import WindowOptions
 from contactlm.metrics.scores import precision_at_l, select_pairs, trivial_probability
+from tests.benchmarks.agreement import agreement
 from tests.maps.covarying import LENGTH, Family, trained_model
 
 pytestmark = pytest.mark.slow

@@ -12,10 +12,10 @@ import torch
 from Bio.PDB.vectors import Vector, calc_angle, calc_dihedral, rotaxis2m
 
 from contactlm import contact_map, read_chains
+from contactlm.benchmark.check import beta_carbons
 from contactlm.metrics import ContactScores
 from contactlm.metrics.contracts import CONTRACTS, OURS, contract_scores
 from contactlm.metrics.scores import score_protein
-from contactlm.structure.beta_carbon import beta_carbons
 from tests.conftest import THREE_LETTERS, random_sequence
 
 NAMES = {"p_at_L_long": 1, "p_at_L2_long": 2, "p_at_L5_long": 5}

@@ -7,8 +7,7 @@ import math
 import pytest
 
 from contactlm.metrics import ContactScores
-from contactlm.metrics.part_scores import HitScores
-from contactlm.metrics.strata import hit_stratum
+from contactlm.metrics.part_scores import HitScores, hit_stratum
 from tests.metrics.test_complex_scores import made
 
 IDENTITY = [0.4, math.nan, 0.5, 0.1, 0.3, 0.95, math.nan]

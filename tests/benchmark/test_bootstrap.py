@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, sem
 
-from contactlm.metrics.bootstrap import estimate_mean
+from contactlm.benchmark.results import estimate_mean
 
 
 @pytest.mark.parametrize("seed", range(4))
