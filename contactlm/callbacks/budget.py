@@ -126,7 +126,6 @@ class TokenBudget(L.Callback):
             self._is_last_of_epoch, progress.is_last_batch = progress.is_last_batch, True
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Add the batch up, and stop when the budget is spent."""
         StepSums.of(trainer).settle(trainer)
         if self._is_last_of_epoch is not None:
             trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = self._is_last_of_epoch
@@ -173,6 +172,5 @@ class TokenBudget(L.Callback):
         return {"tokens": self.tokens, "residues": self.residues, "looked_after": self._looked_after}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from what was spent."""
         self.tokens, self.residues = state_dict["tokens"], state_dict["residues"]
         self._looked_after = state_dict.get("looked_after", -1)

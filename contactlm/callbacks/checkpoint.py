@@ -74,9 +74,7 @@ class SafeCheckpoint(ModelCheckpoint):
         if options.get("save_last") is None:
             options["save_last"] = True
         if options["save_last"] == "link":
-            raise ContactLMError(
-                "checkpoint.save_last is 'link'; last.ckpt is a state of its own here: give true or false"
-            )
+            raise ContactLMError("checkpoint.save_last is 'link'; last.ckpt is a state of its own: give true or false")
         for name, value in (("minutes", last_every_n_minutes), ("steps", last_every_n_steps)):
             if value is not None and value <= 0:
                 raise ContactLMError(f"checkpoint.last_every_n_{name} is {value}; it must be above 0 (null: never)")
@@ -115,9 +113,7 @@ class SafeCheckpoint(ModelCheckpoint):
         if self.stop_on_signals:
             self._signals.install()
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Leave, when a signal came: the metrics of the last step are logged by now."""
         self._leave_if_asked(trainer)
         if self._to_flush and trainer.is_global_zero:
@@ -126,26 +122,16 @@ class SafeCheckpoint(ModelCheckpoint):
         self._to_flush = False
         self._step_before = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *batch: Any) -> None:
         self._validation_is_due = validation_follows(trainer)
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        super().on_train_batch_end(trainer, *batch)
         # at the end of training the last validation comes first
         self._save_if_due(trainer, trainer.should_stop and not self._validation_is_due)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._leave_if_asked(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Leave in the middle of a validation, which the resumed run begins again.
 
         Of several processes each has its own number of batches here: they leave together after the validation.
@@ -193,8 +179,7 @@ class SafeCheckpoint(ModelCheckpoint):
 
     def _remove_leftovers(self, trainer: L.Trainer) -> None:
         """Remove what killed runs left half written: here, and where the resumed run wrote."""
-        folders = [self.dirpath, Path(trainer.ckpt_path).parent if trainer.ckpt_path else None]
-        for folder in folders:
+        for folder in (self.dirpath, Path(trainer.ckpt_path).parent if trainer.ckpt_path else None):
             if folder is not None and "://" not in str(folder):
                 remove_temporaries(Path(folder))
 
@@ -216,14 +201,9 @@ class SafeCheckpoint(ModelCheckpoint):
         if not self._stopping or (self._tried_at[0] != trainer.global_step and not trainer.should_stop):
             return
         if trainer.is_global_zero:
-            name = signal.Signals(self._stopping).name
-            where = self.last_model_path or trainer.ckpt_path
-            log.warning(
-                "%s: stopped after step %d; %s",
-                name,
-                trainer.global_step,
-                f"go on with --ckpt_path {where}" if where else "no checkpoint was written",
-            )
+            name, where = signal.Signals(self._stopping).name, self.last_model_path or trainer.ckpt_path
+            advice = f"go on with --ckpt_path {where}" if where else "no checkpoint was written"
+            log.warning("%s: stopped after step %d; %s", name, trainer.global_step, advice)
         # a launcher takes a child's status other than 0 for a crash, and kills the process that launched it
         raise Stopped(128 + self._stopping if trainer.is_global_zero else 0)
 

@@ -14,10 +14,9 @@ from contactlm.atomic import atomic_path, write_csv
 from contactlm.metrics import ContactScores
 from contactlm.metrics.calibration import Calibration
 from contactlm.metrics.calibration_scores import CONFIDENCE, SCORED, CalibrationScores
-from contactlm.metrics.part_scores import ComplexScores, HitScores
+from contactlm.metrics.part_scores import ComplexScores, HitScores, training_stratum
 from contactlm.metrics.protein_states import RankedBatch
 from contactlm.metrics.scores import MAIN_NAMES, means_by, nan_mean
-from contactlm.metrics.strata import training_stratum
 from contactlm.runs.checkpoint_io import outlast_full_disk
 from contactlm.runs.directory import run_directory
 from contactlm.types import ContactLMError
@@ -168,20 +167,14 @@ def _meaningful(module: L.LightningModule, scores: dict[str, Any]) -> dict[str, 
     """Scores that need no probabilities, of a module that gives ranks; all of any other."""
     if not getattr(module, "gives_ranks", False):
         return scores
-    return {
-        name: value
-        for name, value in scores.items()
-        if name.startswith(_OF_OTHERS) or not any(part in name for part in _OF_PROBABILITIES)
-    }
+    of_ranks = [n for n in scores if n.startswith(_OF_OTHERS) or not any(part in n for part in _OF_PROBABILITIES)]
+    return {name: scores[name] for name in of_ranks}
 
 
 def _write_reliability(folder: Path, scores: Sequence[CalibrationScores]) -> None:
     """Write ``reliability.csv`` and ``reliability.png``; nothing where there is no pair to judge."""
-    rows = [
-        {"probabilities": state, **row}
-        for state, each in zip(STATES, scores, strict=False)
-        for row in each.reliability()
-    ]
+    states = zip(STATES, scores, strict=False)
+    rows = [{"probabilities": state, **row} for state, each in states for row in each.reliability()]
     if not rows:
         return
     table, figure = folder / "reliability.csv", folder / "reliability.png"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
 from fractions import Fraction
 from math import prod
 from typing import Any
@@ -45,13 +44,13 @@ class FlopsMeter(L.Callback):
         self.by_shape: dict[str, int] = {}
         self.forward_by_shape: dict[str, int] = {}
         self._forget_lengths()
-        self._counting: tuple[ExitStack, FlopCounterMode] | None = None
+        self._counting: FlopCounterMode | None = None
         self._forward_counted = 0
         self._at = ""  # shapes of the batch at hand
         self._told: Flops | None = None  # what it costs by the lengths that were counted
         self._marks = ""
         self._own = [0, 0]  # FLOPs, and those of forward passes, of this process that are not summed yet
-        self._noted: Flops | None = None  # what of the batch at hand is in them
+        self._noted: Flops = 0, 0  # what of the batch at hand is in them
 
     def _forget_lengths(self) -> None:
         self._by_length: dict[int, tuple[Fraction, Fraction]] = {}  # of one sequence of T tokens
@@ -74,39 +73,35 @@ class FlopsMeter(L.Callback):
         self.total += sums[0]
         self.forward += sums[1]
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
         """Start to count when no batch of this shape was seen before, and its length does not tell what it costs."""
-        self._noted, self._at = None, shape_key(batch) + self._marks
+        self._noted, self._at = (0, 0), shape_key(batch) + self._marks
         if self._at in self.by_shape:
             self._told = self.by_shape[self._at], self.forward_by_shape[self._at]
             return
         self._told = self._by_its_length(batch) if self._follows_length else None
         if self._told is None:
-            stack, self._forward_counted = ExitStack(), 0
-            self._counting = stack, stack.enter_context(flop_counter())
+            self._counting, self._forward_counted = flop_counter().__enter__(), 0
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
         if self._counting is not None:
-            self._forward_counted = self._counting[1].get_total_flops()
+            self._forward_counted = self._counting.get_total_flops()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note what the batch took, so that it is summed with what others count in the step."""
-        if self._noted is None:
-            self._note()
+        self._note()
 
     def _note(self) -> Flops:
         """Add what the batch took, less what was noted of it before."""
         taken = self._told or (0, 0)
         if self._counting is not None:
-            taken = self._counting[1].get_total_flops(), self._forward_counted
-        before, self._noted = self._noted or (0, 0), taken
+            taken = self._counting.get_total_flops(), self._forward_counted
+        before, self._noted = self._noted, taken
         self._own = [own + new - old for own, new, old in zip(self._own, taken, before, strict=True)]
         return taken
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, _: Any, batch: Any, *__: Any
     ) -> None:
         taken = self._note()
         if self._counting is not None:
@@ -142,7 +137,7 @@ class FlopsMeter(L.Callback):
 
     def _stop(self) -> None:
         if self._counting is not None:
-            self._counting[0].close()
+            self._counting.__exit__(None, None, None)
             self._counting = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -168,10 +163,8 @@ def quadratic(at: int, values: Mapping[int, Fraction]) -> Fraction:
 def flop_counter() -> FlopCounterMode:
     """PyTorch's counter of FLOPs, which also sees fused attention on the CPU."""
     formulas = {
-        FUSED_ON_CPU: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
-        FUSED_ON_CPU_BACKWARD: lambda grad, query, key, value, *_, **__: sdpa_backward_flop_count(
-            grad, query, key, value
-        ),
+        FUSED_ON_CPU: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),  # query, key, value
+        FUSED_ON_CPU_BACKWARD: lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]),  # gradient and these
     }
     return FlopCounterMode(display=False, custom_mapping=formulas)
 

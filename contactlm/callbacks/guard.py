@@ -127,9 +127,7 @@ class LossGuard(L.Callback):
         else:
             self.empty += 1
 
-    def _look(
-        self, device: torch.device, waiting: Sequence[_Backward], optimizer: torch.optim.Optimizer
-    ) -> Sequence[int] | Tensor:
+    def _look(self, device: torch.device, waiting: Sequence[_Backward], optimizer: torch.optim.Optimizer) -> Tensor:
         """Whether a loss is not finite, a gradient is not finite, some gradient is not zero: int64 (3,)."""
         largest = get_total_norm(_own_parts(_gradients(optimizer)), norm_type=torch.inf).to(device)
         losses = torch.stack([waited.loss.to(device).isfinite().all() for waited in waiting]).all()
@@ -140,19 +138,13 @@ class LossGuard(L.Callback):
         self.skipped += 1
         self.consecutive += 1
         culprits = [each for each in backwards if not bool(each.loss.isfinite())] if bad_loss else backwards
-        proteins = [
-            name for batch, index, _ in culprits for name in (list(self.names(batch)) or [f"batch {index}"])
-        ]  # on this process
+        named = [list(self.names(batch)) or [f"batch {index}"] for batch, index, _ in culprits]
+        proteins = [name for names in named for name in names]  # on this process
         if culprits:
+            what, losses = "the loss" if bad_loss else "a gradient", [f"{float(each.loss):.4g}" for each in culprits]
             log.warning(
-                "step %d: %s is not finite (loss %s): the optimizer step is skipped, %d in a row, %d in all; "
-                "proteins: %s",
-                number,
-                "the loss" if bad_loss else "a gradient",
-                ", ".join(f"{float(each.loss):.4g}" for each in culprits),
-                self.consecutive,
-                self.skipped,
-                "; ".join(proteins),
+                f"step {number}: {what} is not finite (loss {', '.join(losses)}): the optimizer step is skipped, "
+                f"{self.consecutive} in a row, {self.skipped} in all; proteins: {'; '.join(proteins)}"
             )
         self._stop_at_limit(proteins)
 

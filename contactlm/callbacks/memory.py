@@ -71,7 +71,7 @@ class MemoryAdvice(L.Callback):
         self._shapes: dict[str, torch.Tensor] = {}
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any, **__: Any
     ) -> None:
         self._stage = str(trainer.state.stage.value) if trainer.state.stage is not None else ""
         self._batch = _describe(batch)

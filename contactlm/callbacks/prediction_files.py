@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from contactlm.atomic import FileNames, atomic_path
 from contactlm.callbacks.record import module_facts
-from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, thumbnail, write_npz, write_rr
+from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.pages.frame import escape, write_frame
 from contactlm.types import ContactLMError, StructureError, residue_positions
@@ -38,7 +38,6 @@ COLUMNS = (
 FILE_OPTIONS = frozenset(["dtype", "pairs_per_residue"])  # decide no map but a kind of file, which results may lack
 DIGITS = 16  # hexadecimal, of a checksum
 NAMED = 5  # proteins that a message names
-
 FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITERS)
 DEFAULT_FORMATS = ("npz", "rr", "png")
 ON_STRUCTURES = frozenset(["pml", "cxc", "pdb"])  # cannot be without a structure
@@ -102,8 +101,7 @@ def read_summary(path: Path) -> dict[str, dict[str, str]]:
         return {}
     with path.open(newline="", encoding="utf-8") as handle:
         text = handle.read()
-    complete = text[: text.rfind("\n") + 1].splitlines()
-    rows = csv.DictReader(complete)
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     return {row["id"]: row for row in rows if row.get("id") and None not in row.values()}
 
 
@@ -258,7 +256,6 @@ class MapFiles:
         return options | ({"pairs_per_residue": str(self.pairs_per_residue)} if "rr" in self.formats else {})
 
     def path(self, name: str, kind: str) -> Path:
-        """Where a protein's file is."""
         return self.out / f"{self.names.of(name)}.{kind}"
 
     def missing(self, line: Mapping[str, str]) -> list[str]:
@@ -315,30 +312,11 @@ class MapFiles:
             log.warning("%s, of %d proteins (%s): %s", what, number, names, reason)
 
 
-class PredictionIndex:
-    """Collects thumbnails while maps are written, and writes ``index.html``: proteins, linked to their files."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self._drawn: dict[str, str] = {}
-
-    def thumbnail_of(self, predicted: ContactMap) -> str:
-        """A map's thumbnail, in any thread; none where there are enough."""
-        if len(self._drawn) >= MOST_THUMBNAILS:
-            return ""
-        with DRAWING:
-            return thumbnail(predicted)
-
-    def keep(self, name: str, drawn: str) -> None:
-        """Keep the thumbnail of a protein."""
-        if drawn:
-            self._drawn[name] = drawn
-
-    def write(self, lines: Mapping[str, Mapping[str, str]], files: MapFiles) -> None:
-        """Write the page of the proteins in the folder's summary, whose lines are given by id."""
-        body = BODY.format(about=escape(f"{len(lines):,} proteins in {self.out.absolute().name}"))
-        tables = {"tables": [_table(lines, self._drawn, files)]}
-        write_frame(self.out / INDEX, "Predicted contact maps", body, tables, ["tables"], library=False)
+def write_index(files: MapFiles, lines: Mapping[str, Mapping[str, str]], thumbnails: Mapping[str, str]) -> None:
+    """Write ``index.html``: a table of proteins, whose lines of the summary are given by id, with links to files."""
+    body = BODY.format(about=escape(f"{len(lines):,} proteins in {files.out.absolute().name}"))
+    tables = {"tables": [_table(lines, thumbnails, files)]}
+    write_frame(files.out / INDEX, "Predicted contact maps", body, tables, ["tables"], library=False)
 
 
 def _table(lines: Mapping[str, Mapping[str, str]], thumbnails: Mapping[str, str], files: MapFiles) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import time
-import warnings
 from collections import deque
 from typing import Any
 
@@ -64,9 +63,7 @@ class ThroughputMeter(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if find_callback(trainer, TokenBudget) is None:
-            raise ContactLMError(
-                "ThroughputMeter reads TokenBudget: add it to the callbacks; TokenBudget(None) only counts"
-            )
+            raise ContactLMError("ThroughputMeter reads TokenBudget: add it (TokenBudget(None) only counts)")
         peak = self.peak_flops or known_peak(pl_module.device, str(trainer.precision))
         counts_flops = find_callback(trainer, FlopsMeter) is not None
         self._begin(None if peak is None or not counts_flops else peak * trainer.world_size)
@@ -78,8 +75,8 @@ class ThroughputMeter(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self._read_clock()
         budget, meter = find_callback(trainer, TokenBudget), find_callback(trainer, FlopsMeter)
-        # accumulated batches may be summed at their step
-        if budget is not None and (not self._window or budget.tokens > self._window[-1][1]):
+        before = self._window[-1][1] if self._window else 0
+        if budget is not None and budget.tokens > before:  # accumulated batches may be summed at their step
             flops = 0 if meter is None else meter.total
             self._window.append((self._seconds, budget.tokens, budget.residues, flops))
         if is_time_to_log(trainer):
@@ -118,9 +115,7 @@ def known_peak(device: torch.device, precision: str) -> float | None:
     dtype = DTYPES.get(precision.split("-")[0])
     if device.type != "cuda" or dtype is None:
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a GPU that is not in the table is no reason to worry
-        return get_available_flops(device, dtype)
+    return get_available_flops(device, dtype)
 
 
 class BudgetProgressBar(TQDMProgressBar):
@@ -191,12 +186,10 @@ class BudgetProgressBar(TQDMProgressBar):
         if self._budget is None:
             super().on_train_epoch_start(*args)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, *args: Any) -> None:
         if self._budget is None:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            self._write_line(self.train_description, batch_idx + 1, self.total_train_batches)
+            super().on_train_batch_end(*args)
+            self._write_line(self.train_description, args[4] + 1, self.total_train_batches)
             return
         if self._began is None:
             self._began = time.monotonic(), self._budget.tokens
@@ -227,7 +220,6 @@ class BudgetProgressBar(TQDMProgressBar):
         self._write_line(self.predict_description, args[4] + 1, self.total_predict_batches_current_dataloader)
 
     def _show(self, force: bool = False) -> None:
-        """Draw the bar of training, or write a line, when it is time."""
         if self._budget is None or not self.is_enabled:
             return
         now, tokens = time.monotonic(), self._budget.tokens
@@ -236,9 +228,8 @@ class BudgetProgressBar(TQDMProgressBar):
             if self._is_time_for_line(now) or is_last:
                 self._wrote, self._line_at = now, tokens
                 share = min(100.0, 100 * tokens / self._limit)
-                log.info(
-                    "%s: %.0f %% of %s tokens; %s", self.train_description, share, f"{self._limit:,}", self.status()
-                )
+                limit = f"{self._limit:,}"
+                log.info("%s: %.0f %% of %s tokens; %s", self.train_description, share, limit, self.status())
         elif force or now - self._refreshed >= REFRESH_SECONDS:
             self._refreshed, bar = now, self.train_progress_bar
             bar.n = min(tokens, self._limit)
@@ -275,6 +266,5 @@ class BudgetProgressBar(TQDMProgressBar):
             log.info("%s: %d of %s batches", what, done, f"{total:.0f}")
 
     def _is_time_for_line(self, now: float) -> bool:
-        if not self._wrote:  # the first line comes after a while, too
-            self._wrote = now
+        self._wrote = self._wrote or now  # the first line comes after a while, too
         return self.seconds_between_lines > 0 and now - self._wrote >= self.seconds_between_lines

@@ -230,8 +230,8 @@ def _attributes(data: Any, *names: str) -> dict[str, Any]:
 
 def equal_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     """What has to be equal in runs that are compared; what a run does not have (a test run: a budget) is left out."""
-    data, windows = _data_of(trainer), getattr(module, "windows", None)
-    evaluation = find_callback(trainer, ContactEvaluation)
+    data, evaluation = _data_of(trainer), find_callback(trainer, ContactEvaluation)
+    windows, family = getattr(module, "windows", None), getattr(module, "family", None)
     facts = {
         "test": chain_set(trainer, "test"),
         "synthetic": is_synthetic(trainer),
@@ -241,7 +241,7 @@ def equal_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]
         "assembly": getattr(data, "assembly", None),
         "min_length": getattr(data, "min_length", None),
         "precision": str(trainer.precision),
-        **({"family": module.family.name} if getattr(module, "family", None) is not None else {}),
+        **({} if family is None else {"family": family.name}),
         **weights_facts(module),
         **module_facts(module, "equal"),
     }

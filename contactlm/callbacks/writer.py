@@ -18,10 +18,11 @@ import torch
 from contactlm.atomic import FileNames, remove_temporaries
 from contactlm.callbacks.prediction_files import (
     DEFAULT_FORMATS,
+    DRAWING,
+    MOST_THUMBNAILS,
     SUMMARY,
     Maker,
     MapFiles,
-    PredictionIndex,
     append_line,
     by_reason,
     find_maker,
@@ -30,10 +31,11 @@ from contactlm.callbacks.prediction_files import (
     read_summary,
     summary_line,
     what_differs,
+    write_index,
     write_summary,
 )
 from contactlm.data.store import ChainStore
-from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap
+from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap, thumbnail
 from contactlm.types import ContactLMError, DataError
 
 log = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ class PredictionWriter(L.Callback):
         self.kept = self.completed = self.written = 0
         self._began = 0.0
         self._lines: dict[str, dict[str, str]] = {}  # of earlier runs
-        self._index = PredictionIndex(self.out)
+        self._thumbnails: dict[str, str] = {}
         self._maker: Maker | None = None
         self._inputs: dict[str, str] = {}
         self._threads: ThreadPoolExecutor | None = None
@@ -108,7 +110,10 @@ class PredictionWriter(L.Callback):
     def _finished(self, trainer: L.Trainer, pl_module: L.LightningModule, store: ChainStore) -> set[str]:
         """The chains whose results exist and would be the same; the summary keeps no line of the others."""
         maker = self._made_by(trainer, pl_module)
-        self._inputs = {name: _input_of(store, i) for i, name in enumerate(store.ids)}
+        lengths = [None] * len(store.ids) if store.chain_lengths is None else store.chain_lengths
+        self._inputs = {
+            name: input_checksum(store.sequence_of(i), lengths[i], store.cb_of(i)) for i, name in enumerate(store.ids)
+        }
         self.files.origins = getattr(trainer.datamodule, "predict_files", {})  # type: ignore[attr-defined]
         lines = [] if self.overwrite else [self._lines[name] for name in sorted(store.ids) if name in self._lines]
         missing = {line["id"]: self.files.missing(line) for line in lines}
@@ -143,7 +148,7 @@ class PredictionWriter(L.Callback):
             formats = [*line["formats"].split(), *self.files.write(saved, kinds)]
             line["formats"] = " ".join(dict.fromkeys(formats))
             line["options"] = join_options(line["options"], maker.options)
-            self._index.keep(name, self._index.thumbnail_of(saved))
+            self._thumbnails[name] = self._draw(saved)
             self.completed += 1
         return damaged
 
@@ -157,8 +162,7 @@ class PredictionWriter(L.Callback):
             ) from error
 
     def _made_by(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Maker:
-        if self._maker is None:
-            self._maker = find_maker(trainer, pl_module, self.files.options())
+        self._maker = self._maker or find_maker(trainer, pl_module, self.files.options())
         return self._maker
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -195,11 +199,7 @@ class PredictionWriter(L.Callback):
         self.files.tell()
         if trainer.is_global_zero:
             with self._as_an_error():
-                self._index.write(read_summary(self.out / SUMMARY), self.files)
-
-    def write(self, predicted: ContactMap, seconds: float) -> None:
-        """Write the files of one protein, then its line in the summary."""
-        self._take(predicted.id, self._work(predicted, seconds))
+                write_index(self.files, read_summary(self.out / SUMMARY), self._thumbnails)
 
     def _work(self, predicted: ContactMap, seconds: float) -> Callable[[], Written]:
         """What any thread can do for a protein; its file's name depends on those given before, and is given now."""
@@ -210,13 +210,19 @@ class PredictionWriter(L.Callback):
 
     def _write_files(self, predicted: ContactMap, seconds: float) -> Written:
         formats = self.files.write(predicted, self.files.formats)
-        line = {**summary_line(predicted, seconds), "file": self.files.names.of(predicted.id)}
-        line["formats"] = " ".join(formats)
+        about = {"file": self.files.names.of(predicted.id), "formats": " ".join(formats)}
+        line = summary_line(predicted, seconds) | about
         if self._maker is not None:
             known = self._inputs.get(predicted.id)
             line["input"] = known or input_checksum(predicted.sequence, predicted.chain_lengths)
             line |= {"model": self._maker.model, "options": self._maker.options}
-        return line, self._index.thumbnail_of(predicted)
+        return line, self._draw(predicted)
+
+    def _draw(self, predicted: ContactMap) -> str:
+        if len(self._thumbnails) >= MOST_THUMBNAILS:
+            return ""
+        with DRAWING:
+            return thumbnail(predicted)
 
     def _take_finished(self, most: int = -1) -> None:
         """Take proteins in order, those that are finished; wait for more while over ``most`` pairs are waiting."""
@@ -235,7 +241,7 @@ class PredictionWriter(L.Callback):
                 f"out: {name} cannot be written to {self.out} ({error.strerror}); {self.written} maps were "
                 "written, and the same command goes on from there"
             ) from error
-        self._index.keep(name, drawn)
+        self._thumbnails[name] = drawn
         self.written += 1
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -247,8 +253,3 @@ class PredictionWriter(L.Callback):
                 self._take_finished()
         if interrupted and trainer.is_global_zero:
             log.info("interrupted: %d maps written to %s; the same command goes on from there", self.written, self.out)
-
-
-def _input_of(store: ChainStore, index: int) -> str:
-    lengths = None if store.chain_lengths is None else store.chain_lengths[index]
-    return input_checksum(store.sequence_of(index), lengths, store.cb_of(index))

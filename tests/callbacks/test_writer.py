@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contactlm.callbacks.prediction_files import MapFiles, PredictionIndex, confidence, read_summary
+from contactlm.callbacks.prediction_files import MapFiles, confidence, read_summary, write_index
 from contactlm.callbacks.writer import THREADS, PredictionWriter
-from contactlm.maps.contact_map import ContactMap
+from contactlm.maps.contact_map import ContactMap, thumbnail
 from contactlm.types import ContactLMError
 from tests.browser import Browser
 from tests.conftest import random_sequence, write_pdb
@@ -35,8 +35,8 @@ def test_all_proteins_are_shown_searched_and_opened(tmp_path: Path, predicted: C
     maps = [replace(predicted, id=name) for name in ("b1", "a2", EVIL)]
     maps.append(replace(predicted, id="c", probability=predicted.probability / 2, how={"hits": ["1abc_A", "2xyz_B"]}))
     for each in maps:
-        writer.write(each, seconds=1.5)
-    writer._index.write(read_summary(tmp_path / "summary.csv"), writer.files)
+        writer._take(each.id, writer._work(each, 1.5))
+    write_index(writer.files, read_summary(tmp_path / "summary.csv"), writer._thumbnails)
     browser.open(tmp_path / "index.html")
     assert browser.texts("#proteins tbody td:nth-child(2)") == sorted(each.id for each in maps)
     assert browser.run("return [...document.images].filter((i) => i.naturalWidth > 20).length") == 4
@@ -59,11 +59,8 @@ def test_all_proteins_are_shown_searched_and_opened(tmp_path: Path, predicted: C
 @pytest.mark.slow
 @pytest.mark.browser
 def test_a_thousand_proteins_stay_usable(tmp_path: Path, predicted: ContactMap, browser: Browser) -> None:
-    index = PredictionIndex(tmp_path)
     lines = {f"p{k:04d}": {"id": f"p{k:04d}", "length": "60", "confidence": f"{k / 1000}"} for k in range(1000)}
-    for name in lines:
-        index.keep(name, index.thumbnail_of(predicted))
-    index.write(lines, MapFiles(tmp_path))
+    write_index(MapFiles(tmp_path), lines, dict.fromkeys(lines, thumbnail(predicted)))
     assert (tmp_path / "index.html").stat().st_size < 5e6
     browser.open(tmp_path / "index.html")
     browser.run("document.querySelector('#proteins th:nth-child(5) button').click()")
