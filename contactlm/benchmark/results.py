@@ -42,7 +42,7 @@ class Estimate(NamedTuple):
 
     def columns(self) -> dict[str, float]:
         """All of it by name."""
-        return self._asdict()
+        return dict(zip(("mean", "error", "low", "high", "proteins"), self, strict=True))
 
 
 def estimate_mean(values: Sequence[float], groups: Sequence[Hashable] = (), seed: int = 0) -> Estimate:

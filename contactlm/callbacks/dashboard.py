@@ -48,7 +48,6 @@ PLAIN = (bool, int, float, str)
 LENGTHS = (50, 100, 200, 400)  # residues: the proteins nearest to these lengths are drawn
 PICTURE_INCHES, PICTURE_DPI = (5.6, 5.25), 100
 CURVE_POINTS = 201  # thresholds 0, 0.005, … 1
-CURVE_CUTS = tuple(np.linspace(0, 1, CURVE_POINTS, dtype=np.float32).tolist())
 
 
 class TensorBoardDashboard(L.Callback):
@@ -291,7 +290,7 @@ class PrecisionRecall:
 
     def add(self, outputs: Mapping[str, Any]) -> None:
         for ranked in RankedBatch.of(outputs).maps:
-            cuts = cuts_on(CURVE_CUTS, ranked.near.device)
+            cuts = cuts_on(_CURVE_CUTS, ranked.near.device)
             for pairs, contacts, _ in ranked.bands[1:]:  # |i − j| >= 6
                 over = torch.stack([reaching(part, cuts) for part in (pairs, contacts)])
                 every, touching = over - torch.nn.functional.pad(over[:, 1:], (0, 1))
@@ -311,3 +310,19 @@ class PrecisionRecall:
             "precision": np.divide(positive, called, out=np.ones_like(called), where=called > 0),
             "recall": positive / max(positive[0], 1.0),
         }
+
+
+def _curve_cuts() -> tuple[float, ...]:
+    """The least float32 that is in each bin: times 200, and rounded to float32, it is at least the bin's number."""
+    cuts = []
+    for number in range(CURVE_POINTS):
+        cut = np.float32(number / (CURVE_POINTS - 1))
+        while cut * np.float32(CURVE_POINTS - 1) < number:
+            cut = np.nextafter(cut, np.float32(2))
+        while number and np.nextafter(cut, np.float32(0)) * np.float32(CURVE_POINTS - 1) >= number:
+            cut = np.nextafter(cut, np.float32(0))
+        cuts.append(float(cut))
+    return tuple(cuts)
+
+
+_CURVE_CUTS = _curve_cuts()
