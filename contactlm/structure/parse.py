@@ -30,7 +30,6 @@ MIN_AGREEMENT = 0.5
 """A full sequence that gives fewer of the observed residues the same letter is of another protein: it is ignored."""
 
 MODELS = ("first", "copies")
-MOST_LIGANDS = 5  # residues of a chain without bonds and full sequence that may be ligands
 MAX_CLASHES, CLASH = 0.1, 2.5
 """A further model is a copy where at most this share of its CA is nearer than so many Å to one of those before."""
 
@@ -166,8 +165,8 @@ def _chains_of(path: str | Path, stem: str, raw: RawStructure, sequence: str, ma
             raise StructureError(path, brief(f"chain {chain_id!r}: {error}")) from error
         if chain is not None:
             chains.append(chain)
-            is_short = not raw_chain.full and len(chain.chain) <= MOST_LIGANDS
-            lone.append(is_short and not linked(chain.backbone).any())
+            steps = np.linalg.norm(np.diff(chain.chain.ca, axis=0), axis=1)
+            lone.append(not raw_chain.full and not (steps < MAX_CA_DISTANCE).any())
     if shared := [chain_id for chain_id, raw_chain in raw.chains.items() if raw_chain.author is not None]:
         _log.info("%s: chains that share an id or have none are called %s", path, ", ".join(shared))
     if all(lone):
