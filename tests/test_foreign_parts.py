@@ -227,6 +227,7 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("transformers", "BertLayer.intermediate", "model/families/protbert.py", other_layers_have_these_parts),
     ("peft", "ModulesToSaveWrapper.modules_to_save", "model/lora.py", adapters_lie_in_the_backbone),
     ("peft", "LoraLayer.get_delta_weight", "model/adapter.py", adapters_lie_in_the_backbone),
+    ("biopython", "Bio.PDB.binary_cif:_decode", "structure/binary_cif.py", ("column",)),
     ("biopython", "Bio.PDB.MMCIF2Dict:MMCIF2Dict._splitline", "structure/mmcif.py", ("self", "line")),
     ("biopython", "MMCIF2Dict.__init__", "structure/mmcif.py", a_dictionary_reads_lines),
     ("biopython", "Bio.PDB.PDBParser:PDBParser._get_header", "structure/pdb.py", ("self", "header_coords_trailer")),
