@@ -194,7 +194,10 @@ def beta_carbons(path: str | Path, chain: Chain) -> NDArray[np.float32]:
     """
     with closing(read_blocks(path)) as blocks:
         text = io.StringIO("".join(blocks))
-    parser = _PARSERS[split_name(path)[1]](QUIET=True)
+    kind = split_name(path)[1]
+    if kind not in _PARSERS:
+        raise StructureError(path, "C-beta atoms are read from PDB and mmCIF files: give one of these")
+    parser = _PARSERS[kind](QUIET=True)
     try:
         models = parser.get_structure("", text).get_list()
     except (PDBException, ValueError, LookupError) as error:

@@ -15,7 +15,7 @@ from contactlm.data.rcsb.download import CHECK, RCSB, download_structures
 from contactlm.data.rcsb.ids import parse_id
 from contactlm.data.synthetic import SyntheticOptions, write_synthetic
 from contactlm.structure.files import lines_of, read_blocks, split_name
-from contactlm.structure.mmcif import ATOMS, BackboneDict
+from contactlm.structure.mmcif import ATOMS, BackboneDict, CifTable
 from contactlm.structure.parse import read_chains
 from contactlm.types import DataError, StructureError
 
@@ -96,7 +96,10 @@ def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
 
 def entry_in(path: Path) -> str | None:
     """The PDB id that a file gives itself, in lower case; None where it gives none."""
-    is_pdb = split_name(path)[1] == "pdb"
+    kind = split_name(path)[1]
+    if kind == "bcif":
+        return None
+    is_pdb = kind == "pdb"
     with closing(read_blocks(path)) as blocks:
         for _, line in zip(range(_HEADER_LINES), lines_of(blocks), strict=False):
             word = line[62:66] if is_pdb and line.startswith("HEADER") else ""
@@ -111,11 +114,12 @@ def entry_in(path: Path) -> str | None:
 
 def author_chains(path: Path) -> dict[str, str]:
     """The author's chain id of each of mmCIF's own (label) ids. Raises StructureError for other files."""
-    if split_name(path)[1] == "pdb":
+    if split_name(path)[1] != "mmcif":
         raise StructureError(path, "the list names the chain by its label id, which only mmCIF files have")
     try:
         with closing(read_blocks(path)) as blocks:
-            rows = BackboneDict(lines_of(blocks)).rows(ATOMS, "label_asym_id", "auth_asym_id", "label_seq_id")
+            table = CifTable(BackboneDict(lines_of(blocks)))
+            rows = table.rows(ATOMS, "label_asym_id", "auth_asym_id", "label_seq_id")
     except (ValueError, LookupError) as error:
         raise StructureError(path, f"cannot be read as mmCIF: {error}") from error
     return {label: author for label, author, number in reversed(rows) if number not in "?."}

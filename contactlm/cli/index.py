@@ -36,7 +36,7 @@ def index_command(arguments: Sequence[str]) -> int:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="Folders of structure files (.pdb .ent .cif .mmcif, each also .gz), single files, text files of paths.",
+        help="Folders of structure files (PDB, mmCIF, BinaryCIF, also compressed), single files, text files of paths.",
     )
     build.add_argument("--out", required=True, metavar="FOLDER", help="The database.")
     build.add_argument("--workers", type=int, help="Processes that read; by default one a processor.")

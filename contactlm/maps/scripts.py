@@ -190,7 +190,12 @@ def write_bfactors(contact_map: AnyMap, path: str | Path) -> None:
 
 
 def _read(file: str) -> Structure:
-    parser = PDBParser(QUIET=True) if split_name(file)[1] == "pdb" else MMCIFParser(QUIET=True)
+    kind = split_name(file)[1]
+    if kind == "bcif":
+        raise StructureError(
+            file, "all its atoms are read from PDB and mmCIF files: give one of these, or leave out pdb"
+        )
+    parser = PDBParser(QUIET=True) if kind == "pdb" else MMCIFParser(QUIET=True)
     text = io.StringIO("".join(read_blocks(file)))
     try:
         with catch_warnings():
