@@ -171,13 +171,13 @@ def test_what_is_packed_is_not_read_again(
         assert kill_at(shards - 1, copy, out, ClusterRule())
         read.clear()
         if damage == "file":
-            write_pdb(copy / "f03.pdb", {"A": random_sequence(200, 33)}, 7)
+            write_pdb(copy / "f06.pdb", {"A": random_sequence(200, 33)}, 7)
         else:
             (out / "shard-000001.chains").write_bytes(b"CLMSTOR1")
         pack(copy, out, ClusterRule())
         assert 8 < len(read) < 19 and "f00.pdb" not in read
         store, _ = open_packed(str(out), tmp_path, "seqres", "train_dir")
-        assert "f03_B" not in list(store.ids) and store.sequence_of(store.ids.index("f03_A")) == random_sequence(
+        assert "f06_B" not in list(store.ids) and store.sequence_of(store.ids.index("f06_A")) == random_sequence(
             200, 33
         )
 
