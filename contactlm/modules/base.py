@@ -17,13 +17,7 @@ from contactlm.model.execution import check_crop_length, check_execution, give_l
 from contactlm.model.losses import contact_loss
 from contactlm.modules.map_predictor import MapPredictor, of_residues
 from contactlm.modules.optimization import Parts, adam, fuse, make_optimizer, schedule, step_plateaus
-from contactlm.modules.sharded import (
-    Lockstep,
-    adopt,
-    check_sizes,
-    evaluate_without_inference_mode,
-    idle_tokens,
-)
+from contactlm.modules.sharded import Lockstep, adopt, check_sizes, idle_tokens
 from contactlm.structure.contacts import contact_labels
 from contactlm.types import ModelError
 
@@ -41,8 +35,7 @@ class Evaluated(TypedDict):
 class MapModule(MapPredictor):
     """Trains, scores and predicts with a network that gives contact logits.
 
-    The network comes ready-made, so that a subclass hands over its own and overrides what it learns: ``loss``,
-    ``training_labels``, ``pair_scores``. :class:`contactlm.ContactModule` is the one for ESM2 and its contact head.
+    A subclass hands over its own network and overrides what it learns: ``loss``, ``training_labels``, ``pair_scores``.
 
     Args:
         backbone: The network, called with ``tokens`` int64 (B, T), ``attention_mask`` bool (B, T) or None, and
@@ -60,9 +53,8 @@ class MapModule(MapPredictor):
         threshold: Probability above which predicted pairs are called contacts; None: the threshold tuned on dev that
             travels with a checkpoint, 0.5 where there is none.
 
-    Predicted maps are calibrated where a checkpoint or an export brings a calibration that was fitted on dev (see
-    :class:`contactlm.callbacks.ContactEvaluation`); ``module.applies_calibration = False`` leaves probabilities as they
-    are. Validation and test steps always give them as they are.
+    Predicted maps are calibrated where a checkpoint or an export brings a calibration that was fitted on dev, unless
+    ``module.applies_calibration = False``. Validation and test steps always give probabilities as they are.
 
     Examples:
         >>> import torch
@@ -169,7 +161,7 @@ class MapModule(MapPredictor):
             return self._evaluate(batch)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
-        """The same as :meth:`validation_step`."""
+        """As :meth:`validation_step`."""
         with self.in_lockstep(batch_idx):
             return self._evaluate(batch)
 
@@ -194,12 +186,7 @@ class MapModule(MapPredictor):
         return self.contact_logits(self.own_tokens(tokens), attention_mask, positions)
 
     def hold_out(self, ids: Sequence[str], sequences: Sequence[str]) -> None:
-        """Take note of what the module is scored on outside a trainer; override it where more is read than sequences.
-
-        Args:
-            ids: Chain ids, such as ``1abc_A``.
-            sequences: Their sequences.
-        """
+        """Take note of what is scored outside a trainer; override it where more is read than sequences."""
 
     def configure_model(self) -> None:
         """Let a strategy that spreads weights over processes (``fsdp``, ``ModelParallelStrategy``) do so by layers."""
@@ -208,8 +195,7 @@ class MapModule(MapPredictor):
             check_sizes(data, tensor, self.trainer.world_size)
         shard_layers(self.backbone, self.device_mesh)
         if self.device_mesh is not None and self._lockstep is None:
-            adopt(self.trainer.strategy)
-            evaluate_without_inference_mode(self.trainer)
+            adopt(self.trainer)
             self._lockstep = Lockstep(self.backbone, lambda: self.trainer, self.idle_pass)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -219,10 +205,7 @@ class MapModule(MapPredictor):
         if not trainable and trainer is not None and trainer.max_steps == 0:
             return None
         if not trainable:
-            raise ModelError(
-                "nothing to train: lora is null, freeze_backbone is true and train_head is false; score the model with "
-                "`contactlm test`, or let something learn"
-            )
+            raise ModelError("nothing to train: lora is null, freeze_backbone is true and train_head is false")
         optimizer = make_optimizer(self.optimizer, trainable, self.lr_factors())
         if trainer is None or trainer.world_size == 1:
             fuse(optimizer)

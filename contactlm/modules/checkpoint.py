@@ -31,27 +31,19 @@ STARTS_OF_TEXT = (("<", "a web page or XML"), (">", "a FASTA file"), ("data_", "
 
 
 def check_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Complain about a checkpoint that cannot be read, before anything is built from it.
-
-    Returns:
-        The checkpoint, its weights without storage.
-    """
+    """The checkpoint, its weights without storage; complains about one that cannot be read."""
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="meta", mmap=True)
     except IsADirectoryError:
         raise ModelError(f"ckpt_path: {path} {_instead(Path(path))}") from None
     except (FileNotFoundError, NotADirectoryError):
         raise ModelError(f"ckpt_path: {path} does not exist") from None
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # a map of more than the file has: it was cut
-            raise ModelError(f"ckpt_path: {path} is not a readable checkpoint: it is {_kind(path)}") from error
-        raise ModelError(f"ckpt_path: {path} cannot be read ({error.strerror or error})") from error
     except (*UNREADABLE, EOFError, pickle.UnpicklingError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is: mapping more than the file has
+            raise ModelError(f"ckpt_path: {path} cannot be read ({error.strerror or error})") from error
         raise ModelError(f"ckpt_path: {path} is not a readable checkpoint: it is {_kind(path)}") from error
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
-        raise ModelError(
-            f"ckpt_path: {path} was not written by contactlm; give a checkpoint that `contactlm fit` wrote"
-        )
+        raise ModelError(f"ckpt_path: {path} was not written by contactlm; give a checkpoint of `contactlm fit`")
     if fault := _fault(checkpoint):
         raise damaged(path, fault)
     return checkpoint
@@ -61,14 +53,13 @@ def _instead(folder: Path) -> str:
     """What a folder is that was given as a checkpoint, and what to give."""
     if (folder / ADAPTER_FILE).is_file():
         return (
-            "is an exported adapter, which Python reads (ContactModule.from_adapter, predict_contacts); here give the "
-            "checkpoint it comes from, or export that with --merge and give the folder as model.pretrained"
+            "is an exported adapter, which Python reads (ContactModule.from_adapter); here give the checkpoint it "
+            "comes from, or export that with --merge and give the folder as model.pretrained"
         )
     if (folder / PARTS_INDEX).is_file():
         return (
-            "is a checkpoint in parts, which an earlier version wrote (save_distributed_checkpoint: true) and this one "
-            f"does not read; make a file of it with that version: contactlm export --plain --ckpt_path {folder} --out "
-            "one.ckpt"
+            "is a checkpoint in parts, of an earlier version; make a file of it with that version: contactlm export "
+            f"--plain --ckpt_path {folder} --out one.ckpt"
         )
     return "is a folder; give a file, or a folder that `contactlm export --merge` wrote as model.pretrained"
 
@@ -128,11 +119,6 @@ def _kind(path: str | Path) -> str:
     return next((kind for start, kind in STARTS_OF_TEXT if text.startswith(start)), "a text file")
 
 
-def backbone_folder(pretrained: str | None) -> str | None:
-    """The full path of a backbone that is a local folder."""
-    return None if pretrained is None or not Path(pretrained).is_dir() else str(Path(pretrained).resolve())
-
-
 def found_backbone(checkpoint: Mapping[str, Any]) -> str | None:
     """Where a checkpoint's local backbone is, when its name, a relative path, leads nowhere from here."""
     about = checkpoint[CHECKPOINT_KEY]
@@ -161,11 +147,6 @@ def check_head(about: Mapping[str, Any], head: str) -> None:
             f"the checkpoint was written by {about.get('class', 'another class')} and holds a {written}, but this "
             f"model has a {head}; load it with the class that wrote it (on the command line: leave out model_class)"
         )
-
-
-def class_name(module_class: type) -> str:
-    """What a checkpoint calls the class that wrote it: this package's by their public names, wherever they lie."""
-    return public_name(f"{module_class.__module__}.{module_class.__qualname__}")
 
 
 def public_name(name: str) -> str:

@@ -13,13 +13,7 @@ from contactlm.modules.contact import ContactModule
 from contactlm.shipped import __version__
 from contactlm.types import ContactLMError, ModelError
 
-VOCABULARY_FILES = [
-    "vocab.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "added_tokens.json",
-]
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json", "added_tokens.json")
 
 _README = """\
 # {family} contact predictor ({kind})
@@ -43,16 +37,10 @@ def export_adapter(module: ContactModule, out: str | Path, overwrite: bool = Fal
     """Write LoRA weights and contact head as an adapter directory of PEFT; the module is left as it is."""
     require_contact_head(module.head)
     if not has_adapters(module.backbone.esm):
-        raise ModelError(
-            "there is no adapter to export: this model was trained without LoRA; "
-            "use --merge, which writes the whole model"
-        )
+        raise ModelError("there is no adapter to export: this model has no LoRA; use --merge for the whole model")
     pretrained = module.hparams["pretrained"]
     if pretrained is None:
-        raise ModelError(
-            "an adapter must name its backbone, and this model's was randomly initialised; "
-            "use --merge, which writes the whole model"
-        )
+        raise ModelError("an adapter must name its backbone, and this one is random; use --merge for the whole model")
     folder = Path(pretrained).expanduser()
     backbone = str(folder.resolve()) if folder.is_dir() else pretrained
     with _new_directory(Path(out), overwrite) as (directory, final):
@@ -71,7 +59,7 @@ def export_merged(module: ContactModule, out: str | Path, overwrite: bool = Fals
     pretrained = module.hparams["pretrained"]
     with _new_directory(Path(out), overwrite) as (directory, final):
         save_merged(module.backbone.esm, directory)
-        for name in VOCABULARY_FILES:
+        for name in ("vocab.txt", *TOKENIZER_FILES):
             if pretrained is not None and (file := Path(pretrained).expanduser() / name).is_file():
                 shutil.copyfile(file, directory / name)
         names = {"name": final.name, "library": "transformers"}
@@ -84,7 +72,7 @@ def require_contact_head(head: str) -> None:
     if head != CONTACT_HEAD:
         raise ModelError(
             f"this model reads its maps from a {head}, which PEFT and transformers do not know: only models with "
-            "a contact head can be exported; keep the checkpoint, which predict_contacts and `contactlm predict` take"
+            "a contact head can be exported; give its checkpoint to `contactlm predict`"
         )
 
 
@@ -120,18 +108,13 @@ def require_free(out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise ContactLMError(f"out: {out} is not empty; give another directory, or --overwrite to replace an export")
     if not (out / ABOUT_FILE).is_file():
-        raise ContactLMError(
-            f"out: {out} is not empty and was not written by `contactlm export` (no {ABOUT_FILE}): it is not "
-            "overwritten; give another directory, or remove it yourself"
-        )
+        what = f"is not empty and was not written by `contactlm export` (no {ABOUT_FILE})"
+        raise ContactLMError(f"out: {out} {what}; give another directory, or remove it yourself")
 
 
 @contextmanager
 def _new_directory(out: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
-    """Yield (a directory beside ``out``, ``out``); afterwards the one gets the other's name, or goes after an error.
-
-    The names beside are fixed, so that what a killed export left goes with the next one.
-    """
+    """Yield (a directory next to ``out``, ``out``); afterwards it is renamed to that, or removed after an error."""
     final = out.expanduser().resolve()
     require_free(final, overwrite)
     temporary, replaced = (final.with_name(f".{final.name}.{suffix}") for suffix in ("tmp", "old"))

@@ -35,27 +35,16 @@ STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 @dataclass(frozen=True)
 class HeadFitOptions:
-    """How a contact head is fitted.
+    """How a contact head is fitted."""
 
-    Attributes:
-        chains: Chains to fit to, drawn from the training chains.
-        seed: Of the chains that are drawn, and of the pairs that are sampled.
-        min_separation: Pairs closer in sequence are left out.
-        negatives: Pairs without contact kept for each contact.
-        max_pairs: Most pairs in all: what the memory of a fit grows with.
-        held_out: Chains to choose the strength on, at most.
-        strengths: Inverse strengths of the penalty to choose from, of features scaled to a mean square of 1.
-        max_length: Longer chains are left out, and those longer than a family's learned positions reach.
-    """
-
-    chains: int = 20
-    seed: int = 0
-    min_separation: int = 6
-    negatives: int = 5
-    max_pairs: int = 60_000
-    held_out: int = 20
-    strengths: Sequence[float] = STRENGTHS
-    max_length: int = 1022
+    chains: int = 20  # to fit to, drawn from the training chains
+    seed: int = 0  # of the chains that are drawn, and of the pairs that are sampled
+    min_separation: int = 6  # pairs closer in sequence are left out
+    negatives: int = 5  # pairs without contact kept for each contact
+    max_pairs: int = 60_000  # in all: what the memory of a fit grows with
+    held_out: int = 20  # chains to choose the strength on, at most
+    strengths: Sequence[float] = STRENGTHS  # inverse ones of the penalty, of features scaled to a mean square of 1
+    max_length: int = 1022  # longer chains are left out
 
     def __post_init__(self) -> None:
         counts = ("chains", "min_separation", "negatives", "max_pairs", "held_out", "max_length")
@@ -88,25 +77,17 @@ class HeadFit:
 def fit_head(
     backbone: ContactBackbone, train: ChainStore, held_out: ChainStore, options: HeadFitOptions, ids: Sequence[str] = ()
 ) -> HeadFit:
-    """Fit a contact head to a backbone's attention maps.
+    """Fit a contact head to a backbone's attention maps; the backbone is in evaluation mode, and left as it is.
 
-    Args:
-        backbone: In evaluation mode, on its device; left as it is.
-        train: Chains to draw from.
-        held_out: Chains to choose the strength on.
-        options: How.
-        ids: Chains of ``train`` to fit to; none: they are drawn.
-
-    Raises:
-        DataError: No chain is left to fit to or to choose on, an id is unknown, or no pair is in contact.
-        MissingExtraError: scikit-learn, which comes with ``contactlm[head]``, is not installed.
+    It is fitted to the chains ``ids`` of ``train``, or to drawn ones, and its strength is chosen on ``held_out``.
     """
     make_solver(1.0)
     reach = backbone.family.reach(backbone.esm.config)
     most = options.max_length if reach is None else min(options.max_length, reach - 2)
     usable, judges = (_short(store, most, role) for store, role in ((train, "train"), (held_out, "dev")))
     judges = judges[: options.held_out]
-    chains = _named(train, ids) if ids else _drawn(usable, options)
+    drawn = np.random.default_rng((options.seed, 0)).permutation(len(usable))[: options.chains]
+    chains = _named(train, ids) if ids else sorted(usable[index] for index in drawn.tolist())
     pairs, fits = _fit(backbone, train, chains, options)
     regression = contact_regression(backbone.esm)
     own = Head(regression.weight.detach().flatten().cpu(), float(regression.bias.detach()))
@@ -141,12 +122,6 @@ def _named(store: ChainStore, ids: Sequence[str]) -> list[int]:
         near = ", ".join(list(number)[:3])
         raise DataError(f"chain_ids: {', '.join(unknown)}: no such training chain (there are {near}, …)")
     return [number[id] for id in ids]
-
-
-def _drawn(usable: Sequence[int], options: HeadFitOptions) -> list[int]:
-    """Chains drawn at random, sorted."""
-    chosen = np.random.default_rng((options.seed, 0)).permutation(len(usable))[: options.chains]
-    return sorted(usable[index] for index in chosen.tolist())
 
 
 def _fit(
@@ -188,22 +163,17 @@ def _sample(
     others = sum(len(contact) for _, _, contact in pairs) - contacts
     room = min(options.negatives * contacts, options.max_pairs - contacts)
     if contacts == 0 or others == 0 or room <= 0:
-        raise DataError(
-            f"{contacts} contacts and {others} other pairs in {len(chains)} chains, of which max_pairs "
-            f"{options.max_pairs} are kept: no contact head can be fitted to that; take other chains, or more pairs"
-        )
+        found = f"{contacts} contacts and {others} other pairs in {len(chains)} chains, max_pairs {options.max_pairs}"
+        raise DataError(f"{found}: no contact head can be fitted to that; take other chains, or more pairs")
     share = min(1.0, room / others)
-    drawn = [np.random.default_rng((options.seed, 0, n)).random(len(pairs[n][2])) < share for n in range(len(pairs))]
-    kept = [contact | torch.from_numpy(own) for own, (_, _, contact) in zip(drawn, pairs, strict=True)]
-    touch = torch.cat([contact[keep] for keep, (_, _, contact) in zip(kept, pairs, strict=True)]).numpy()
-    features = np.empty((len(touch), contact_regression(backbone.esm).weight.numel()), np.float32)
-    device, filled = next(backbone.parameters()).device, 0
-    for index, keep, (rows, columns, _) in zip(chains, kept, pairs, strict=True):
+    device, touch, features = next(backbone.parameters()).device, [], []
+    for n, (index, (rows, columns, contact)) in enumerate(zip(chains, pairs, strict=True)):
+        drawn = np.random.default_rng((options.seed, 0, n)).random(len(contact)) < share
+        keep = contact | torch.from_numpy(drawn)
+        touch.append(contact[keep].numpy())
         tokens = residue_tokens(backbone, store, index).to(device)
-        found = pair_features(backbone, tokens, rows[keep].to(device), columns[keep].to(device)).numpy()
-        features[filled : filled + len(found)] = found
-        filled += len(found)
-    return features, touch, share
+        features.append(pair_features(backbone, tokens, rows[keep].to(device), columns[keep].to(device)).numpy())
+    return np.concatenate(features), np.concatenate(touch), share
 
 
 def _known_pairs(store: ChainStore, index: int, min_separation: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -138,16 +138,12 @@ class LanguageModelModule(MapModule):
         return {"equal": dict(self.held), "reads": dict(self.held)}
 
     def on_train_epoch_start(self) -> None:
-        """Refuse to train weights that a callback has unfrozen and that are held in few bits.
-
-        Raises:
-            ModelError: There are some.
-        """
+        """Refuse to train weights that a callback has unfrozen and that are held in few bits."""
         unfit = [name for name, p in self.named_parameters() if p.requires_grad and p.dtype == torch.bfloat16]
         if unfit:
             raise ModelError(
-                f"{len(unfit)} weights in bfloat16 are to learn, such as {unfit[0]}: a step is less than what is lost "
-                "in rounding; leave them frozen, or set backbone_dtype to float32"
+                f"{len(unfit)} weights in bfloat16 are to learn, such as {unfit[0]}: rounding would undo their steps; "
+                "leave them frozen, or set backbone_dtype to float32"
             )
 
     @property
@@ -162,7 +158,7 @@ class LanguageModelModule(MapModule):
         return None if reach is None else reach - 2
 
     def own_tokens(self, tokens: Tensor) -> Tensor:
-        """Turn numbers of the ESM alphabet into the family's."""
+        """Numbers of the ESM alphabet as the family's."""
         return self.family.tokens.own(tokens)
 
     def windows_with(self, window: int | EllipsisType | None, overlap: int | EllipsisType | None) -> WindowOptions:

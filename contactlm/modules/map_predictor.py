@@ -46,12 +46,9 @@ class MapPredictor(TrainedWeights):
         """Contact logits (B, T − 2, T − 2) of a batch of passes, whose tokens are those of the ESM alphabet."""
 
     def in_lockstep(self, batch_idx: int | None = None) -> AbstractContextManager[None]:
-        """Where a step of an evaluation runs the network: as often as in every other process that shares its weights.
+        """Where a step of an evaluation runs the network: as often as every other process that shares its weights.
 
-        What overrides a validation, test or predict step puts it there; without such processes it does nothing.
-
-        Args:
-            batch_idx: Number of the step's batch; None: there is this step alone, in all processes.
+        What overrides such a step puts it there. Without ``batch_idx`` there is this step alone, in all processes.
         """
         if self._lockstep is None:
             return nullcontext()
@@ -69,11 +66,7 @@ class MapPredictor(TrainedWeights):
     ) -> Iterator[FullMap]:
         """Full-length maps of whole chains; override it where more is known of a chain than the residues of a pass.
 
-        Args:
-            ids: Their ids.
-            chains: Residue tokens (L,) of each.
-            windows: How they are cut into passes.
-            positions: Those of each one's residues, int64 (L,); None: 0 … L − 1 in all.
+        Of each chain there are residue tokens (L,), and positions int64 (L,), or None for 0 … L − 1.
         """
         return full_maps(self._logits_of_pass, chains, self.sized(windows), self.device, positions)
 

@@ -1,10 +1,8 @@
 """What a step or a pass of a model takes of memory, told without its numbers; and what of it fits.
 
 The code that would run is run on tensors that have shapes and no data (PyTorch's ``FakeTensorMode``), and every piece
-of memory that one of its operations asks for is counted from its making to its end. So the answer needs neither memory
-nor weights, and whatever the model is made of is in it. What an allocator holds back beside that is not.
-
-``contactlm plan``, the message of an error for want of memory and the passes of an evaluation ask here.
+of memory that one of its operations asks for is counted from its making to its end. What an allocator holds back is not
+counted. ``contactlm plan``, the message of an error for want of memory and the passes of an evaluation ask here.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,23 +46,14 @@ Make = Callable[[], Any]  # of a module; it must not read weights from files
 
 @dataclass(frozen=True)
 class StepCost:
-    """Bytes, and floating point operations, of one training step.
+    """Bytes, and floating point operations, of one training step."""
 
-    Attributes:
-        weights: All weights and buffers.
-        gradients: Of the weights that learn, as large as they.
-        optimizer: What the optimizer keeps.
-        activations: What the forward pass leaves for the backward pass, the batch and the logits included.
-        passing: What else is there at the moment when most is.
-        flops: Of the forward and the backward pass; what is computed twice counts twice.
-    """
-
-    weights: int
+    weights: int  # and buffers, all of them
     gradients: int
-    optimizer: int
-    activations: int
-    passing: int
-    flops: int
+    optimizer: int  # what it keeps
+    activations: int  # left by the forward pass for the backward pass, the batch and the logits included
+    passing: int  # what else is there at the moment when most is
+    flops: int  # forward and backward; what is computed twice counts twice
 
     @property
     def total(self) -> int:
@@ -79,7 +68,7 @@ class StepCost:
 
 
 class StorageMeter(TorchDispatchMode):
-    """Counts the bytes that tensors made under it hold, each storage once, and the most there were at one time."""
+    """Counts the bytes that tensors made under it hold, and the most there were at one time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,13 +81,12 @@ class StorageMeter(TorchDispatchMode):
             self._count(tensor.untyped_storage(), 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count what it made."""
         made = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
                 self._count(storage, storage.nbytes())
-        if any(name in str(func) for name in _INSIDE):
+        if any(name in str(func) for name in _INSIDE):  # they need room of their own
             first = next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.ndim == 4)
             room = 2 * block_bytes(first.device) + _COPIES * first.numel() * first.element_size()
             self.peak = max(self.peak, self.now + room)
@@ -136,14 +124,9 @@ def step_cost(
     precision: torch.dtype | None = None,
     count_flops: bool = True,
 ) -> StepCost:
-    """Tell what one training step costs, the optimizer's part included.
+    """What one training step costs, the optimizer's part included.
 
-    Args:
-        make: Makes the :class:`contactlm.MapModule`.
-        batch: As the data module gives it; only shapes and dtypes of its tensors count.
-        device: Where the step would run; a device this PyTorch was built without cannot be asked about.
-        precision: Of the large products, for mixed precision; None: that of the weights.
-        count_flops: Whether to take a second step for them; else there are 0.
+    Of a batch only shapes and dtypes count. ``precision`` is that of the large products, for mixed precision.
     """
     device = torch.device(device)
     with without_numbers(make, device) as module:
@@ -181,14 +164,7 @@ def step_cost(
 
 
 def pass_cost(make: Make, rows: int, tokens: int, device: torch.device | str = "cpu") -> int:
-    """The most bytes that a pass of an evaluation takes beside the weights.
-
-    Args:
-        make: Makes a module, or a network, called with tokens (B, T) and a mask (B, T).
-        rows: Sequences in the pass.
-        tokens: Their length, special tokens included.
-        device: Where it would run.
-    """
+    """The most bytes that a pass of an evaluation over ``rows`` sequences takes without the weights."""
     device = torch.device(device)
     # an evaluation may be running, in whose mode no weights are made
     with torch.inference_mode(False), without_numbers(make, device) as module, torch.no_grad():
@@ -214,10 +190,9 @@ _known_passes: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.W
 
 
 def sized(windows: WindowOptions, network: Any, device: torch.device) -> WindowOptions:
-    """Windows whose batches of passes fit the memory that is free on a CUDA device; others stay.
+    """Windows whose batches of passes fit the memory that is free on a CUDA device.
 
-    So do windows with ``max_cost``, those of other networks than a :class:`ContactBackbone`, and of one whose weights
-    are spread over processes.
+    Those with ``max_cost``, of other networks, and of one that is spread over processes stay.
     """
     if windows.max_cost is not None or device.type != "cuda" or not isinstance(network, ContactBackbone):
         return windows
@@ -249,53 +224,46 @@ class Way:
 def ways(make: Make, device: torch.device, precision: torch.dtype | None) -> list[Way]:
     """The way it is, and what makes a step smaller and is not done yet: one by one, and all together."""
     with torch.device("meta"):
-        changes = _changes(make())
-    found = [Way("", make, precision)]
-    found += [Way(option, _changed(make, [change]), precision) for option, change in changes.items()]
+        module = make()
+    options = []
+    if hasattr(module, "held"):  # on a language model
+        if not any(getattr(layer, "checkpointed", False) for layer in module.family.layers(module.backbone.esm)):
+            options.append(CHECKPOINTING)
+        frozen = module.hparams.get("lora") is not None or module.hparams.get("freeze_backbone")
+        options += [HALF] if frozen and not module.held else []
+    found = [Way("", make, precision)] + [Way(option, _changed(make, [option]), precision) for option in options]
     if device.type == "cuda" and precision is None:
         found.append(Way(MIXED, make, torch.bfloat16))
         precision = torch.bfloat16
     if len(found) > 2:
         together = " and ".join(way.options for way in found[1:])
-        found.append(Way(together, _changed(make, [*changes.values()]), precision))
+        found.append(Way(together, _changed(make, options), precision))
     return found
 
 
-def _changes(module: Any) -> dict[str, Callable[[Any], None]]:
-    """What would make a module's steps smaller and is not done yet, by the options that do it."""
-    if not hasattr(module, "held"):  # on no language model
-        return {}
-    found: dict[str, Callable[[Any], None]] = {}
-    family = module.family
-    if not any(getattr(layer, "checkpointed", False) for layer in family.layers(module.backbone.esm)):
-        found[CHECKPOINTING] = lambda esm: checkpoint_layers(family.layers(esm))
-    frozen = module.hparams.get("lora") is not None or module.hparams.get("freeze_backbone")
-    if frozen and not module.held:
-        found[HALF] = lambda esm: narrow(esm, "bfloat16", None)
-    return found
+def _changed(make: Make, options: Sequence[str]) -> Make:
+    """Makes modules with some options set that they were made without."""
 
-
-def _changed(make: Make, changes: Iterable[Callable[[Any], None]]) -> Make:
     def changed() -> Any:
         module = make()
-        for change in changes:
-            change(module.backbone.esm)
+        if CHECKPOINTING in options:
+            checkpoint_layers(module.family.layers(module.backbone.esm))
+        if HALF in options:
+            narrow(module.backbone.esm, "bfloat16", None)
         return module
 
     return changed
 
 
 def most_rows(way: Way, batch: Mapping[str, Any], memory: float, device: torch.device) -> int:
-    """How many sequences as long as those of a batch fit in one; 0: not one.
-
-    Memory grows evenly with their number: two sizes tell of all others.
-    """
+    """How many sequences as long as those of a batch fit in one; 0: not one."""
+    # memory grows evenly with their number: two sizes tell of all others
     one, two = (way.takes(resized(batch, rows), device) for rows in (1, 2))
     return 1 + int((memory - one) // max(two - one, 1)) if one <= memory else 0
 
 
 def shorter_crop(way: Way, batch: Mapping[str, Any], memory: float, device: torch.device) -> int | None:
-    """Residues of shorter crops of which as large a batch fits; None: not even of an eighth of the length."""
+    """Residues of shorter crops of which as large a batch fits; None: not even an eighth of the length."""
     rows, tokens = batch["tokens"].shape
     lengths = (int(part * (tokens - 2)) for part in _SHORTER)
     fitting = (L for L in lengths if L > 0 and way.takes(resized(batch, rows, L + 2), device) <= memory)
@@ -318,11 +286,7 @@ def resized(batch: Mapping[str, Any], rows: int, tokens: int | None = None) -> d
 
 def as_fake(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """A batch of the same shapes and dtypes, whose tensors have no data if they are made in a ``FakeTensorMode``."""
-
-    def fake(leaf: Any) -> Any:
-        return torch.empty(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, Tensor) else leaf
-
-    return {name: tree_map(fake, value) for name, value in batch.items()}
+    return tree_map(lambda leaf: _like(leaf, device) if isinstance(leaf, Tensor) else leaf, dict(batch))
 
 
 def twin(module: nn.Module) -> Make:

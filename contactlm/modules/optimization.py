@@ -63,9 +63,7 @@ def make_optimizer(
 def fuse(optimizer: torch.optim.Optimizer) -> None:
     """Let Adam and AdamW take their step on a GPU in one operation, unless somebody chose how.
 
-    Made with ``fused=True`` an optimizer would say of itself that it unscales gradients, and Lightning would not clip
-    them.
-    The weights must be where they will be trained.
+    Made with ``fused=True`` an optimizer would claim to unscale gradients, and Lightning would not clip them.
     """
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return
@@ -77,11 +75,9 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
 
 
 def schedule(make: LRSchedulerCallable, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Make a learning rate scheduler, and say when Lightning steps it.
+    """Make a learning rate scheduler that Lightning steps after every optimizer step.
 
-    It is stepped after every optimizer step, but for ``ReduceLROnPlateau`` on a score of the dev set, which
-    :func:`step_plateaus` steps once a look: Lightning would show it the same score after every step, and patience would
-    be spent on steps.
+    :func:`step_plateaus` steps a ``ReduceLROnPlateau`` on a dev score: once a look, or steps would spend its patience.
     """
     scheduler = make(optimizer)
     entry: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}

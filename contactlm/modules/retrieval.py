@@ -33,10 +33,9 @@ from contactlm.modules.language_model import ESM2, LanguageModelModule
 from contactlm.retrieval.copy_homolog import copy_contacts
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
+from contactlm.retrieval.evidence import ChainEvidence, CropEvidence, EvidenceSource, collate_evidence
 from contactlm.retrieval.exclude import Exclusion
 from contactlm.retrieval.search import SearchOptions, StructureSearch, check_phmmer
-from contactlm.retrieval.source import CropEvidence, EvidenceSource
-from contactlm.retrieval.tokens import ChainEvidence, collate_evidence
 from contactlm.types import ModelError
 
 log = logging.getLogger(__name__)
@@ -122,15 +121,8 @@ class RetrievalModule(LanguageModelModule):
         decoder = {"layers": decoder_layers, "width": decoder_width, "template_bias": template_bias, "seed": init_seed}
         network = partial(_network, attention, train_head, pretrained is None and options.get("head") is None, decoder)
         super().__init__(network, pretrained, architecture, init_seed=init_seed, **options)
-        self.save_hyperparameters(
-            {
-                "train_head": train_head,
-                "hits": hits,
-                "decoder_layers": decoder_layers,
-                "decoder_width": decoder_width,
-                "template_bias": template_bias,
-            }
-        )
+        own = {"train_head": train_head, "hits": hits, "decoder_layers": decoder_layers, "decoder_width": decoder_width}
+        self.save_hyperparameters({**own, "template_bias": template_bias})
         if not options.get("head"):
             self.take_published()
         self.hits, self.decoder_lr_factor, self.max_identity = hits, decoder_lr_factor, max_identity
@@ -139,10 +131,10 @@ class RetrievalModule(LanguageModelModule):
         self._exclusion: Exclusion | None = None
         self._in_loader: CropEvidence | None = None
         self._cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-        self.evidence = self._source(database, self._cache_dir)
+        self.evidence = self._source(database)
         self.exclusion  # noqa: B018 - complains about a max_identity out of range
 
-    def _source(self, database: StructureDatabase, cache_dir: Path) -> EvidenceSource:
+    def _source(self, database: StructureDatabase) -> EvidenceSource:
         pretrained, architecture, seed, *held = (
             self.hparams[name] for name in ("pretrained", "architecture", "init_seed", "backbone_dtype", "quantization")
         )
@@ -150,8 +142,8 @@ class RetrievalModule(LanguageModelModule):
         if is_narrow(*held):  # whose states are others
             checksum = hashlib.sha256(f"{checksum} {held}".encode()).hexdigest()
         encoder = FrozenEncoder(partial(load_frozen, pretrained, architecture, seed, *held), checksum)
-        search = StructureSearch(database, SearchOptions(hits=self.hits), cache_dir)
-        return EvidenceSource(search, SegmentStates(database, encoder, cache_dir))
+        search = StructureSearch(database, SearchOptions(hits=self.hits), self._cache_dir)
+        return EvidenceSource(search, SegmentStates(database, encoder, self._cache_dir))
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Weight (1, C) and bias (1,) of the contact head."""
@@ -222,8 +214,8 @@ class RetrievalModule(LanguageModelModule):
         super().on_fit_start()
         if "train" not in self._stores():
             raise ModelError("RetrievalModule searches with whole chains: train it with a ContactDataModule")
-        self._use_device()
         part, parts = own_share(self.trainer, self._cache_dir)
+        self.evidence.segment_states.encoder.device = self.device
         hit = torch.zeros(len(self.evidence.database), dtype=torch.int64, device=self.device)
         for role in ("train", "dev"):
             hit[self._search(role, part, parts)] = 1
@@ -236,7 +228,7 @@ class RetrievalModule(LanguageModelModule):
             self._in_loader.exclusion = self.exclusion  # the loader's processes start later
 
     def _search(self, role: str, part: int, parts: int) -> list[int]:
-        """Search with this process's share of a role's chains, equal ones in one share; what they hit."""
+        """Search with this process's share of a role's chains, equal ones in one share; returns what they hit."""
         store = self._stores().get(role)
         if store is None:
             return []
@@ -251,9 +243,6 @@ class RetrievalModule(LanguageModelModule):
         log.info("%d of %d %s chains have hits in %s", with_hits, len(own), role, self.evidence.database.path)
         return sorted(found)
 
-    def _use_device(self) -> None:
-        self.evidence.segment_states.encoder.device = self.device
-
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Add to a batch of training crops what is known of the residues they show, unless its maker has done so."""
         if self.trainer.training and isinstance(batch, dict) and "evidence" not in batch:
@@ -262,14 +251,14 @@ class RetrievalModule(LanguageModelModule):
 
     def crop_evidence(self, batch: dict[str, Any]) -> Evidence:
         """What is known of the residues of a batch of training crops, on the CPU."""
-        self._use_device()
+        self.evidence.segment_states.encoder.device = self.device
         return self._crops(self._stores()["train"]).of(batch, self.exclusion)
 
     def _crops(self, store: ChainStore) -> CropEvidence:
         return CropEvidence(self.evidence, store, self.hits, self.backbone.esm.config.hidden_size)
 
     def _of_chains(self, ids: Sequence[str], sequences: Sequence[str]) -> list[ChainEvidence]:
-        self._use_device()
+        self.evidence.segment_states.encoder.device = self.device
         return self.evidence.of(ids, sequences, self.exclusion)
 
     def batch_scores(self, batch: dict[str, Any]) -> Tensor:
@@ -284,19 +273,13 @@ class RetrievalModule(LanguageModelModule):
         positions: Tensor | None = None,
         evidence: Evidence | None = None,
     ) -> Tensor:
-        """Compute contact logits, float32 (B, T − 2, T − 2); as :meth:`contactlm.MapModule.contact_logits` does.
-
-        ``evidence`` is what is known of the residues shown; None: as if nothing had been found.
-        """
+        """As of :class:`contactlm.MapModule`; ``evidence`` is what is known of the residues shown."""
         return self.backbone(tokens, attention_mask, positions, evidence)
 
     def chain_maps(
         self, ids: Sequence[str], chains: Sequence[Tensor], windows: WindowOptions, positions: Sequence[Any] | None
     ) -> Iterator[FullMap]:
-        """Full-length maps of whole chains; what is known of a chain is found once and cut for every pass.
-
-        Each map's ``how`` names the hits that were used.
-        """
+        """Full-length maps of whole chains, whose ``how`` names the hits that were used."""
         evidence = self._of_chains(ids, [decode(tokens.cpu().numpy()) for tokens in chains])
         logits_fn = partial(self._pass_logits, evidence)
         maps = full_maps(logits_fn, chains, self.sized(windows), self.device, positions, tell_shown=True)
@@ -336,8 +319,7 @@ class RetrievalModule(LanguageModelModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not belong on this model; take over its dev and test proteins."""
         super().on_load_checkpoint(checkpoint)
-        held_out = checkpoint[CHECKPOINT_KEY].get(HELD_OUT, {})
-        self._hold_out(held_out.get("ids", []), held_out.get("sequences", []))
+        self._hold_out(**checkpoint[CHECKPOINT_KEY].get(HELD_OUT, {"ids": [], "sequences": []}))
 
 
 def _network(
@@ -348,10 +330,9 @@ def _network(
 
 
 def own_share(trainer: Trainer, folder: Path) -> tuple[int, int]:
-    """The number of the part of the work that this process does, and of how many; a collective call.
+    """The number of this process's part of the work, and of how many; a collective call.
 
-    Where all nodes see one cache folder, each of all processes does a part. Where a node has a folder of its own, its
-    processes do the whole work among them.
+    The parts are those of all processes where every node sees the same cache folder, else those of a node's.
     """
     if trainer.world_size == 1:
         return 0, 1

@@ -33,12 +33,7 @@ SHORTEST = (CLS, VOCABULARY.index(UNKNOWN_LETTER), EOS)  # what an idle process 
 
 
 def check_strategy_options(trainer: Mapping[str, Any]) -> None:
-    """Refuse a strategy that cannot work, before Lightning makes it.
-
-    Args:
-        trainer: Options of a trainer, as a config has them; the strategy is a name, or ``class_path`` with
-            ``init_args``.
-    """
+    """Refuse a strategy, in a trainer's options as a config has them, that cannot work, before Lightning makes it."""
     strategy = trainer.get("strategy")
     given: Any = strategy if hasattr(strategy, "get") else {"class_path": strategy if isinstance(strategy, str) else ""}
     name, options = given.get("class_path", "").rpartition(".")[2].lower(), given.get("init_args") or {}
@@ -60,46 +55,44 @@ def check_sizes(data: int | str, tensor: int | str, processes: int) -> None:
     given = f"ModelParallelStrategy: data_parallel_size {data}, tensor_parallel_size {tensor}"
     if tensor != 1:
         why = " (auto: the devices of a node)" if tensor == "auto" else ""
-        raise ModelError(
-            f"trainer.strategy: {given}{why}: layers are not split here (tensor parallel), only spread; {USE_SHARDED}"
-        )
-    if processes and data != processes:
-        raise ModelError(
-            f"trainer.strategy: {given} (auto: the number of nodes), but the run has {processes} processes; "
-            f"{USE_SHARDED}"
-        )
+        why += ": layers are not split here (tensor parallel), only spread"
+    elif processes and data != processes:
+        why = f" (auto: the number of nodes), but the run has {processes} processes"
+    else:
+        return
+    raise ModelError(f"trainer.strategy: {given}{why}; {USE_SHARDED}")
 
 
 # --- training and checkpoints ---
 
 
-def adopt(strategy: Strategy) -> None:
+def adopt(trainer: Trainer) -> None:
     """Make a :class:`ShardedStrategy` of a ``ModelParallelStrategy``, which is what a user names."""
-    if type(strategy) is ModelParallelStrategy:
-        strategy.__class__ = ShardedStrategy
+    if type(trainer.strategy) is ModelParallelStrategy:
+        trainer.strategy.__class__ = ShardedStrategy
+    # weights that were gathered in inference mode cannot be trained with
+    loops = (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
+    for loop in loops:
+        loop.inference_mode = False
 
 
 class ShardedStrategy(ModelParallelStrategy):
     """Saves and loads the trained weights of a model that is spread over processes, and the optimizers' state.
 
-    A checkpoint is the file that a run of one process would write, whatever ``save_distributed_checkpoint`` says:
-    weights are gathered one by one, and the first process writes. It goes onto any number of processes and any
-    strategy; each process copies its own part of a weight, and no more than one weight is whole at a time.
+    A checkpoint is the file that a run of one process would write: weights are gathered one by one, and the first
+    process writes. When it is loaded, each process copies its own part of a weight.
     """
 
     lightning_restore_optimizer = True  # as every other strategy has it
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Within it gradients are summed in this process, for the batch that ends with a step to reduce them.
-
-        Only where what is trained, whole, is no more than this process's share of all weights (adapters, heads): a
-        process that summed the gradients of all weights would hold them whole, which is what spreading is to avoid.
-        """
+        """Within it gradients are summed in this process, where those of what is trained are no more than its share."""
         from torch.distributed.fsdp import FSDPModule  # not in every build of torch
 
         weights = [] if self.model is None else list(self.model.parameters())
         trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+        # summed, all gradients would be whole in every process, which spreading is to avoid
         trains_little = trained * self.world_size <= sum(weight.numel() for weight in weights)
         parts = self.model.modules() if self.model is not None and trains_little else ()
         spread = [part for part in parts if isinstance(part, FSDPModule)]
@@ -122,13 +115,8 @@ class ShardedStrategy(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """An optimizer's state in the first process, weights counted as it counts them; a collective call."""
         state: dict[str, Any] = Strategy.optimizer_state(self, optimizer)
-        return {
-            **state,
-            "state": {
-                weight: self._gathered(dict(sorted(values.items())))
-                for weight, values in sorted(state["state"].items())
-            },
-        }
+        gathered = {weight: self._gathered(dict(sorted(own.items()))) for weight, own in sorted(state["state"].items())}
+        return {**state, "state": gathered}
 
     def _gathered(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Values by name, of which those that are spread are made whole, for the first process alone."""
@@ -149,8 +137,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Open a checkpoint; its weights stay on the disk until they are looked at."""
         path = Path(self.broadcast(checkpoint_path))
-        plain = True if weights_only is None else weights_only
-        return torch.load(path, weights_only=plain, mmap=True, map_location="cpu")
+        return torch.load(path, weights_only=weights_only is not False, mmap=True, map_location="cpu")
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Copy each process's part of the weights; which there are was checked by the module."""
@@ -198,12 +185,9 @@ def _spread(value: Any, like: Any) -> Any:
 
 
 class Lockstep:
-    """Lets the processes of an evaluation agree, before every pass, that one of them has a chain to show.
+    """Lets the processes of an evaluation agree, before every pass of a network, that one of them has a chain to show.
 
-    Args:
-        network: The module whose passes count, spread over processes already.
-        trainer: Gives the trainer of the evaluation; its strategy reduces one number a pass.
-        idle: Runs one pass whose result nobody wants.
+    ``idle`` runs one pass whose result nobody wants.
     """
 
     def __init__(self, network: nn.Module, trainer: Callable[[], Trainer], idle: Callable[[], object]) -> None:
@@ -213,10 +197,7 @@ class Lockstep:
 
     @contextmanager
     def step(self, is_last: bool) -> Iterator[None]:
-        """Count the passes of a step; after this process's last one, go on for as long as another has some.
-
-        What is done within a step belongs to it.
-        """
+        """Count the passes of a step; after this process's last one, go on for as long as another has some."""
         if self._counts:
             yield
             return
@@ -254,10 +235,3 @@ def is_last_step(trainer: Trainer, batch_idx: int) -> bool:
 def idle_tokens(device: torch.device) -> torch.Tensor:
     """The shortest sequence there is: int64 (1, 3)."""
     return torch.tensor([SHORTEST], device=device)
-
-
-def evaluate_without_inference_mode(trainer: Trainer) -> None:
-    """Let evaluation run under ``no_grad``: weights that were gathered in inference mode cannot be trained with."""
-    loops = (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
-    for loop in loops:
-        loop.inference_mode = False

@@ -15,12 +15,11 @@ from contactlm.data.crop import Stream, generator
 from contactlm.metrics.calibration import Calibration
 from contactlm.modules.checkpoint import (
     CHECKPOINT_KEY,
-    backbone_folder,
     check_checkpoint,
     check_fits,
     check_weights,
-    class_name,
     found_backbone,
+    public_name,
 )
 from contactlm.types import ModelError
 
@@ -33,11 +32,7 @@ FROZEN = "frozen"  # and which were not trained at the moment
 
 
 class TrainedWeights(L.LightningModule):
-    """Saves trainable weights only, says which backbone they belong to, and refuses to go onto another.
-
-    With ``hparams["pretrained"]``, a backbone's name or directory, what is frozen of it stays there; without, or with
-    None, checkpoints hold all weights.
-    """
+    """Saves trainable weights only (all without ``hparams["pretrained"]``) and refuses to go onto another backbone."""
 
     head: str  # what maps are read from; a checkpoint of another one is refused
 
@@ -82,21 +77,14 @@ class TrainedWeights(L.LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> Self:
-        """Make a module from a checkpoint, as Lightning does.
-
-        A backbone that was given as a relative path is found from another working directory, too.
-        """
+        """Make a module from a checkpoint as Lightning does; a backbone of a relative path is found from anywhere."""
         if isinstance(checkpoint_path, (str, Path)) and Path(checkpoint_path).exists() and "pretrained" not in options:
             found = found_backbone(check_checkpoint(checkpoint_path))
             options |= {} if found is None else {"pretrained": found}
         return super().load_from_checkpoint(checkpoint_path, *arguments, **options)
 
     def own_draws(self) -> AbstractContextManager[None]:
-        """Draw at random what belongs to this step and process; nothing to do without a trainer.
-
-        What overrides ``training_step`` and draws (dropout does) puts that into this context: a run that goes on then
-        draws what the unbroken run draws.
-        """
+        """Draw what belongs to this step and process: what overrides ``training_step`` and draws puts that into it."""
         trainer = self.attached_trainer
         if trainer is None:
             return nullcontext()
@@ -106,10 +94,7 @@ class TrainedWeights(L.LightningModule):
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def saved_names(self) -> set[str]:
-        """Names of the weights a checkpoint holds: those that are trainable, or were when training began.
-
-        All where there is no backbone to return to.
-        """
+        """Names of the weights a checkpoint holds: those that are trainable, or were when training began; or all."""
         if self.hparams.get("pretrained") is None:
             return set(self.state_dict())
         return self._trainable() | (self._made_trainable or set())
@@ -126,13 +111,15 @@ class TrainedWeights(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, the name of the backbone and a checksum of its weights."""
         names = self.saved_names()
+        pretrained = self.hparams.get("pretrained")
+        is_folder = pretrained is not None and Path(pretrained).is_dir()
         checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in names}
         checkpoint[CHECKPOINT_KEY] = {
             "format": CHECKPOINT_FORMAT,
-            "class": class_name(type(self)),
+            "class": public_name(f"{type(self).__module__}.{type(self).__qualname__}"),
             "head": self.head,
-            "backbone": self.hparams.get("pretrained"),
-            "backbone_folder": backbone_folder(self.hparams.get("pretrained")),
+            "backbone": pretrained,
+            "backbone_folder": str(Path(pretrained).resolve()) if is_folder else None,
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
             UNFROZEN: sorted(names - (self._made_trainable or names)),
@@ -159,10 +146,7 @@ class TrainedWeights(L.LightningModule):
 
 @contextmanager
 def _drawn_from(seed: int, step: int, process: int, device: torch.device) -> Iterator[None]:
-    """Let the global generators draw what belongs to one step of one process; afterwards they are as they were.
-
-    So nothing of them need be saved: a run that goes on draws what the unbroken run draws.
-    """
+    """Let the global generators draw what belongs to one step of one process; afterwards they are as they were."""
     number = int(generator(seed, Stream.MASKS, step, process).integers(2**63))
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng([device] if on_gpu else []):

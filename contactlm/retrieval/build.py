@@ -1,19 +1,15 @@
 """Making a structure database from structure files, reading only what the cache lacks.
 
-What is read goes into the structure cache that training uses: an entry made here holds secondary structure beside the
-chains, and serves both. So a build after another one reads new and changed files only, and so does the build of
-another database with files of the first.
-
-Measured (tests/benchmarks/bench_search.py, processor time of one core): 20 s per 1,000 chains of 205 residues, of which
-secondary structure takes about two thirds, so about 33 minutes for 100,000 chains on one core, divided by the reader
-processes; 0.1 s when nothing has changed (409 files).
+What is read goes into the structure cache that training uses: an entry made here holds secondary structure with the
+chains, and serves both. Measured (tests/benchmarks/bench_search.py): 20 s of processor time per 1,000 chains of 205
+residues, two thirds of it for secondary structure; 0.1 s when nothing has changed.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,34 +31,21 @@ _STATE_OF_BYTE[np.frombuffer(STATE_LETTERS.encode(), dtype=np.uint8)] = range(le
 
 @dataclass
 class BuildReport:
-    """What a build did.
+    """What a build did."""
 
-    Attributes:
-        chains: Chains in the database.
-        residues: Their residues.
-        files: Structure files asked for.
-        parsed: Files that had to be read now; the others were in the cache.
-        problems: Files left out, with the reason.
-        unchanged: Whether the database was there already, just so.
-    """
-
-    chains: int
+    chains: int  # in the database
     residues: int
-    files: int
-    parsed: int
-    problems: dict[str, str] = field(default_factory=dict)
-    unchanged: bool = False
+    files: int  # asked for
+    parsed: int  # read now; the others were in the cache
+    problems: dict[str, str]  # files left out, with the reason
+    unchanged: bool  # the database was there already
 
 
 class BackboneCache(StructureCache):
     """The structure cache, with secondary structure; options as for :class:`~contactlm.data.cache.StructureCache`."""
 
     def collect(self, paths: Sequence[Path]) -> tuple[ChainStore, NDArray[np.uint8], ReadReport]:
-        """Read all chains of some files, with their secondary structure.
-
-        Returns:
-            The chains, in memory; their secondary structure end to end, uint8 (N,); and what happened.
-        """
+        """Read all chains of some files, their secondary structure end to end, uint8 (N,), and what happened."""
         keys, problems = self._keys(paths)
         readable = [path for path in paths if path in keys]
         entries, parsed = self._entries([(path, keys[path]) for path in readable])
@@ -105,11 +88,7 @@ class _Reader:
 
 
 def build_database(sources: Sequence[str | Path], out: str | Path, cache: BackboneCache) -> BuildReport:
-    """Make a structure database, or bring it up to date with its files.
-
-    The database afterwards holds exactly the chains of the files given now: files that are new or changed are read,
-    those that are gone are dropped. While it is made the old one stays in place.
-    """
+    """Make a structure database of exactly these files; while it is made an old one stays in place."""
     folder = Path(out).expanduser()
     if not may_hold(folder):
         raise DataError(f"out: {folder} is there, and is no structure database; give another folder, or remove it")
@@ -120,24 +99,15 @@ def build_database(sources: Sequence[str | Path], out: str | Path, cache: Backbo
     paths = list(dict.fromkeys(path for files in found for path in files))
     store, states, report = cache.collect(paths)
     if not len(store):
-        first = next(iter(report.problems.items()), ("", "no protein chain"))
-        raise DataError(
-            f"structures: none of {len(paths)} files has a chain that can be read; the first: {': '.join(first)}"
-        )
+        first = ": ".join(next(iter(report.problems.items()), ("", "no protein chain")))
+        raise DataError(f"structures: none of {len(paths)} files has a chain that can be read; the first: {first}")
     names = [str(Path(source).expanduser().absolute()) for source in sources]
     before = _open_or_none(folder)
-    wanted = (fingerprint_of(store, states), tuple(names))
-    unchanged = before is not None and (before.fingerprint, before.sources) == wanted
+    made_of = (fingerprint_of(store, states), tuple(names))
+    unchanged = before is not None and (before.fingerprint, before.sources) == made_of
     if not unchanged:
         StructureDatabase.write(folder, store, states, names)
-    return BuildReport(
-        chains=len(store),
-        residues=len(states),
-        files=report.files,
-        parsed=report.parsed,
-        problems=report.problems,
-        unchanged=unchanged,
-    )
+    return BuildReport(len(store), len(states), report.files, report.parsed, report.problems, unchanged)
 
 
 def _open_or_none(folder: Path) -> StructureDatabase | None:

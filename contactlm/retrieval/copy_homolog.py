@@ -50,9 +50,6 @@ def copy_contacts(
         pair_identity: Of each of the K hits.
         threshold: As of :func:`copy_homolog`.
         chain_of: Of a complex, each residue's chain number, (L,): residues of two chains are no neighbours.
-
-    Returns:
-        As there.
     """
     length = cb.shape[1]
     total = np.zeros((length, length), dtype=np.float32)

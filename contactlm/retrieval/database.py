@@ -81,19 +81,9 @@ class StructureDatabase:
         """Helices (4 residues and more) and strands (2 and more) of a chain, in chain order."""
         return find_segments(self.states_of(index))
 
-    @property
-    def rebuild_command(self) -> str:
-        """The command that makes the database again."""
-        return rebuild_command(self.path, self.sources)
-
     @classmethod
     def open(cls, path: str | Path) -> StructureDatabase:
-        """Open a database and check it.
-
-        Raises:
-            DataError: There is none, it is of another format version, empty, or damaged; the message gives the
-                command that makes it again.
-        """
+        """Open a database and check it; what cannot be used is an error with the command that makes it again."""
         folder = Path(path).expanduser()
         about = _read_manifest(folder)
         sources = tuple(about["sources"])
@@ -113,14 +103,7 @@ class StructureDatabase:
     ) -> StructureDatabase:
         """Write a database, whole or not at all, and open it. What it replaces is deleted last.
 
-        Args:
-            path: The folder; made when missing.
-            store: The chains; only ids, sequences and C-beta are kept.
-            states: Secondary structure, uint8 (N,), chain after chain.
-            sources: What it was made of.
-
-        Raises:
-            DataError: It cannot be written.
+        ``states`` is the secondary structure, uint8 (N,), chain after chain.
         """
         kept = ChainStore(store.ids, store.starts, store.lengths, store.cb, store.tokens)
         fingerprint = fingerprint_of(kept, states)
@@ -136,14 +119,15 @@ class StructureDatabase:
             "states_crc32": zlib.crc32(states.tobytes()),
         }
         try:
-            path.mkdir(parents=True, exist_ok=True)
             kept.write(path / str(about["chains_file"]))
             with atomic_file(path / str(about["states_file"])) as handle:
                 handle.write(states.tobytes())
             replaced = _data_files(path)
             with atomic_file(path / MANIFEST) as handle:
-                handle.write(_sealed(about))
-            for stale in (replaced | _leftovers(path)) - _data_files(path):
+                handle.write(json.dumps({**about, "crc32": _checksum(about)}, indent=1).encode())
+            old = time.time() - LEFT_BEHIND  # younger ones may be of another build
+            left = {file for file in path.iterdir() if _DATA_NAME.fullmatch(file.name) and file.stat().st_mtime < old}
+            for stale in (replaced | left) - _data_files(path):
                 stale.unlink(missing_ok=True)
         except OSError as error:
             raise DataError(f"{path}: the structure database cannot be written ({error})") from error
@@ -151,18 +135,13 @@ class StructureDatabase:
 
 
 def rebuild_command(path: Path, sources: Sequence[str] = ()) -> str:
-    """Return the command that makes a database again."""
+    """The command that makes a database again."""
     given = " ".join(shlex.quote(source) for source in sources) or "FOLDER"
     return f"contactlm index build --structures {given} --out {shlex.quote(str(path))}"
 
 
 def fingerprint_of(store: ChainStore, states: NDArray[np.uint8]) -> str:
-    """Return what tells databases apart, 32 hexadecimal digits: made of ids, sequences, coordinates and states.
-
-    Args:
-        store: The chains, end to end without gaps between them.
-        states: Their secondary structure, uint8 (N,).
-    """
+    """Return what tells databases apart, 32 hexadecimal digits: made of ids, sequences, coordinates and states."""
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, store.ids, store.lengths.tolist()]).encode())
     for array in (store.tokens, store.cb, states):
         digest.update(np.ascontiguousarray(array).data)
@@ -179,11 +158,6 @@ def may_hold(path: Path) -> bool:
     if not path.is_dir():
         return not path.exists()
     return is_database(path) or all(_DATA_NAME.fullmatch(file.name) for file in path.iterdir())
-
-
-def _sealed(about: dict[str, Any]) -> bytes:
-    """The manifest as text, with a checksum of its own."""
-    return json.dumps({**about, "crc32": _checksum(about)}, indent=1).encode()
 
 
 def _checksum(about: dict[str, Any]) -> int:
@@ -203,10 +177,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder / MANIFEST}: not that of a structure database. Make one: {again}")
     if about.get("version") != FORMAT_VERSION:
         again = rebuild_command(folder, about.get("sources", ()))
-        raise DataError(
-            f"{folder}: a structure database of format version {about.get('version')}; this contactlm reads version "
-            f"{FORMAT_VERSION}. Make it again: {again}"
-        )
+        what = f"of format version {about.get('version')}; this contactlm reads version {FORMAT_VERSION}"
+        raise DataError(f"{folder}: {what}. Make it again: {again}")
     if about.pop("crc32", None) != _checksum(about):
         raise DataError(f"{folder / MANIFEST}: damaged (its checksum does not fit). Make the database again: {again}")
     return about
@@ -220,12 +192,6 @@ def _read_states(path: Path, checksum: int, residues: int) -> NDArray[np.uint8]:
     if len(states) != residues or zlib.crc32(states.data) != checksum:
         raise DataError(f"{path}: damaged (its checksum does not fit)")
     return states
-
-
-def _leftovers(folder: Path) -> set[Path]:
-    """Data files of builds that were killed; young ones may be of another build that goes on."""
-    old = time.time() - LEFT_BEHIND
-    return {file for file in folder.iterdir() if _DATA_NAME.fullmatch(file.name) and file.stat().st_mtime < old}
 
 
 def _data_files(folder: Path) -> set[Path]:

@@ -1,17 +1,14 @@
 """What evidence needs of the helices and strands of a database: mean final states in a frozen backbone, and contacts.
 
-What is known of a segment depends on its own chain alone, whichever query hits it: it is computed once, when its chain
-is first a hit, and kept on disk, one small file a chain, below a folder that names the database (by fingerprint) and
-the backbone (by checksum). So other databases and backbones have other folders, and a file that says otherwise, or is
-damaged, is made again. A file of an older version, without the contacts, gets them.
+What is known of a segment depends on its own chain alone, whichever query hits it: it is computed when its chain is
+first a hit, and kept on disk, one small file a chain, in a folder named by database (fingerprint) and backbone
+(checksum).
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,23 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contactlm.atomic import atomic_file, file_name
+from contactlm.atomic import file_name
 from contactlm.model.encoder import ResidueEncoder
 from contactlm.retrieval.database import StructureDatabase
+from contactlm.retrieval.kept import KeptFiles
 from contactlm.structure.contacts import CONTACT_THRESHOLD
 
-log = logging.getLogger(__name__)
-EMBEDDING_VERSION = 1  # raise it whenever other vectors are made: kept ones are then made again
+EMBEDDING_VERSION = 2  # raise it whenever other vectors are made: kept ones are then made again
 PIECE = 1022  # residues in one pass at most, as ESM2 was trained
 
 
 class FrozenEncoder:
-    """A backbone as it was before training, loaded when it is first asked.
-
-    Args:
-        load: Loads it: a backbone in float32.
-        checksum: Of its weights.
-    """
+    """A backbone as it was before training, loaded when it is first asked."""
 
     def __init__(self, load: Callable[[], Any], checksum: str) -> None:
         self.checksum = checksum
@@ -46,11 +38,7 @@ class FrozenEncoder:
 
     @torch.no_grad()
     def states(self, tokens: NDArray[np.uint8]) -> Tensor:
-        """Final states of a chain's residues, float32 (L, E), on the CPU; chains go one by one, in even pieces.
-
-        Args:
-            tokens: Residue tokens, (L,).
-        """
+        """Final states of a chain's residues (L,), float32 (L, E), on the CPU; long chains go in even pieces."""
         if self._encoder is None:
             self._encoder = ResidueEncoder(self._load()).requires_grad_(False).eval()
         encoder = self._encoder.to(self.device)
@@ -71,15 +59,10 @@ class FrozenEncoder:
 
 
 class SegmentFacts(NamedTuple):
-    """What is kept of the S segments of a chain, in the order of ``database.segments_of``.
+    """What is kept of the S segments of a chain, in the order of ``database.segments_of``."""
 
-    Attributes:
-        states: float32 (S, E), the mean of each one's residues' final states.
-        touching: bool (S, S), which have a contact in the chain's structure; none with itself.
-    """
-
-    states: NDArray[np.float32]
-    touching: NDArray[np.bool_]
+    states: NDArray[np.float32]  # (S, E), the mean of each one's residues' final states
+    touching: NDArray[np.bool_]  # (S, S), which have a contact in the chain's structure; none with itself
 
 
 class SegmentStates:
@@ -88,75 +71,34 @@ class SegmentStates:
     Args:
         database: The chains.
         encoder: The backbone.
-        cache_dir: The cache folder; they are kept in ``segments/`` below it. None: they are not kept. A folder that
-            cannot be written costs time only.
+        cache_dir: They are kept in ``segments/`` below it. None: they are not kept.
     """
 
     def __init__(self, database: StructureDatabase, encoder: FrozenEncoder, cache_dir: Path | None) -> None:
         self.database, self.encoder = database, encoder
-        names = {"version": EMBEDDING_VERSION, "database": database.fingerprint, "backbone": encoder.checksum}
-        self._names: dict[str, Any] = names
-        self._folder = None
-        if cache_dir is not None:
-            self._folder = cache_dir / "segments" / file_name(f"{database.fingerprint}-{encoder.checksum[:32]}")
-        self._warned = False
+        name = file_name(f"{database.fingerprint}-{encoder.checksum[:32]}-{EMBEDDING_VERSION}")
+        self._kept = KeptFiles(None if cache_dir is None else cache_dir / "segments" / name, "segment states")
 
     def of(self, index: int) -> SegmentFacts:
         """What is known of a chain's segments."""
-        facts = self._kept(index)
-        if facts is None:
-            facts = SegmentFacts(self._means(index), find_touching(self.database, index))
-            self._keep(index, facts)
+        if (kept := self._kept.get(_file_of(index))) is not None:
+            with BytesIO(kept) as handle:
+                return SegmentFacts(np.load(handle), np.load(handle))
+        facts = SegmentFacts(self._means(index), find_touching(self.database, index))
+        with BytesIO() as handle:
+            for array in facts:
+                np.save(handle, array)
+            self._kept.put(_file_of(index), handle.getvalue())
         return facts
-
-    def path_of(self, index: int) -> Path | None:
-        """Where they are kept."""
-        return None if self._folder is None else self._folder / f"{index // 1000}" / f"{index}.means"
 
     def _means(self, index: int) -> NDArray[np.float32]:
         states = self.encoder.states(self.database.store.tokens_of(index)).numpy()
         spans = [states[segment.start : segment.stop].mean(0) for segment in self.database.segments_of(index)]
         return np.stack(spans) if spans else np.zeros((0, states.shape[1]), np.float32)
 
-    def _kept(self, index: int) -> SegmentFacts | None:
-        path = self.path_of(index)
-        if path is None:
-            return None
-        try:
-            head, body = path.read_bytes().split(b"\n", 1)
-            about = json.loads(head)
-            expected = {**self._names, "chain": index, "shape": about["shape"], "crc32": zlib.crc32(body)}
-            if about not in (expected, {**expected, "touching": True}):
-                raise ValueError("it is of another database or backbone, or its checksum does not fit")
-            size, width = about["shape"]
-            states = np.frombuffer(body, "<f4", size * width).reshape(size, width).astype(np.float32)
-            if "touching" in about:
-                bits = np.frombuffer(body, np.uint8, offset=states.nbytes)
-                return SegmentFacts(states, np.unpackbits(bits, count=size**2).reshape(size, size).astype(np.bool_))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s: segment states that cannot be used (%s): they are made again", path, error)
-            return None
-        facts = SegmentFacts(states, find_touching(self.database, index))
-        self._keep(index, facts)
-        return facts
 
-    def _keep(self, index: int, facts: SegmentFacts) -> None:
-        path = self.path_of(index)
-        if path is None:
-            return
-        body = np.ascontiguousarray(facts.states, "<f4").tobytes() + np.packbits(facts.touching).tobytes()
-        shape = list(facts.states.shape)
-        about = {**self._names, "chain": index, "shape": shape, "crc32": zlib.crc32(body), "touching": True}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as handle:
-                handle.write(json.dumps(about).encode() + b"\n" + body)
-        except OSError as error:
-            if not self._warned:
-                self._warned = True
-                log.warning("segment states cannot be kept in %s (%s)", path.parent, error.strerror or error)
+def _file_of(index: int) -> str:
+    return f"{index // 1000}/{index}.means"
 
 
 def find_touching(database: StructureDatabase, index: int) -> NDArray[np.bool_]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -42,20 +42,13 @@ def entries_of(query_id: str) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Chains of the database that must not be hits.
+    """Chains of the database that must not be hits."""
 
-    Attributes:
-        entries: Entries, in lower case; no chain of them, and no chain whose sequence is that of one of them.
-        sequences: No chain of exactly such a sequence.
-        max_identity: No chain that has a larger share of identical residues among the aligned pairs of known ones
-            (gaps left out: an insertion does not make a copy a relative), 0 … 1.
-        own_entry: No chain of the query's own entry.
-    """
-
-    entries: frozenset[str] = field(default_factory=frozenset)
-    sequences: frozenset[str] = field(default_factory=frozenset)
+    entries: frozenset[str] = frozenset()  # in lower case: no chain of them, nor of a sequence of theirs
+    sequences: frozenset[str] = frozenset()  # no chain of exactly such a sequence
+    # no chain with more identical residues among the aligned pairs of known ones; gaps do not make a copy a relative
     max_identity: float = 0.95
-    own_entry: bool = True
+    own_entry: bool = True  # no chain of the query's own entry
 
     def __post_init__(self) -> None:
         if not 0 < self.max_identity <= 1:
@@ -63,13 +56,7 @@ class Exclusion:
 
     @classmethod
     def of_proteins(cls, ids: Iterable[str], sequences: Iterable[str], max_identity: float = 0.95) -> Exclusion:
-        """Exclude the proteins a model is scored on: their entries, and whatever has their sequence.
-
-        Args:
-            ids: Chain ids of all dev and test proteins, such as ``1abc_A``.
-            sequences: Their sequences.
-            max_identity: As for the class.
-        """
+        """Exclude the proteins a model is scored on: their entries, and whatever has their sequence."""
         entries = frozenset(entry for chain_id in ids for entry in entries_of(chain_id))
         return cls(entries, frozenset(sequences), max_identity)
 
@@ -81,47 +68,29 @@ class Exclusion:
     @cached_property
     def digest(self) -> str:
         """Tells two exclusions apart, whatever order they were made in."""
-        parts: Sequence[object] = (sorted(self.entries), sorted(self.sequences), self.max_identity, self.own_entry)
+        parts = (sorted(self.entries), sorted(self.sequences), self.max_identity, self.own_entry)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
 
 
 class ChainIndex:
-    """The chains of a database by sequence and by entry: which of them an exclusion leaves.
-
-    Args:
-        database: The database.
-
-    Attributes:
-        sequences: Its G distinct sequences, in order of first appearance.
-        known_entries: Its entries.
-    """
+    """The chains of a database by distinct sequence and by entry: which of them an exclusion leaves."""
 
     def __init__(self, database: StructureDatabase) -> None:
-        numbers: dict[str, int] = {}
-        members: list[list[int]] = []
+        members: dict[str, list[int]] = {}
         for chain in range(len(database)):
-            group = numbers.setdefault(database.sequence_of(chain), len(numbers))
-            if group == len(members):
-                members.append([])
-            members[group].append(chain)
+            members.setdefault(database.sequence_of(chain), []).append(chain)
         resolved = database.store.resolved_counts()
-        self.sequences = list(numbers)
-        self._members = [sorted(chains, key=lambda chain: (-int(resolved[chain]), chain)) for chains in members]
+        self.sequences = list(members)  # in order of first appearance
+        self._members = [sorted(chains, key=lambda chain: (-resolved[chain], chain)) for chains in members.values()]
         self._entries = [entry_of(name) for name in database.store.ids]
         self.known_entries = frozenset(self._entries)
         self._allowed: dict[str, NDArray[np.bool_]] = {}
 
     def usable(self, groups: NDArray[np.int64], own: frozenset[str], exclusion: Exclusion) -> list[tuple[int, int]]:
-        """Tell which of some sequences may be used, and which chain stands for each.
+        """Which of m sequences, by number, may be used: index in ``groups``, and the chain that stands for it.
 
-        Args:
-            groups: Numbers of distinct sequences, int64 (m,).
-            own: The query's own entries.
-            exclusion: What must not be used. Its ceiling is for the caller to keep, who knows the alignments.
-
-        Returns:
-            (index in ``groups``, number of the chain): of chains of one sequence the one with most resolved residues
-            that is of no own entry, of equals the first.
+        That is the one with most resolved residues that is of no own entry, of equals the first. The ceiling of
+        identity is for the caller to keep, who knows the alignments.
         """
         if exclusion.digest not in self._allowed:
             self._allowed[exclusion.digest] = self._find_allowed(exclusion)
@@ -135,11 +104,8 @@ class ChainIndex:
         return chosen
 
     def _find_allowed(self, exclusion: Exclusion) -> NDArray[np.bool_]:
-        return np.array(
-            [
-                sequence not in exclusion.sequences
-                and exclusion.entries.isdisjoint(self._entries[chain] for chain in members)
-                for sequence, members in zip(self.sequences, self._members, strict=True)
-            ],
-            dtype=np.bool_,
-        )
+        def may_be_used(sequence: str, members: list[int]) -> bool:
+            entries = (self._entries[chain] for chain in members)
+            return sequence not in exclusion.sequences and exclusion.entries.isdisjoint(entries)
+
+        return np.array(list(map(may_be_used, self.sequences, self._members)), np.bool_)

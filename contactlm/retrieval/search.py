@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,8 @@ from contactlm.homology.alignment import check_letters
 from contactlm.homology.relations import processors
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.exclude import ChainIndex, Exclusion, entries_of
-from contactlm.retrieval.hits import Alignment, Hit, ResultCache, align
+from contactlm.retrieval.hits import Hit, align
+from contactlm.retrieval.kept import KeptFiles
 from contactlm.types import DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -32,13 +33,7 @@ if TYPE_CHECKING:
 
 
 class Found(NamedTuple):
-    """What a program found for one query, best first.
-
-    Attributes:
-        target: Numbers of the target sequences, int64 (m,).
-        bits: Bit scores, float64 (m,).
-        evalue: E-values, float64 (m,).
-    """
+    """What phmmer found for one query, best first: m targets by number, with their scores."""
 
     target: NDArray[np.int64]
     bits: NDArray[np.float64]
@@ -46,11 +41,8 @@ class Found(NamedTuple):
 
     @classmethod
     def ranked(cls, rows: Sequence[tuple[int, float, float]]) -> Found:
-        """Sort (target, bits, E-value), each target once: by E-value, then score, then number."""
-        best: dict[int, tuple[float, float, int]] = {}
-        for target, bits, evalue in rows:
-            best[target] = min((evalue, -bits, target), best.get(target, (np.inf, 0.0, target)))
-        order = sorted(best.values())
+        """Sort (target, bits, E-value) by E-value, then score, then number."""
+        order = sorted((evalue, -bits, target) for target, bits, evalue in rows)
         return cls(
             np.array([target for *_, target in order], dtype=np.int64),
             np.array([-bits for _, bits, _ in order], dtype=np.float64),
@@ -67,19 +59,9 @@ def check_phmmer() -> None:
 
 
 class Phmmer:
-    """HMMER's phmmer: each query as a profile with BLOSUM62's substitutions.
-
-    Args:
-        targets: n sequences of ESM letters.
-        evalue: Largest E-value.
-        threads: Threads that search.
-
-    Raises:
-        MissingExtraError: The library is not installed.
-    """
+    """HMMER's phmmer among some sequences: each query as a profile with BLOSUM62's substitutions."""
 
     def __init__(self, targets: Sequence[str], evalue: float, threads: int) -> None:
-        check_phmmer()
         from pyhmmer.easel import Alphabet, DigitalSequenceBlock
 
         self._evalue, self._threads = evalue, threads
@@ -90,9 +72,8 @@ class Phmmer:
         """Find all similar targets of each query, up to the largest E-value."""
         from pyhmmer.hmmer import phmmer
 
-        asked = [
-            i for i, query in enumerate(queries) if query.strip(UNKNOWN_LETTER)
-        ]  # nothing is like unknown residues
+        # nothing is like unknown residues
+        asked = [i for i, query in enumerate(queries) if query.strip(UNKNOWN_LETTER)]
         found = [Found.ranked([])] * len(queries)
         digital = [self._digital(i, queries[i]) for i in asked]
         for i, hits in zip(asked, phmmer(digital, self._targets, cpus=self._threads, E=self._evalue), strict=True):
@@ -105,27 +86,17 @@ class Phmmer:
         return TextSequence(name=str(number).encode(), sequence=sequence).digitize(self._alphabet)
 
 
-__all__ = ["Exclusion", "Hit", "Search", "SearchOptions", "StructureSearch"]
-
 DEFAULT_EXCLUSION = Exclusion()
-RESULT_VERSION = 1  # raise it whenever other hits or alignments are found: kept results are then searched again
+RESULT_VERSION = 2  # raise it whenever other hits or alignments are found: kept results are then searched again
 BATCH = 256  # queries handed to the program at a time; results are kept after each batch
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How to search.
+    """How to search."""
 
-    Attributes:
-        hits: Most hits a query, k.
-        evalue: Largest E-value of a hit.
-
-    Raises:
-        DataError: A value is out of range.
-    """
-
-    hits: int = 4
-    evalue: float = 1e-3
+    hits: int = 4  # most hits a query, k
+    evalue: float = 1e-3  # largest E-value of a hit
 
     def __post_init__(self) -> None:
         if self.hits < 1:
@@ -134,8 +105,40 @@ class SearchOptions:
             raise DataError(f"evalue is {self.evalue}; it must be above 0")
 
 
-class Search(Protocol):
-    """Whatever finds similar chains of known structure."""
+DEFAULTS = SearchOptions()
+
+
+class StructureSearch:
+    """The search over a structure database, whose results are kept on disk.
+
+    phmmer finds similar sequences among the distinct ones of the database; what must not be used is left out; then the
+    best are aligned until k of them are below the identity ceiling.
+
+    Args:
+        database: The chains to search.
+        options: How to search.
+        cache_dir: Results are kept in ``searches/`` below it, by query, database, options and exclusion. None: they
+            are not kept.
+        threads: Threads of the program; None takes one for each available processor.
+        progress: Whether to show a progress bar.
+    """
+
+    def __init__(
+        self,
+        database: StructureDatabase,
+        options: SearchOptions = DEFAULTS,
+        cache_dir: str | Path | None = None,
+        threads: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        check_phmmer()
+        self.database, self.options = database, options
+        self._threads, self._progress = threads or processors(), progress
+        self._kept = KeptFiles(
+            None if cache_dir is None else Path(cache_dir).expanduser() / "searches", "search result"
+        )
+        self._index = ChainIndex(database)
+        self._engine: Phmmer | None = None
 
     def search(
         self,
@@ -153,57 +156,9 @@ class Search(Protocol):
         Returns:
             For each query its hits, best first, at most k; of chains of equal sequence one. A pure function of the
             query, the database, the options and the exclusion.
-        """
-        ...
-
-
-DEFAULTS = SearchOptions()
-
-
-class StructureSearch:
-    """The search over a structure database: a :class:`Search` whose results are kept on disk.
-
-    phmmer (Eddy 2011) finds the similar sequences among the distinct ones of the
-    database; what must not be used is left out; then the best are aligned until k of them are below the identity
-    ceiling. The program starts with the first query whose result is not known.
-
-    Args:
-        database: The chains to search.
-        options: How to search.
-        cache_dir: The cache folder; results are kept in ``searches/`` below it, by query, database, options and
-            exclusion. None: they are not kept.
-        threads: Threads of the program; None takes one for each available processor.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        MissingExtraError: The program's library is not installed.
-    """
-
-    def __init__(
-        self,
-        database: StructureDatabase,
-        options: SearchOptions = DEFAULTS,
-        cache_dir: str | Path | None = None,
-        threads: int | None = None,
-        progress: bool = False,
-    ) -> None:
-        check_phmmer()
-        self.database, self.options = database, options
-        self._threads, self._progress = threads or processors(), progress
-        self._cache = ResultCache(None if cache_dir is None else Path(cache_dir).expanduser() / "searches")
-        self._index = ChainIndex(database)
-        self._engine: Phmmer | None = None
-
-    def search(
-        self,
-        queries: Sequence[str],
-        ids: Sequence[str] | None = None,
-        exclusion: Exclusion = DEFAULT_EXCLUSION,
-    ) -> list[list[Hit]]:
-        """Find the chains most similar to each query; see :meth:`Search.search`.
 
         Raises:
-            DataError: A query holds other letters than those of the ESM alphabet; the program cannot run.
+            DataError: A query holds other letters than those of the ESM alphabet.
             ValueError: There are not as many ids as queries.
         """
         if ids is not None and len(ids) != len(queries):
@@ -211,7 +166,7 @@ class StructureSearch:
         check_letters(queries)
         own = [self._own_entries(None if ids is None else ids[i], exclusion) for i in range(len(queries))]
         keys = [self._key(query, entries, exclusion) for query, entries in zip(queries, own, strict=True)]
-        known = {key: self._cache.get(key) for key in set(keys)}
+        known = {key: self._kept_hits(key) for key in set(keys)}
         missing = {key: i for i, key in enumerate(keys) if known[key] is None}
         numbers = list(missing.values())
         with progress_bar("Searching", "chain", len(numbers), self._progress and bool(numbers)) as bar:
@@ -219,7 +174,8 @@ class StructureSearch:
                 batch = numbers[start : start + BATCH]
                 for i, found in zip(batch, self._find([queries[i] for i in batch]), strict=True):
                     hits = known[keys[i]] = self._choose(queries[i], found, own[i], exclusion)
-                    self._cache.put(keys[i], hits)
+                    plain = json.dumps([vars(hit) for hit in hits], default=np.ndarray.tolist)
+                    self._kept.put(keys[i], plain.encode())
                     bar.update()
         return [list(known[key] or []) for key in keys]
 
@@ -233,15 +189,18 @@ class StructureSearch:
         return entries_of(query_id) & self._index.known_entries
 
     def _key(self, query: str, own: frozenset[str], exclusion: Exclusion) -> str:
-        parts = [
-            RESULT_VERSION,
-            self.database.fingerprint,
-            {**asdict(self.options), "program": "phmmer"},  # named since other programs could be chosen once
-            exclusion.digest,
-            sorted(own),
-            query,
-        ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+        """The file name of a result."""
+        options = asdict(self.options)
+        parts = [RESULT_VERSION, self.database.fingerprint, options, exclusion.digest, sorted(own), query]
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+        return f"{key[:2]}/{key}.json"
+
+    def _kept_hits(self, key: str) -> list[Hit] | None:
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        arrays = ("query_positions", "hit_positions")
+        return [Hit(**hit | {name: np.array(hit[name], np.int32) for name in arrays}) for hit in json.loads(kept)]
 
     def _find(self, queries: Sequence[str]) -> list[Found]:
         if self._engine is None:
@@ -257,20 +216,11 @@ class StructureSearch:
             alignments = align(query, [self.database.sequence_of(chain) for _, chain in some])
             for (rank, chain), alignment in zip(some, alignments, strict=True):
                 if alignment is not None and alignment.pair_identity <= exclusion.max_identity:
-                    hits.append(self._hit(chain, float(found.bits[rank]), float(found.evalue[rank]), alignment, query))
+                    scores = (float(found.bits[rank]), float(found.evalue[rank]))
+                    identities = (alignment.identity, alignment.pair_identity)
+                    coverage = len(alignment.query) / len(query)
+                    at = (alignment.query, alignment.hit)
+                    hits.append(Hit(chain, self.database.id_of(chain), *scores, *identities, coverage, *at))
             if len(hits) >= self.options.hits:
                 break
         return hits[: self.options.hits]
-
-    def _hit(self, chain: int, bits: float, evalue: float, alignment: Alignment, query: str) -> Hit:
-        return Hit(
-            index=chain,
-            id=self.database.id_of(chain),
-            score=bits,
-            evalue=evalue,
-            identity=alignment.identity,
-            pair_identity=alignment.pair_identity,
-            coverage=len(alignment.query) / len(query),
-            query_positions=alignment.query,
-            hit_positions=alignment.hit,
-        )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from contactlm.retrieval.embeddings import SegmentStates
-from contactlm.retrieval.hits import ResultCache
+from contactlm.retrieval.kept import KeptFiles
 from tests.conftest import random_sequence, write_pdb
 from tests.data.packed.made import pack, serving
 from tests.devices.commands import SHARDED, fits, run_commands
@@ -27,22 +27,23 @@ STRATEGIES = {
 
 def run_noting(commands: list[list[str]]) -> None:
     """Commands; each search whose result is kept, and each chain that is embedded, leaves a line in ``made``."""
-    put, make = ResultCache.put, SegmentStates._means
+    put, make = KeptFiles.put, SegmentStates._means
 
     def note(text: str) -> None:
         with Path("made").open("a") as handle:
             handle.write(f"{text}\n")
 
-    def noting_put(self: ResultCache, key: str, hits: Any) -> None:
-        note(f"search {key}")
-        put(self, key, hits)
+    def noting_put(self: KeptFiles, name: str, body: bytes) -> None:
+        if name.endswith(".json"):
+            note(f"search {name}")
+        put(self, name, body)
 
     def noting_make(self: SegmentStates, index: int) -> Any:
         note(f"chain {index}")
         time.sleep(0.2)  # as a large backbone takes: who looks meanwhile finds nothing kept
         return make(self, index)
 
-    ResultCache.put, SegmentStates._means = noting_put, noting_make  # type: ignore[method-assign]
+    KeptFiles.put, SegmentStates._means = noting_put, noting_make  # type: ignore[method-assign]
     run_commands(commands)
 
 

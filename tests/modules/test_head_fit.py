@@ -98,7 +98,7 @@ def test_what_cannot_be_fitted_is_said() -> None:
         fit_head(backbone, store, store, HeadFitOptions(max_length=12))
     with pytest.raises(DataError, match=r"chain_ids: z_A: no such training chain \(there are c0_A"):
         fit_head(backbone, store, store, HeadFitOptions(), ["z_A"])
-    with pytest.raises(DataError, match="of which max_pairs 1 are kept"):
+    with pytest.raises(DataError, match="max_pairs 1: no contact head can be fitted"):
         fit_head(backbone, store, store, HeadFitOptions(max_pairs=1))
     learned = ContactBackbone(small_model("ESM-1b")).eval()
     with pytest.raises(DataError, match="no train chain of at most 56 residues"):

@@ -26,8 +26,8 @@ from contactlm.metrics import ContactScores
 from contactlm.model.evidence import Evidence
 from contactlm.retrieval.copy_homolog import copy_homolog
 from contactlm.retrieval.database import StructureDatabase
+from contactlm.retrieval.evidence import collate_evidence
 from contactlm.retrieval.exclude import Exclusion
-from contactlm.retrieval.tokens import collate_evidence
 from contactlm.runs.record_file import read_run
 from contactlm.structure.contacts import contact_map
 from contactlm.structure.parse import read_chains

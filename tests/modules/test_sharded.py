@@ -11,8 +11,8 @@ from torch import nn
 from contactlm.cli.main import main
 from contactlm.modules.sharded import (
     Lockstep,
+    adopt,
     check_strategy_options,
-    evaluate_without_inference_mode,
     is_last_step,
     local_part,
 )
@@ -124,7 +124,7 @@ def test_no_loop_evaluates_in_inference_mode(tmp_path: Path) -> None:
     runner = trainer(tmp_path)
     loops = [runner.fit_loop.epoch_loop.val_loop, runner.validate_loop, runner.test_loop, runner.predict_loop]
     assert any(loop.inference_mode for loop in loops)
-    evaluate_without_inference_mode(runner)
+    adopt(runner)
     assert not any(loop.inference_mode for loop in loops)
 
 

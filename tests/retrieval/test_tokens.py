@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,10 @@ from contactlm.model.evidence import Evidence
 from contactlm.model.loading import load_esm
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
+from contactlm.retrieval.evidence import SEGMENT_STEP, EvidenceSource, chain_evidence, collate_evidence
 from contactlm.retrieval.exclude import Exclusion
 from contactlm.retrieval.hits import Hit
 from contactlm.retrieval.search import StructureSearch
-from contactlm.retrieval.source import EvidenceSource
-from contactlm.retrieval.tokens import SEGMENT_STEP, chain_evidence, collate_evidence
 from tests.conftest import random_sequence
 from tests.retrieval.made import QUERY, made_chain, made_database, mutated
 
@@ -129,43 +126,21 @@ def test_states_are_made_once_and_kept_apart_by_backbone(tmp_path: Path) -> None
     assert not np.allclose(other.of(0).states, made)
 
 
-@pytest.mark.parametrize("how", ["cut", "changed", "of another backbone", "no header"])
+@pytest.mark.parametrize("how", ["cut", "changed", "no checksum"])
 def test_what_cannot_be_used_is_made_again(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
     database = database_of(tmp_path, STATES)
     kept = SegmentStates(database, Encoder(), tmp_path)
     made, path = kept.of(0), kept.path_of(0)
     assert path is not None
     raw = path.read_bytes()
-    if how == "of another backbone":
-        other = SegmentStates(database, Encoder(seed=1), tmp_path)
-        other.of(0)
-        other_path = other.path_of(0)
-        assert other_path is not None
-        raw = other_path.read_bytes()
-    bad = {"cut": raw[:-4], "changed": raw[:-1] + bytes([raw[-1] ^ 1]), "no header": b"[]\n" + raw}.get(how, raw)
+    bad = {"cut": raw[:-4], "changed": raw[:-1] + bytes([raw[-1] ^ 1]), "no checksum": raw.partition(b"\n")[2]}[how]
     path.write_bytes(bad)
     fresh = Encoder()
     with caplog.at_level(logging.WARNING):
         again = SegmentStates(database, fresh, tmp_path).of(0)
     assert all(np.array_equal(*pair) for pair in zip(again, made, strict=True))
-    assert fresh.loads == 1 and "made again" in caplog.text
+    assert fresh.loads == 1 and "damaged segment states" in caplog.text
     assert path.read_bytes() != bad
-
-
-def test_files_without_contacts_get_them_and_keep_their_states(tmp_path: Path) -> None:
-    """As versions before this wrote them: their states took a backbone's passes."""
-    database, kept = database_of(tmp_path, STATES), SegmentStates(database_of(tmp_path, STATES), Encoder(), tmp_path)
-    made, path = kept.of(0), kept.path_of(0)
-    assert path is not None and made.touching.shape == (4, 4) and made.touching.any()
-    new = path.read_bytes()
-    head, body = new.split(b"\n", 1)
-    body = body[: made.states.nbytes]
-    about = {key: value for key, value in json.loads(head).items() if key != "touching"} | {"crc32": zlib.crc32(body)}
-    path.write_bytes(json.dumps(about).encode() + b"\n" + body)
-    fresh = Encoder()
-    again = SegmentStates(database, fresh, tmp_path).of(0)
-    assert fresh.loads == 0 and all(np.array_equal(*pair) for pair in zip(again, made, strict=True))
-    assert path.read_bytes() == new
 
 
 def test_long_chains_go_in_pieces() -> None:
