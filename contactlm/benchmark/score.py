@@ -95,9 +95,9 @@ def score_copy(
     """Score copying the best hit in a structure database, never the own entry; without a hit, what is trivial."""
     from contactlm.retrieval.copy_homolog import copy_homolog
     from contactlm.retrieval.exclude import Exclusion
-    from contactlm.retrieval.search import SearchOptions, StructureSearch
+    from contactlm.retrieval.search import StructureSearch
 
-    search = StructureSearch(database, SearchOptions(hits=1), cache_dir, progress=True)
+    search = StructureSearch(database, hits=1, cache_dir=cache_dir, progress=True)
     sequences, ids = [chain.sequence for chain in chains], [chain.asked.protein for chain in chains]
     found = search.search(sequences, ids, Exclusion(max_identity=1.0))
     rows = {}

@@ -35,7 +35,7 @@ from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
 from contactlm.retrieval.evidence import ChainEvidence, CropEvidence, EvidenceSource, collate_evidence
 from contactlm.retrieval.exclude import Exclusion
-from contactlm.retrieval.search import SearchOptions, StructureSearch, check_phmmer
+from contactlm.retrieval.search import StructureSearch, check_phmmer
 from contactlm.types import ModelError
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class RetrievalModule(LanguageModelModule):
         if is_narrow(*held):  # whose states are others
             checksum = hashlib.sha256(f"{checksum} {held}".encode()).hexdigest()
         encoder = FrozenEncoder(partial(load_frozen, pretrained, architecture, seed, *held), checksum)
-        search = StructureSearch(database, SearchOptions(hits=self.hits), self._cache_dir)
+        search = StructureSearch(database, self.hits, cache_dir=self._cache_dir)
         return EvidenceSource(search, SegmentStates(database, encoder, self._cache_dir))
 
     def head_parameters(self) -> list[nn.Parameter]:

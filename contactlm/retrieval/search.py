@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +29,11 @@ from contactlm.types import DataError, MissingExtraError
 
 if TYPE_CHECKING:
     from pyhmmer.easel import DigitalSequence
+
+DEFAULT_EXCLUSION = Exclusion()
+RESULT_VERSION = 2  # raise it whenever other hits or alignments are found: kept results are then searched again
+EVALUE = 1e-3  # the largest of a hit
+BATCH = 256  # queries handed to the program at a time; results are kept after each batch
 
 
 class Found(NamedTuple):
@@ -86,28 +90,6 @@ class Phmmer:
         return TextSequence(name=str(number).encode(), sequence=sequence).digitize(self._alphabet)
 
 
-DEFAULT_EXCLUSION = Exclusion()
-RESULT_VERSION = 2  # raise it whenever other hits or alignments are found: kept results are then searched again
-BATCH = 256  # queries handed to the program at a time; results are kept after each batch
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """How to search."""
-
-    hits: int = 4  # most hits a query, k
-    evalue: float = 1e-3  # largest E-value of a hit
-
-    def __post_init__(self) -> None:
-        if self.hits < 1:
-            raise DataError(f"hits is {self.hits}; it must be at least 1")
-        if not 0 < self.evalue < float("inf"):
-            raise DataError(f"evalue is {self.evalue}; it must be above 0")
-
-
-DEFAULTS = SearchOptions()
-
-
 class StructureSearch:
     """The search over a structure database, whose results are kept on disk.
 
@@ -116,7 +98,7 @@ class StructureSearch:
 
     Args:
         database: The chains to search.
-        options: How to search.
+        hits: Most hits a query, k.
         cache_dir: Results are kept in ``searches/`` below it, by query, database, options and exclusion. None: they
             are not kept.
         threads: Threads of the program; None takes one for each available processor.
@@ -126,17 +108,18 @@ class StructureSearch:
     def __init__(
         self,
         database: StructureDatabase,
-        options: SearchOptions = DEFAULTS,
+        hits: int = 4,
         cache_dir: str | Path | None = None,
         threads: int | None = None,
         progress: bool = False,
     ) -> None:
         check_phmmer()
-        self.database, self.options = database, options
+        if hits < 1:
+            raise DataError(f"hits is {hits}; it must be at least 1")
+        self.database, self.hits = database, hits
         self._threads, self._progress = threads or processors(), progress
-        self._kept = KeptFiles(
-            None if cache_dir is None else Path(cache_dir).expanduser() / "searches", "search result"
-        )
+        folder = None if cache_dir is None else Path(cache_dir).expanduser() / "searches"
+        self._kept = KeptFiles(folder, "search result")
         self._index = ChainIndex(database)
         self._engine: Phmmer | None = None
 
@@ -190,8 +173,8 @@ class StructureSearch:
 
     def _key(self, query: str, own: frozenset[str], exclusion: Exclusion) -> str:
         """The file name of a result."""
-        options = asdict(self.options)
-        parts = [RESULT_VERSION, self.database.fingerprint, options, exclusion.digest, sorted(own), query]
+        options = (self.hits, EVALUE, exclusion.digest, sorted(own))
+        parts = [RESULT_VERSION, self.database.fingerprint, options, query]
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
         return f"{key[:2]}/{key}.json"
 
@@ -204,15 +187,15 @@ class StructureSearch:
 
     def _find(self, queries: Sequence[str]) -> list[Found]:
         if self._engine is None:
-            self._engine = Phmmer(self._index.sequences, self.options.evalue, self._threads)
+            self._engine = Phmmer(self._index.sequences, EVALUE, self._threads)
         return self._engine.find(queries)
 
     def _choose(self, query: str, found: Found, own: frozenset[str], exclusion: Exclusion) -> list[Hit]:
         """Take the best k hits that may be used."""
         usable = self._index.usable(found.target, own, exclusion)
         hits: list[Hit] = []
-        for start in range(0, len(usable), self.options.hits):  # the ceiling rarely asks for more than one round
-            some = usable[start : start + self.options.hits]
+        for start in range(0, len(usable), self.hits):  # the ceiling rarely asks for more than one round
+            some = usable[start : start + self.hits]
             alignments = align(query, [self.database.sequence_of(chain) for _, chain in some])
             for (rank, chain), alignment in zip(some, alignments, strict=True):
                 if alignment is not None and alignment.pair_identity <= exclusion.max_identity:
@@ -221,6 +204,6 @@ class StructureSearch:
                     coverage = len(alignment.query) / len(query)
                     at = (alignment.query, alignment.hit)
                     hits.append(Hit(chain, self.database.id_of(chain), *scores, *identities, coverage, *at))
-            if len(hits) >= self.options.hits:
+            if len(hits) >= self.hits:
                 break
-        return hits[: self.options.hits]
+        return hits[: self.hits]

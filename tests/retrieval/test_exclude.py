@@ -11,7 +11,7 @@ from contactlm.data.files import find_structures
 from contactlm.retrieval.build import build_database
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.exclude import Exclusion, entries_of, entry_of
-from contactlm.retrieval.search import SearchOptions, StructureSearch
+from contactlm.retrieval.search import StructureSearch
 from contactlm.types import DataError
 from tests.retrieval.made import QUERY, cache_of, made_database, mutated
 
@@ -36,7 +36,7 @@ def test_a_complex_is_known_by_its_whole_name() -> None:
 
 
 def ids_of(tmp_path: Path, query_id: str | None, exclusion: Exclusion) -> set[str]:
-    search = StructureSearch(made_database(tmp_path, NEAR), SearchOptions(hits=9), threads=1)
+    search = StructureSearch(made_database(tmp_path, NEAR), hits=9, threads=1)
     (hits,) = search.search([QUERY], None if query_id is None else [query_id], exclusion)
     return {hit.id for hit in hits}
 
@@ -98,7 +98,7 @@ def test_nothing_excluded_is_found_in_real_structures(shared: Path, tmp_path: Pa
     test, train = plain.load(scored)[0], plain.load(training)[0]
     test_sequences = {test.sequence_of(i) for i in range(len(test))}
     exclusion = Exclusion.of_proteins(test.ids, test_sequences)
-    search = StructureSearch(database, SearchOptions(hits=8), threads=1)
+    search = StructureSearch(database, hits=8, threads=1)
     found = tempted = 0
     for store in (test, train):
         queries = [store.sequence_of(i) for i in range(len(store))]

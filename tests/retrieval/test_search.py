@@ -14,7 +14,7 @@ from Bio.Align import PairwiseAligner, substitution_matrices
 from contactlm.retrieval import search as search_module
 from contactlm.retrieval.exclude import Exclusion
 from contactlm.retrieval.hits import Hit, align
-from contactlm.retrieval.search import Found, Phmmer, SearchOptions, StructureSearch
+from contactlm.retrieval.search import Found, Phmmer, StructureSearch
 from contactlm.types import DataError
 from tests.conftest import random_sequence
 from tests.retrieval.made import QUERY, made_database, mutated
@@ -25,7 +25,7 @@ OTHERS = {f"{i}oth_A": random_sequence(100 + i, 120 + i) for i in range(1, 10)}
 
 def made_search(tmp_path: Path, chains: dict[str, str] | None = None, **options: object) -> StructureSearch:
     database = made_database(tmp_path, {**OTHERS, **RELATIVES} if chains is None else chains)
-    return StructureSearch(database, SearchOptions(**options), tmp_path / "cache", threads=1)  # type: ignore[arg-type]
+    return StructureSearch(database, **options, cache_dir=tmp_path / "cache", threads=1)  # type: ignore[arg-type]
 
 
 def same(first: Sequence[Hit], second: Sequence[Hit]) -> bool:
@@ -175,9 +175,8 @@ def test_wrong_use_is_named(tmp_path: Path) -> None:
         search.search([QUERY, "AC-D"])
     with pytest.raises(ValueError, match="1 ids for 2 queries"):
         search.search([QUERY, QUERY], ["1abc_A"])
-    for options in ({"hits": 0}, {"evalue": 0.0}):
-        with pytest.raises(DataError, match=next(iter(options))):
-            SearchOptions(**options)
+    with pytest.raises(DataError, match="hits is 0"):
+        made_search(tmp_path, hits=0)
 
 
 def test_found_targets_are_ranked() -> None:
