@@ -166,7 +166,8 @@ def _sample(
         found = f"{contacts} contacts and {others} other pairs in {len(chains)} chains, max_pairs {options.max_pairs}"
         raise DataError(f"{found}: no contact head can be fitted to that; take other chains, or more pairs")
     share = min(1.0, room / others)
-    device, touch, features = next(backbone.parameters()).device, [], []
+    device = next(backbone.parameters()).device
+    features, touch = list[NDArray[np.float32]](), list[NDArray[np.bool_]]()
     for n, (index, (rows, columns, contact)) in enumerate(zip(chains, pairs, strict=True)):
         drawn = np.random.default_rng((options.seed, 0, n)).random(len(contact)) < share
         keep = contact | torch.from_numpy(drawn)
