@@ -6,16 +6,15 @@ Within a range no pair changes its rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from contactlm.metrics.ranked import BAND_STARTS, BANDS, by_numpy
 
-Kind = Literal["platt"]
 KINDS = ("platt", "temperature")  # that are read; earlier versions could leave the bias 0
 LEAST = 2.0**-23  # probabilities are kept this far from 0 and 1: what float32 resolves
 MOST_LOGIT = 16.0
@@ -51,19 +50,6 @@ class Calibration:
         if self.kind not in KINDS or not fits or min(self.slope) <= 0 or not 0 <= self.threshold <= 1:
             raise ValueError(f"no calibration: {asdict(self)}")
 
-    def apply(self, probability: Tensor, band: Tensor) -> Tensor:
-        """Calibrate probabilities.
-
-        Args:
-            probability: float32, any shape, in [0, 1].
-            band: Integers of that shape, which range each pair is in: 0 (local) … 3 (long).
-
-        Returns:
-            float32 of that shape.
-        """
-        slope, bias = (torch.tensor(values, device=probability.device)[band] for values in (self.slope, self.bias))
-        return torch.sigmoid(slope * logit(probability) + bias)
-
     def apply_map(self, probability: Tensor, chain_of: Tensor | None = None) -> Tensor:
         """Calibrate a whole map, row block by row block.
 
@@ -72,33 +58,36 @@ class Calibration:
             chain_of: Of a complex, each residue's chain number, (L,); None: a single chain.
         """
         position = torch.arange(len(probability), device=probability.device)
+        slope, bias = (torch.tensor(values, device=probability.device) for values in (self.slope, self.bias))
         calibrated = torch.empty_like(probability)
         for rows in position.split(512):
             separation = (rows[:, None] - position).abs()
             if chain_of is not None:
                 separation[chain_of[rows, None] != chain_of] = BAND_STARTS[-1]
-            calibrated[rows] = self.apply(probability[rows], bands_of(separation))
+            band = bands_of(separation)
+            calibrated[rows] = torch.sigmoid(slope[band] * logit(probability[rows]) + bias[band])
         return calibrated
 
     def predicted_precision(self, probability: Tensor, chain_of: Tensor | None = None) -> float | None:
-        """The long-range P@L to be expected of a map, from the map alone.
-
-        Args:
-            probability: float32 (L, L), before calibration.
-            chain_of: As of :meth:`apply_map`.
-
-        Returns:
-            0 … 1; None where that was not fitted, or the map has no long-range pairs.
-        """
+        """The long-range P@L to expect of a map (L, L), not yet calibrated; None: not fitted, or no such pairs."""
         found = self.expected_precision(probability, chain_of)
         return None if found is None or bool(found.isnan()) else float(found)
 
     def expected_precision(self, probability: Tensor, chain_of: Tensor | None = None) -> Tensor | None:
-        """The same where the map is, float32 (): NaN where it has no long-range pairs; None where it was not fitted."""
+        """The same on the map's device, float32 (): NaN without long-range pairs; None where it was not fitted."""
         if self.confidence is None:
             return None
+        position = torch.arange(len(probability), device=probability.device)
+        far = position - position[:, None] >= BAND_STARTS[-1]
+        if chain_of is not None:
+            chain_of = chain_of.to(far.device)
+            far |= (chain_of != chain_of[:, None]) & (position > position[:, None])
+        pairs = probability[far] if by_numpy(probability) else torch.where(far, probability, -1.0).flatten()
+        top = pairs.topk(min(len(probability), len(pairs))).values.double()
+        there = top >= 0
+        mean = torch.where(there, top, 0.0).sum() / there.sum()
         slope, bias = self.confidence
-        return torch.sigmoid(slope * logit(_mean_of_top(probability, chain_of)) + bias)
+        return torch.sigmoid(slope * logit(mean) + bias)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: lists, numbers and text."""
@@ -106,7 +95,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """What :meth:`to_dict` gave."""
+        """Read what :meth:`to_dict` gives."""
         try:
             return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})  # type: ignore[arg-type]
         except (TypeError, AttributeError) as error:
@@ -125,19 +114,6 @@ def bands_of(separation: Tensor) -> Tensor:
     return torch.bucketize(separation, edges, right=True)
 
 
-def _mean_of_top(probability: Tensor, chain_of: Tensor | None) -> Tensor:
-    """Mean of the L most probable long-range pairs of a map (L, L), float64 (); NaN where it has none."""
-    position = torch.arange(len(probability), device=probability.device)
-    far = position - position[:, None] >= BAND_STARTS[-1]
-    if chain_of is not None:
-        chain_of = chain_of.to(far.device)
-        far |= (chain_of != chain_of[:, None]) & (position > position[:, None])
-    pairs = probability[far] if by_numpy(probability) else torch.where(far, probability, -1.0).flatten()
-    top = pairs.topk(min(len(probability), len(pairs))).values.double()
-    there = top >= 0
-    return torch.where(there, top, 0.0).sum() / there.sum()
-
-
 def bin_logits() -> Tensor:
     """The log-odds in the middle of each bin of a histogram, float64 (256,)."""
     width = 2 * MOST_LOGIT / LOGIT_BINS
@@ -145,58 +121,65 @@ def bin_logits() -> Tensor:
 
 
 def fit_bands(histogram: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Fit slope and bias of each range by maximum likelihood, to a histogram (4, 2, 256) of all proteins together.
-
-    A range that lacks contacts or other pairs gets 1 and 0.
-    """
-    fitted = []
-    for others, contacts in histogram.double():
-        if not (others.sum() and contacts.sum()):
-            fitted.append((1.0, 0.0))
-            continue
-        fitted.append(fit_logistic(bin_logits(), contacts, others))
+    """Fit slope and bias of each range to a histogram (4, 2, 256) of all proteins; 1 and 0 where a class is missing."""
+    fitted = [
+        fit_logistic(bin_logits(), contacts, others) if others.sum() and contacts.sum() else (1.0, 0.0)
+        for others, contacts in histogram.double()
+    ]
     return tuple(slope for slope, _ in fitted), tuple(bias for _, bias in fitted)
 
 
+def fit_confidence(means: Tensor, precisions: Tensor) -> tuple[float, float] | None:
+    """Fit how the precision of the top L long-range pairs follows from their mean; None with too few proteins."""
+    known = ~(means.isnan() | precisions.isnan())
+    if int(known.sum()) < LEAST_PROTEINS:
+        return None
+    target = precisions[known].double()
+    return fit_logistic(logit(means[known]).double(), target, 1 - target, prior=PRIOR_CONFIDENCE)
+
+
 def fit_logistic(x: Tensor, positives: Tensor, negatives: Tensor, prior: float = 1e-3) -> tuple[float, float]:
-    """Logistic regression of weighted observations on one variable, by Newton's method.
+    """Slope, within :data:`SLOPES`, and bias of a logistic regression on x; all float64 (n,), as of :func:`newton`.
 
-    Args:
-        x: The variable, float64 (n,).
-        positives: Weight of positive observations at each value, float64 (n,).
-        negatives: Weight of negative ones.
-        prior: Weight of a normal prior around slope 1 and bias 0, which decides where the data leave it open.
-
-    Returns:
-        Slope, within :data:`SLOPES`, and bias.
+    The prior around slope 1 and bias 0 decides where the data leave it open.
     """
-    slope, bias = _newton(x, positives, negatives, 1.0, False, prior)
+    slope, bias = newton(x, positives, negatives, (1.0, 0.0), (1.0, 0.0), prior)
     if not SLOPES[0] <= slope <= SLOPES[1]:
         held = min(max(slope, SLOPES[0]), SLOPES[1])
-        slope, bias = _newton(x, positives, negatives, held, True, prior)
+        slope, bias = newton(x, positives, negatives, (held, 0.0), (1.0, 0.0), prior, holds_slope=True)
     return slope, bias
 
 
-def _newton(
-    x: Tensor, positives: Tensor, negatives: Tensor, slope: float, held: bool, prior: float
+def newton(
+    x: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    start: tuple[float, float],
+    centre: tuple[float, float],
+    prior: float,
+    holds_slope: bool = False,
+    total: Callable[[Tensor], Tensor] = lambda own: own,
 ) -> tuple[float, float]:
-    """Slope, which may be held where it starts, and bias."""
+    """Slope and bias of a logistic regression on x by Newton's method, with a normal prior of a centre and a weight.
+
+    ``positives`` and ``negatives`` are weights of observations at each x, float64 (n,). ``total`` sums a tensor over
+    all processes, of which each has observations of its own; all fit the same.
+    """
     design = torch.stack([x, torch.ones_like(x)], dim=1)
-    weights, centre = torch.tensor([slope, 0.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
-    mask = torch.tensor([not held, True], dtype=torch.float64)
+    weights, middle = torch.tensor(start, dtype=torch.float64), torch.tensor(centre, dtype=torch.float64)
+    mask = torch.tensor([not holds_slope, True], dtype=torch.float64)
+    eye = torch.eye(2, dtype=torch.float64)
 
     def loss(w: Tensor) -> Tensor:
         z = design @ w
         likelihood = positives @ torch.nn.functional.softplus(-z) + negatives @ torch.nn.functional.softplus(z)
-        return likelihood + prior / 2 * ((w - centre) ** 2).sum()
+        return total(likelihood) + prior / 2 * ((w - middle) ** 2).sum()
 
     for _ in range(100):
         p = torch.sigmoid(design @ weights)
-        gradient = design.T @ ((positives + negatives) * p - positives) + prior * (weights - centre)
-        curvature = (design * ((positives + negatives) * p * (1 - p))[:, None]).T @ design
-        curvature = (curvature + prior * torch.eye(2, dtype=torch.float64)) * mask * mask[:, None] + torch.diag(
-            1 - mask
-        )
+        gradient = total(design.T @ ((positives + negatives) * p - positives)) + prior * (weights - middle)
+        curvature = total((design * ((positives + negatives) * p * (1 - p))[:, None]).T @ design)
+        curvature = (curvature + prior * eye) * mask * mask[:, None] + torch.diag(1 - mask)
         step = torch.linalg.solve(curvature, gradient * mask)
         size, now = 1.0, loss(weights)
         while size > 1e-6 and loss(weights - size * step) > now:
@@ -205,16 +188,3 @@ def _newton(
         if size <= 1e-6 or float((size * step).abs().max()) < 1e-10:
             break
     return float(weights[0]), float(weights[1])
-
-
-def fit_confidence(means: Tensor, precisions: Tensor) -> tuple[float, float] | None:
-    """Fit how the precision of the top L long-range pairs follows from their mean probability.
-
-    Returns:
-        Slope and bias of the log-odds; None with fewer than five proteins.
-    """
-    known = ~(means.isnan() | precisions.isnan())
-    if int(known.sum()) < LEAST_PROTEINS:
-        return None
-    target = precisions[known].double()
-    return fit_logistic(logit(means[known]).double(), target, 1 - target, prior=PRIOR_CONFIDENCE)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from contactlm.metrics.calibration import (
@@ -27,7 +26,7 @@ from contactlm.metrics.calibration import (
     fit_confidence,
     logit,
 )
-from contactlm.metrics.protein_states import Maps, ProteinStates, each_protein
+from contactlm.metrics.protein_states import Maps, ProteinStates, protein_lists
 from contactlm.metrics.ranked import (
     BANDS,
     Ranked,
@@ -48,13 +47,9 @@ CONFIDENCE = "predicted_p_at_L_long"
 
 
 class CalibrationScores(ProteinStates):
-    """Reliability of a set of proteins, and what a calibration is fitted to.
+    """Reliability of a set of proteins, and what a calibration is fitted to; about 9 KB per protein.
 
-    Remembers about 9 KB per protein.
-
-    Args:
-        calibration: Applied before anything is counted; None: probabilities as they are.
-        **kwargs: For ``torchmetrics.Metric``.
+    A calibration is applied before anything is counted; None: probabilities as they are.
     """
 
     def __init__(self, calibration: Calibration | None = None, **kwargs: Any) -> None:
@@ -83,10 +78,10 @@ class CalibrationScores(ProteinStates):
         """Add proteins; the arguments and errors are those of :meth:`contactlm.metrics.ContactScores.update`."""
         numbers = [-1] * len(ids) if indices is None else [int(index) for index in indices]
         chains: Sequence[Tensor | None] = [None] * len(ids) if chain_of is None else chain_of
-        maps = list(each_protein(probability, labels))
+        maps, truths = protein_lists(probability, labels)
         if ranked is None:
-            ranked = rank_maps([p for p, _ in maps], [y for _, y in maps], chain_of)
-        for (p, _), pairs, name, index, own in zip(maps, ranked, ids, numbers, chains, strict=True):
+            ranked = rank_maps(maps, truths, chain_of)
+        for p, pairs, name, index, own in zip(maps, ranked, ids, numbers, chains, strict=True):
             expected = None if self.calibration is None else self.calibration.expected_precision(p.detach(), own)
             self.append("expected", torch.full((1,), math.nan, device=p.device) if expected is None else expected[None])
             self._add(pairs)
@@ -95,24 +90,25 @@ class CalibrationScores(ProteinStates):
     def _add(self, ranked: RankedMap) -> None:
         long = ranked.bands[-1]
         taken = torch.minimum(ranked.residues, long.sizes[0])
-        mean = sum_of_places(long.pairs, len(long.pairs) - taken, len(long.pairs)) / taken
+        mean = _sum_of_places(long.pairs, len(long.pairs) - taken, len(long.pairs)) / taken
         self.append("top", torch.stack([mean, precision_at([long], ranked.residues[None])[0, 0]])[None])
         if self.calibration is not None:
-            ranked = calibrated_pairs(self.calibration, ranked)
-        self.append("bins", reliability_sums(ranked.bands)[None])
-        self.append("losses", loss_sums(ranked.bands)[None])
-        self.append("histogram", logit_histogram(ranked.bands)[None])
+            ranked = _calibrated(self.calibration, ranked)
+        self.append("bins", _reliability_sums(ranked.bands)[None])
+        self.append("losses", _loss_sums(ranked.bands)[None])
+        self.append("histogram", _logit_histogram(ranked.bands)[None])
         self.append("counts", predicted_counts(ranked, [0.5]))
 
     def compute(self) -> dict[str, float]:
-        """Scores of each range.
+        """Scores of each range, such as ``ece_sep6``, ``brier_sep6`` and ``log_loss_sep6``; NaN without pairs.
 
-        Returns:
-            ``ece_sep6`` (expected calibration error: the mean distance of the bins' mean probability and share of
-            contacts, weighted by their pairs), ``brier_sep6`` and ``log_loss_sep6``, and the same for ``short``,
-            ``medium`` and ``long``; NaN for a range without pairs.
+        The expected calibration error is the mean distance of the bins' mean probability and share of contacts,
+        weighted by their pairs.
         """
-        kept = self._distinct()
+        first: dict[tuple[int, ...], int] = {}
+        for row, key in enumerate(self.gathered("key").tolist()):
+            first.setdefault(tuple(key), row)
+        kept = [first[key] for key in sorted(first)]
         self._all = {name: self.gathered(name)[kept] for name in self._row_shapes}
         bins, losses = (self._all[name].double().sum(0) for name in ("bins", "losses"))
         scores = {}
@@ -152,16 +148,13 @@ class CalibrationScores(ProteinStates):
 
     def with_columns(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Add ``mcc_sep6_calibrated`` and ``predicted_p_at_L_long`` to the rows of the same proteins."""
-        keys = (tuple(key) for key in self._complete()["key"].tolist())
-        columns = [
-            {"mcc_sep6_calibrated": value, CONFIDENCE: told[CONFIDENCE]}
-            for value, told in zip(self.mcc_rows(), self.confidence_rows(), strict=True)
-        ]
-        by_key = dict(zip(keys, columns, strict=True))
+        found = self._complete()
+        own = zip(found["key"].tolist(), self.mcc_rows(), found["expected"].tolist(), strict=True)
+        by_key = {tuple(key): {"mcc_sep6_calibrated": value, CONFIDENCE: told} for key, value, told in own}
         return [row | by_key[row["index"], _checksum(row["id"])] for row in rows]
 
     def confidence_scores(self) -> dict[str, float]:
-        """Reliability of the predicted precision: mean of what was foretold minus what came, and mean distance."""
+        """Mean difference and distance of predicted and true precisions."""
         errors = [row[CONFIDENCE] - row["p_at_L_long"] for row in self.confidence_rows()]
         known = [error for error in errors if error == error]
         if not known:
@@ -175,21 +168,14 @@ class CalibrationScores(ProteinStates):
             return None
         plain = Calibration("platt", *fit_bands(histogram.sum(0, dtype=torch.int64)))
         confidence = fit_confidence(top[:, 0], top[:, 1])
-        return replace(plain, threshold=calibrated_threshold(plain, histogram), confidence=confidence)
+        return replace(plain, threshold=_calibrated_threshold(plain, histogram), confidence=confidence)
 
     def _complete(self) -> dict[str, Tensor]:
         self.compute()
         return self._all
 
-    def _distinct(self) -> list[int]:
-        """Row numbers of the proteins, each once, sorted by index and id."""
-        first: dict[tuple[int, int], int] = {}
-        for row, key in enumerate(self.gathered("key").tolist()):
-            first.setdefault((key[0], key[1]), row)
-        return [first[key] for key in sorted(first)]
 
-
-def calibrated_pairs(calibration: Calibration, ranked: RankedMap) -> RankedMap:
+def _calibrated(calibration: Calibration, ranked: RankedMap) -> RankedMap:
     """Calibrate the pairs of a protein: within a range their order stays."""
 
     def moved(values: Tensor, band: int) -> Tensor:
@@ -200,7 +186,7 @@ def calibrated_pairs(calibration: Calibration, ranked: RankedMap) -> RankedMap:
     return ranked._replace(bands=tuple(bands))
 
 
-def sum_of_places(ordered: Tensor, start: Tensor, stop: Tensor | int) -> Tensor:
+def _sum_of_places(ordered: Tensor, start: Tensor, stop: Tensor | int) -> Tensor:
     """Sum of the values at places start … stop − 1, float64 ()."""
     if by_numpy(ordered):
         return ordered[int(start) : int(stop)].sum(dtype=torch.float64)
@@ -208,71 +194,63 @@ def sum_of_places(ordered: Tensor, start: Tensor, stop: Tensor | int) -> Tensor:
     return torch.where((place >= start) & (place < stop), ordered, 0.0).sum(dtype=torch.float64)
 
 
-def reliability_sums(bands: Sequence[Ranked]) -> Tensor:
+def _over_edges(band: Ranked, edges: Tensor, count: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """How many pairs and contacts are over each edge, all at the start and none at the end: int64 (2, bins + 1)."""
+    over = torch.stack([count(part, edges) for part in (band.pairs, band.contacts)])
+    return torch.cat([band.sizes[:, None], over, torch.zeros_like(band.sizes[:, None])], dim=1)
+
+
+def _reliability_sums(bands: Sequence[Ranked]) -> Tensor:
     """Sum up pairs by range and bin: float64 (4, 10, 3) of pairs, contacts and probabilities.
 
     A probability on a bin's edge is in the lower bin, as of scikit-learn's ``calibration_curve``.
     """
     edges = cuts_on(_BIN_EDGES, bands[0].sizes.device)
     sums = []
-    for pairs, contacts, sizes in bands:
-        over = torch.stack([above(part, edges) for part in (pairs, contacts)])
-        over = torch.cat([sizes[:, None], over, torch.zeros_like(sizes[:, None])], dim=1)
-        within = -over.diff(dim=1).double()
-        bounds = len(pairs) - over[0]
-        of_bins = [sum_of_places(pairs, start, stop) for start, stop in pairwise(bounds)]
-        sums.append(torch.stack([*within, torch.stack(of_bins)], dim=-1))
+    for band in bands:
+        over = _over_edges(band, edges, above)
+        of_bins = [_sum_of_places(band.pairs, *bounds) for bounds in pairwise(len(band.pairs) - over[0])]
+        sums.append(torch.stack([*-over.diff(dim=1).double(), torch.stack(of_bins)], dim=-1))
     return torch.stack(sums)
 
 
-def _lower32(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The largest float32 not above each value: what is compared with them falls on the same side."""
-    rounded = values.astype(np.float32)
-    return np.where(rounded > values, np.nextafter(rounded, np.float32(0)), rounded)
+def _bin_edges() -> tuple[float, ...]:
+    """The largest float32 not above each edge: what is compared with them falls on the same side."""
+    edges = np.linspace(0, 1, BINS + 1)[1:-1]
+    rounded = edges.astype(np.float32)
+    return tuple(np.where(rounded > edges, np.nextafter(rounded, np.float32(0)), rounded).tolist())
 
 
-_BIN_EDGES = tuple(_lower32(np.linspace(0, 1, BINS + 1)[1:-1]).tolist())
+_BIN_EDGES = _bin_edges()
+_LOGIT_EDGES = tuple(torch.sigmoid((bin_logits()[1:] + bin_logits()[:-1]) / 2).float().tolist())
 
 
-def loss_sums(bands: Sequence[Ranked]) -> Tensor:
+def _loss_sums(bands: Sequence[Ranked]) -> Tensor:
     """Sums of squared errors and of log losses by range, float64 (4, 2)."""
+
+    def total(values: Tensor, of: Tensor) -> Tensor:  # what stands in the place of no pair is left out
+        return (values if by_numpy(of) else torch.where(of >= 0, values, 0.0)).sum(dtype=torch.float64)
+
     sums = []
     for pairs, contacts, _ in bands:
         p, hit = (part.clamp(LEAST, 1 - LEAST) for part in (pairs, contacts))
-        squared = _total(pairs.double().square(), pairs) + _total(1 - 2 * contacts.double(), contacts)
-        log_loss = _total((-hit).log1p() - hit.log(), contacts) - _total((-p).log1p(), pairs)
+        squared = total(pairs.double().square(), pairs) + total(1 - 2 * contacts.double(), contacts)
+        log_loss = total((-hit).log1p() - hit.log(), contacts) - total((-p).log1p(), pairs)
         sums.append(torch.stack([squared, log_loss]))
     return torch.stack(sums)
 
 
-def _total(values: Tensor, of: Tensor) -> Tensor:
-    """Sum of values of pairs, float64 (); what stands in the place of no pair is left out."""
-    if not by_numpy(of):
-        values = torch.where(of >= 0, values, 0.0)
-    return values.sum(dtype=torch.float64)
-
-
-def logit_histogram(bands: Sequence[Ranked]) -> Tensor:
+def _logit_histogram(bands: Sequence[Ranked]) -> Tensor:
     """Count pairs by range, truth (other, contact) and log-odds: int32 (4, 2, 256)."""
     edges = cuts_on(_LOGIT_EDGES, bands[0].sizes.device)
-    counts = []
-    for pairs, contacts, sizes in bands:
-        over = torch.stack([reaching(part, edges) for part in (pairs, contacts)])
-        over = torch.cat([sizes[:, None], over, torch.zeros_like(sizes[:, None])], dim=1)
-        every, touching = -over.diff(dim=1)
-        counts.append(torch.stack([every - touching, touching]))
-    return torch.stack(counts).int()
+    every, contacts = torch.stack([-_over_edges(band, edges, reaching).diff(dim=1) for band in bands]).unbind(1)
+    return torch.stack([every - contacts, contacts], dim=1).int()
 
 
-_LOGIT_EDGES = tuple(torch.sigmoid((bin_logits()[1:] + bin_logits()[:-1]) / 2).float().tolist())
-
-
-def calibrated_threshold(calibration: Calibration, histogram: Tensor) -> float:
+def _calibrated_threshold(calibration: Calibration, histogram: Tensor) -> float:
     """The calibrated probability with the best protein-wise mean ``mcc_sep6``, to 0.001.
 
-    Args:
-        calibration: Slopes and biases.
-        histogram: int32 (n proteins, 4, 2, 256), before calibration.
+    The histogram is int32 (n proteins, 4, 2, 256), before calibration.
     """
     bands = range(1, BANDS)
     values = torch.cat([torch.sigmoid(calibration.slope[b] * bin_logits() + calibration.bias[b]) for b in bands])

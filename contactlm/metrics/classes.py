@@ -7,14 +7,13 @@ contributed, as integers where they can, so that the ranks' states merge exactly
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from contactlm.metrics.contracts import OURS
-from contactlm.metrics.protein_states import Maps, ProteinStates, each_protein
+from contactlm.metrics.protein_states import Maps, ProteinStates, protein_lists
 from contactlm.metrics.ranked import BANDS, RankedMap, predicted_counts, rank_maps, trivial_counts
 from contactlm.metrics.scores import (
     GRID,
@@ -23,6 +22,7 @@ from contactlm.metrics.scores import (
     RANGES,
     RANKING_NAMES,
     THRESHOLD_STEPS,
+    Pairs,
     check_threshold,
     confusion,
     mcc,
@@ -40,7 +40,37 @@ from contactlm.types import DataError
 POOLED_NAMES = ("mcc", "mcc_sep6")
 
 
-class ProteinMCC(ProteinStates):
+class _RangeMetric(ProteinStates):
+    """A mean over proteins of what is counted in the pairs of a range of |i − j|."""
+
+    def __init__(
+        self,
+        rows: dict[str, tuple[tuple[int, ...], torch.dtype]],
+        min_separation: int,
+        max_separation: int | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(rows, **kwargs)
+        if min_separation < 1 or (max_separation is not None and max_separation < min_separation):
+            raise ValueError(
+                f"min_separation is {min_separation} and max_separation {max_separation}: "
+                "expected 1 <= min_separation <= max_separation (or None for no upper limit)"
+            )
+        self.min_separation, self.max_separation = min_separation, max_separation
+        self._undefined = 0
+
+    def _pairs(self, probability: Maps, labels: Maps) -> Iterator[Pairs]:
+        for p, y in zip(*protein_lists(probability, labels), strict=True):
+            yield select_pairs(p, y).within(self.min_separation, self.max_separation)
+
+    @property
+    def undefined(self) -> int:
+        """The number of proteins of which the score is undefined."""
+        self.compute()
+        return self._undefined
+
+
+class ProteinMCC(_RangeMetric):
     """Protein-wise mean of the Matthews correlation coefficient of contacts.
 
     A protein whose denominator is 0 counts with 0; how many those are is in :attr:`undefined`.
@@ -63,17 +93,11 @@ class ProteinMCC(ProteinStates):
     """
 
     def __init__(
-        self,
-        min_separation: int = 6,
-        max_separation: int | None = None,
-        threshold: float = 0.5,
-        **kwargs: Any,
+        self, min_separation: int = 6, max_separation: int | None = None, threshold: float = 0.5, **kwargs: Any
     ) -> None:
-        super().__init__({"counts": ((2, 2), torch.int64)}, **kwargs)
-        _check_range(min_separation, max_separation)
-        self.min_separation, self.max_separation = min_separation, max_separation
+        super().__init__({"counts": ((2, 2), torch.int64)}, min_separation, max_separation, **kwargs)
         self.threshold = check_threshold(threshold)
-        self._pooled, self._undefined = math.nan, 0
+        self._pooled = math.nan
 
     def update(self, probability: Maps, labels: Maps) -> None:
         """Add proteins.
@@ -85,8 +109,7 @@ class ProteinMCC(ProteinStates):
         Raises:
             ValueError: Shapes do not fit, or values outside [0, 1].
         """
-        for p, y in each_protein(probability, labels):
-            pairs = select_pairs(p, y).within(self.min_separation, self.max_separation)
+        for pairs in self._pairs(probability, labels):
             self.append("counts", confusion(pairs, self.threshold)[None])
 
     def compute(self) -> Tensor:
@@ -103,19 +126,12 @@ class ProteinMCC(ProteinStates):
         self.compute()
         return self._pooled
 
-    @property
-    def undefined(self) -> int:
-        """The number of proteins whose denominator is 0."""
-        self.compute()
-        return self._undefined
 
-
-class PrecisionAtL(ProteinStates):
+class PrecisionAtL(_RangeMetric):
     """Protein-wise mean of P@L/k: the precision of each protein's ⌊L/k⌋ most probable pairs.
 
     L is the number of resolved residues. A protein with no pair in the range, or with L < k, has no such precision:
-    it is left out of the mean and counted in :attr:`undefined`. See :func:`contactlm.metrics.scores.precision_at` for
-    ties.
+    it is left out of the mean and counted in :attr:`undefined`. Ties: :func:`contactlm.metrics.ranked.precision_at`.
 
     Args:
         k: The divisor.
@@ -134,17 +150,14 @@ class PrecisionAtL(ProteinStates):
     """
 
     def __init__(self, k: int = 1, min_separation: int = 24, max_separation: int | None = None, **kwargs: Any) -> None:
-        super().__init__({"precision": ((), torch.float32)}, **kwargs)
-        _check_range(min_separation, max_separation)
+        super().__init__({"precision": ((), torch.float32)}, min_separation, max_separation, **kwargs)
         if k < 1:
             raise ValueError(f"k is {k}: P@L/k needs k >= 1")
-        self.k, self.min_separation, self.max_separation = k, min_separation, max_separation
-        self._undefined = 0
+        self.k = k
 
     def update(self, probability: Maps, labels: Maps) -> None:
         """Add proteins; the arguments and errors are those of :meth:`ProteinMCC.update`."""
-        for p, y in each_protein(probability, labels):
-            pairs = select_pairs(p, y).within(self.min_separation, self.max_separation)
+        for pairs in self._pairs(probability, labels):
             self.append("precision", torch.tensor([precision_at_l(pairs, self.k)]))
 
     def compute(self) -> Tensor:
@@ -153,18 +166,11 @@ class PrecisionAtL(ProteinStates):
         self._undefined = int(values.isnan().sum())
         return values.nanmean().float().to(self.device)
 
-    @property
-    def undefined(self) -> int:
-        """The number of proteins left out of the mean."""
-        self.compute()
-        return self._undefined
-
 
 class ContactScores(ProteinStates):
     """Everything :func:`contactlm.metrics.scores.score_protein` gives, for a set of proteins.
 
-    Remembers about 5 KB per protein: its scores, its confusion counts at the thresholds of
-    :mod:`contactlm.metrics.scores`, its name.
+    Remembers about 5 KB per protein.
 
     Args:
         threshold: A pair is predicted to be a contact when its probability is above it.
@@ -175,11 +181,7 @@ class ContactScores(ProteinStates):
     """
 
     def __init__(
-        self,
-        threshold: float = 0.5,
-        tuned_threshold: float | None = None,
-        notes: Sequence[str] = (),
-        **kwargs: Any,
+        self, threshold: float = 0.5, tuned_threshold: float | None = None, notes: Sequence[str] = (), **kwargs: Any
     ) -> None:
         rows = {
             "counts": ((3, BANDS, 2, 2), torch.int64),  # at the threshold, at the tuned one, the trivial predictor's
@@ -209,28 +211,27 @@ class ContactScores(ProteinStates):
         """Add proteins. What is counted stays where the labels are.
 
         Args:
-            probability: Values in [0, 1], one map (L, L), a batch (B, L, L) or a sequence of maps; not logits.
-            labels: The same shape, 1 contact, 0 none, -1 unknown or padding.
+            probability: As of :meth:`ProteinMCC.update`.
+            labels: As there.
             ids: Each protein's name.
             indices: Each protein's number in its data set, to tell proteins of the same name apart. One seen again
                 (same id and index), as distributed samplers give them to even out the ranks, is counted once.
             chain_of: Of complexes, each one's chain numbers (L,): see :func:`contactlm.metrics.scores.select_pairs`.
             notes: Each protein's numbers, in the order of their names; needed where there are names.
-            ranked: Their pairs in order, where they were put there already: of ``probability``, ``labels`` and
-                ``chain_of`` nothing else is read then.
+            ranked: Their pairs in order, where they were put there already.
 
         Raises:
             ValueError: Shapes or numbers do not fit, or values outside [0, 1].
         """
         ids = [ids] if isinstance(ids, str) else list(ids)
-        maps = list(each_protein(probability, labels))
+        maps, truths = protein_lists(probability, labels)
         numbers = [-1] * len(ids) if indices is None else [int(index) for index in indices]
         if not len(maps) == len(ids) == len(numbers):
             raise ValueError(f"got {len(maps)} maps, {len(ids)} ids and {len(numbers)} indices")
         if len(notes) != (len(ids) if self.notes else 0):
             raise ValueError(f"got {len(notes)} rows of notes, and {len(ids)} ids with {len(self.notes)} notes each")
         if ranked is None:
-            ranked = rank_maps([p for p, _ in maps], [y for _, y in maps], chain_of, OURS.length)
+            ranked = rank_maps(maps, truths, chain_of)
         for own, name, index in zip(ranked, ids, numbers, strict=True):
             self._add(own, name, index)
         if self.notes:
@@ -258,14 +259,15 @@ class ContactScores(ProteinStates):
         Raises:
             DataError: Two different proteins share id and index.
         """
-        names, kept = self._distinct()
-        names_of = ("counts", "ranking", "key", "residues")
-        counts, ranking, keys, residues = (self.gathered(state)[kept] for state in names_of)
-        self._curves = self.gathered("curve")[kept]
+        distinct = self._distinct()
+        kept = list(distinct.values())
+        counts, ranking, residues, self._curves = (
+            self.gathered(state)[kept] for state in ("counts", "ranking", "residues", "curve")
+        )
         tuned = self.tuned_threshold is not None
         self._proteins = [
-            {"id": name, "index": int(k[0])} | _protein_row(int(n), c, r, tuned)
-            for name, k, n, c, r in zip(names, keys, residues, counts, ranking, strict=True)
+            {"id": name, "index": index} | _protein_row(int(n), c, r, tuned)
+            for (index, name), n, c, r in zip(distinct, residues, counts, ranking, strict=True)
         ]
         if self.notes:
             for row, noted in zip(self._proteins, self.gathered("noted")[kept].tolist(), strict=True):
@@ -296,8 +298,8 @@ class ContactScores(ProteinStates):
         self.compute()
         return tune_threshold(self._curves)
 
-    def _distinct(self) -> tuple[list[str], list[int]]:
-        """Ids and row numbers of the proteins, each once, sorted by index and id (so by nothing a rank decides)."""
+    def _distinct(self) -> dict[tuple[int, str], int]:
+        """Row number of each protein by index and id, each once and sorted (so by nothing a rank decides)."""
         keys, sizes = self.gathered("key").tolist(), self.gathered("residues").tolist()
         spelled = bytes(self.gathered("id_bytes").tolist())
         first: dict[tuple[int, str], int] = {}
@@ -312,8 +314,7 @@ class ContactScores(ProteinStates):
                     f"two different proteins are called {name} (index {index}): "
                     "give each its own id, or pass indices that tell them apart"
                 )
-        ordered = sorted(first)
-        return [name for _, name in ordered], [first[key] for key in ordered]
+        return dict(sorted(first.items()))
 
 
 def _protein_row(residues: int, counts: Tensor, ranking: Tensor, tuned: bool) -> dict[str, float]:
@@ -321,8 +322,7 @@ def _protein_row(residues: int, counts: Tensor, ranking: Tensor, tuned: bool) ->
     ranked = dict(zip(RANKING_NAMES, ranking.tolist(), strict=True))
     row = {"residues": float(residues)} | mcc_scores(counts[0]) | ranked
     if tuned:
-        at_tuned = mcc_scores(counts[1])
-        row |= {f"{name}_tuned": at_tuned[name] for name in MCC_NAMES}
+        row |= {f"{name}_tuned": value for name, value in mcc_scores(counts[1]).items() if name in MCC_NAMES}
     # To the trivial predictor all pairs of these ranges are alike: precision is the share of contacts among them.
     sums = dict(zip(MCC_NAMES, range_counts(counts[0]), strict=True))
     trivial = mcc_scores(counts[2])
@@ -332,11 +332,3 @@ def _protein_row(residues: int, counts: Tensor, ranking: Tensor, tuned: bool) ->
             trivial[name] = math.nan if math.isnan(ranked[name]) else truth[1] / sum(truth)
         row[f"trivial_{name}"] = trivial[name]
     return row
-
-
-def _check_range(min_separation: int, max_separation: int | None) -> None:
-    if min_separation < 1 or (max_separation is not None and max_separation < min_separation):
-        raise ValueError(
-            f"min_separation is {min_separation} and max_separation {max_separation}: "
-            "expected 1 <= min_separation <= max_separation (or None for no upper limit)"
-        )

@@ -1,9 +1,7 @@
 """Contracts: what a published figure was measured with, as one table.
 
-No two papers of this field define a contact and its precision alike. A figure may stand beside another only where both
-were computed under one contract, on the same chains.
-
-Where contracts agree there is no column: a contact is a distance strictly below the cutoff; only pairs of two resolved
+A figure may stand beside another only where both were computed under one contract, on the same chains. Where contracts
+agree there is no column: a contact is a distance strictly below the cutoff; only pairs of two resolved
 residues are ranked; of equal probabilities the expectation over all orders counts (the published codes leave that to
 their sort); and each pair counts once, by the upper triangle of the predicted map.
 """
@@ -22,32 +20,19 @@ from contactlm.metrics.scores import TOP_FRACTIONS, precision_name
 from contactlm.structure.contacts import CONTACT_THRESHOLD, contact_map
 
 Atom = Literal["virtual-cb", "ca", "cb"]
-LONG = "long"
 
 
 @dataclass(frozen=True)
 class Contract:
-    """How contacts are defined and counted.
+    """How contacts are defined and counted."""
 
-    Attributes:
-        name: As ``published.csv`` has it.
-        atom: Between which atoms distances are taken: ``virtual-cb`` is built from N, CA and C (glycine too), ``cb`` is
-            that of the file (CA of glycine).
-        cutoff: A contact is a distance below this, in Å.
-        length: The L of P@L: ``resolved`` residues; ``last-resolved``, all up to the last resolved one; ``full``, all.
-        short_of_pairs: With fewer than ⌊L/k⌋ pairs: ``fewer``, the precision of all there are; ``missed``, the places
-            that no pair takes count as wrong.
-        source: Whose it is.
-        min_separation: Least |i − j| of long-range pairs: the same in all.
-    """
-
-    name: str
-    atom: Atom
-    cutoff: float
-    length: LengthRule
-    short_of_pairs: Literal["fewer", "missed"]
-    source: str
-    min_separation: ClassVar[int] = BAND_STARTS[-1]
+    name: str  # as published.csv has it
+    atom: Atom  # distances are between: virtual-cb, built from N, CA and C (glycine too); cb, that of the file (or CA)
+    cutoff: float  # a contact is a distance below this, in Å
+    length: LengthRule  # the L of P@L: resolved residues; last-resolved, all up to the last resolved one; full, all
+    short_of_pairs: Literal["fewer", "missed"]  # precision of all there are, or the places that no pair takes are wrong
+    source: str  # whose it is
+    min_separation: ClassVar[int] = BAND_STARTS[-1]  # of long-range pairs: the same in all
 
 
 OURS = Contract("ours", "virtual-cb", CONTACT_THRESHOLD, "resolved", "fewer", "contactlm")
@@ -69,11 +54,8 @@ def contract_scores(
 
     Args:
         contract: The contract.
-        probability: Predicted, (L, L), in [0, 1]; its upper triangle counts.
+        probability: Predicted, (L, L), in [0, 1]; its upper triangle counts. NaN comes where there is nothing to rank.
         coordinates: Of the contract's atom, (L, 3), in Å; NaN where unresolved.
-
-    Returns:
-        NaN where there is nothing to rank.
     """
     labels = torch.from_numpy(contact_map(coordinates, contract.cutoff))
     ranked = rank_map(torch.as_tensor(probability), labels, length=contract.length)
@@ -83,5 +65,5 @@ def contract_scores(
     for fraction, count, precision in zip(TOP_FRACTIONS, wanted, precisions, strict=True):
         if contract.short_of_pairs == "missed" and len(long.pairs) < count:
             precision *= len(long.pairs) / count
-        scores[precision_name(fraction, LONG)] = precision
+        scores[precision_name(fraction, "long")] = precision
     return scores

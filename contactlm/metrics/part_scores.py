@@ -45,17 +45,12 @@ def hit_stratum(identity: float | None) -> str:
 
 
 def intra_labels(labels: Tensor, chain_of: Tensor) -> Tensor:
-    """Labels (L, L) with the pairs between chains set to −1 (unknown).
-
-    Args:
-        labels: int8 (L, L).
-        chain_of: Chain number of each residue, (L,).
-    """
+    """Labels (L, L) with the pairs between chains set to −1 (unknown); ``chain_of``: each residue's, (L,)."""
     return labels.masked_fill(chain_of[:, None] != chain_of, -1)
 
 
 def inter_labels(labels: Tensor, chain_of: Tensor) -> Tensor:
-    """Labels (L, L) with the pairs within a chain set to −1; the arguments are those of :func:`intra_labels`."""
+    """Labels (L, L) with the pairs within a chain set to −1."""
     return labels.masked_fill(chain_of[:, None] == chain_of, -1)
 
 
@@ -67,10 +62,7 @@ class ComplexScores:
     ``p_at_L5``, ``auprc``, and as ``trivial_p_at_L`` the share of contacts among the pairs, what guessing gives. L is
     the number of resolved residues of the complex.
 
-    Args:
-        threshold: A pair is predicted to be a contact when its probability is above it.
-        tuned_threshold: A second threshold; see :class:`contactlm.metrics.ContactScores`.
-        device: Where processes exchange their scores.
+    Thresholds are those of :class:`contactlm.metrics.ContactScores`; processes exchange their scores on the device.
     """
 
     def __init__(
@@ -89,12 +81,7 @@ class ComplexScores:
     ) -> None:
         """Add the complexes of a batch that have a known pair between chains.
 
-        Args:
-            probability: One map (L, L) in [0, 1] a protein.
-            labels: One int8 (L, L) a protein, 1 contact, 0 none, −1 unknown.
-            ids: Each protein's name.
-            indices: Each protein's number in its data set.
-            chain_of: Chain numbers (L,) of each protein; None: a batch of single chains.
+        Arguments are those of :meth:`contactlm.metrics.ContactScores.update`; no ``chain_of``: all are single chains.
         """
         numbers = chain_of or []
         chosen = [k for k in range(len(numbers)) if (inter_labels(labels[k], numbers[k]) >= 0).any()]
@@ -133,12 +120,7 @@ NEAREST = (HIT_IDENTITY, HIT_COVERAGE)
 
 
 class HitScores:
-    """Scores of the copy-the-homolog predictor for the proteins of a set, and how near the best hit of each is.
-
-    Args:
-        threshold: As of :class:`contactlm.metrics.ContactScores`.
-        device: Where processes exchange their scores.
-    """
+    """Scores of the copy-the-homolog predictor for the proteins of a set, and how near the best hit of each is."""
 
     def __init__(self, threshold: float = 0.5, device: torch.device | str = "cpu") -> None:
         self.copied = ContactScores(threshold, notes=NEAREST).to(device)
@@ -153,17 +135,10 @@ class HitScores:
         nearest: Sequence[tuple[float, float]] = (),
         ranked: Sequence[RankedMap] | None = None,
     ) -> None:
-        """Add the proteins of a batch.
+        """Add the proteins of a batch, with what copying predicts; None: a batch of a model that knows no hits.
 
-        Args:
-            copied: What copying predicts, maps in [0, 1]; None: a batch of a model that knows no hits, left out.
-            labels: As of :meth:`contactlm.metrics.ContactScores.update`.
-            ids: As there.
-            indices: As there.
-            chain_of: As there.
-            nearest: Pair identity of each protein's best hit and the share of the protein that it covers, both 0 … 1;
-                NaN: it has none.
-            ranked: The pairs of what is copied, in order, where they were put there already.
+        ``nearest`` are pair identity of each protein's best hit and the share of the protein that it covers, both
+        0 … 1, NaN without a hit; other arguments are those of :meth:`contactlm.metrics.ContactScores.update`.
         """
         if copied is None:
             self.copied.update([], [], [])  # a metric that was never updated warns
@@ -180,7 +155,11 @@ class HitScores:
         own = {(row["id"], row["index"]): row for row in self.copied.rows}
         if not own:
             return rows
-        return [row | _columns(own[row["id"], row["index"]]) for row in rows]
+        columns = {}
+        for key, row in own.items():
+            nearest = {name: None if math.isnan(row[name]) else row[name] for name in NEAREST}
+            columns[key] = nearest | {new: row[name] for name, new in COPY_COLUMNS.items()}
+        return [row | columns[row["id"], row["index"]] for row in rows]
 
     def by_stratum(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         """Main scores of a model and of copying as ``mcc_sep6@hit<30`` and the like, of strata that have a protein."""
@@ -189,8 +168,3 @@ class HitScores:
             if HIT_IDENTITY in row:
                 strata.setdefault(hit_stratum(row[HIT_IDENTITY]), []).append(row)
         return means_by(strata, (*MAIN_NAMES, *COPY_COLUMNS.values()))
-
-
-def _columns(row: dict[str, Any]) -> dict[str, float | None]:
-    nearest = {name: None if math.isnan(row[name]) else row[name] for name in NEAREST}
-    return nearest | {new: row[name] for name, new in COPY_COLUMNS.items()}

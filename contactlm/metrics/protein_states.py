@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,20 +14,12 @@ from contactlm.metrics.ranked import RankedMap, Selection, check_maps, select
 Maps = Tensor | Sequence[Tensor]
 
 
-def each_protein(probability: Maps, labels: Maps) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield one protein's (L, L) maps at a time.
-
-    Args:
-        probability: One map (L, L), a batch (B, L, L) padded where the labels are -1, or a sequence of maps.
-        labels: The same shape.
-    """
-    if isinstance(probability, Tensor) and probability.ndim == 2:
-        probability = probability[None]
-    if isinstance(labels, Tensor) and labels.ndim == 2:
-        labels = labels[None]
-    if len(probability) != len(labels):
-        raise ValueError(f"got {len(probability)} probability maps and {len(labels)} label maps")
-    yield from zip(probability, labels, strict=True)
+def protein_lists(probability: Maps, labels: Maps) -> tuple[list[Tensor], list[Tensor]]:
+    """Maps and labels of each protein, (L, L): of one, of a batch padded where the labels are −1, or of a sequence."""
+    maps, truths = ([own] if isinstance(own, Tensor) and own.ndim == 2 else list(own) for own in (probability, labels))
+    if len(maps) != len(truths):
+        raise ValueError(f"got {len(maps)} probability maps and {len(truths)} label maps")
+    return maps, truths
 
 
 class ProteinStates(Metric):
@@ -44,14 +36,9 @@ class ProteinStates(Metric):
 
     def __init__(self, row_shapes: dict[str, tuple[tuple[int, ...], torch.dtype]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._row_shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-        for name, (shape, dtype) in row_shapes.items():
-            self.add_rows(name, shape, dtype)
-
-    def add_rows(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        """Add a state, with the shape and dtype of one protein's row."""
-        self._row_shapes[name] = (shape, dtype)
-        self.add_state(name, default=[], dist_reduce_fx="cat")
+        self._row_shapes = row_shapes
+        for name in row_shapes:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def append(self, name: str, rows: Tensor) -> None:
         """Add rows (n, ...) to a state; they stay where they are until processes exchange them."""
@@ -67,10 +54,7 @@ class ProteinStates(Metric):
         return torch.cat([torch.zeros((0, *shape), dtype=dtype), *(part.cpu() for part in parts)])
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the states of all ranks, from the metric's device.
-
-        A rank without a protein offers rows of the right shape, but none of them.
-        """
+        """Gather the states of all ranks, from the metric's device; a rank without a protein offers 0 rows."""
         for name, (shape, dtype) in self._row_shapes.items():
             rows = getattr(self, name)
             if isinstance(rows, list):
@@ -89,24 +73,18 @@ class RankedBatch(NamedTuple):
     maps: list[RankedMap]
 
     @classmethod
-    def of(cls, outputs: Mapping[str, Any]) -> RankedBatch:
+    def of(cls, outputs: Any) -> RankedBatch:
         """Read what a validation or test step has returned, and keep the result with it.
 
-        Args:
-            outputs: ``probability``, ``labels`` and, of complexes, ``chain_of``: see
-                :class:`contactlm.callbacks.ContactEvaluation`.
+        See :class:`contactlm.callbacks.ContactEvaluation` for ``probability``, ``labels`` and ``chain_of``.
         """
-        kept = outputs.get(KEY)
-        if isinstance(kept, cls):
-            return kept
-        probability, labels = list(outputs["probability"]), list(outputs["labels"])
-        chains = outputs.get("chain_of") or [None] * len(labels)
-        check_maps(probability, labels)
-        selections = [select(own, chain_of) for own, chain_of in zip(labels, chains, strict=True)]
-        made = cls(selections, [own.rank(p) for own, p in zip(selections, probability, strict=True)])
-        if isinstance(outputs, MutableMapping):
-            outputs[KEY] = made
-        return made
+        if not isinstance(outputs.get(KEY), cls):
+            probability, labels = list(outputs["probability"]), list(outputs["labels"])
+            chains = outputs.get("chain_of") or [None] * len(labels)
+            check_maps(probability, labels)
+            selections = [select(own, chain_of) for own, chain_of in zip(labels, chains, strict=True)]
+            outputs[KEY] = cls(selections, [own.rank(p) for own, p in zip(selections, probability, strict=True)])
+        return outputs[KEY]
 
     def rank(self, probability: list[Tensor], labels: list[Tensor]) -> list[RankedMap]:
         """Put the same pairs in the order of another predictor's maps (L, L)."""

@@ -4,11 +4,10 @@ A pair is known by its probability, its truth and the band its separation falls 
 hold all there is to know: those of all its pairs, and those of its contacts. Sorting numbers without carrying places
 along takes a third of the time, and every count after it is a binary search for a few values.
 
-All of it happens where the map is, and nothing is asked for on the way: on an accelerator, scores stay there until
-somebody reads them. How many pairs of a map are scored would have to be asked for; so lists have their full length
-there, with −1, which is below every cut, in the place of what is no scored pair. Counts stay integers, and every
-formula is evaluated in float64, so no product of counts overflows and the result does not depend on the device.
-Probabilities are compared in float32.
+All of it happens where the map is: an accelerator is asked for nothing on the way. How many pairs of a map are scored
+would have to be asked for; so lists have their full length there, with −1, which is below every cut, in the place of
+what is no scored pair. Counts stay integers, every formula is evaluated in float64, probabilities are compared in
+float32.
 """
 
 from __future__ import annotations
@@ -32,18 +31,11 @@ LengthRule = Literal["resolved", "last-resolved", "full"]  # which residues the 
 
 
 class Ranked(NamedTuple):
-    """The pairs of one band, in ascending order.
+    """The pairs of one band, in ascending order; off the CPU the first of each list are −1, and no pairs."""
 
-    Attributes:
-        pairs: float32 (N,), the probabilities of all of them.
-        contacts: float32 (P,), those of the pairs that are contacts.
-        sizes: int64 (2,), how many of each there are. On the CPU these are N and P; elsewhere the first of each list
-            are −1, and no pairs.
-    """
-
-    pairs: Tensor
-    contacts: Tensor
-    sizes: Tensor
+    pairs: Tensor  # float32 (N,), the probabilities of all of them
+    contacts: Tensor  # float32 (P,), those of the pairs that are contacts
+    sizes: Tensor  # int64 (2,), how many of each there are
 
     @classmethod
     def of(cls, probability: Tensor, contact: Tensor) -> Ranked:
@@ -52,35 +44,21 @@ class Ranked(NamedTuple):
 
 
 class RankedMap(NamedTuple):
-    """The scored pairs of one protein.
+    """The scored pairs of one protein; in a complex, those between chains are in the last band."""
 
-    Attributes:
-        bands: Those with |i − j| of 1-5, 6-11, 12-23, >= 24; in a complex, pairs between chains are in the last.
-        near: int64 (2,), how many pairs the trivial predictor calls contacts (|i − j| <= 2), and how many of them are.
-        residues: int64 (), the L of P@L: the number of resolved residues, unless a contract counts otherwise.
-    """
-
-    bands: tuple[Ranked, ...]
-    near: Tensor
-    residues: Tensor
+    bands: tuple[Ranked, ...]  # those with |i − j| of 1-5, 6-11, 12-23, >= 24
+    near: Tensor  # int64 (2,), pairs that the trivial predictor calls contacts (|i − j| <= 2), and how many of them are
+    residues: Tensor  # int64 (), the L of P@L: the number of resolved residues, unless a contract counts otherwise
 
 
 class Selection(NamedTuple):
-    """Which pairs of a protein are scored: for each band where they lie in the flat map, which are, and which touch.
+    """Which pairs of a protein are scored: for each band where they lie in the flat map, which are, and which touch."""
 
-    Attributes:
-        places: int64 (N,) or, of the last band, None: the whole map.
-        scored: bool (N,), or (L, L).
-        contacts: Likewise.
-        near: As of :class:`RankedMap`.
-        residues: Likewise.
-    """
-
-    places: tuple[Tensor | None, ...]
-    scored: tuple[Tensor, ...]
-    contacts: tuple[Tensor, ...]
-    near: Tensor
-    residues: Tensor
+    places: tuple[Tensor | None, ...]  # int64 (N,) or, of the last band, None: the whole map
+    scored: tuple[Tensor, ...]  # bool (N,), or (L, L)
+    contacts: tuple[Tensor, ...]  # likewise
+    near: Tensor  # as of RankedMap
+    residues: Tensor  # likewise
 
     def rank(self, probability: Tensor) -> RankedMap:
         """Put the pairs of a map (L, L) in order; its values are looked at by :func:`check_probability`."""
@@ -109,49 +87,35 @@ def check_probability(*probabilities: Tensor) -> None:
             )
 
 
-def check_shapes(probability: Tensor, labels: Tensor) -> None:
-    """Refuse what is not one protein's map and its labels."""
-    if probability.ndim != 2 or probability.shape[0] != probability.shape[1] or probability.shape != labels.shape:
-        raise ValueError(
-            f"probability {tuple(probability.shape)} and labels {tuple(labels.shape)} "
-            "must both be one protein's (L, L) map"
-        )
-
-
 def check_maps(probability: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
     """Refuse what are not maps of probabilities and their labels; an accelerator is asked once."""
-    for maps in zip(probability, labels, strict=True):
-        check_shapes(*maps)
+    for p, y in zip(probability, labels, strict=True):
+        if p.ndim != 2 or p.shape[0] != p.shape[1] or p.shape != y.shape:
+            raise ValueError(
+                f"probability {tuple(p.shape)} and labels {tuple(y.shape)} must both be one protein's (L, L) map"
+            )
     check_probability(*probability)
 
 
 def rank_map(
     probability: Tensor, labels: Tensor, chain_of: Tensor | None = None, length: LengthRule = "resolved"
 ) -> RankedMap:
-    """Put the scored pairs of a map in order.
+    """Put the scored pairs of a map in order, on the device of its labels.
 
-    The pairs are those of :func:`contactlm.metrics.scores.select_pairs`: i < j with a known label.
-
-    Args:
-        probability: Floating point (L, L) in [0, 1]; only its upper triangle is scored.
-        labels: (L, L), 1 contact, 0 none, negative unknown; where it is, all is done.
-        chain_of: Of a complex, each residue's chain number, (L,); None: a single chain.
-        length: Which residues are counted as the L of P@L: those resolved, all up to the last resolved one, or all.
+    Arguments are those of :func:`contactlm.metrics.scores.select_pairs`; ``length`` is which residues count as the
+    L of P@L: those resolved, all up to the last resolved one, or all.
     """
     check_maps([probability], [labels])
     return select(labels, chain_of, length).rank(probability)
 
 
 def rank_maps(
-    probability: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    chain_of: Sequence[Tensor | None] | None = None,
-    length: LengthRule = "resolved",
+    probability: Sequence[Tensor], labels: Sequence[Tensor], chain_of: Sequence[Tensor | None] | None = None
 ) -> list[RankedMap]:
     """Do so for several proteins; an accelerator is asked once, whether all are probabilities."""
     check_maps(probability, labels)
     chains = [None] * len(labels) if chain_of is None else chain_of
-    return [select(y, own, length).rank(p) for p, y, own in zip(probability, labels, chains, strict=True)]
+    return [select(y, own).rank(p) for p, y, own in zip(probability, labels, chains, strict=True)]
 
 
 def select(labels: Tensor, chain_of: Tensor | None = None, length: LengthRule = "resolved") -> Selection:
@@ -187,11 +151,7 @@ def select(labels: Tensor, chain_of: Tensor | None = None, length: LengthRule = 
 
 
 def by_numpy(tensor: Tensor) -> bool:
-    """Whether a tensor lies where NumPy can work on it.
-
-    There it sorts and selects in vector instructions, where the processor has them: two to ten times as fast. And
-    there the number of pairs costs nothing, so that lists need not be filled up.
-    """
+    """Whether a tensor lies where NumPy can work on it: it sorts and selects two to ten times as fast as PyTorch."""
     return tensor.device.type == "cpu"
 
 
@@ -240,17 +200,9 @@ def _ranked(values: Tensor, scored: Tensor, contacts: Tensor) -> Ranked:
 
 
 def predicted_counts(ranked: RankedMap, thresholds: Sequence[float]) -> Tensor:
-    """Confusion counts by band at each threshold: a pair is predicted when its probability is strictly above it.
+    """Confusion counts by band at each of T thresholds: int64 (T, 4, 2, 2), ``[[tn, fp], [fn, tp]]``.
 
-    Sums over bands give the counts of the ranges in :data:`contactlm.metrics.scores.RANGES`; sums over proteins give
-    pooled counts.
-
-    Args:
-        ranked: Of one protein.
-        thresholds: T of them, in [0, 1]; compared in float32.
-
-    Returns:
-        int64 (T, 4, 2, 2): ``[[tn, fp], [fn, tp]]``.
+    A pair is predicted when its probability is strictly above the threshold, compared in float32.
     """
     cuts = cuts_on(tuple(thresholds), ranked.near.device)
     called, tp = (torch.stack([above(band[part], cuts) for band in ranked.bands], dim=1) for part in (0, 1))
@@ -296,10 +248,7 @@ def average_precision(bands: Sequence[Ranked]) -> Tensor:
 
     Σ_n (R_n − R_{n−1}) P_n over the distinct probabilities, so ties need no order. Recall rises at those of contacts
     alone, so that no other needs to be looked at. Contacts of equal probability have the same precision, that of the
-    last of them: the area is the mean of these precisions over the contacts.
-
-    Returns:
-        The area, float64 (), NaN without a single contact (recall is undefined then).
+    last of them: the area is the mean of these precisions over the contacts, float64 (); NaN without any.
     """
     contacts = bands[0].contacts
     if len(bands) > 1:
@@ -312,18 +261,10 @@ def average_precision(bands: Sequence[Ranked]) -> Tensor:
 
 
 def precision_at(bands: Sequence[Ranked], counts: Tensor | Sequence[int]) -> Tensor:
-    """Precision of the most probable pairs of each band.
+    """Precision of the ``counts`` (n,) most probable pairs of each band, float64 (bands, n).
 
-    Where the cut falls among pairs of equal probability, the value is the expectation over all their orders; so it
-    does not depend on the order of the pairs, on the device, or on chance. Where fewer pairs exist than are to be
-    taken, it is the precision of all of them.
-
-    Args:
-        bands: Whose pairs are taken, each by itself.
-        counts: How many of them to take, int64 (n,).
-
-    Returns:
-        float64 (bands, n), NaN where nothing can be taken (no pairs, or a count of 0).
+    Where the cut falls among pairs of equal probability, the value is the expectation over all their orders. Where
+    fewer pairs exist than are to be taken, it is the precision of all of them; NaN where nothing can be taken.
     """
     wanted = torch.as_tensor(counts, device=bands[0].sizes.device)
     taken = torch.minimum(wanted, torch.stack([band.sizes[:1] for band in bands]))

@@ -2,11 +2,7 @@
 
 Every score is taken over the upper triangle (i < j) and over pairs whose label is known (0 or 1). The ranges are
 those of CASP: short 6-11, medium 12-23 and long >= 24 residues apart. A pair counts as predicted when its probability
-is strictly above the threshold. Probabilities are compared in float32.
-
-Counts stay integers, and every formula is evaluated in float64 on the CPU, so no product of counts overflows and
-the result does not depend on the device. What ranks pairs, or counts them at thresholds, is in
-:mod:`contactlm.metrics.ranked`.
+is strictly above the threshold, compared in float32. :mod:`contactlm.metrics.ranked` ranks pairs and counts them.
 """
 
 from __future__ import annotations
@@ -42,19 +38,12 @@ ACROSS_CHAINS = 2**30  # separation of residues of different chains: farther tha
 
 
 class Pairs(NamedTuple):
-    """The N scored pairs of one protein, in row-major order of (i, j).
+    """The N scored pairs of one protein, in row-major order of (i, j)."""
 
-    Attributes:
-        probability: float32 (N,).
-        contact: bool (N,), the truth.
-        separation: int32 (N,), j - i >= 1; :data:`ACROSS_CHAINS` between chains of a complex.
-        residues: Number of resolved residues: the L of P@L.
-    """
-
-    probability: Tensor
-    contact: Tensor
-    separation: Tensor
-    residues: int
+    probability: Tensor  # float32 (N,)
+    contact: Tensor  # bool (N,), the truth
+    separation: Tensor  # int32 (N,), j - i >= 1; ACROSS_CHAINS between chains of a complex
+    residues: int  # resolved ones: the L of P@L
 
     def within(self, min_separation: int, max_separation: int | None = None) -> Pairs:
         """Keep the pairs with ``min_separation <= j - i <= max_separation`` (None: no upper limit)."""
@@ -98,11 +87,7 @@ def select_pairs(probability: Tensor, labels: Tensor, chain_of: Tensor | None = 
 
 
 def trivial_probability(L: int, device: torch.device | str | None = None) -> Tensor:
-    """The predictor that knows nothing: contact if and only if |i - j| <= 2.
-
-    Returns:
-        float32 (L, L) of 0 and 1.
-    """
+    """The predictor that knows nothing: contact if and only if |i - j| <= 2; float32 (L, L) of 0 and 1."""
     position = torch.arange(L, device=device)
     return ((position[:, None] - position[None, :]).abs() <= TRIVIAL_REACH).float()
 
@@ -169,17 +154,8 @@ def ranking_values(ranked: RankedMap) -> Tensor:
     return torch.cat([precision_at(far, taken).flatten(), torch.stack(areas)])
 
 
-def ranking_scores(ranked: RankedMap) -> dict[str, float]:
-    """The same by name."""
-    return dict(zip(RANKING_NAMES, ranking_values(ranked).tolist(), strict=True))
-
-
 def mcc_scores(bands: Tensor) -> dict[str, float]:
-    """MCC by range under :data:`MCC_NAMES`, each with ``<name>_undefined`` (1 where its denominator is 0, else 0).
-
-    Args:
-        bands: int64 (4, 2, 2) of :func:`contactlm.metrics.ranked.predicted_counts`, of one protein or pooled.
-    """
+    """MCC by range of counts by band, int64 (4, 2, 2), and each ``<name>_undefined`` (1 where its denominator is 0)."""
     values, undefined = mcc(range_counts(bands))
     scores = dict(zip(MCC_NAMES, values.tolist(), strict=True))
     flags = {f"{name}_undefined": float(flag) for name, flag in zip(MCC_NAMES, undefined.tolist(), strict=True)}
@@ -206,7 +182,8 @@ def score_protein(
     """
     ranked = rank_map(probability, labels, chain_of)
     by_threshold = mcc_scores(predicted_counts(ranked, [check_threshold(threshold)])[0])
-    return {"residues": float(ranked.residues)} | by_threshold | ranking_scores(ranked)
+    by_rank = dict(zip(RANKING_NAMES, ranking_values(ranked).tolist(), strict=True))
+    return {"residues": float(ranked.residues)} | by_threshold | by_rank
 
 
 def nan_mean(values: Sequence[float]) -> float:
@@ -216,11 +193,7 @@ def nan_mean(values: Sequence[float]) -> float:
 
 
 def means_by(strata: Mapping[str, Sequence[Mapping[str, Any]]], names: Iterable[str]) -> dict[str, float]:
-    """Means of scores over the proteins of each stratum.
-
-    Returns:
-        ``name@stratum`` for each, and ``proteins@stratum``, the number of proteins.
-    """
+    """Means over the proteins of each stratum, as ``name@stratum``; and their number, ``proteins@stratum``."""
     scores: dict[str, float] = {}
     for stratum, rows in strata.items():
         scores |= {f"{name}@{stratum}": nan_mean([row[name] for row in rows]) for name in names}
@@ -229,17 +202,12 @@ def means_by(strata: Mapping[str, Sequence[Mapping[str, Any]]], names: Iterable[
 
 
 def mean_scores(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Protein-wise means of :func:`score_protein` results.
+    """Protein-wise means of :func:`score_protein` results, of each score over the proteins where it is not NaN.
 
-    Returns:
-        For every score its mean over the proteins where it is not NaN (NaN where there is none), and as
-        ``<name>_undefined`` the number of proteins where it is undefined; ``proteins``, and ``residues`` in all.
+    As ``<name>_undefined`` the number of proteins where it is undefined; ``proteins``, and ``residues`` in all.
     """
     rows = list(rows)
-    result = {
-        "proteins": float(len(rows)),
-        "residues": math.fsum(row["residues"] for row in rows),
-    }
+    result = {"proteins": float(len(rows)), "residues": math.fsum(row["residues"] for row in rows)}
     for name in (*MCC_NAMES, *RANKING_NAMES):
         result[name] = nan_mean([row[name] for row in rows])
         flags = [row.get(f"{name}_undefined", float(math.isnan(row[name]))) for row in rows]
@@ -258,19 +226,10 @@ def threshold_grid() -> Tensor:
 GRID = tuple(threshold_grid().tolist())
 
 
-def threshold_confusion(ranked: RankedMap) -> Tensor:
-    """Confusion counts of the pairs with |i − j| >= 6 at every threshold of the grid: int64 (999, 2, 2)."""
-    return predicted_counts(ranked, GRID)[:, RANGES["sep6"]].sum(1)
-
-
 def tune_threshold(curves: Tensor) -> tuple[float, float]:
-    """The threshold with the best protein-wise mean MCC, to 0.001; of equals the one nearest to 0.5.
+    """The threshold with the best protein-wise mean MCC, of equals the one nearest to 0.5; and the mean MCC there.
 
-    Args:
-        curves: (n proteins, 999), each protein's MCC at every threshold of :func:`threshold_grid`.
-
-    Returns:
-        The threshold and the mean MCC there.
+    ``curves`` (n proteins, 999) are each protein's MCC at every threshold of :func:`threshold_grid`.
     """
     if curves.shape[0] == 0:
         raise ValueError("no protein to tune the threshold on")

@@ -24,6 +24,7 @@ from contactlm.metrics.ranked import (
     trivial_counts,
 )
 from contactlm.metrics.scores import (
+    GRID,
     MCC_NAMES,
     RANKING_NAMES,
     confusion,
@@ -31,7 +32,6 @@ from contactlm.metrics.scores import (
     mean_scores,
     score_protein,
     select_pairs,
-    threshold_confusion,
     threshold_grid,
     trivial_probability,
     tune_threshold,
@@ -233,7 +233,7 @@ def test_threshold_counts_equal_counts_at_each_threshold(seed: int) -> None:
     if seed % 2:  # probabilities that lie on the thresholds themselves
         probability = threshold_grid()[(probability * 998).long()]
     pairs = select_pairs(probability, labels).within(6)
-    counts = threshold_confusion(rank_map(probability, labels))
+    counts = predicted_counts(rank_map(probability, labels), GRID)[:, 1:].sum(1)
     assert counts.shape == (999, 2, 2)
     for k in (0, 1, 99, 332, 499, 500, 700, 997, 998):
         assert torch.equal(counts[k], confusion(pairs, (k + 1) / 1000)), k
