@@ -14,10 +14,11 @@ from contactlm import ContactDataModule, ContactModule
 from contactlm.alphabet import encode
 from contactlm.cli.main import main
 from contactlm.maps.contact_map import ContactMap
-from contactlm.maps.full_map import full_map, full_maps
+from contactlm.maps.full_map import full_maps
 from contactlm.maps.windows import WindowOptions
 from contactlm.types import CHAIN_JUMP, DataError, ModelError, residue_positions
 from tests.conftest import random_sequence, sharpened, write_pdb
+from tests.maps.made import full_map
 
 LENGTHS = (18, 7, 20)
 

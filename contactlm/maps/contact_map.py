@@ -11,7 +11,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from contactlm.maps.pairs import (
     RANKED,
     RR_PAIRS_PER_RESIDUE,
     Contact,
+    MapValues,
     pair_columns,
     ranked_pairs,
     top_contacts,
@@ -33,10 +34,9 @@ from contactlm.maps.pairs import (
     write_rr,
 )
 from contactlm.metrics.ranked import check_probability
-from contactlm.metrics.scores import score_protein
 from contactlm.pages.frame import escape
 from contactlm.structure.numbered import FileResidues, find_residues
-from contactlm.types import ContactLMError, DataError, chain_numbers
+from contactlm.types import ContactLMError, DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ __all__ = ["RANKED", "RR_PAIRS_PER_RESIDUE", "WRITERS", "ContactMap", "write_npz
 
 
 @dataclass(eq=False, repr=False)
-class ContactMap:
+class ContactMap(MapValues):
     """The contact map of one sequence.
 
     Attributes:
@@ -63,62 +63,29 @@ class ContactMap:
         ValueError: Shapes, values or symmetry are not as above, or ``how`` holds something JSON cannot.
     """
 
-    id: str
-    sequence: str
-    probability: NDArray[np.float32]
-    labels: NDArray[np.int8] | None = None
-    threshold: float = 0.5
-    how: dict[str, Any] = field(default_factory=dict)
-    residues: FileResidues | None = None
-
     def __post_init__(self) -> None:
         self.probability = np.ascontiguousarray(self.probability, dtype=np.float32)
-        shapes = {"probability": self.probability.shape}
         if self.labels is not None:
             self.labels = np.ascontiguousarray(self.labels, dtype=np.int8)
-            shapes["labels"] = self.labels.shape
         L = len(self.sequence)
         if self.residues is not None and len(self.residues.numbers) != L:
             raise ValueError(f"{self.id}: {L} residues, but {len(self.residues.numbers)} of {self.residues.file}")
-        for name, shape in shapes.items():
-            if shape != (L, L):
+        for name, values in (("probability", self.probability), ("labels", self.labels)):
+            if values is not None and values.shape != (L, L):
                 raise ValueError(
-                    f"{self.id}: {name} is {shape}, but the sequence has {L} residues: expected ({L}, {L})"
+                    f"{self.id}: {name} is {values.shape}, but the sequence has {L} residues: expected ({L}, {L})"
                 )
         check_probability(torch.from_numpy(self.probability))
         if L and (difference := float(np.abs(self.probability - self.probability.T).max())) > 1e-4:
             raise ValueError(f"{self.id}: the map is not symmetric: mirrored pairs differ by up to {difference:.2g}")
-        _as_json(self.how)
-
-    def __len__(self) -> int:
-        return len(self.sequence)
+        try:
+            json.dumps(self.how)
+        except TypeError as error:
+            raise ValueError(f"how must hold plain JSON values: {error}") from error
 
     def __repr__(self) -> str:
         known = "" if self.labels is None else ", with labels"
         return f"ContactMap({self.id!r}, {len(self)} residues{known})"
-
-    @property
-    def chain_lengths(self) -> list[int]:
-        """Residues of each chain: of one, unless the map is that of a complex."""
-        return self.how.get("chain_lengths", [len(self)])
-
-    @property
-    def is_ranked(self) -> bool:
-        """Whether its probabilities are ranks of scores that nothing was calibrated on."""
-        return self.how.get("p") == RANKED
-
-    def scores(self) -> dict[str, float]:
-        """The map's scores against its labels, at its threshold; see :func:`contactlm.metrics.scores.score_protein`.
-
-        Pairs between chains of a complex count as long-range ones.
-
-        Raises:
-            ValueError: The map has no labels.
-        """
-        if self.labels is None:
-            raise ValueError(f"{self.id}: no labels to score the map against")
-        maps = torch.from_numpy(self.probability), torch.from_numpy(self.labels)
-        return score_protein(*maps, self.threshold, torch.from_numpy(chain_numbers(self.chain_lengths)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False and dtype not in (None, self.probability.dtype):
@@ -249,16 +216,14 @@ class ContactMap:
                     labels=data.get("labels"),
                     threshold=float(data["threshold"]),
                     how=json.loads(str(data["how"])),
-                    residues=_residues(data),
+                    residues=_residues(data) if "residues_file" in data else None,
                 )
         except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: cannot be read as a contact map (.npz) of contactlm: {error}") from error
 
 
-def _residues(data: Any) -> FileResidues | None:
+def _residues(data: Any) -> FileResidues:
     """What the keys ``residues_…`` of an ``.npz`` file hold."""
-    if "residues_file" not in data:
-        return None
     return FileResidues(
         file=str(data["residues_file"]),
         chains=[str(name) for name in data["residues_chains"]],
@@ -284,7 +249,7 @@ def write_npz(contact_map: ContactMap, path: str | Path, dtype: str = "float32")
         "sequence": np.array(contact_map.sequence),
         "id": np.array(contact_map.id),
         "threshold": np.array(contact_map.threshold),
-        "how": np.array(_as_json(contact_map.how)),
+        "how": np.array(json.dumps(contact_map.how)),
     }
     if contact_map.labels is not None:
         arrays["labels"] = contact_map.labels
@@ -322,13 +287,6 @@ WRITERS: dict[str, Callable[..., None]] = {
     ".cxc": _late("scripts", "write_chimerax"),
     ".pdb": _late("scripts", "write_bfactors"),
 }
-
-
-def _as_json(how: dict[str, Any]) -> str:
-    try:
-        return json.dumps(how)
-    except TypeError as error:
-        raise ValueError(f"how must hold plain JSON values: {error}") from error
 
 
 SIDE = 56  # pixels

@@ -1,8 +1,7 @@
 """Copies between the processor and a device that neither waits for.
 
-On a GPU a copy starts from, or ends in, memory that the system never moves ("pinned"), and runs in a queue of its own
-beside that of the work: while the results of one batch come back, the next one is computed. Elsewhere they are plain
-copies.
+On a GPU a copy starts from, or ends in, pinned memory, and runs in a stream of its own: while the results of one batch
+come back, the next one is computed. Elsewhere they are plain copies.
 """
 
 from __future__ import annotations
@@ -24,11 +23,7 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Fetched:
-    """A tensor on its way to the processor.
-
-    Args:
-        tensor: On any device. It may be let go of at once.
-    """
+    """A tensor on its way to the processor, from any device; the tensor itself may be let go of at once."""
 
     _queues: dict[torch.device, torch.cuda.Stream] = {}  # noqa: RUF012 - one a device, for the whole process
 

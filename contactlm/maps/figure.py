@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from contactlm.maps.pairs import AnyMap
+from contactlm.maps.pairs import MapValues
 
 COLORS = "Blues"
 UNKNOWN, NO_CONTACT, CONTACT = "#e4e1dc", "#ffffff", "#b2182b"
@@ -21,7 +21,7 @@ PIXELS_PER_INCH = 150
 MAP_SHARE = 0.72  # of the figure's width, what the axes leave to the map at least
 
 
-def make_figure(contact_map: AnyMap) -> Figure:
+def make_figure(contact_map: MapValues) -> Figure:
     """A figure of one map, sized so that a residue takes a pixel or more (a block of residues above 1,600)."""
     inches = min(max(6.4, 6.4 * len(contact_map) / 700), 10.0)
     cells = -(-len(contact_map) // block_size(contact_map))
@@ -31,7 +31,7 @@ def make_figure(contact_map: AnyMap) -> Figure:
     return figure
 
 
-def draw_map(contact_map: AnyMap, ax: Axes | None = None) -> Axes:
+def draw_map(contact_map: MapValues, ax: Axes | None = None) -> Axes:
     """Draw probability above the diagonal and the truth below; see :meth:`contactlm.ContactMap.plot`."""
     if ax is None:
         return make_figure(contact_map).axes[0]
@@ -50,14 +50,20 @@ def draw_map(contact_map: AnyMap, ax: Axes | None = None) -> Axes:
     for start in np.cumsum(contact_map.chain_lengths)[:-1]:
         for draw_line in (ax.axvline, ax.axhline):
             draw_line(start + 0.5, color=BOUNDARY, linewidth=0.9, linestyle=(0, (5, 3)))
-    _label(contact_map, ax)
+    halves = "above the diagonal: probability; below: true contacts (grey: unknown)"
+    ax.set(xlim=(0.5, L + 0.5), ylim=(L + 0.5, 0.5), aspect="equal", ylabel="residue")
+    ax.set_xlabel("residue" if contact_map.labels is None else f"residue\n{halves}")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}" if 1 <= value <= L else ""))
+    ax.set_title(title(contact_map), fontsize="medium")
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02, aspect=25)
     bar.set_label("contact probability")
     bar.ax.axhline(contact_map.threshold, color="#b2182b", linewidth=1.2)
     return ax
 
 
-def block_size(contact_map: AnyMap) -> int:
+def block_size(contact_map: MapValues) -> int:
     """Residues to a side of what is drawn as one cell; 1 up to 1,600 residues."""
     return max(1, math.ceil(len(contact_map) / MAX_CELLS))
 
@@ -68,21 +74,7 @@ def block_maximum(values: NDArray, block: int) -> NDArray:
     return np.maximum.reduceat(np.maximum.reduceat(values, starts, axis=0), starts, axis=1) if block > 1 else values
 
 
-def _label(contact_map: AnyMap, ax: Axes) -> None:
-    L = len(contact_map)
-    halves = "above the diagonal: probability; below: true contacts (grey: unknown)"
-    ax.set_xlim(0.5, L + 0.5)
-    ax.set_ylim(L + 0.5, 0.5)
-    ax.set_aspect("equal")
-    ax.set_xlabel("residue" if contact_map.labels is None else f"residue\n{halves}")
-    ax.set_ylabel("residue")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}" if 1 <= value <= L else ""))
-    ax.set_title(title(contact_map), fontsize="medium")
-
-
-def title(contact_map: AnyMap) -> str:
+def title(contact_map: MapValues) -> str:
     """Id and length; in a second line the scores, where the truth is known."""
     name = contact_map.id if len(contact_map.id) <= 48 else f"{contact_map.id[:47]}…"
     text = f"{name}  ({len(contact_map)} residues)".replace("$", r"\$")

@@ -7,13 +7,11 @@ complex, whose positions jump between its chains, brings positions of its own: e
 
 How blocks are blended:
 
-* *Probabilities, not logits.* A pass that cannot see why two residues touch is often certain that they do not. Were
-  logits averaged, its −8 would outvote another pass's +2 (5 % instead of 44 %), and how far a logit lies beyond
-  certainty says nothing. The mean of probabilities lies between what the passes said.
-* *Weights fall linearly towards a cut.* A residue next to a cut has lost the context on that side and looks like a
-  chain end, which it is not. Its weight is the number of residues to the nearest cut, up to half a window; a pair has
-  the product of both. Ends of the chain itself are no cuts. Since weights reach almost zero at a cut, the map has no
-  seam there.
+* *Probabilities, not logits.* A pass that cannot see why two residues touch is often certain that they do not: its −8
+  would outvote another pass's +2. The mean of probabilities lies between what the passes said.
+* *Weights fall linearly towards a cut.* A residue next to a cut looks like a chain end, which it is not. Its weight is
+  the number of residues to the nearest cut, up to half a window; a pair has the product of both. Ends of the chain
+  itself are no cuts.
 * *Only the cross block of a two-segment pass counts.* Pairs within one segment lie in a contiguous window as well,
   with twice the context and in the form the model was trained on.
 """
@@ -24,11 +22,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from contactlm.alphabet import CLS, EOS, PAD
@@ -37,8 +35,7 @@ from contactlm.maps.windows import (
     Pass,
     WindowOptions,
     batch_by_cost,
-    check_residue_tokens,
-    checked_positions,
+    checked_chains,
     context_weights,
     how_made,
     plan_passes,
@@ -60,10 +57,8 @@ class FullMap:
     """Contact probabilities of a whole chain.
 
     Attributes:
-        probability: float32 (L, L), on the CPU unless ``WindowOptions.on_device`` says otherwise, each within [0, 1],
-            symmetric: a blended map to the last bit, a map of one pass as the model's logits are.
-        how: How it was made, in plain values: ``length``, ``window``, ``overlap`` (residues that neighbouring windows
-            share at least), ``passes`` (number by kind: ``whole`` chain, contiguous ``window``, ``two_segments``),
+        probability: float32 (L, L), symmetric, in [0, 1]; on the CPU unless ``WindowOptions.on_device`` says otherwise.
+        how: How it was made, in plain values: ``length``, ``window``, ``overlap``, ``passes`` (number by kind),
             ``blend`` and the package's ``version``.
     """
 
@@ -71,43 +66,10 @@ class FullMap:
     how: dict[str, Any]
 
 
-@dataclass(frozen=True, eq=False)
-class _Chain:
-    """Tokens (L,), any integer type, and positions int64 (L,) on the CPU, None where they are 0 … L − 1.
-
-    ``number`` counts the chains from 0.
-    """
-
-    tokens: Tensor
-    positions: Tensor | None
-    number: int
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-def full_map(
-    logits_fn: LogitsFn,
-    tokens: Tensor,
-    options: WindowOptions | None = None,
-    device: torch.device | str | None = None,
-    positions: Tensor | None = None,
-) -> FullMap:
-    """Predict the contact map of one chain of any length.
-
-    A chain that fits the window takes one pass, and the map is the sigmoid of that pass's logits, unchanged. The memory
-    on the CPU is one float32 (L, L) buffer and small change.
-
-    Args:
-        logits_fn: The model, ``(tokens int64 (B, T), attention_mask bool (B, T), positions int64 (B, T) or None) ->
-            contact logits (B, T − 2, T − 2)``, symmetric; in evaluation mode. Called without gradients.
-        tokens: Residue tokens (L,), any integer type, without ``<cls>`` and ``<eos>``.
-        options: Windows and batches; None takes the defaults.
-        device: Where the model is; None means where ``tokens`` are.
-        positions: The residues' positions, for the rotary embedding: integers (L,), ascending; only differences
-            count. None: 0 … L − 1.
-    """
-    return next(full_maps(logits_fn, [tokens], options, device, [positions]))
+class _Chain(NamedTuple):
+    tokens: Tensor  # (L,), any integer type
+    positions: Tensor | None  # int64 (L,) on the CPU; None: 0 … L − 1
+    number: int  # counted from 0
 
 
 def full_maps(
@@ -118,40 +80,32 @@ def full_maps(
     positions: Iterable[Tensor | None] | None = None,
     tell_shown: bool = False,
 ) -> Iterator[FullMap]:
-    """Predict the contact maps of several chains, batching passes of similar length across chains.
+    """Predict the contact maps of several chains of any length, batching passes of similar length across chains.
 
-    Chains are drawn and maps yielded as they are needed, in the order given, so that a long list neither has to be in
-    memory nor leaves all its maps there. What a chain shares a batch with moves its map by rounding only.
+    A chain that fits the window takes one pass, and the map is the sigmoid of that pass's logits, unchanged. Chains are
+    drawn and maps yielded as they are needed, in order. What a chain shares a batch with changes its map by rounding.
 
     Args:
-        logits_fn: As for :func:`full_map`.
-        chains: Residue tokens (L,) of each chain.
-        options: As for :func:`full_map`.
-        device: As for :func:`full_map`.
-        positions: As for :func:`full_map`, one for each chain; None: 0 … L − 1 in all.
-        tell_shown: Call ``logits_fn`` with the keyword ``shown`` as well: for each row of the batch the number of its
-            chain and the residues of it that the row shows, a list of :data:`Shown`. For models that know more of a
-            chain than the residues at hand.
-
-    Yields:
-        One map for each chain.
+        logits_fn: The model, ``(tokens int64 (B, T), attention_mask bool (B, T), positions int64 (B, T) or None) ->
+            contact logits (B, T − 2, T − 2)``, symmetric; in evaluation mode. Called without gradients.
+        chains: Residue tokens (L,) of each chain, any integer type, without ``<cls>`` and ``<eos>``.
+        options: Windows and batches; None takes the defaults.
+        device: Where the model is; None means where a chain's tokens are.
+        positions: Of each chain its residues' positions, for the rotary embedding: integers (L,), ascending; only
+            differences count. None: 0 … L − 1.
+        tell_shown: Call ``logits_fn`` with the keyword ``shown`` as well: a list of :data:`Shown`, for each row.
 
     Raises:
-        DataError: A chain is empty or not residue tokens, or its positions do not fit; the message counts chains
-            from 0.
-        ModelError: The model returns logits of another shape.
+        DataError: A chain or its positions do not fit; the message counts chains from 0.
+        ModelError: The model returns logits of another shape, or not finite.
     """
     options = options or WindowOptions()
     group: list[_Chain] = []
-    pairs = zip(chains, repeat(None)) if positions is None else zip(chains, positions, strict=True)
-    for index, (tokens, own) in enumerate(pairs):
-        check_residue_tokens(tokens, index)
-        if own is not None:
-            own = checked_positions(own, len(tokens), index)
-        if group and sum(len(chain) ** 2 for chain in group) + len(tokens) ** 2 > _HELD_PAIRS:
+    for number, (tokens, own) in enumerate(checked_chains(chains, positions)):
+        if group and sum(len(chain.tokens) ** 2 for chain in group) + len(tokens) ** 2 > _HELD_PAIRS:
             yield from _map_group(logits_fn, group, options, device, tell_shown)
             group = []
-        group.append(_Chain(tokens, own, index))
+        group.append(_Chain(tokens, own, number))
     yield from _map_group(logits_fn, group, options, device, tell_shown)
 
 
@@ -164,37 +118,35 @@ def _map_group(
 ) -> Iterator[FullMap]:
     """Run all passes of a few chains, then yield their maps in order.
 
-    While a device that goes on by itself computes a batch of passes, the probabilities of the one before come back
-    and are blended.
+    While a GPU computes a batch of passes, the probabilities of the one before come back and are blended.
     """
-    plans = [plan_passes(len(chain), options) for chain in chains]
+    plans = [plan_passes(len(chain.tokens), options) for chain in chains]
     stays = torch.device(device) if options.on_device and device is not None else torch.device("cpu")
-    blends = [_Blend(len(chain), plan, stays) for chain, plan in zip(chains, plans, strict=True)]
+    blends = [_Blend(len(chain.tokens), plan, stays) for chain, plan in zip(chains, plans, strict=True)]
     tasks = [(chain, piece) for chain, plan in enumerate(plans) for piece in plan]
     several = any(len(plan) > 1 for plan in plans)
     hidden = None if options.progress and several else True  # None: unless standard error is a terminal
     coming: deque[tuple[list[tuple[int, Pass]], Fetched]] = deque()
 
-    def blend_next() -> None:
-        members, fetched = coming.popleft()
-        for (chain, piece), own in zip(members, fetched.wait(), strict=True):
+    def blend(members: list[tuple[int, Pass]], probabilities: Tensor) -> None:
+        for (chain, piece), own in zip(members, probabilities, strict=True):
             blends[chain].add(piece, own[: piece.residues, : piece.residues])
         bar.update(len(members))
 
     with tqdm(total=len(tasks), unit="pass", leave=False, disable=hidden, dynamic_ncols=True) as bar:
         for batch in batch_by_cost([piece.residues + 2 for _, piece in tasks], options.bound, options.token_cost):
             members = [tasks[k] for k in batch]
-            logits = _run(logits_fn, [(chains[chain], piece) for chain, piece in members], device, tell_shown)
-            if goes_on(logits.device) and stays.type == "cpu":
-                coming.append((members, Fetched(torch.sigmoid(logits))))
+            shown = [(chains[chain], piece) for chain, piece in members]
+            probabilities = torch.sigmoid(_run(logits_fn, shown, device, tell_shown))
+            if goes_on(probabilities.device) and stays.type == "cpu":
+                coming.append((members, Fetched(probabilities)))
                 if len(coming) > 1:
-                    blend_next()
-                continue
-            for (chain, piece), own in zip(members, logits, strict=True):
-                blends[chain].add(piece, own[: piece.residues, : piece.residues], torch.sigmoid)
-            bar.update(len(batch))
-        while coming:
-            blend_next()
+                    before, fetched = coming.popleft()
+                    blend(before, fetched.wait())
+            else:
+                blend(members, probabilities)
+        for before, fetched in coming:
+            blend(before, fetched.wait())
     _check_finite(blends)
     for blend, plan in zip(blends, plans, strict=True):
         yield FullMap(blend.probability, how_made(blend.length, plan, options, _BLEND))
@@ -234,30 +186,19 @@ def _collate(members: list[tuple[_Chain, Pass]]) -> tuple[Tensor, Tensor, Tensor
 
     Positions are None where all passes are contiguous and no chain has positions of its own.
     """
-    B, T = len(members), max(piece.residues for _, piece in members) + 2
-    tokens = torch.full((B, T), PAD)
-    positions = torch.zeros(B, T, dtype=torch.int64)
-    for row, (chain, piece) in enumerate(members):
+    rows, places = [], []
+    for chain, piece in members:
         residues = residues_of(piece)
-        n = len(residues)
-        tokens[row, 0], tokens[row, n + 1] = CLS, EOS
-        tokens[row, 1 : n + 1] = chain.tokens[residues.to(chain.tokens.device)].long()
-        positions[row, : n + 2] = token_positions(residues if chain.positions is None else chain.positions[residues])
+        inner = chain.tokens[residues.to(chain.tokens.device)].long().cpu()
+        rows.append(torch.cat([torch.tensor([CLS]), inner, torch.tensor([EOS])]))
+        places.append(token_positions(residues if chain.positions is None else chain.positions[residues]))
+    tokens = pad_sequence(rows, batch_first=True, padding_value=PAD)
     needed = any(len(piece.segments) == 2 or chain.positions is not None for chain, piece in members)
-    return tokens, tokens != PAD, positions if needed else None
+    return tokens, tokens != PAD, pad_sequence(places, batch_first=True) if needed else None
 
 
 class _Blend:
-    """The map of one chain while its passes come in.
-
-    Args:
-        length: L of the chain.
-        plan: All its passes.
-        device: Where the map is to be.
-
-    Attributes:
-        probability: float32 (L, L), once all passes have come.
-    """
+    """The map of one chain of a length, float32 (L, L) on a device, complete once all passes of the plan have come."""
 
     def __init__(self, length: int, plan: list[Pass], device: torch.device) -> None:
         self.length = length
@@ -265,33 +206,22 @@ class _Blend:
         self._left = len(plan)
         self.probability = torch.zeros(length, length, device=device) if len(plan) > 1 else torch.empty(0)
 
-    def add(self, piece: Pass, values: Tensor, of: Callable[[Tensor], Tensor] = torch.clone) -> None:
-        """Take what a pass over n residues gave, (n, n), on any device.
-
-        Args:
-            piece: The pass.
-            values: Probabilities, or what ``of`` makes probabilities of.
-            of: Asked for the part that counts alone.
-        """
-        self._left -= 1
+    def add(self, piece: Pass, values: Tensor) -> None:
+        """Take the probabilities of a pass over n residues, (n, n), which are changed."""
         if len(self._plan) == 1:
-            self.probability = of(values).to(self._device).contiguous()
-        else:
-            rows, columns = piece.block
-            block = of(values[: rows[1] - rows[0], columns[0] - columns[1] :])
-            block *= context_weights(rows, piece, self.length, block.device)[:, None]
-            block *= context_weights(columns, piece, self.length, block.device)
-            self.probability[slice(*rows), slice(*columns)] += block.to(self._device)
+            self.probability = values.to(self._device, copy=True).contiguous()
+            return
+        rows, columns = piece.block
+        block = values[: rows[1] - rows[0], columns[0] - columns[1] :]
+        block *= context_weights(rows, piece, self.length, block.device)[:, None]
+        block *= context_weights(columns, piece, self.length, block.device)
+        self.probability[slice(*rows), slice(*columns)] += block.to(self._device)
+        self._left -= 1
         if not self._left:
             self._finish()
 
     def _finish(self) -> None:
-        """Divide by the sum of weights and mirror the upper triangle.
-
-        The weights are summed again from the plan, a few rows at a time, instead of a second (L, L) buffer.
-        """
-        if len(self._plan) == 1:
-            return
+        """Divide by the weights, summed from the plan a few rows at a time, and mirror the upper triangle."""
         weights = [
             tuple(context_weights(side, piece, self.length, self._device) for side in piece.block)
             for piece in self._plan

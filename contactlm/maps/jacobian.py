@@ -8,9 +8,8 @@ to its residues alone. A substitution by the residue itself gives the wild type,
 Means over a, b and j need one row (all that changes of residue i do) at a time. The mean over i, and the block across
 the diagonal, need all rows: (20 n)² numbers, which lie in a temporary file and are read back a tile at a time.
 
-Chains longer than the window take several passes, as they do for contact heads (:mod:`contactlm.maps.full_map`). Each
-pass is centred on its own: a mean over residues that it does not show cannot be known to it. Norms are blended as
-probabilities are there, of two segments the cross block alone. The average product is that of the whole map.
+Chains longer than the window take several passes, as in :mod:`contactlm.maps.full_map`, each centred on its own. Norms
+are blended as probabilities are there. The average product is that of the whole map.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from contactlm.alphabet import CLS, EOS, PAD, VOCABULARY, encode
 from contactlm.atomic import atomic_file
 from contactlm.maps.windows import (
+    LEAST_SHARE_OF_LONGEST,
     Pass,
     WindowOptions,
-    check_residue_tokens,
-    checked_positions,
+    checked_chains,
     context_weights,
     how_made,
     plan_passes,
@@ -52,22 +51,15 @@ AMINO_ACIDS: tuple[int, ...] = tuple(int(token) for token in encode("LAGVSERTIDP
 LanguageModel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Change = tuple[int, int] | None  # residue of the pass, from 0, and the token put there; None: the wild type
 CPU_COST = 256 * 1024  # token pairs of a batch on a CPU: larger ones fall out of its caches
-_LEAST_SHARE_OF_LONGEST = 0.75  # of T², in one batch
 _LETTERS = len(AMINO_ACIDS)
 _TILE = 1_000_000  # numbers of a tile: 8 MB in float64
 
 
-@dataclass(frozen=True, eq=False)
-class JacobianMap:
-    """The couplings of a whole chain.
+class JacobianMap(NamedTuple):
+    """The couplings of a whole chain."""
 
-    Attributes:
-        scores: (L, L) on the CPU, symmetric, 0 on the diagonal, of any sign; float32 (float64 of a float64 model).
-        how: How it was made, in plain values: as of :class:`~contactlm.maps.full_map.FullMap`, with ``symmetrise``.
-    """
-
-    scores: Tensor
-    how: dict[str, Any]
+    scores: Tensor  # (L, L) on the CPU, symmetric, 0 on the diagonal, of any sign; float32 or float64
+    how: dict[str, Any]  # how it was made, in plain values, as of FullMap
 
 
 def categorical_jacobian(
@@ -128,28 +120,24 @@ def jacobian_maps(
 ) -> Iterator[JacobianMap]:
     """Read the contacts of several chains, batching sequences of like length across positions, passes and chains.
 
-    Arguments and errors are those of :func:`categorical_jacobian`, with the tokens and positions of each chain. On a
-    CPU batches are of at most 256 × 1024 token pairs.
-
-    Yields:
-        One map for each chain, in the order given.
+    Arguments and errors are those of :func:`categorical_jacobian`, with the tokens and positions of each chain; maps
+    come in the order given. On a CPU batches are of at most 256 × 1024 token pairs.
     """
     windows = windows or WindowOptions()
     order = tuple(range(len(VOCABULARY)) if logits_of is None else logits_of)
     if missing := set(AMINO_ACIDS) - set(order):
         raise ModelError(f"logits_of: tokens {sorted(missing)}, of amino acids, are missing")
     whole = len(order) if logits_of is not None else None
-    pairs = zip(chains, repeat(None)) if positions is None else zip(chains, positions, strict=True)
     waiting: deque[_Chain] = deque()
-    alike: MutableMapping[str, _Pass] = WeakValueDictionary()
+    alike: MutableMapping[str, _Pass] = WeakValueDictionary()  # under way: chains of a homomer share theirs
 
     def passes() -> Iterator[_Pass]:
         """Plan chain after chain, as they are needed."""
-        for index, (tokens, own) in enumerate(pairs):
-            check_residue_tokens(tokens, index)
-            own = None if own is None else checked_positions(own, len(tokens), index)
+        for tokens, own in checked_chains(chains, positions):
             on = tokens.device if device is None else torch.device(device)
-            waiting.append(_planned(tokens.cpu().long(), own, windows, on, folder, alike))
+            plan, tokens = plan_passes(len(tokens), windows), tokens.cpu().long()
+            made = (_Pass(tokens, own, piece, folder, on) for piece in plan)
+            waiting.append(_Chain(len(tokens), plan, [alike.setdefault(one.digest, one) for one in made]))
             for one in waiting[-1].passes:
                 if sequences := one.begin():
                     bar.total += sequences
@@ -177,7 +165,10 @@ class _Chain:
 
     def finish(self, windows: WindowOptions) -> JacobianMap:
         norms = [one.norms for one in self.passes if one.norms is not None]
-        scores = _corrected_for_average_product(self._blended(norms)).to(norms[0].dtype)
+        blended = self._blended(norms)
+        if (total := blended.sum()) > 0:  # the average product correction (Dunn et al. 2008)
+            blended.addr_(blended.sum(1), blended.sum(0) / -total)
+        scores = blended.add_(blended.T.clone()).div_(2).fill_diagonal_(0).to(norms[0].dtype)
         how = how_made(self.length, self.plan, windows, "norms, weights falling linearly towards cuts")
         return JacobianMap(scores, {**how, "symmetrise": "before"})
 
@@ -200,40 +191,23 @@ class _Chain:
         return total.div_(weights)
 
 
-def _planned(
-    tokens: Tensor,
-    positions: Tensor | None,
-    windows: WindowOptions,
-    device: torch.device,
-    folder: str | Path | None,
-    alike: MutableMapping[str, _Pass],
-) -> _Chain:
-    """A chain's passes; those of a sequence that is under way already (chains of a homomer) are shared."""
-    plan, passes = plan_passes(len(tokens), windows), []
-    for piece in plan:
-        residues = residues_of(piece)
-        own = residues if positions is None else positions[residues]
-        contiguous = positions is None and len(piece.segments) == 1
-        one = _Pass(tokens[residues], None if contiguous else own, folder, device)
-        passes.append(alike.setdefault(one.digest, one))
-    return _Chain(len(tokens), plan, passes)
-
-
 class _Pass:
     """One pass of a chain: its sequences, one residue changed in each, their rows, and (n, n) norms at the end."""
 
     def __init__(
-        self, tokens: Tensor, positions: Tensor | None, folder: str | Path | None, device: torch.device
+        self, tokens: Tensor, positions: Tensor | None, piece: Pass, folder: str | Path | None, device: torch.device
     ) -> None:
-        self.residues, self.device = len(tokens), device
-        self.tokens = torch.cat([torch.tensor([CLS]), tokens, torch.tensor([EOS])])
-        self.own_positions = positions is not None
-        self.positions = token_positions(torch.arange(len(tokens)) if positions is None else positions)
+        residues = residues_of(piece)
+        self.residues, self.device = len(residues), device
+        self.tokens = torch.cat([torch.tensor([CLS]), tokens[residues], torch.tensor([EOS])])
+        self.own_positions = positions is not None or len(piece.segments) == 2
+        self.positions = token_positions(residues if positions is None else positions[residues])
         digest = hashlib.sha256(f"before {AMINO_ACIDS} None".encode())  # so files of earlier versions are found
         digest.update(self.tokens.numpy().tobytes() + self.positions.numpy().tobytes())
         self.digest = digest.hexdigest()[:20]
         self.norms: Tensor | None = None
         self._folder = None if folder is None else Path(folder).expanduser()
+        self._kept = None if self._folder is None else self._folder / f"{self.digest}.norms.npy"
         self._file: Any = None
         self._row: Tensor | None = None
 
@@ -242,7 +216,7 @@ class _Pass:
         if self.norms is not None or self._file is not None:
             return 0
         with suppress(OSError, ValueError, EOFError):  # not there, or damaged
-            self.norms = None if self._folder is None else torch.from_numpy(np.load(self._kept_as(self._folder)))
+            self.norms = None if self._kept is None else torch.from_numpy(np.load(self._kept))
         if self.norms is not None:
             return 0
         try:
@@ -273,7 +247,10 @@ class _Pass:
             self._row = logits.new_zeros(_LETTERS, *logits.shape)
         torch.sub(logits, self._wild_type, out=self._row[AMINO_ACIDS.index(token)])
         if token == self._others(residue)[-1]:
-            self._append(_centred_row(self._row).cpu(), residue)
+            self._row -= self._row.mean(0)
+            self._row -= self._row.mean(2, keepdim=True)
+            self._row -= self._row.mean(1, keepdim=True)
+            self._append(self._row.cpu(), residue)
             self._row = None
 
     def _append(self, row: Tensor, residue: int) -> None:
@@ -288,14 +265,11 @@ class _Pass:
                 self._file.flush()
                 self.norms = self._pair_norms(row.numpy().dtype).to(row.dtype)
                 self._file.close()
-                if self._folder is not None:
-                    with atomic_file(self._kept_as(self._folder)) as handle:
+                if self._kept is not None:
+                    with atomic_file(self._kept) as handle:
                         np.save(handle, self.norms.numpy())
         except OSError as error:
             raise self._cannot_write(error) from error
-
-    def _kept_as(self, folder: Path) -> Path:
-        return folder / f"{self.digest}.norms.npy"
 
     def _cannot_write(self, error: OSError) -> DataError:
         return DataError(
@@ -331,22 +305,6 @@ def _parts(n: int, size: int) -> list[slice]:
     return [slice(start, min(start + max(1, size), n)) for start in range(0, n, max(1, size))]
 
 
-def _centred_row(row: Tensor) -> Tensor:
-    """Take off a row's means over substitutions, logits and positions; the row, (20, n, 20), is changed."""
-    row -= row.mean(0)
-    row -= row.mean(2, keepdim=True)
-    row -= row.mean(1, keepdim=True)
-    return row
-
-
-def _corrected_for_average_product(norms: Tensor) -> Tensor:
-    """Subtract the average product (Dunn et al. 2008) from norms (L, L), which are changed; symmetric, diagonal 0."""
-    total = norms.sum()
-    if total > 0:
-        norms.addr_(norms.sum(1), norms.sum(0) / -total)
-    return norms.add_(norms.T.clone()).div_(2).fill_diagonal_(0)
-
-
 def _batches(passes: Iterable[_Pass], max_cost: int) -> Iterator[list[tuple[_Pass, Change]]]:
     """Fill batches of at most so many token pairs with sequences of like length, on one device, in order."""
     batch: list[tuple[_Pass, Change]] = []
@@ -355,7 +313,7 @@ def _batches(passes: Iterable[_Pass], max_cost: int) -> Iterator[list[tuple[_Pas
         for change in one.changes():
             lengths = [other.residues + 2 for other, _ in (batch[:1] + batch[-1:])] + [one.residues + 2]
             fits = (len(batch) + 1) * max(lengths) ** 2 <= bound
-            alike = min(lengths) ** 2 >= _LEAST_SHARE_OF_LONGEST * max(lengths) ** 2
+            alike = min(lengths) ** 2 >= LEAST_SHARE_OF_LONGEST * max(lengths) ** 2
             if batch and not (fits and alike and one.device == batch[0][0].device):
                 yield batch
                 batch = []
@@ -389,12 +347,9 @@ def _run_batch(
 
 def _collate(batch: list[tuple[_Pass, Change]]) -> tuple[Tensor, Tensor | None]:
     """Tokens (B, T), padded; positions (B, T) unless all passes are contiguous."""
-    T = max(one.residues for one, _ in batch) + 2
-    tokens = torch.full((len(batch), T), PAD)
-    positions = torch.zeros(len(batch), T, dtype=torch.int64)
-    for row, (one, change) in enumerate(batch):
-        n = one.residues + 2
-        tokens[row, :n], positions[row, :n] = one.tokens, one.positions
+    tokens = pad_sequence([one.tokens for one, _ in batch], batch_first=True, padding_value=PAD)
+    for row, (_, change) in enumerate(batch):
         if change is not None:
             tokens[row, change[0] + 1] = change[1]
-    return tokens, positions if any(one.own_positions for one, _ in batch) else None
+    needed = any(one.own_positions for one, _ in batch)
+    return tokens, pad_sequence([one.positions for one, _ in batch], batch_first=True) if needed else None

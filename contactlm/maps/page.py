@@ -17,24 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.maps.pairs import LEAST_SEPARATION, AnyMap, top_contacts, truth_of
+from contactlm.maps.pairs import LEAST_SEPARATION, MapValues, top_contacts, truth_of
 from contactlm.metrics.ranked import BAND_STARTS
 from contactlm.pages.frame import escape, write_frame
 from contactlm.pages.library import load_bokeh, plot_item
+from contactlm.structure.numbered import FileResidues
 from contactlm.types import DataError
 
-STEPS = 250
-"""Thresholds k / STEPS at which a page counts: the byte of a pair tells how many of them its probability is above."""
+STEPS = 250  # thresholds k / STEPS at which a page counts: a pair's byte is how many of them its probability is above
 
 
 def pack_probability(probability: NDArray[np.float32]) -> str:
-    """The upper triangle, row by row, as bytes q, compressed (zlib, base64).
+    """The upper triangle of a map (L, L), row by row, as bytes q, compressed (zlib, base64).
 
-    q is the number of thresholds 0, 1/250, … 249/250 that p is above, so that q > k where p > k / 250, compared in
-    float32 as scores are. A probability is then known to within 0.004.
-
-    Args:
-        probability: float32 (L, L), symmetric.
+    q > k where p > k / 250, compared in float32 as scores are. A probability is then known to within 0.004.
     """
     thresholds = (np.arange(STEPS) / STEPS).astype(np.float32)
     steps = np.searchsorted(thresholds, _upper(probability), side="left")
@@ -44,11 +40,6 @@ def pack_probability(probability: NDArray[np.float32]) -> str:
 def pack_labels(labels: NDArray[np.int8]) -> str:
     """The upper triangle of labels as bytes, likewise: 0 unknown, 1 no contact, 2 contact."""
     return _packed((_upper(labels) + 1).astype(np.uint8))
-
-
-def pack_positions(cb: NDArray[np.float32]) -> str:
-    """Positions (L, 3) as little-endian float32, likewise."""
-    return _packed(np.ascontiguousarray(cb, "<f4").view(np.uint8).ravel())
 
 
 def _upper(values: NDArray) -> NDArray:
@@ -66,12 +57,10 @@ HOVER = """<div style="font: 13px/1.45 system-ui, sans-serif; padding: 1px 3px">
 <b>@hover{pair}</b><br>@hover{probability}<br>@hover{where}</div>"""
 
 
-def map_figures(contact_map: AnyMap, names: list[str]) -> Any:
-    """A figure for each model, whose axes move together.
+def map_figures(contact_map: MapValues, names: list[str]) -> Any:
+    """A layout of figures ``map0`` and ``map1`` for each model, whose axes move together.
 
-    Returns:
-        A layout of Bokeh's. Its figures are called ``map0`` and ``map1``, the sources of their cells ``cells0`` and
-        ``cells1``, and the picked pair ``picked``.
+    The sources of their cells are called ``cells0`` and ``cells1``, the picked pair ``picked``.
     """
     from bokeh.layouts import row
     from bokeh.models import ColumnDataSource, Range1d
@@ -84,24 +73,15 @@ def map_figures(contact_map: AnyMap, names: list[str]) -> Any:
     return row(*(_figure(contact_map, number, title, ranges, picked) for number, title in enumerate(titles)))
 
 
-def _figure(contact_map: AnyMap, number: int, title: str, ranges: Any, picked: Any) -> Any:
+def _figure(contact_map: MapValues, number: int, title: str, ranges: Any, picked: Any) -> Any:
     from bokeh.models import BasicTicker, ColumnDataSource, CustomJSTickFormatter
     from bokeh.plotting import figure
 
-    side = SIDE_OF_TWO if title else SIDE
-    plot = figure(
-        name=f"map{number}",
-        title=title or None,
-        x_range=ranges[0],
-        y_range=ranges[1],
-        frame_width=side,
-        frame_height=side,
-        tools="",
-        background_fill_color=None,
-        border_fill_color=None,
-        toolbar_location="above",
-        x_axis_location="above",
-    )
+    size = dict.fromkeys(("frame_width", "frame_height"), SIDE_OF_TWO if title else SIDE)
+    above = dict.fromkeys(("toolbar_location", "x_axis_location"), "above")
+    clear = dict.fromkeys(("background_fill_color", "border_fill_color"))
+    about = {"name": f"map{number}", "title": title or None, "x_range": ranges[0], "y_range": ranges[1]}
+    plot = figure(**about, **size, tools="", **clear, **above)
     empty = {"image": [np.zeros((1, 1), np.uint32)], **{name: [0.5] for name in ("x", "y", "dw", "dh")}, "hover": [""]}
     cells = ColumnDataSource(empty, name=f"cells{number}")
     image = plot.image_rgba(image="image", x="x", y="y", dw="dw", dh="dh", source=cells)
@@ -117,26 +97,18 @@ def _figure(contact_map: AnyMap, number: int, title: str, ranges: Any, picked: A
 
 
 def _add_tools(plot: Any, image: Any) -> None:
-    from bokeh.models import (
-        BoxZoomTool,
-        CrosshairTool,
-        CustomJSHover,
-        HoverTool,
-        PanTool,
-        ResetTool,
-        SaveTool,
-        WheelZoomTool,  # fmt: skip
-    )
+    from bokeh.models import tools
 
-    told = CustomJSHover(code="return self.contactlm.tell(format, special_vars.x, special_vars.y)")
-    hover = HoverTool(renderers=[image], tooltips=HOVER, formatters={"@hover": told}, point_policy="follow_mouse")
-    zoom, cross = WheelZoomTool(), CrosshairTool(line_alpha=0.35)
-    plot.add_tools(PanTool(), zoom, BoxZoomTool(match_aspect=True), ResetTool(), SaveTool(), hover, cross)
+    told = tools.CustomJSHover(code="return self.contactlm.tell(format, special_vars.x, special_vars.y)")
+    hover = tools.HoverTool(renderers=[image], tooltips=HOVER, formatters={"@hover": told}, point_policy="follow_mouse")
+    zoom, cross = tools.WheelZoomTool(), tools.CrosshairTool(line_alpha=0.35)
+    others = tools.BoxZoomTool(match_aspect=True), tools.ResetTool(), tools.SaveTool()
+    plot.add_tools(tools.PanTool(), zoom, *others, hover, cross)
     plot.toolbar.active_scroll = zoom
     plot.toolbar.logo = None
 
 
-def _draw_chains(plot: Any, contact_map: AnyMap) -> None:
+def _draw_chains(plot: Any, contact_map: MapValues) -> None:
     from bokeh.models import Span
 
     L = len(contact_map)
@@ -147,7 +119,7 @@ def _draw_chains(plot: Any, contact_map: AnyMap) -> None:
             plot.add_layout(Span(location=float(start) + 0.5, dimension=dimension, **style))
 
 
-def _draw_states(plot: Any, contact_map: AnyMap) -> None:
+def _draw_states(plot: Any, contact_map: MapValues) -> None:
     """Helices and strands in the margin above and left of the map."""
     if contact_map.residues is None:
         return
@@ -202,43 +174,32 @@ BODY = """\
 <footer class="quiet small" id="notes"></footer>"""
 
 
-def write_page(contact_map: AnyMap, path: str | Path, beside: AnyMap | None = None) -> None:
+def write_page(contact_map: MapValues, path: str | Path, beside: MapValues | None = None) -> None:
     """Write the page."""
     load_bokeh()
-    if beside is not None and (beside.sequence, beside.chain_lengths) != (
-        contact_map.sequence,
-        contact_map.chain_lengths,
-    ):
+    maps = [contact_map] if beside is None else [contact_map, beside]
+    if any((each.sequence, each.chain_lengths) != (maps[0].sequence, maps[0].chain_lengths) for each in maps):
         raise DataError(
-            f"beside: {beside.id} is another sequence ({len(beside)} residues) than {contact_map.id} "
+            f"beside: {maps[1].id} is another sequence ({len(maps[1])} residues) than {contact_map.id} "
             f"({len(contact_map)}): give two maps of one protein"
         )
-    maps = [contact_map] if beside is None else [contact_map, beside]
-    body = BODY.format(
-        title=escape(contact_map.id),
-        about=escape(_about(contact_map)),
-        kind="one" if beside is None else "two",
-        steps=STEPS - 1,
-        top=len(_pairs(maps)),
-    )
+    shown = {"title": escape(contact_map.id), "about": escape(_about(contact_map)), "steps": STEPS - 1}
+    body = BODY.format(**shown, kind=("one", "two")[len(maps) - 1], top=len(_pairs(maps)))
     data = page_data(maps) | {"plot": plot_item(map_figures(contact_map, names(maps)))}
     write_frame(path, f"{contact_map.id} – contact map", body, data, ["map"], library=True)
 
 
-def names(maps: list[AnyMap]) -> list[str]:
+def names(maps: list[MapValues]) -> list[str]:
     """What the models are called in the page: by what made them, with letters where that is the same."""
     called = [str(each.how.get("name") or each.how.get("model") or "model") for each in maps]
     short = [name if len(name) <= 40 else f"…{name[-39:]}" for name in called]
-    if len(maps) == 1:
-        return short
-    return [f"{letter}: {name}" for letter, name in zip("AB", short, strict=True)]
+    return short if len(maps) == 1 else [f"{letter}: {name}" for letter, name in zip("AB", short, strict=True)]
 
 
-def page_data(maps: list[AnyMap]) -> dict[str, Any]:
-    """What the page's script reads; maps are packed as :mod:`contactlm.maps.page` says."""
-    first = maps[0]
+def page_data(maps: list[MapValues]) -> dict[str, Any]:
+    """What the page's script reads."""
+    first, residues = maps[0], _first_residues(maps)
     truth = next((found for each in maps if (found := truth_of(each)) is not None), None)
-    residues = next((each.residues for each in maps if each.residues is not None), None)
     return {
         "id": first.id,
         "sequence": first.sequence,
@@ -249,7 +210,9 @@ def page_data(maps: list[AnyMap]) -> dict[str, Any]:
         "names": names(maps),
         "maps": [pack_probability(each.probability) for each in maps],
         "truth": None if truth is None else pack_labels(truth),
-        "positions": None if residues is None else pack_positions(residues.cb),
+        "positions": None
+        if residues is None
+        else _packed(np.ascontiguousarray(residues.cb, "<f4").view(np.uint8).ravel()),
         "numbers": None if residues is None else residues.numbers,
         "chains": None if residues is None else residues.chains,
         "pairs": _pairs(maps),
@@ -257,13 +220,17 @@ def page_data(maps: list[AnyMap]) -> dict[str, Any]:
     }
 
 
-def _pairs(maps: list[AnyMap]) -> list[list[float]]:
+def _first_residues(maps: list[MapValues]) -> FileResidues | None:
+    return next((each.residues for each in maps if each.residues is not None), None)
+
+
+def _pairs(maps: list[MapValues]) -> list[list[float]]:
     """The L most probable pairs of the first map: i, j, and their probability in each map."""
     top = top_contacts(maps[0], len(maps[0]), LEAST_SEPARATION)
     return [[i, j, *(round(float(each.probability[i, j]), 4) for each in maps)] for i, j, _ in top]
 
 
-def _about(contact_map: AnyMap) -> str:
+def _about(contact_map: MapValues) -> str:
     lengths = contact_map.chain_lengths
     parts = [f"{len(contact_map):,} residues" + (f" in {len(lengths)} chains" if len(lengths) > 1 else "")]
     parts.append(f"threshold {contact_map.threshold:.3g}")
@@ -272,13 +239,13 @@ def _about(contact_map: AnyMap) -> str:
     return " · ".join(parts)
 
 
-def _notes(maps: list[AnyMap]) -> list[str]:
+def _notes(maps: list[MapValues]) -> list[str]:
     notes = []
     for name, each in zip(names(maps), maps, strict=True):
         how = {key: value for key, value in each.how.items() if key != "chain_lengths"}
         told = ", ".join(f"{key.replace('_', ' ')} {_word(value)}" for key, value in how.items() if value)
         notes.append(f"{name}: {told or 'not said how'}")
-    residues = next((each.residues for each in maps if each.residues is not None), None)
+    residues = _first_residues(maps)
     if residues is not None:
         kind = "the protein's own" if residues.is_own else f"a relative's ({residues.identity:.0%} the same residues)"
         notes.append(f"structure: {Path(residues.file).name}, {kind}; helices and strands by its C-alpha trace (P-SEA)")

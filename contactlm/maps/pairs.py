@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from contactlm.atomic import atomic_path, write_csv
+from contactlm.metrics.scores import score_protein
 from contactlm.shipped import __version__
 from contactlm.structure.contacts import contact_map as contacts_of
 from contactlm.structure.numbered import FileResidues
@@ -24,31 +27,46 @@ COLUMNS = (
     *("rank", "i", "j", "letter_i", "letter_j", "chain_i", "chain_j", "number_i", "number_j"),
     *("separation", "probability", "called", "distance", "contact"),
 )
-
-
 DIGITS = {"probability": 5, "distance": 2}  # decimals in a table
 
 
-class AnyMap(Protocol):
-    """What is listed, drawn and written: a :class:`contactlm.ContactMap`, whose attributes these are."""
+@dataclass(eq=False, repr=False)
+class MapValues:
+    """What is listed, drawn and written of a :class:`contactlm.ContactMap`, which documents the attributes."""
 
     id: str
     sequence: str
     probability: NDArray[np.float32]
-    labels: NDArray[np.int8] | None
-    threshold: float
-    how: dict[str, Any]
-    residues: FileResidues | None
+    labels: NDArray[np.int8] | None = None
+    threshold: float = 0.5
+    how: dict[str, Any] = field(default_factory=dict)
+    residues: FileResidues | None = None
 
-    def __len__(self) -> int: ...
-
-    @property
-    def chain_lengths(self) -> list[int]: ...  # noqa: D102
+    def __len__(self) -> int:
+        return len(self.sequence)
 
     @property
-    def is_ranked(self) -> bool: ...  # noqa: D102
+    def chain_lengths(self) -> list[int]:
+        """Residues of each chain: of one, unless the map is that of a complex."""
+        return self.how.get("chain_lengths", [len(self)])
 
-    def scores(self) -> dict[str, float]: ...  # noqa: D102
+    @property
+    def is_ranked(self) -> bool:
+        """Whether its probabilities are ranks of scores that nothing was calibrated on."""
+        return self.how.get("p") == RANKED
+
+    def scores(self) -> dict[str, float]:
+        """The map's scores against its labels, at its threshold; see :func:`contactlm.metrics.scores.score_protein`.
+
+        Pairs between chains of a complex count as long-range ones.
+
+        Raises:
+            ValueError: The map has no labels.
+        """
+        if self.labels is None:
+            raise ValueError(f"{self.id}: no labels to score the map against")
+        maps = torch.from_numpy(self.probability), torch.from_numpy(self.labels)
+        return score_protein(*maps, self.threshold, torch.from_numpy(chain_numbers(self.chain_lengths)))
 
 
 class Contact(NamedTuple):
@@ -60,13 +78,9 @@ class Contact(NamedTuple):
 
 
 def listed_pairs(
-    contact_map: AnyMap, min_separation: int, min_probability: float
+    contact_map: MapValues, min_separation: int, min_probability: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Pairs that may be listed, by i, then j.
-
-    Returns:
-        Residues i < j, int64 (n,), from 0, and p, float32 (n,).
-    """
+    """Pairs that may be listed, by i, then j: residues i < j, from 0, and p, each (n,)."""
     i, j = np.triu_indices(len(contact_map), k=1)
     p, chain = contact_map.probability[i, j], chain_numbers(contact_map.chain_lengths)
     listed = (p >= np.float32(min_probability)) & ((j - i >= min_separation) | (chain[i] != chain[j]))
@@ -82,7 +96,7 @@ def highest(p: NDArray[np.float32], most: int) -> NDArray[np.int64]:
 
 
 def ranked_pairs(
-    contact_map: AnyMap, most: int | None, min_separation: int, min_probability: float = 0.0
+    contact_map: MapValues, most: int | None, min_separation: int, min_probability: float = 0.0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """As :func:`listed_pairs`, the most probable first, and at most so many; None: all of them."""
     i, j, p = listed_pairs(contact_map, min_separation, min_probability)
@@ -91,14 +105,14 @@ def ranked_pairs(
 
 
 def top_contacts(
-    contact_map: AnyMap, most: int | None, min_separation: int, min_probability: float = 0.0
+    contact_map: MapValues, most: int | None, min_separation: int, min_probability: float = 0.0
 ) -> list[Contact]:
     """The pairs that :func:`ranked_pairs` gives, one by one."""
     ranked = ranked_pairs(contact_map, most, min_separation, min_probability)
     return [Contact(*row) for row in zip(*(values.tolist() for values in ranked), strict=True)]
 
 
-def truth_of(contact_map: AnyMap) -> NDArray[np.int8] | None:
+def truth_of(contact_map: MapValues) -> NDArray[np.int8] | None:
     """The labels; where there are none, the contacts in the map's structure; else None."""
     if contact_map.labels is None and contact_map.residues is not None:
         return contacts_of(contact_map.residues.cb)
@@ -106,12 +120,9 @@ def truth_of(contact_map: AnyMap) -> NDArray[np.int8] | None:
 
 
 def pair_columns(
-    contact_map: AnyMap, i: NDArray[np.int64], j: NDArray[np.int64], p: NDArray[np.float32]
+    contact_map: MapValues, i: NDArray[np.int64], j: NDArray[np.int64], p: NDArray[np.float32]
 ) -> dict[str, NDArray[Any]]:
-    """The columns of a table, as :data:`COLUMNS` names them, of n pairs, the most probable first.
-
-    Residues are counted from 1; what is not known is NaN, or an empty text.
-    """
+    """The columns of a table of n pairs, as :data:`COLUMNS` names them; what is not known is NaN, or an empty text."""
     truth, residues = truth_of(contact_map), contact_map.residues
     chain, letters = chain_numbers(contact_map.chain_lengths), np.array(list(contact_map.sequence))
     blank = [""] * len(letters)
@@ -130,7 +141,7 @@ def pair_columns(
     }
 
 
-def write_pairs(contact_map: AnyMap, path: str | Path) -> None:
+def write_pairs(contact_map: MapValues, path: str | Path) -> None:
     """Write the pairs as a table (CSV), the most probable first.
 
     The 5 L most probable of the pairs with p of at least 0.01 that are at least 6 residues apart or of different
@@ -140,9 +151,8 @@ def write_pairs(contact_map: AnyMap, path: str | Path) -> None:
     most = int(np.ceil(CSV_PER_RESIDUE * len(contact_map)))
     columns = pair_columns(contact_map, *ranked_pairs(contact_map, most, LEAST_SEPARATION, LEAST_CSV_PROBABILITY))
     cells = [[_cell(value, DIGITS.get(name, 0)) for value in columns[name].tolist()] for name in COLUMNS]
-    write_csv(
-        Path(path).expanduser(), [dict(zip(COLUMNS, row, strict=True)) for row in zip(*cells, strict=True)], COLUMNS
-    )
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*cells, strict=True)]
+    write_csv(Path(path).expanduser(), rows, COLUMNS)
 
 
 def _cell(value: Any, digits: int) -> Any:
@@ -160,7 +170,7 @@ RR_PAIRS_PER_RESIDUE = 20.0  # CASP scores at most 5 L; all pairs of 4,000 resid
 
 
 def write_rr(
-    contact_map: AnyMap,
+    contact_map: MapValues,
     path: str | Path,
     min_separation: int = RR_MIN_SEPARATION,
     min_probability: float = RR_MIN_PROBABILITY,
@@ -188,12 +198,11 @@ def write_rr(
     i, j, p = listed_pairs(contact_map, min_separation, min_probability)
     remarks = [f"p is the {RANKED}"] if contact_map.is_ranked else []
     remarks += [f"pairs at least {min_separation} residues apart with p >= {min_probability:g}"]
+    most = len(p) if pairs_per_residue is None else math.ceil(pairs_per_residue * len(contact_map))
+    order = highest(p, most)
     if pairs_per_residue is None:
-        order = highest(p, len(p))
         remarks.append(f"all {len(p)} such pairs")
     else:
-        most = math.ceil(pairs_per_residue * len(contact_map))
-        order = highest(p, most)
         limit = f"at most {pairs_per_residue:g} L = {most}"
         remarks.append(f"the {len(order)} most probable of {len(p)} such pairs: {limit}")
     with (
@@ -206,7 +215,7 @@ def write_rr(
         handle.write("END\n")
 
 
-def _rr_header(contact_map: AnyMap, remarks: Iterable[str]) -> Iterator[str]:
+def _rr_header(contact_map: MapValues, remarks: Iterable[str]) -> Iterator[str]:
     yield "PFRMAT RR"
     yield f"TARGET {'_'.join(contact_map.id.split()) or 'unnamed'}"
     yield "AUTHOR contactlm"
@@ -215,13 +224,9 @@ def _rr_header(contact_map: AnyMap, remarks: Iterable[str]) -> Iterator[str]:
     for key, value in contact_map.how.items():
         yield f"METHOD {key}: {json.dumps(value)}"
     yield "MODEL 1"
-    yield from _rr_sequence(contact_map.sequence)
-
-
-def _rr_sequence(sequence: str) -> list[str]:
-    """Lines of at most 50 letters, none of which reads like a keyword (Glu-Asn-Asp is a fine last line, but END)."""
-    for width in range(RR_LINE, 0, -1):
+    sequence = contact_map.sequence
+    for width in range(RR_LINE, 0, -1):  # until no line reads like a keyword (Glu-Asn-Asp is a fine last line, but END)
         lines = [sequence[start : start + width] for start in range(0, len(sequence), width)]
         if RR_KEYWORDS.isdisjoint(lines):
             break
-    return lines
+    yield from lines

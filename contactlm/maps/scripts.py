@@ -16,7 +16,7 @@ from Bio.PDB.Structure import Structure
 from numpy.typing import NDArray
 
 from contactlm.atomic import atomic_path, file_name
-from contactlm.maps.pairs import LEAST_SEPARATION, AnyMap, top_contacts, truth_of
+from contactlm.maps.pairs import LEAST_SEPARATION, MapValues, top_contacts, truth_of
 from contactlm.structure.files import read_blocks, split_name
 from contactlm.structure.numbered import FileResidues
 from contactlm.types import DataError, StructureError, chain_numbers
@@ -26,14 +26,10 @@ COLORS = {"right": "#0072B2", "wrong": "#D55E00", "predicted_only": "#F0E442"}
 Drawn = dict[str, list[tuple[int, int]]]
 
 
-def drawn_pairs(contact_map: AnyMap) -> tuple[FileResidues, Drawn]:
-    """The L most probable pairs whose residues the structure has, by kind.
+def drawn_pairs(contact_map: MapValues) -> tuple[FileResidues, Drawn]:
+    """The map's residues, and by kind i < j, from 0, of its L most probable pairs whose residues the structure has.
 
-    ``right``: in contact in truth. ``wrong``: not so. ``predicted_only``: the truth is not known, which is so too of a
-    pair that is apart in a relative's structure.
-
-    Returns:
-        The residues, and residues i < j of each kind, from 0.
+    Of ``predicted_only`` the truth is not known, which is so too of a pair that is apart in a relative's structure.
     """
     residues = need_residues(contact_map)
     truth = truth_of(contact_map)
@@ -48,7 +44,7 @@ def drawn_pairs(contact_map: AnyMap) -> tuple[FileResidues, Drawn]:
     return residues, drawn
 
 
-def need_residues(contact_map: AnyMap) -> FileResidues:
+def need_residues(contact_map: MapValues) -> FileResidues:
     """The map's residues in its structure."""
     if contact_map.residues is None:
         raise DataError(
@@ -58,34 +54,33 @@ def need_residues(contact_map: AnyMap) -> FileResidues:
     return contact_map.residues
 
 
-def write_pymol(contact_map: AnyMap, path: str | Path) -> None:
+def write_pymol(contact_map: MapValues, path: str | Path) -> None:
     """Write a PyMOL script: the structure as a cartoon, and the L most probable pairs as dashes between C-alphas.
 
     The structure is loaded from where it lies; the objects ``right``, ``wrong`` and ``predicted_only`` can be turned
     on and off.
     """
-    _write(path, _pymol_lines(contact_map))
+    _write(path, "\n".join([*_pymol_lines(contact_map), ""]))
 
 
-def write_chimerax(contact_map: AnyMap, path: str | Path) -> None:
+def write_chimerax(contact_map: MapValues, path: str | Path) -> None:
     """Write a ChimeraX script: as :func:`write_pymol` does, with pseudobonds; to be opened in a new session."""
-    _write(path, _chimerax_lines(contact_map))
+    _write(path, "\n".join([*_chimerax_lines(contact_map), ""]))
 
 
-def _write(path: str | Path, lines: Iterator[str]) -> None:
-    text = "\n".join([*lines, ""])
+def _write(path: str | Path, text: str) -> None:
     with atomic_path(Path(path).expanduser()) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _legend(contact_map: AnyMap, drawn: Drawn) -> Iterator[str]:
+def _legend(contact_map: MapValues, drawn: Drawn) -> Iterator[str]:
     name = "".join(letter if letter.isprintable() else "?" for letter in contact_map.id)
     yield f"# contactlm: the {len(contact_map)} most probable pairs of {name}, where the structure has both residues"
     for kind, pairs in drawn.items():
         yield f"# {kind.replace('_', ' ')} ({COLORS[kind]}): {len(pairs)}"
 
 
-def _pymol_lines(contact_map: AnyMap) -> Iterator[str]:
+def _pymol_lines(contact_map: MapValues) -> Iterator[str]:
     residues, drawn = drawn_pairs(contact_map)
     name = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in file_name(contact_map.id))
     yield from _legend(contact_map, drawn)
@@ -93,7 +88,8 @@ def _pymol_lines(contact_map: AnyMap) -> Iterator[str]:
     yield f"/cmd.hide('everything', '%{name}')"
     yield f"/cmd.show('cartoon', '%{name}')"
     yield f"/cmd.color('grey80', '%{name}')"
-    own = " or ".join(f'chain "{chain}"' for chain in _chains(residues))
+    named = (chain for chain, number in zip(residues.chains, residues.numbers, strict=True) if number)
+    own = " or ".join(f'chain "{chain}"' for chain in dict.fromkeys(named))
     yield f"/cmd.set('cartoon_transparency', 0.8, {_python(f'%{name} and not ({own})')})"
     for kind, pairs in drawn.items():
         for i, j in pairs:
@@ -106,12 +102,6 @@ def _pymol_lines(contact_map: AnyMap) -> Iterator[str]:
     yield f"/cmd.orient({_python(f'%{name} and ({own})')})"
 
 
-def _chains(residues: FileResidues) -> list[str]:
-    """The chains that the map speaks of."""
-    pairs = zip(residues.chains, residues.numbers, strict=True)
-    return list(dict.fromkeys(chain for chain, number in pairs if number))
-
-
 def _pymol_atom(residues: FileResidues, at: int, name: str) -> str:
     number = residues.numbers[at].replace("-", "\\-")
     return f'first (%{name} and chain "{residues.chains[at]}" and resi {number} and name CA)'
@@ -122,10 +112,14 @@ def _python(text: str) -> str:
     return ascii(text).replace(";", "\\x3b").replace("#", "\\x23")
 
 
-def _chimerax_lines(contact_map: AnyMap) -> Iterator[str]:
+def _chimerax_lines(contact_map: MapValues) -> Iterator[str]:
     residues, drawn = drawn_pairs(contact_map)
     yield from _legend(contact_map, drawn)
-    yield f"open {_quoted(contact_map, residues.file)}"
+    file = residues.file
+    mark = next((mark for mark in ('"', "'") if mark not in file), None)
+    if mark is None or not file.isprintable() or "\\" in file:
+        raise DataError(f"{contact_map.id}: ChimeraX's commands cannot name the file {file!r}: rename it")
+    yield f"open {mark}{file}{mark}"
     yield "hide #1 atoms"
     yield "cartoon #1"
     yield "color #1 #cccccc"
@@ -135,34 +129,21 @@ def _chimerax_lines(contact_map: AnyMap) -> Iterator[str]:
             yield f"pbond {ends} color {COLORS[kind].lower()} radius 0.12 dashes 5 name {kind}"
 
 
-def _chimerax_atom(contact_map: AnyMap, residues: FileResidues, at: int) -> str:
+def _chimerax_atom(contact_map: MapValues, residues: FileResidues, at: int) -> str:
     chain = residues.chains[at]
     if chain and not chain.isalnum():
         raise DataError(f"{contact_map.id}: chain {chain!r} of {residues.file} has no name in ChimeraX's commands")
     return f"#1{'/' if chain else ''}{chain}:{residues.numbers[at]}@CA"
 
 
-def _quoted(contact_map: AnyMap, file: str) -> str:
-    mark = next((mark for mark in ('"', "'") if mark not in file), None)
-    if mark is None or not file.isprintable() or "\\" in file:
-        raise DataError(f"{contact_map.id}: ChimeraX's commands cannot name the file {file!r}: rename it")
-    return f"{mark}{file}{mark}"
-
-
-ELSEWHERE = 0.0  # B-factor of what the map does not speak of: ligands, water, other chains
-
-
-def contact_numbers(contact_map: AnyMap) -> NDArray[np.float32]:
-    """How many contacts each residue is predicted to have, float32 (L,).
-
-    The sum of its pairs' probabilities, of those at least 6 residues apart or of different chains.
-    """
+def contact_numbers(contact_map: MapValues) -> NDArray[np.float32]:
+    """Each residue's sum of probabilities of pairs at least 6 residues apart or of different chains, float32 (L,)."""
     chain, at = chain_numbers(contact_map.chain_lengths), np.arange(len(contact_map))
     counted = (np.abs(at - at[:, None]) >= LEAST_SEPARATION) | (chain != chain[:, None])
     return np.where(counted, contact_map.probability, 0).sum(axis=1, dtype=np.float32)
 
 
-def write_bfactors(contact_map: AnyMap, path: str | Path) -> None:
+def write_bfactors(contact_map: MapValues, path: str | Path) -> None:
     """Write the first model of the map's structure (PDB format) with contact numbers as B-factors."""
     residues = need_residues(contact_map)
     values = {
@@ -174,7 +155,7 @@ def write_bfactors(contact_map: AnyMap, path: str | Path) -> None:
     for chain in structure[0]:
         for residue in chain:
             _, number, icode = residue.id
-            value = values.get((chain.id.strip(), f"{number}{icode.strip()}"), ELSEWHERE)
+            value = values.get((chain.id.strip(), f"{number}{icode.strip()}"), 0.0)  # 0: ligands, water, other chains
             for atom in residue.get_unpacked_list():
                 atom.set_bfactor(value)
     buffer = io.StringIO()
@@ -185,8 +166,7 @@ def write_bfactors(contact_map: AnyMap, path: str | Path) -> None:
     except (ValueError, PDBException) as error:
         raise StructureError(residues.file, f"does not fit the PDB format ({error}): leave out pdb, use cxc") from error
     remark = f"REMARK   6 B-FACTORS: CONTACTS PREDICTED FOR THE RESIDUE, {LEAST_SEPARATION} OR MORE RESIDUES APART\n"
-    with atomic_path(Path(path).expanduser()) as temporary:
-        temporary.write_text(remark + buffer.getvalue(), encoding="utf-8", newline="\n")
+    _write(path, remark + buffer.getvalue())
 
 
 def _read(file: str) -> Structure:

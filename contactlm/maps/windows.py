@@ -1,8 +1,5 @@
 """Planning a full-length contact map: which passes of the model cover every residue pair of a chain.
 
-Only index arithmetic and checks of a chain live here; :mod:`contactlm.maps.full_map` runs the passes and blends their
-blocks.
-
 A chain that fits the window takes one pass. A longer one takes overlapping windows along the diagonal and, for pairs
 farther apart than a window, passes of two segments (each half a window long) that keep their true positions. With
 the default overlap and n = ceil(L / (window // 2)), that is at most n (n - 1) / 2 passes: one for each pair of half
@@ -12,8 +9,9 @@ windows.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -28,7 +26,7 @@ MAX_COST = 4 * 1024**2  # token pairs of a batch, where nothing else is said
 Segment = tuple[int, int]  # residues start .. stop - 1 of the chain, counted from 0
 
 # The longest and shortest sequence of a batch: T² may differ by this factor before padding costs more than it saves.
-_LEAST_SHARE_OF_LONGEST = 0.75
+LEAST_SHARE_OF_LONGEST = 0.75
 
 
 @dataclass(frozen=True)
@@ -58,22 +56,22 @@ class WindowOptions:
     on_device: bool = False
 
     def __post_init__(self) -> None:
-        if self.window is not None:
-            _check_count("window", self.window, least=2, remedy="give a number of residues, or None for one pass")
-        if self.overlap is not None:
-            if self.window is None:
-                raise ModelError(
-                    f"overlap={self.overlap} needs windows, but window=None: give a window or drop overlap"
-                )
-            _check_count("overlap", self.overlap, least=0, remedy="give a number of residues, or None for half")
-            if self.overlap >= self.window:
-                raise ModelError(
-                    f"overlap={self.overlap} with window={self.window}: windows that share all their residues never "
-                    f"advance; give an overlap from 0 to {self.window - 1}, or None for half the window"
-                )
-        if self.max_cost is not None:
-            _check_count("max_cost", self.max_cost, least=1, remedy="give a number of token pairs, such as 4194304")
-        _check_count("token_cost", self.token_cost, least=0, remedy="give a number of token pairs, such as 0")
+        counts = (
+            ("window", self.window, 2, "give a number of residues, or None for one pass"),
+            ("overlap", self.overlap, 0, "give a number of residues, or None for half"),
+            ("max_cost", self.max_cost, 1, "give a number of token pairs, such as 4194304"),
+            ("token_cost", self.token_cost, 0, "give a number of token pairs, such as 0"),
+        )
+        for name, value, least, remedy in counts:
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ModelError(f"{name}={value!r} is not a whole number of at least {least}: {remedy}")
+        if self.overlap is not None and self.window is None:
+            raise ModelError(f"overlap={self.overlap} needs windows, but window=None: give a window or drop overlap")
+        if self.overlap is not None and self.window is not None and self.overlap >= self.window:
+            raise ModelError(
+                f"overlap={self.overlap} with window={self.window}: windows that share all their residues never "
+                f"advance; give an overlap from 0 to {self.window - 1}, or None for half the window"
+            )
 
     @property
     def bound(self) -> int:
@@ -86,11 +84,6 @@ class WindowOptions:
         if self.window is None or self.overlap is not None:
             return self.overlap
         return self.window - self.window // 2
-
-
-def _check_count(name: str, value: Any, least: int, remedy: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ModelError(f"{name}={value!r} is not a whole number of at least {least}: {remedy}")
 
 
 @dataclass(frozen=True)
@@ -113,11 +106,8 @@ class Pass:
 def plan_passes(length: int, options: WindowOptions) -> list[Pass]:
     """Choose passes whose blocks together hold every pair i ≤ j of a chain.
 
-    Windows and segments all have their full length and start at evenly spread residues, so the ends of a chain get
-    no stump: a chain one residue longer than the window gets two windows of full length.
-
-    Returns:
-        Windows from left to right, then the passes of distant pairs.
+    Windows and segments all have their full length and start at evenly spread residues: a chain one residue longer than
+    the window gets two windows. Windows come first, from left to right, then the passes of distant pairs.
     """
     if length < 1:
         raise DataError(f"a chain of {length} residues has no contact map: give a sequence of at least one residue")
@@ -140,10 +130,9 @@ def _even_starts(first: int, last: int, count: int) -> list[int]:
 def _distant_passes(length: int, window: int, starts: list[int], aligned: bool) -> list[Pass]:
     """Cover the pairs that no window holds, row segment by row segment.
 
-    Windows cover row i up to the end of the last window that starts at or before i, so what is left above the
-    diagonal is a staircase, and rows from the last window's start on have nothing left. A row segment that starts
-    where a window does (``aligned``) has the fewest columns left; one that starts where the segment before ended
-    needs the fewest segments. Which is better depends on the overlap; for half the window they are the same.
+    What windows leave above the diagonal is a staircase. A row segment that starts where a window does (``aligned``)
+    has the fewest columns left; one that starts where the segment before ended needs the fewest segments. Which is
+    better depends on the overlap; for half the window they are the same.
     """
     half = window // 2
     rest = window - half
@@ -163,60 +152,68 @@ def _distant_passes(length: int, window: int, starts: list[int], aligned: bool) 
 
 
 def batch_by_cost(tokens: Sequence[int], max_cost: int, token_cost: int = 0) -> list[list[int]]:
-    """Group sequences of similar length so that the cost of a batch, padding included, stays within a bound.
+    """Group sequences of similar length so that B × (T² + ``token_cost`` T) of a batch, padded, stays within a bound.
 
-    Args:
-        tokens: T of each sequence, special tokens included.
-        max_cost: The bound on B × (T² + ``token_cost`` T), in token pairs. A sequence that exceeds it alone makes a
-            batch alone.
-        token_cost: What a token costs beside its pairs.
-
-    Returns:
-        Indices into ``tokens``, each in one batch, the longest first (what does not fit fails at once); sequences of
-        one length keep their order.
+    ``tokens`` are T of each sequence; one that exceeds the bound makes a batch alone. Their indices are returned, the
+    longest first (what does not fit fails at once); sequences of one length keep their order.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(tokens)), key=lambda k: -tokens[k]):
         longest = tokens[batches[-1][0]] if batches else 0
         fits = batches and (len(batches[-1]) + 1) * (longest + token_cost) * longest <= max_cost
-        if fits and tokens[index] ** 2 >= _LEAST_SHARE_OF_LONGEST * longest**2:
+        if fits and tokens[index] ** 2 >= LEAST_SHARE_OF_LONGEST * longest**2:
             batches[-1].append(index)
         else:
             batches.append([index])
     return batches
 
 
-def check_residue_tokens(tokens: Tensor, index: int) -> None:
-    """Refuse what is not the residue tokens (L,) of a chain."""
-    if tokens.ndim != 1 or tokens.is_floating_point() or tokens.dtype == torch.bool:
-        shape = tuple(tokens.shape)
-        raise DataError(f"chain {index}: tokens are {tokens.dtype} {shape}: give one integer per residue, shape (L,)")
+def checked_chains(
+    chains: Iterable[Tensor], positions: Iterable[Tensor | None] | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Residue tokens (L,) of each chain, and its positions, int64 (L,) on the CPU, or None.
+
+    Raises:
+        DataError: A chain is empty or not residue tokens, or its positions do not fit.
+    """
+    pairs = zip(chains, repeat(None)) if positions is None else zip(chains, positions, strict=True)
+    for index, (tokens, own) in enumerate(pairs):
+        if problem := _problem(tokens, own):
+            raise DataError(f"chain {index}{problem}")
+        yield tokens, None if own is None else own.cpu().long()
+
+
+def _problem(tokens: Tensor, positions: Tensor | None) -> str | None:
+    if tokens.ndim != 1 or not _is_integer(tokens):
+        return f": tokens are {tokens.dtype} {tuple(tokens.shape)}: give one integer per residue, shape (L,)"
     if len(tokens) == 0:
-        raise DataError(f"chain {index} is empty and has no contact map: give a sequence of at least one residue")
+        return " is empty and has no contact map: give a sequence of at least one residue"
     special = (tokens == CLS) | (tokens == EOS) | (tokens == PAD)
     if special.any():
         where = int(special.int().argmax())
-        raise DataError(
-            f"chain {index}: token {int(tokens[where])} at index {where} is <cls>, <pad> or <eos>: "
+        return (
+            f": token {int(tokens[where])} at index {where} is <cls>, <pad> or <eos>: "
             "give residue tokens only, special tokens are added here"
         )
+    if positions is None:
+        return None
+    if positions.shape != tokens.shape or not _is_integer(positions):
+        return (
+            f": positions are {positions.dtype} {tuple(positions.shape)}: give one integer per residue, "
+            f"shape ({len(tokens)},)"
+        )
+    falls = positions.long().diff() < 1
+    if falls.any():
+        where = int(falls.int().argmax())
+        return (
+            f": position {int(positions[where + 1])} follows {int(positions[where])} at index {where + 1}: "
+            "positions must ascend"
+        )
+    return None
 
 
-def checked_positions(positions: Tensor, length: int, index: int) -> Tensor:
-    """Positions of a chain's residues, int64 (L,) on the CPU."""
-    if positions.shape != (length,) or positions.is_floating_point() or positions.dtype == torch.bool:
-        raise DataError(
-            f"chain {index}: positions are {positions.dtype} {tuple(positions.shape)}: give one integer per residue, "
-            f"shape ({length},)"
-        )
-    positions = positions.cpu().long()
-    if (positions.diff() < 1).any():
-        where = int((positions.diff() < 1).int().argmax())
-        raise DataError(
-            f"chain {index}: position {int(positions[where + 1])} follows {int(positions[where])} at index "
-            f"{where + 1}: positions must ascend"
-        )
-    return positions
+def _is_integer(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.dtype == torch.bool)
 
 
 def residues_of(piece: Pass) -> Tensor:

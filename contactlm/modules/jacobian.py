@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -18,8 +18,9 @@ from contactlm.data.cache import default_cache_dir
 from contactlm.maps.contact_map import RANKED, ContactMap
 from contactlm.maps.full_map import FullMap
 from contactlm.maps.jacobian import AMINO_ACIDS, jacobian_maps
-from contactlm.maps.score_scale import Logistic, far_pairs, fit_logistic, ranks, threshold_of_top
+from contactlm.maps.pairs import LEAST_SEPARATION
 from contactlm.maps.windows import WindowOptions
+from contactlm.metrics.calibration import newton
 from contactlm.model.backbone import backbone_checksum
 from contactlm.model.encoder import MaskedLanguageModel, load_language_model_head
 from contactlm.model.families.family import family_of
@@ -31,7 +32,19 @@ from contactlm.types import ModelError
 log = logging.getLogger(__name__)
 
 FOLDER = "jacobian"  # of the cache
+RIDGE = 1e-6  # of a pair, against data that two numbers separate
 LOGISTIC = "logistic fit of the score on dev"
+
+
+class Logistic(NamedTuple):
+    """Probability = sigmoid(slope × score + intercept)."""
+
+    slope: float
+    intercept: float
+
+    def of(self, scores: Tensor) -> Tensor:
+        """Probabilities, float32 of the same shape."""
+        return torch.sigmoid(self.slope * scores.double() + self.intercept).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,15 +107,8 @@ class JacobianModule(LanguageModelModule):
                 "symmetrise, masked, substitutions: the categorical Jacobian takes all substitutions, symmetric "
                 "before the norm; leave them out, and fit again what was fitted with them"
             )
-        super().__init__(
-            partial(_network, pretrained, init_seed),
-            pretrained,
-            architecture,
-            None,
-            True,
-            init_seed=init_seed,
-            **options,
-        )
+        network = partial(_network, pretrained, init_seed)
+        super().__init__(network, pretrained, architecture, None, True, init_seed=init_seed, **options)
         # A parameter, though no step moves it: it travels in checkpoints, and DDP wants one that could be trained.
         self.slope_and_intercept = nn.Parameter(torch.zeros(2))
         self._cache_dir = Path(cache_dir).expanduser() if cache_dir else None
@@ -123,18 +129,15 @@ class JacobianModule(LanguageModelModule):
 
     @property
     def gives_ranks(self) -> bool:  # type: ignore[override]
-        """Whether nothing was fitted yet, so that probabilities are ranks."""
+        """Whether probabilities are ranks, since nothing was fitted yet."""
         return self.score_fit is None
 
     def contact_logits(
         self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Compute logits of the probabilities (of the ranks, before a fit), one sequence after another.
+        """Compute logits of the probabilities (of the ranks, before a fit), without gradients.
 
-        Arguments and shape are those of :meth:`contactlm.MapModule.contact_logits`; there is no gradient.
-
-        Raises:
-            ModelError: A token of the family that the ESM alphabet has not (SaProt's with structure).
+        Arguments, shape and errors are those of :meth:`contactlm.MapModule.contact_logits`.
         """
         tokens = self.family.tokens.common(tokens)
         mask = tokens != PAD if attention_mask is None else attention_mask.bool()
@@ -194,7 +197,9 @@ class JacobianModule(LanguageModelModule):
         if self._calibrates:
             for full, labels in zip(maps, evaluated["labels"], strict=True):
                 if isinstance(full, ScoredMap):
-                    self._dev.append(far_pairs(full.scores, labels))
+                    far = tuple(torch.triu_indices(len(labels), len(labels), LEAST_SEPARATION))
+                    known = labels[far] >= 0
+                    self._dev.append((full.scores[far][known].float(), labels[far][known] == 1))
         return evaluated
 
     def on_validation_epoch_end(self) -> None:
@@ -230,3 +235,42 @@ def _network(pretrained: str | None, seed: int, esm: Any) -> MaskedLanguageModel
     with torch.device("cpu"):  # also where the model is made without numbers
         letters = family_of(esm.config).tokens.own(torch.tensor(AMINO_ACIDS)).tolist()
     return MaskedLanguageModel(esm, load_language_model_head(esm, pretrained, seed), letters)
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """Rank of each pair among all pairs of a symmetric map (L, L): float32 in (0, 1), 0 on the diagonal.
+
+    Higher scores are nearer to 1; equal ones share their mean rank.
+    """
+    L = len(scores)
+    upper = torch.triu_indices(L, L, 1)
+    values = scores[upper[0], upper[1]]
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    average_ranks = (counts.cumsum(0).double() - (counts - 1) / 2)[inverse]  # from 1
+    result = torch.zeros(L, L)
+    result[upper[0], upper[1]] = ((average_ranks - 0.5) / max(1, len(values))).float()
+    return result + result.T
+
+
+def fit_logistic(
+    scores: Tensor, contact: Tensor, total: Callable[[Tensor], Tensor] = lambda own: own
+) -> Logistic | None:
+    """Fit the two numbers to known pairs: scores (N,) and truth, bool (N,); None where all are of one class.
+
+    ``total`` sums a float64 tensor over all processes, of which each has pairs of its own.
+    """
+    x, y = scores.double(), contact.double()
+    count, contacts, mean, square = total(torch.stack([x.new_tensor(len(x)), y.sum(), x.sum(), x.square().sum()]))
+    if not 0 < contacts < count:
+        return None
+    mean, scale = mean / count, ((square / count - (mean / count).square()).clamp(min=0).sqrt() + 1e-12)
+    start = 0.0, float(torch.log(contacts / (count - contacts)))
+    slope, intercept = newton((x - mean) / scale, y, 1 - y, start, start, RIDGE, total=total)
+    return Logistic(float(slope / scale), float(intercept - slope * mean / scale))
+
+
+def threshold_of_top(scores: Tensor, count: int, min_separation: int = LEAST_SEPARATION) -> float:
+    """A threshold that the ``count`` highest values, in [0, 1], of pairs at least so far apart are above."""
+    L = len(scores)
+    values = scores[tuple(torch.triu_indices(L, L, min_separation))].sort(descending=True).values
+    return float(values[count]) if len(values) > count else 0.0

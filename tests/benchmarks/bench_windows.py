@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from contactlm.alphabet import CLS, EOS
-from contactlm.maps.full_map import full_map
 from contactlm.maps.windows import WindowOptions
 from contactlm.model.backbone import ContactBackbone, load_esm
+from tests.maps.made import full_map
 
 ESM2_8M = {"num_hidden_layers": 6, "hidden_size": 320, "num_attention_heads": 20, "intermediate_size": 1280}
 

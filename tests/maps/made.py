@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from contactlm import ContactMap, contact_map, read_chains
+from contactlm.maps.full_map import FullMap, full_maps
 
 
 def map_of(path: Path, seed: int = 0, joined: bool = False, noise: float = 1.5) -> ContactMap:
@@ -21,3 +22,8 @@ def map_of(path: Path, seed: int = 0, joined: bool = False, noise: float = 1.5) 
     how = {"model": f"made of distances, seed {seed}", "chain_lengths": [len(chain) for chain in chains]}
     name = chains[0].id.rpartition("_")[0] if joined else chains[0].id
     return ContactMap(name, sequence, probability, contact_map(cb), how=how).on_structure(path)
+
+
+def full_map(logits_fn, tokens, options=None, device=None, positions=None) -> FullMap:
+    """The map of one chain."""
+    return next(full_maps(logits_fn, [tokens], options, device, [positions]))

@@ -12,9 +12,10 @@ from torch import Tensor
 import contactlm
 from contactlm import ContactModule
 from contactlm.alphabet import CLS, EOS, PAD, encode
-from contactlm.maps.full_map import full_map, full_maps
+from contactlm.maps.full_map import full_maps
 from contactlm.maps.windows import WindowOptions, plan_passes
 from contactlm.types import ModelError
+from tests.maps.made import full_map
 
 WINDOWS = [2, 3, 8, 11, 20]
 

@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers import EsmConfig, EsmModel
 
 from contactlm.alphabet import CLS, EOS, LETTERS, PAD, encode
-from contactlm.maps.full_map import LogitsFn, full_map, full_maps
+from contactlm.maps.full_map import LogitsFn, full_maps
 from contactlm.maps.windows import WindowOptions, plan_passes
 from contactlm.model.backbone import ContactBackbone
+from tests.maps.made import full_map
 
 
 class StockContacts:

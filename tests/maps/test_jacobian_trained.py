@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import EsmForMaskedLM
 
 from contactlm.maps import categorical_jacobian
-from contactlm.maps.score_scale import ranks
 from contactlm.maps.windows import WindowOptions
 from contactlm.metrics.scores import precision_at_l, select_pairs, trivial_probability
+from contactlm.modules.jacobian import ranks
 from tests.benchmarks.agreement import agreement
 from tests.maps.covarying import LENGTH, Family, trained_model
 

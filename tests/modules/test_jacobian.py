@@ -20,9 +20,8 @@ from contactlm.callbacks.prediction_files import read_summary
 from contactlm.cli.main import main
 from contactlm.maps.contact_map import RANKED
 from contactlm.maps.jacobian import categorical_jacobian
-from contactlm.maps.score_scale import Logistic, fit_logistic, ranks, threshold_of_top
 from contactlm.modules.export import export_adapter
-from contactlm.modules.jacobian import LOGISTIC
+from contactlm.modules.jacobian import LOGISTIC, Logistic, fit_logistic, ranks, threshold_of_top
 from contactlm.types import ModelError
 from tests.conftest import random_sequence
 from tests.devices.commands import SHARDED
