@@ -128,7 +128,7 @@ def _map_group(
     hidden = None if options.progress and several else True  # None: unless standard error is a terminal
     coming: deque[tuple[list[tuple[int, Pass]], Fetched]] = deque()
 
-    def blend(members: list[tuple[int, Pass]], probabilities: Tensor) -> None:
+    def take(members: list[tuple[int, Pass]], probabilities: Tensor) -> None:
         for (chain, piece), own in zip(members, probabilities, strict=True):
             blends[chain].add(piece, own[: piece.residues, : piece.residues])
         bar.update(len(members))
@@ -142,11 +142,11 @@ def _map_group(
                 coming.append((members, Fetched(probabilities)))
                 if len(coming) > 1:
                     before, fetched = coming.popleft()
-                    blend(before, fetched.wait())
+                    take(before, fetched.wait())
             else:
-                blend(members, probabilities)
+                take(members, probabilities)
         for before, fetched in coming:
-            blend(before, fetched.wait())
+            take(before, fetched.wait())
     _check_finite(blends)
     for blend, plan in zip(blends, plans, strict=True):
         yield FullMap(blend.probability, how_made(blend.length, plan, options, _BLEND))
