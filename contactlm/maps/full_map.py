@@ -128,25 +128,25 @@ def _map_group(
     hidden = None if options.progress and several else True  # None: unless standard error is a terminal
     coming: deque[tuple[list[tuple[int, Pass]], Fetched]] = deque()
 
-    def take(members: list[tuple[int, Pass]], probabilities: Tensor) -> None:
-        for (chain, piece), own in zip(members, probabilities, strict=True):
-            blends[chain].add(piece, own[: piece.residues, : piece.residues])
+    def take(members: list[tuple[int, Pass]], values: Tensor, of: Callable[[Tensor], Tensor]) -> None:
+        for (chain, piece), own in zip(members, values, strict=True):
+            blends[chain].add(piece, own[: piece.residues, : piece.residues], of)
         bar.update(len(members))
 
     with tqdm(total=len(tasks), unit="pass", leave=False, disable=hidden, dynamic_ncols=True) as bar:
         for batch in batch_by_cost([piece.residues + 2 for _, piece in tasks], options.bound, options.token_cost):
             members = [tasks[k] for k in batch]
             shown = [(chains[chain], piece) for chain, piece in members]
-            probabilities = torch.sigmoid(_run(logits_fn, shown, device, tell_shown))
-            if goes_on(probabilities.device) and stays.type == "cpu":
-                coming.append((members, Fetched(probabilities)))
+            logits = _run(logits_fn, shown, device, tell_shown)
+            if goes_on(logits.device) and stays.type == "cpu":
+                coming.append((members, Fetched(torch.sigmoid(logits))))
                 if len(coming) > 1:
                     before, fetched = coming.popleft()
-                    take(before, fetched.wait())
+                    take(before, fetched.wait(), torch.clone)
             else:
-                take(members, probabilities)
+                take(members, logits, torch.sigmoid)
         for before, fetched in coming:
-            take(before, fetched.wait())
+            take(before, fetched.wait(), torch.clone)
     _check_finite(blends)
     for blend, plan in zip(blends, plans, strict=True):
         yield FullMap(blend.probability, how_made(blend.length, plan, options, _BLEND))
@@ -206,13 +206,13 @@ class _Blend:
         self._left = len(plan)
         self.probability = torch.zeros(length, length, device=device) if len(plan) > 1 else torch.empty(0)
 
-    def add(self, piece: Pass, values: Tensor) -> None:
-        """Take the probabilities of a pass over n residues, (n, n), which are changed."""
+    def add(self, piece: Pass, values: Tensor, of: Callable[[Tensor], Tensor] = torch.clone) -> None:
+        """Take what a pass over n residues gave, (n, n), which ``of`` makes probabilities, of the part that counts."""
         if len(self._plan) == 1:
-            self.probability = values.to(self._device, copy=True).contiguous()
+            self.probability = of(values).to(self._device).contiguous()
             return
         rows, columns = piece.block
-        block = values[: rows[1] - rows[0], columns[0] - columns[1] :]
+        block = of(values[: rows[1] - rows[0], columns[0] - columns[1] :])
         block *= context_weights(rows, piece, self.length, block.device)[:, None]
         block *= context_weights(columns, piece, self.length, block.device)
         self.probability[slice(*rows), slice(*columns)] += block.to(self._device)

@@ -102,8 +102,9 @@ def _add_tools(plot: Any, image: Any) -> None:
     told = tools.CustomJSHover(code="return self.contactlm.tell(format, special_vars.x, special_vars.y)")
     hover = tools.HoverTool(renderers=[image], tooltips=HOVER, formatters={"@hover": told}, point_policy="follow_mouse")
     zoom, cross = tools.WheelZoomTool(), tools.CrosshairTool(line_alpha=0.35)
-    others = tools.BoxZoomTool(match_aspect=True), tools.ResetTool(), tools.SaveTool()
-    plot.add_tools(tools.PanTool(), zoom, *others, hover, cross)
+    plot.add_tools(
+        tools.PanTool(), zoom, tools.BoxZoomTool(match_aspect=True), tools.ResetTool(), tools.SaveTool(), hover, cross
+    )
     plot.toolbar.active_scroll = zoom
     plot.toolbar.logo = None
 

@@ -77,7 +77,7 @@ def scored(module, cb, device):
     B, L, _ = cb.shape
     blend = _Blend(L, plan_passes(L, WindowOptions(window=24)), torch.device(device))
     for piece in plan_passes(L, WindowOptions(window=24)):
-        blend.add(piece, torch.empty(piece.residues, piece.residues, device=device))
+        blend.add(piece, torch.empty(piece.residues, piece.residues, device=device), torch.sigmoid)
     whole, copied = (torch.empty(L, L, device=device) for _ in range(2))
     maps = [FullMap(probability, {}) for probability in (blend.probability, whole)]
     outputs = module._with_labels({"ids": ["a", "b"], "indices": Numbers(range(B)), "cb": cb}, maps)
