@@ -82,9 +82,6 @@ class FileNames:
     """Distinct file names for distinct names, also where a file system does not tell ``a`` from ``A``.
 
     Where two meet (``a/b`` and ``a_b``, ``1abc_A`` and ``1abc_a``) the later one ends in a checksum.
-
-    Args:
-        known: File names that were given before, by name: they stay, and no other name gets them.
     """
 
     def __init__(self, known: Mapping[str, str] | None = None) -> None:

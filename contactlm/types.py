@@ -19,12 +19,7 @@ class ContactLMError(Exception):
 
 
 class StructureError(ContactLMError, ValueError):
-    """A structure file that cannot be read as protein chains.
-
-    Args:
-        path: The file.
-        reason: What is wrong with it, in one sentence.
-    """
+    """A structure file that cannot be read as protein chains."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")

@@ -51,11 +51,6 @@ def estimate_mean(values: Sequence[float], groups: Sequence[Hashable] = (), seed
     Proteins are drawn with replacement, 10,000 times; the interval runs from the 2.5th to the 97.5th percentile of the
     means. Proteins of one group, such as domains of one chain, are drawn together, and the standard error counts them
     as one.
-
-    Args:
-        values: One a protein; NaN (undefined) ones are left out.
-        groups: What each protein belongs to; empty: they are independent.
-        seed: Of the draws.
     """
     kept = [(value, group) for value, group in zip(values, groups or range(len(values)), strict=True) if value == value]
     if not kept:

@@ -52,9 +52,6 @@ def resolve_config(name: str) -> str:
 
     Args:
         name: Such as ``my/own.yaml``, ``lightning_configs/crop200.yaml`` or ``quickstart``.
-
-    Raises:
-        ContactLMError: There is neither.
     """
     if Path(name).is_file():
         return name
@@ -72,13 +69,6 @@ def layers(config: str, above: Sequence[str] = ()) -> list[str]:
     """The configs that one config is: those it is laid over, the lowest first, and itself.
 
     A file says what it is laid over by its first key, ``config``: a file, as seen from its own folder.
-
-    Args:
-        config: Path of a YAML file.
-        above: Configs that are laid over it, the nearest last.
-
-    Raises:
-        ContactLMError: A file is not there, is no text, or is laid over itself.
     """
     _require_text(config)
     loaded = _loaded(config)
@@ -123,10 +113,6 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
     The values of ``--config`` and ``-c`` become the paths of files, each after those it is laid over; what follows
     ``--data.predict_paths``, however often and in whichever form it is given, becomes one list; a bare
     ``--overwrite`` becomes true.
-
-    Raises:
-        ContactLMError: A config that cannot be found, or one it is laid over; no path after ``--data.predict_paths``;
-            or the size of batches given in two ways.
     """
     _check_sizes(arguments)
     return _resolve_flags(_resolve_configs(_gather_paths(arguments)))
@@ -220,10 +206,6 @@ def chosen_class(arguments: Sequence[str]) -> type[MapModule]:
     Args:
         arguments: Of :func:`plain_arguments`. The last ``model_class`` of configs and flags decides; where none says,
             the checkpoint does.
-
-    Raises:
-        ModelError: A class that cannot be used, a checkpoint that cannot be read, or one with another head than the
-            class has.
     """
     given: dict[str, Any] = {}
     for option, value in option_pairs(arguments):
@@ -243,11 +225,7 @@ def chosen_class(arguments: Sequence[str]) -> type[MapModule]:
 
 
 def plain_arguments(arguments: Sequence[str]) -> list[str]:
-    """Write LightningCLI's form of naming a class, in flags and in configs, as ``model_class`` and plain options.
-
-    Args:
-        arguments: With configs resolved to paths. One that names a class in that form is replaced by its content.
-    """
+    """Write LightningCLI's form of naming a class, in flags and in configs, as ``model_class`` and plain options."""
     plain: list[str] = []
     skip = False
     for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):

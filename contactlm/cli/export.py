@@ -17,9 +17,6 @@ def export_command(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status, 0. Arguments that cannot be parsed end the process with 2.
-
-    Raises:
-        ContactLMError: A checkpoint that cannot be exported as asked, or a directory that cannot be written.
     """
     parser = argparse.ArgumentParser("contactlm export", description="Write a trained model for others to load.")
     parser.add_argument("--ckpt_path", required=True, help="Checkpoint of a run.")

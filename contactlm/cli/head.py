@@ -26,9 +26,6 @@ def head_command(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status, 0. Arguments that cannot be parsed end the process with 2.
-
-    Raises:
-        ContactLMError: A backbone or chains that cannot be had, nothing to fit to, or a file that cannot be written.
     """
     parser = ArgumentParser(
         "contactlm head fit",

@@ -20,9 +20,6 @@ def index_command(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 0, or 3 when files had to be left out (they are named). Arguments that cannot be parsed end
         the process with 2.
-
-    Raises:
-        DataError: The database cannot be made.
     """
     parser = argparse.ArgumentParser("contactlm index", description="Databases of known structures.")
     commands = parser.add_subparsers(required=True, metavar="build")

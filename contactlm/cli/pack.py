@@ -27,9 +27,6 @@ def pack_command(arguments: Sequence[str]) -> int:
     Returns:
         The exit status, 0; files that could not be read are counted, named and recorded. Arguments that cannot be
         parsed end the process with 2.
-
-    Raises:
-        ContactLMError: There is nothing to pack, or the folder cannot be used.
     """
     given = _parser().parse_args(arguments)
     if given.workers is not None and given.workers < 0:

@@ -47,12 +47,7 @@ _SPECIAL = 2  # <cls> and <eos>
 
 
 def plan_command(arguments: Sequence[str]) -> int:
-    """Run ``contactlm plan``: the options of ``fit``, with ``--memory`` beside them.
-
-    Raises:
-        ContactLMError: Options that ``fit`` would refuse, a size of memory that is none, or a model whose sizes cannot
-            be learnt.
-    """
+    """Run ``contactlm plan``: the options of ``fit``, with ``--memory`` beside them."""
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(f"usage: contactlm plan [options]\n\n{description('plan')}\n\n{MORE}\n")
         raise SystemExit(0)  # as parsers do
@@ -68,9 +63,6 @@ def plan_command(arguments: Sequence[str]) -> int:
 def bytes_of(size: str) -> int:
     """Read a size of memory.
 
-    Raises:
-        ContactLMError: It is none.
-
     Examples:
         >>> bytes_of("12GB"), bytes_of("800M")
         (12000000000, 800000000)
@@ -83,14 +75,7 @@ def bytes_of(size: str) -> int:
 
 @dataclass(frozen=True)
 class Seen:
-    """What some training batches were like.
-
-    Attributes:
-        batches: How many were looked at.
-        tokens: In all of them.
-        largest: The one with most tokens × longest sequence.
-        per_epoch: Batches of an epoch.
-    """
+    """What some training batches were like."""
 
     batches: int
     tokens: int

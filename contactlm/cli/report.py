@@ -64,10 +64,6 @@ def write_report(
 
     Returns:
         The statements of ``report.md``, line by line.
-
-    Raises:
-        ContactLMError: A path without runs, nothing to report, no run of the reference, or a folder that cannot be
-            written.
     """
     found, folder = find_runs(runs), Path(out).expanduser()
     check_reference(found.runs, reference)

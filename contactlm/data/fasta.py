@@ -46,13 +46,7 @@ class FastaRecord:
 
 @dataclass(frozen=True)
 class FastaProblem:
-    """A record that cannot be used.
-
-    Attributes:
-        id: The first word of its header; distinct within the file.
-        number: Its number in the file, from 1.
-        reason: What is wrong with it, in one sentence.
-    """
+    """A record that cannot be used."""
 
     id: str
     number: int

@@ -85,14 +85,7 @@ def training_loader(
 
 
 class ShareSampler(DistributedSampler):
-    """Deals whole chains to processes, a list a batch: each chain exactly once, none twice to even out the shares.
-
-    Args:
-        store: The chains, sorted by length.
-        size: Chains a batch, or what it may cost; a chain that costs more is a batch alone.
-        rank: This process.
-        world_size: All processes.
-    """
+    """Deals whole chains to processes, a list a batch: each chain exactly once, none twice to even out the shares."""
 
     def __init__(self, store: ChainStore, size: int | CostBound, rank: int = 0, world_size: int = 1) -> None:
         own = np.arange(rank, len(store), world_size)

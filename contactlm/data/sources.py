@@ -157,14 +157,7 @@ def need_predict_paths(paths: Sequence[str] | None) -> Sequence[str]:
 
 @dataclass
 class PredictInputs:
-    """Chains to predict, with distinct ids.
-
-    Attributes:
-        store: The chains; coordinates are NaN where they came from a FASTA file.
-        problems: What could not be read, by file or record, with the reason.
-        notes: What was changed or left out, in sentences.
-        files: The structure file of each chain that came from one, by id.
-    """
+    """Chains to predict, with distinct ids."""
 
     store: ChainStore
     problems: dict[str, str] = field(default_factory=dict)

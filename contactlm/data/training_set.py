@@ -82,12 +82,7 @@ def other_chains(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) ->
 
 @dataclass(frozen=True)
 class KeptTraining:
-    """The training chains of a run.
-
-    Attributes:
-        sequences: Of all chains, those of complexes one by one.
-        about: What :func:`describe_chains` says of the entries.
-    """
+    """The training chains of a run."""
 
     sequences: list[str]
     about: dict[str, Any]

@@ -55,11 +55,7 @@ def check_letters(sequences: Sequence[str]) -> None:
 
 
 class Aligner:
-    """Aligns queries with a fixed set of sequences. Threads may share one.
-
-    Args:
-        sequences: n sequences of ESM letters.
-    """
+    """Aligns queries with a fixed set of sequences. Threads may share one."""
 
     def __init__(self, sequences: Sequence[str]) -> None:
         self._sequences = [sequence.translate(_PARENTS) for sequence in sequences]
@@ -142,9 +138,6 @@ class WordIndex:
     of them below 40 % identity. Of simulated pairs of 30-35 % identity with insertions and deletions, 40-600
     residues long, 97.9 % pass (1,500 pairs; those lost are mostly shorter than 200 residues). The pairs that pass
     are 24 % of the work of aligning all. Remote relatives, below 30 % identity, are lost more often.
-
-    Args:
-        sequences: n sequences.
     """
 
     def __init__(self, sequences: Sequence[str]) -> None:

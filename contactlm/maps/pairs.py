@@ -59,9 +59,6 @@ class MapValues:
         """The map's scores against its labels, at its threshold; see :func:`contactlm.metrics.scores.score_protein`.
 
         Pairs between chains of a complex count as long-range ones.
-
-        Raises:
-            ValueError: The map has no labels.
         """
         if self.labels is None:
             raise ValueError(f"{self.id}: no labels to score the map against")

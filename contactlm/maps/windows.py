@@ -171,11 +171,7 @@ def batch_by_cost(tokens: Sequence[int], max_cost: int, token_cost: int = 0) -> 
 def checked_chains(
     chains: Iterable[Tensor], positions: Iterable[Tensor | None] | None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Residue tokens (L,) of each chain, and its positions, int64 (L,) on the CPU, or None.
-
-    Raises:
-        DataError: A chain is empty or not residue tokens, or its positions do not fit.
-    """
+    """Residue tokens (L,) of each chain, and its positions, int64 (L,) on the CPU, or None."""
     pairs = zip(chains, repeat(None)) if positions is None else zip(chains, positions, strict=True)
     for index, (tokens, own) in enumerate(pairs):
         if problem := _problem(tokens, own):

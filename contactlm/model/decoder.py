@@ -122,9 +122,6 @@ class ContactDecoder(nn.Module):
     """The decoder's share of the contact logits: 0 at first, so that training starts from the plain contact head.
 
     ``seed`` decides the first weights; the global generators are left alone.
-
-    Raises:
-        ModelError: No layer, or a ``width`` W that is no multiple of 16.
     """
 
     inverse_frequencies: Tensor

@@ -23,12 +23,6 @@ class ResidueEncoder(nn.Module):
 
     The contact head and a pooler are not run, and their parameters are set to ``requires_grad=False``. Put LoRA
     adapters in (:func:`~contactlm.model.lora.add_lora`) before building this.
-
-    Args:
-        esm: The backbone. Used as it is and not copied; its training mode is kept.
-
-    Raises:
-        ModelError: A backbone with dropout on its attention maps.
     """
 
     def __init__(self, esm: Any) -> None:
@@ -76,16 +70,7 @@ def _fused_attention(
 
 
 class MaskedLanguageModel(nn.Module):
-    """A language model with the head it was trained with, frozen, for some letters of its vocabulary.
-
-    Args:
-        esm: The backbone. Used as it is and not copied.
-        head: That head.
-        letters: Tokens whose logits are given, in this order; the family's own numbers.
-
-    Raises:
-        ModelError: A backbone with dropout on its attention maps.
-    """
+    """A language model with the head it was trained with, frozen, for some letters of its vocabulary."""
 
     def __init__(self, esm: Any, head: LanguageModelHead, letters: Sequence[int]) -> None:
         super().__init__()

@@ -27,13 +27,7 @@ def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
 
 
 class CosineWithWarmup(SequentialLR):
-    """A linear warm-up, then half a cosine down to 0: torch's two schedulers one after the other.
-
-    Args:
-        optimizer: What it schedules.
-        warmup_steps: Optimizer steps in which the rate rises from a thousandth to its full value.
-        total_steps: Optimizer steps until the rate is 0.
-    """
+    """A linear warm-up, then half a cosine down to 0: torch's two schedulers one after the other."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int) -> None:
         if not 0 < warmup_steps < total_steps:

@@ -39,9 +39,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     A local checkpoint is written to a temporary file in its own folder, tensor by tensor, forced to disk, and renamed.
     A write that fails (no space left, a quota) leaves the file that was there; it is logged and counted, and the run
     goes on. Other locations (``s3://…``) are left to Lightning.
-
-    Attributes:
-        failures: Writes that failed.
     """
 
     def __init__(self) -> None:

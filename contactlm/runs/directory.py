@@ -108,9 +108,6 @@ class RunConfig(SaveConfigCallback):
 
     A run of another logger than Lightning's two local ones has a name that no other run has, unless it goes on with
     that very run: there the file is replaced. Without a logger nothing is written, since all runs would share a folder.
-
-    Raises:
-        ContactLMError: The file is there already, from another run.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:

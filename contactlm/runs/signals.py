@@ -24,9 +24,6 @@ class StopSignals:
     A handler runs in the middle of whatever the process is doing: saving there would save half a step. So the first
     signal is noted only; a second Ctrl-C interrupts at once.
 
-    Args:
-        quiet: Say nothing when Ctrl-C is taken.
-
     Attributes:
         received: The signal that came first; None: none did.
     """

@@ -27,10 +27,6 @@ class BackboneLines:
 
     Iterating gives lines of a valid, much shorter mmCIF file. Rows that are not written in the usual way (one line,
     no blanks within quotes) are all passed on.
-
-    Args:
-        lines: Lines of the file, each with its line end.
-        all_models: Whether the atoms of all models are wanted.
     """
 
     def __init__(self, lines: Iterable[str], all_models: bool = False) -> None:
@@ -142,12 +138,7 @@ class CifTable:
 
 
 class BackboneDict(MMCIF2Dict):
-    """Biopython's mmCIF dictionary, made from :class:`~contactlm.structure.mmcif.BackboneLines` only.
-
-    Args:
-        lines: The lines of the file, such as an open text file.
-        all_models: Whether the atoms of all models are wanted.
-    """
+    """Biopython's mmCIF dictionary, made from :class:`~contactlm.structure.mmcif.BackboneLines` only."""
 
     def __init__(self, lines: Iterable[str], all_models: bool = False) -> None:
         super().__init__(iter(BackboneLines(lines, all_models)))

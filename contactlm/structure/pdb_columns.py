@@ -59,9 +59,6 @@ class ChainParts:
     A chain of the same letter begins where the segment id changes, after a TER record, or where the residue numbers
     begin again elsewhere, provided that the chain before cannot go on there: no peptide bond links the two, and
     their segment ids or numbers differ, or they are farther apart than the numbers allow.
-
-    Args:
-        lines: The records of the file.
     """
 
     def __init__(self, lines: list[str]) -> None:

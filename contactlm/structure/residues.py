@@ -160,12 +160,7 @@ class RawChain:
 
 @dataclass(slots=True, eq=False)
 class RawStructure:
-    """The first model of a file.
-
-    Attributes:
-        chains: By author chain id, in file order.
-        parents: Parent name of every modified residue name that the file declares.
-    """
+    """The first model of a file."""
 
     chains: dict[str, RawChain] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)

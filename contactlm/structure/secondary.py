@@ -156,13 +156,7 @@ _N, _CA, _C = range(3)
 
 
 class Segment(NamedTuple):
-    """A helix or strand.
-
-    Attributes:
-        kind: :data:`HELIX` (1) or :data:`STRAND` (2).
-        start: Its first residue, counted from 0.
-        stop: The residue after its last one.
-    """
+    """A helix or strand."""
 
     kind: int
     start: int

@@ -41,12 +41,7 @@ class Part:
 
 
 class SetFolder:
-    """The folder of a packed set. Files behind a URL are fetched when first needed and kept under their checksum.
-
-    Args:
-        location: Path, or URL in a scheme that fsspec knows.
-        cache_dir: The cache folder.
-    """
+    """The folder of a packed set. Files behind a URL are fetched when first needed and kept under their checksum."""
 
     def __init__(self, location: str, cache_dir: Path) -> None:
         if location.startswith("file://"):

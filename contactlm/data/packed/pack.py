@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -146,7 +146,10 @@ class PackedWriter:
         index = {name: np.concatenate([each[name] for each in self._indices]) for name in COLUMNS}
         chains, residues = len(index["ids"]), int(index["lengths"].sum())
         if not chains:
-            shutil.rmtree(self.out)
+            for path in self.out.glob(SHARD.format(0).replace("000000", "*")):
+                path.unlink()
+            with suppress(OSError):  # it holds what is not ours
+                self.out.rmdir()
             first = "".join(f"; the first: {name}: {reason}" for name, reason in list(self._problems.items())[:1])
             raise DataError(f"nothing to pack: {len(self._problems)} of {self._files} files cannot be read{first}")
         if rule is not None:

@@ -34,13 +34,7 @@ PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 @dataclass
 class DownloadReport:
-    """What came of a list of ids.
-
-    Attributes:
-        paths: The files, in the order of the ids, each entry once.
-        problems: Reason for every entry that has no file, by entry.
-        fetched: How many files came from the server now; the others were there.
-    """
+    """What came of a list of ids."""
 
     paths: list[Path] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
