@@ -25,7 +25,7 @@ from contactlm.callbacks.record import module_facts
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.pages.frame import escape, write_frame
-from contactlm.types import ContactLMError, StructureError, residue_positions
+from contactlm.types import ContactLMError, DataError, StructureError, residue_positions
 
 log = logging.getLogger(__name__)
 
@@ -249,6 +249,7 @@ class MapFiles:
         self.names = FileNames()
         self.origins: Mapping[str, Path] = {}  # structure files of proteins that came from one, by id
         self.without: dict[str, str] = {}  # why a protein has no structure, by id
+        self.failed: dict[str, dict[str, str]] = {}  # why a protein has no file of a kind, by kind and id
 
     def options(self) -> dict[str, Any]:
         """What decides a kind of file."""
@@ -275,22 +276,23 @@ class MapFiles:
         if NUMBERED & set(self.formats):  # also the .npz keeps the residues then
             self._find_structure(predicted)
         kinds = [kind for kind in kinds if kind not in ON_STRUCTURES or predicted.residues is not None]
-        for kind in kinds:
-            with DRAWING if kind in DRAWN else nullcontext():
-                self._save(predicted, kind)
-        return kinds
+        return [kind for kind in kinds if self._save(predicted, kind)]
 
-    def _save(self, predicted: ContactMap, kind: str) -> None:
+    def _save(self, predicted: ContactMap, kind: str) -> bool:
+        """Write one file; False where this kind cannot hold the map, which does not end the run."""
         path = self.path(predicted.id, kind)
-        if kind == "npz":
-            write_npz(predicted, path, self.dtype)
-        elif kind == "rr":
-            write_rr(predicted, path, pairs_per_residue=self.pairs_per_residue)
-        else:
-            try:
-                predicted.save(path)
-            except StructureError as error:  # it fits no PDB file, say
-                self.without[predicted.id] = str(error)
+        try:
+            with DRAWING if kind in DRAWN else nullcontext():
+                if kind == "npz":
+                    write_npz(predicted, path, self.dtype)
+                elif kind == "rr":
+                    write_rr(predicted, path, pairs_per_residue=self.pairs_per_residue)
+                else:
+                    predicted.save(path)
+        except (DataError, StructureError) as error:  # it fits no PDB file, say
+            self.failed.setdefault(kind, {})[predicted.id] = str(error)
+            return False
+        return True
 
     def _find_structure(self, predicted: ContactMap) -> None:
         file = self.origins.get(predicted.id, self.structure)
@@ -304,12 +306,13 @@ class MapFiles:
             self.without[predicted.id] = str(error)
 
     def tell(self) -> None:
-        """Name the proteins that could not be shown on a structure."""
+        """Name the proteins that could not be shown on a structure, or written in a format."""
         kinds = {"no": ON_STRUCTURES, "no residue numbers in": NUMBERED - ON_STRUCTURES}
         asked = {missing: [kind for kind in self.formats if kind in group] for missing, group in kinds.items()}
         what = ", and ".join(f"{missing} {', '.join(formats)}" for missing, formats in asked.items() if formats)
-        for reason, number, names in by_reason(dict(sorted(self.without.items()))):
-            log.warning("%s, of %d proteins (%s): %s", what, number, names, reason)
+        for missing, reasons in [(what, self.without), *((f"no {kind}", own) for kind, own in self.failed.items())]:
+            for reason, number, names in by_reason(dict(sorted(reasons.items()))):
+                log.warning("%s, of %d proteins (%s): %s", missing, number, names, reason)
 
 
 def write_index(files: MapFiles, lines: Mapping[str, Mapping[str, str]], thumbnails: Mapping[str, str]) -> None:

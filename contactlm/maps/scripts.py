@@ -130,10 +130,13 @@ def _chimerax_lines(contact_map: MapValues) -> Iterator[str]:
 
 
 def _chimerax_atom(contact_map: MapValues, residues: FileResidues, at: int) -> str:
-    chain = residues.chains[at]
-    if chain and not chain.isalnum():
+    chain, number = residues.chains[at], residues.numbers[at]
+    if not chain or chain.isalnum():
+        return f"#1{'/' if chain else ''}{chain}:{number}@CA"
+    # after a slash, A-2 is a range of chains and _ no name
+    if not chain.isprintable() or '"' in chain:
         raise DataError(f"{contact_map.id}: chain {chain!r} of {residues.file} has no name in ChimeraX's commands")
-    return f"#1{'/' if chain else ''}{chain}:{residues.numbers[at]}@CA"
+    return f'#1:{number}::chain_id=="{chain}"@CA'
 
 
 def contact_numbers(contact_map: MapValues) -> NDArray[np.float32]:

@@ -119,7 +119,7 @@ class TrainedWeights(L.LightningModule):
             "class": public_name(f"{type(self).__module__}.{type(self).__qualname__}"),
             "head": self.head,
             "backbone": pretrained,
-            "backbone_folder": str(Path(pretrained).resolve()) if is_folder else None,
+            "backbone_folder": str(Path(str(pretrained)).resolve()) if is_folder else None,
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
             UNFROZEN: sorted(names - (self._made_trainable or names)),

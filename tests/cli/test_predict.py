@@ -391,6 +391,23 @@ def test_a_missing_format_is_written_from_the_npz(folder: Path, tiny_esm: Path, 
     assert "0 maps written to results, 1 were there already" in run([*command, "--formats=[npz,html]"], capsys)
 
 
+def test_a_format_that_one_protein_cannot_have_costs_no_other_file(folder: Path, tiny_esm: Path, capsys) -> None:
+    """ChimeraX's commands cannot name the first file: it has both kinds of quotes."""
+    (folder / "a.fasta").unlink()
+    for n, name in enumerate(('it\'s "x".pdb', "p.pdb", "q.pdb")):
+        write_pdb(folder / name, {"A": random_sequence(n, 35)})
+    command = ["predict", "--model.pretrained", str(tiny_esm), "--trainer.accelerator=cpu", "--out=results"]
+    command += ["--data.predict_paths", str(folder), "--data.read_workers=0", "--formats=[npz,cxc,rr]"]
+    for counted in ("3 maps written", "0 maps written to results, 3 were there already"):
+        assert main(command) == 0
+        captured = capsys.readouterr()
+        assert counted in captured.out and 'no cxc, of 1 proteins (it\'s "x"_A): ' in captured.err
+        files = [path.suffix for path in (folder / "results").iterdir()]
+        assert [files.count(kind) for kind in (".npz", ".rr", ".cxc", ".html")] == [3, 3, 2, 1]
+        formats = {row["id"]: row["formats"] for row in summary(folder / "results")}
+        assert formats == {'it\'s "x"_A': "npz rr", "p_A": "npz cxc rr", "q_A": "npz cxc rr"}
+
+
 def test_files_of_an_older_model_are_not_taken_for_the_new_ones(folder: Path, tiny_esm: Path, capsys) -> None:
     run(predict(tiny_esm, "--formats=[npz,csv]"), capsys)
     old = (folder / "results" / "a.csv").read_text()

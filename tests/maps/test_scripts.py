@@ -50,7 +50,8 @@ def of_pymol(path: Path) -> tuple[str, Drawn]:
 
 def of_chimerax(path: Path) -> tuple[str, Drawn]:
     text = path.read_text()
-    ends = r"#1(?:/(\w+))?:(-?\d+[A-Z]?)@CA"
+    text = re.sub(r'#1:(\S+?)::chain_id=="([^"]+)"@CA', r"#1/\2:\1@CA", text)
+    ends = r"#1(?:/([^:]+))?:(-?\d+[A-Z]?)@CA"
     found = re.findall(rf"^pbond {ends} {ends} color (#\w+) radius [\d.]+ dashes \d+ name (\w+)$", text, re.MULTILINE)
     assert all(COLORS[kind].lower() == color for *_, color, kind in found)
     assert len(found) == text.count("\npbond")
@@ -89,6 +90,23 @@ def test_chains_of_a_complex_keep_their_names(tmp_path: Path) -> None:
         _, drawn = read(predicted.save(tmp_path / f"a{suffix}"))
         assert sorted(drawn) == expected(predicted)
         assert {chain for _, *ends in drawn for chain, _ in ends} == {"B", "z"}
+
+
+# ChimeraX's grammar of one atom (_atomspec.peg): a range or odd letters after a slash mean something else.
+SPECIFIER = re.compile(r'#1(/[a-zA-Z0-9]+)?:-?[a-zA-Z0-9_]+(::chain_id=="[^"]+")?@CA')
+
+
+@pytest.mark.parametrize("names", [("A-2", "A"), (".", "_"), ("B 2", "b2"), ("*", "A,B")])
+def test_chimerax_is_given_any_chain_name(tmp_path: Path, names: tuple[str, str]) -> None:
+    path = write_pdb(tmp_path / "two.pdb", {"B": random_sequence(0, 40), "z": random_sequence(1, 30)})
+    predicted, renamed = map_of(path, joined=True), dict(zip("Bz", names, strict=True))
+    residues = replace(predicted.residues, chains=[renamed[chain] for chain in predicted.residues.chains])
+    predicted = replace(predicted, residues=residues)
+    script = predicted.save(tmp_path / "a.cxc")
+    _, drawn = of_chimerax(script)
+    assert sorted(drawn) == expected(predicted) and {chain for _, *ends in drawn for chain, _ in ends} == set(names)
+    pairs = re.findall(r"^pbond (#1.*@CA) (#1.*@CA) color", script.read_text(), re.MULTILINE)
+    assert pairs and all(SPECIFIER.fullmatch(end) for pair in pairs for end in pair)
 
 
 def test_a_relative_tells_of_contacts_and_never_of_mistakes(tmp_path: Path) -> None:
@@ -151,8 +169,8 @@ def test_what_cannot_be_written_is_said(tmp_path: Path, predicted: ContactMap) -
     gone = replace(predicted, residues=replace(predicted.residues, file=str(tmp_path / "gone.pdb")))
     with pytest.raises(StructureError, match="cannot be opened"):
         gone.save(tmp_path / "x.pdb")
-    odd = replace(predicted, residues=replace(predicted.residues, file="/x.pdb", chains=["A-B"] * 60))
-    with pytest.raises(DataError, match="chain 'A-B'"):
+    odd = replace(predicted, residues=replace(predicted.residues, file="/x.pdb", chains=['A"'] * 60))
+    with pytest.raises(DataError, match="chain 'A\"'"):
         odd.save(tmp_path / "x.cxc")
     assert not list(tmp_path.glob("x.*"))
 
