@@ -128,6 +128,11 @@ def _fault(written: str, max_residues: int) -> str | None:
     """Why a record cannot be used, or None."""
     if len(written) > max_residues:
         return f"the sequence has {len(written)} characters, more than the {max_residues} allowed"
+    if ":" in written:
+        return (
+            "it holds several chains, separated by ':'; complexes are not predicted from sequences yet: give each "
+            "chain a record of its own, or a structure file with --data.assembly complex"
+        )
     written = written.removesuffix("*")
     if strange := set(written) - _ALLOWED:
         position = min(written.index(letter) for letter in strange)

@@ -82,6 +82,7 @@ def test_what_is_changed_in_a_sequence_is_noted(tmp_path: Path, written: str, se
         ("MKVJLA", "position 4 is 'J'"),
         ("MK\nVj", "position 4 is 'J'"),
         ("MK--V7", "position 6 is '7'"),
+        ("MKV:LA7", "it holds several chains, separated by ':'"),
         ("MK*VL", r"position 3 is '\*'"),
         ("MKV**", r"position 4 is '\*'"),
         ("MKVé", "position 4 is 'é'"),
