@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contactlm.benchmark.lists import load_set, published_figures, shipped_sets
-from contactlm.cli.commands import SOME_SKIPPED, description
+from contactlm.cli.commands import SOME_SKIPPED, CommandParser, description
 from contactlm.data.cache import default_cache_dir
 from contactlm.data.rcsb.download import RCSB
 from contactlm.metrics.contracts import CONTRACTS
@@ -98,7 +98,7 @@ def _folder(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "contactlm benchmark",
         description=description("benchmark"),
         epilog=MORE,

@@ -5,11 +5,14 @@ Nothing heavy is imported here: ``contactlm --help`` answers at once.
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import NoReturn
 
 from contactlm.shipped import __version__
 
@@ -188,3 +191,27 @@ def answer(arguments: Sequence[str]) -> int | None:
     meant = f"; did you mean {near[0]}?" if near else ""
     sys.stderr.write(f"contactlm: error: there is no command {first!r}{meant} (commands: {', '.join(COMMANDS)})\n")
     return BAD_ARGUMENTS
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Answers arguments that it cannot understand with one line: what is wrong, the nearest option, where help is."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Write the line, and end the process.
+
+        Args:
+            message: What is wrong.
+            ex: Of jsonargparse, where the parser of a subcommand finds it.
+        """
+        parser = getattr(ex, "subcommand_parser", None) or self
+        name, near = parser.prog.replace(" [options]", ""), ""
+        if unknown := re.search(r"unrecognized arguments:.*?(--[\w.-]+)", message):
+            options = sorted(set(re.findall(r"(?<![\w-])--\w[\w.]*", parser.format_help())))
+            near = f"; the nearest option is {max(options, key=lambda option: _likeness(unknown[1], option))}"
+        self.exit(BAD_ARGUMENTS, f"{name}: error: {message}{near}; see {name} --help\n")
+
+
+def _likeness(given: str, option: str) -> float:
+    """How alike two options are, or the last parts of their names."""
+    pairs = ((given, option), (re.split(r"[.-]", given)[-1], re.split(r"[.-]", option)[-1]))
+    return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from contactlm.cli.commands import CommandParser
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, CONTACT_HEAD, check_checkpoint
 from contactlm.modules.contact import ContactModule
 from contactlm.modules.export import export_adapter, export_merged, require_contact_head, require_free
@@ -18,7 +18,7 @@ def export_command(arguments: Sequence[str]) -> int:
     Returns:
         The exit status, 0. Arguments that cannot be parsed end the process with 2.
     """
-    parser = argparse.ArgumentParser("contactlm export", description="Write a trained model for others to load.")
+    parser = CommandParser("contactlm export", description="Write a trained model for others to load.")
     parser.add_argument("--ckpt_path", required=True, help="Checkpoint of a run.")
     parser.add_argument("--out", required=True, help="Directory to write.")
     parser.add_argument(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
+from contactlm.cli.commands import CommandParser
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.data.sources import check_sources
 from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_esm
@@ -21,13 +22,17 @@ from contactlm.types import ModelError
 _TASK = "fit"
 
 
+class HeadParser(CommandParser, ArgumentParser):
+    """jsonargparse's parser."""
+
+
 def head_command(arguments: Sequence[str]) -> int:
     """Run ``contactlm head``.
 
     Returns:
         The exit status, 0. Arguments that cannot be parsed end the process with 2.
     """
-    parser = ArgumentParser(
+    parser = HeadParser(
         "contactlm head fit",
         description="Fit a contact head: L1-regularised logistic regression on attention maps (Rao et al. 2021).",
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
-from contactlm.cli.commands import SOME_SKIPPED
+from contactlm.cli.commands import SOME_SKIPPED, CommandParser
 from contactlm.data.split import name_problems
 from contactlm.retrieval.build import BackboneCache, build_database
 
@@ -21,7 +20,7 @@ def index_command(arguments: Sequence[str]) -> int:
         The exit status: 0, or 3 when files had to be left out (they are named). Arguments that cannot be parsed end
         the process with 2.
     """
-    parser = argparse.ArgumentParser("contactlm index", description="Databases of known structures.")
+    parser = CommandParser("contactlm index", description="Databases of known structures.")
     commands = parser.add_subparsers(required=True, metavar="build")
     build = commands.add_parser(
         "build",

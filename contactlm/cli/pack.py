@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from contactlm.cli.commands import description
+from contactlm.cli.commands import CommandParser, description
 from contactlm.data.cache import default_cache_dir
 from contactlm.data.packed.pack import SHARD_RESIDUES, pack_structures
 from contactlm.data.packed.store import ClusterRule
@@ -50,7 +50,7 @@ def pack_command(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "contactlm pack",
         description=description("pack"),
         epilog=MORE,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contactlm.atomic import atomic_path, write_csv
-from contactlm.cli.commands import description
+from contactlm.cli.commands import CommandParser, description
 from contactlm.report.compare import by_arm, confounds, group_equal
 from contactlm.report.figure import FIGURES, draw_score, save_figure
 from contactlm.report.page import PAGE, write_overview, write_page
@@ -36,7 +36,7 @@ FILES = (*(f"{name}.png" for name in FIGURES), "table.csv", "table.md", "curves.
 
 def report_command(arguments: Sequence[str]) -> int:
     """Run ``contactlm report``; arguments that cannot be parsed end the process with 2."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "contactlm report",
         description=description("report"),
         epilog=MORE,

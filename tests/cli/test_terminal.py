@@ -203,6 +203,34 @@ def test_help_of_every_command_is_readable(
     assert shown.rstrip().endswith(commands.STATUSES.splitlines()[-1].strip())
 
 
+@pytest.mark.parametrize(
+    ("command", "wrong", "nearest"),
+    [
+        ("head fit", "--wrong", "--out"),
+        ("head fit", "--data.crop_lenght", "--data.crop_length"),
+        ("fit", "--crop_length", "--data.crop_length"),
+        ("pack", "--cluster_progam", "--cluster_program"),
+        ("index build", "--struktures", "--structures"),
+        ("report", "--outt", "--out"),
+    ],
+)
+def test_an_unknown_option_is_one_line_with_the_nearest(
+    command: str, wrong: str, nearest: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["contactlm"])
+    needed = {
+        "head fit": ["--model.pretrained=x", "--out=x"],
+        "pack": ["--structures", "x", "--out=x"],
+        "index build": ["--structures", "x", "--out=x"],
+        "report": ["x"],
+    }
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), *needed.get(command, []), wrong, "1"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and f"error: unrecognized arguments: {wrong}" in line
+    assert line.endswith(f"; the nearest option is {nearest}; see contactlm {command} --help")
+
+
 def test_examples_of_the_help_can_be_parsed() -> None:
     for command in ("fit", "validate", "test", "predict"):
         for example, _ in commands.COMMANDS[command].examples:
