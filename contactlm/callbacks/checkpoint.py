@@ -13,12 +13,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from contactlm.atomic import remove_temporaries
-from contactlm.callbacks.steps import StepSums, validation_follows
+from contactlm.callbacks.steps import StepSums, find_callback, validation_follows
 from contactlm.data.store import ChainStore
 from contactlm.data.training_set import NAME as KEPT_TRAINING
 from contactlm.data.training_set import keep_training
@@ -101,6 +101,9 @@ class SafeCheckpoint(ModelCheckpoint):
         """Take the signals over (Lightning has set its own handlers by now, and restores what was before them)."""
         super().on_train_start(trainer, pl_module)
         _begin_next_epoch(trainer)
+        schedule = find_callback(trainer, GradientAccumulationScheduler)
+        if schedule is not None:  # Lightning asks it when an epoch begins, not when one goes on
+            trainer.accumulate_grad_batches = schedule.get_accumulate_grad_batches(trainer.current_epoch)
         if trainer.is_global_zero:
             self._remove_leftovers(trainer)
             self._keep_training(trainer)
@@ -126,7 +129,7 @@ class SafeCheckpoint(ModelCheckpoint):
         self._validation_is_due = validation_follows(trainer)
         super().on_train_batch_end(trainer, *batch)
         # at the end of training the last validation comes first
-        self._save_if_due(trainer, trainer.should_stop and not self._validation_is_due)
+        self._save_if_due(trainer, _ends(trainer) and not self._validation_is_due)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._leave_if_asked(trainer)
@@ -144,7 +147,7 @@ class SafeCheckpoint(ModelCheckpoint):
         self._validation_is_due = False
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._save_if_due(trainer, trainer.should_stop)
+            self._save_if_due(trainer, _ends(trainer))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -163,7 +166,7 @@ class SafeCheckpoint(ModelCheckpoint):
         self._stopping = next((number for number, count in zip(STOPPING, self._heard, strict=False) if count), 0)
         due = self._heard[-1] or (every is not None and trainer.global_step - max(step, 0) >= every)
         if (self._stopping or due or at_end) and step != trainer.global_step and not self._is_trial(trainer):
-            if trainer.should_stop and self._validation_is_due:
+            if _ends(trainer) and self._validation_is_due:
                 return  # the last validation cannot be put off to a resumed run: that one would not train
             at = {"epoch": torch.tensor(trainer.current_epoch), "step": torch.tensor(trainer.global_step)}
             self._save_last_checkpoint(trainer, {**trainer.callback_metrics, **at})
@@ -280,6 +283,13 @@ def _begin_next_epoch(trainer: L.Trainer) -> None:
     if loop.restarted_mid_epoch and epochs.processed == epochs.started:
         loop.epoch_progress.increment_ready()
         loop.epoch_progress.increment_started()
+
+
+def _ends(trainer: L.Trainer) -> bool:
+    """Whether training ends with this batch: stopped, or by ``max_steps`` or ``max_epochs``."""
+    is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    ends_by_epochs = is_last and 0 < (trainer.max_epochs or 0) <= trainer.current_epoch + 1
+    return trainer.should_stop or ends_by_epochs or 0 < trainer.max_steps <= trainer.global_step
 
 
 def _failures(trainer: L.Trainer) -> int:

@@ -99,7 +99,7 @@ class TensorBoardDashboard(L.Callback):
         meter = find_callback(trainer, FlopsMeter)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector sets it
         before, self._step = self._step, trainer.global_step
-        if meter is not None and self._step != before and self._step % every == 0:
+        if meter is not None and every and self._step != before and self._step % every == 0:
             for writer in _writers(trainer):
                 writer.add_scalar(GFLOPS, meter.total / 1e9, self._step)
 

@@ -8,7 +8,7 @@ init_args: …}``, says the same as ``model_class: …`` with ``model: …``, an
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,17 @@ REMOVED: dict[str, str] = {
     "--trainer.strategy.init_args.save_distributed_checkpoint=true": "a checkpoint is always one file",
 }
 """Flags of earlier versions, by ``--flag`` or ``--flag=value``, with what to do instead."""
+REFUSED: dict[str, str] = {
+    "BatchSizeFinder": "it runs before the budget counts; give --data.batch_size auto on a GPU, or a number",
+    "LearningRateFinder": "it sets one rate for all weights; compare short runs by --model.optimizer.init_args.lr",
+    "ModelPruning": "it masks frozen weights as well; prune what contactlm export --merge writes",
+    "SpikeDetection": "no run with it resumes; give the guard of steps that are not finite (--guard.max_skipped)",
+    "StochasticWeightAveraging": "it counts epochs and replaces the scheduler; give EMAWeightAveraging",
+    "Timer": "no config can hold its default interval; give --trainer.max_time 00:12:00:00",
+    "barebones": "it leaves the budget out; give --trainer.logger false --trainer.enable_checkpointing false",
+    "overfit_batches": "each epoch draws other crops; give few files, --data.crop cut and --data.dev_fraction 0",
+}
+"""Lightning's callbacks and trainer flags that do not run here, with why, and what to give instead."""
 SIZES = ("--data.batch_size", "--data.batch_tokens", "--data.batch_pairs")
 
 
@@ -182,6 +193,24 @@ def check_removed(arguments: Sequence[str]) -> None:
         instead = REMOVED.get(option) or REMOVED.get(f"{option}={value}")
         if instead is not None:
             raise ContactLMError(f"{option} is no longer an option: {instead}")
+
+
+def check_trainer_options(trainer: Mapping[str, Any]) -> None:
+    """Refuse callbacks and flags of a trainer that would not do here what they promise.
+
+    Args:
+        trainer: Its options, as a config has them.
+
+    Raises:
+        ContactLMError: One of :data:`REFUSED` is given.
+    """
+    callbacks = trainer.get("callbacks") or []
+    given = {name: f"trainer.{name}" for name in REFUSED if trainer.get(name)}
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        name = callback.get("class_path", "").rpartition(".")[2]
+        given |= {name: f"trainer.callbacks: {name}"} if name in REFUSED else {}
+    for name, option in given.items():
+        raise ContactLMError(f"{option} does not run here: {REFUSED[name]}")
 
 
 def _check_sizes(arguments: Sequence[str]) -> None:

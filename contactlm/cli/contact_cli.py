@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from contactlm.atomic import file_name
 from contactlm.callbacks.budget import TokenBudget
@@ -31,8 +32,8 @@ from contactlm.callbacks.prediction_files import DEFAULT_FORMATS, FORMATS
 from contactlm.callbacks.progress import BudgetProgressBar, ThroughputMeter
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.writer import PredictionWriter
-from contactlm.cli.arguments import BASE, NOT_PATHS, chosen_class
-from contactlm.cli.commands import ABOUT, SOME_SKIPPED, STATUSES, description
+from contactlm.cli.arguments import BASE, NOT_PATHS, check_trainer_options, chosen_class
+from contactlm.cli.commands import ABOUT, SOME_SKIPPED, STATUSES, CommandParser, description
 from contactlm.cli.console import run_line, score_table
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.data.sources import check_sources
@@ -66,7 +67,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the line breaks of descriptions."""
 
 
-class ContactParser(LightningArgumentParser):
+class ContactParser(CommandParser, LightningArgumentParser):
     """Lightning's parser; a logger whose name is not given takes the run's, in place of its class's default.
 
     A default of our own, since a name that was given may be that of the class (``lightning_logs``), or none.
@@ -193,6 +194,7 @@ class ContactCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Say what can be said before a backbone is looked for; name the loggers, and tell where they have others."""
         check_sources(str(self.subcommand), self._get(self.config, "data"))
+        check_trainer_options(self._get(self.config, "trainer"))
         check_strategy_options(self._get(self.config, "trainer"))
         if self.subcommand == "predict":
             names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue", "structure")
@@ -219,16 +221,16 @@ class ContactCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         claim_directory(trainer)
+        profiler: Any = trainer.profiler  # type: ignore[attr-defined]  # a connector sets it
+        if profiler.filename is None and not isinstance(profiler, PassThroughProfiler):
+            profiler.filename = "profile"  # in the run directory; its report would go to a log that is not shown
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Show progress towards the budget, unless another progress bar or none is wanted."""
         given = config["callbacks"] or []
-        bars = [
-            callback
-            for callback in (given if isinstance(given, list) else [given])
-            if isinstance(callback, ProgressBar)
-        ]
+        given = given if isinstance(given, list) else [given]
+        bars = [callback for callback in given if isinstance(callback, ProgressBar)]
         if config["enable_progress_bar"] in (None, True) and not bars:
             callbacks = [*callbacks, BudgetProgressBar()]
         if config["enable_model_summary"] is None:
@@ -238,6 +240,9 @@ class ContactCLI(LightningCLI):
             if config["check_val_every_n_epoch"] is not None:
                 budget.look_every = None
             config["check_val_every_n_epoch"] = config["check_val_every_n_epoch"] or 1  # then the budget's to say
+        # EarlyStopping asks the trainer how it validates, which the budget has said by then
+        config["callbacks"] = [budget, *given]
+        callbacks = [callback for callback in callbacks if callback is not budget]
         return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:

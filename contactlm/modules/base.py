@@ -205,7 +205,10 @@ class MapModule(MapPredictor):
         if not trainable and trainer is not None and trainer.max_steps == 0:
             return None
         if not trainable:
-            raise ModelError("nothing to train: lora is null, freeze_backbone is true and train_head is false")
+            raise ModelError(
+                "nothing to train: lora is null, freeze_backbone is true and train_head is false, or a callback froze "
+                "what learns (BackboneFinetuning does); score the model with `contactlm test`, or let something learn"
+            )
         optimizer = make_optimizer(self.optimizer, trainable, self.lr_factors())
         if trainer is None or trainer.world_size == 1:
             fuse(optimizer)

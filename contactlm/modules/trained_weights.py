@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from contactlm.data.crop import Stream, generator
 from contactlm.metrics.calibration import Calibration
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 CHECKPOINT_FORMAT = 1
 UNFROZEN = "unfrozen"  # where a checkpoint says which weights were trained that are frozen when the module is made
 FROZEN = "frozen"  # and which were not trained at the moment
+NOT_AVERAGED = "current_model_state"  # where Lightning's WeightAveraging keeps the weights behind their average
+
+
+AverageOf = Callable[[Any, Any, Any], Any]
 
 
 class TrainedWeights(L.LightningModule):
@@ -55,6 +61,12 @@ class TrainedWeights(L.LightningModule):
                 if name in saved:
                     parameter.requires_grad_(name not in self._frozen)
             self._frozen = None
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # a connector sets it
+            average = getattr(callback, "_average_model", None)  # of Lightning's WeightAveraging
+            if isinstance(average, AveragedModel) and average.avg_fn is not None:
+                pairs = zip(average.module.parameters(), self.parameters(), strict=True)
+                own = {held.data_ptr(): weight for held, weight in pairs}
+                average.avg_fn = partial(_averaged, average.avg_fn, own)
 
     @property
     def trainer(self) -> L.Trainer:
@@ -113,7 +125,8 @@ class TrainedWeights(L.LightningModule):
         names = self.saved_names()
         pretrained = self.hparams.get("pretrained")
         is_folder = pretrained is not None and Path(pretrained).is_dir()
-        checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in names}
+        for part in checkpoint.keys() & {"state_dict", NOT_AVERAGED}:
+            checkpoint[part] = {name: weight for name, weight in checkpoint[part].items() if name in names}
         checkpoint[CHECKPOINT_KEY] = {
             "format": CHECKPOINT_FORMAT,
             "class": public_name(f"{type(self).__module__}.{type(self).__qualname__}"),
@@ -142,6 +155,14 @@ class TrainedWeights(L.LightningModule):
         self._frozen = set(about[FROZEN]) if goes_on and FROZEN in about else None
         if "state_dict" in checkpoint:  # or the strategy has loaded the weights already
             check_weights(checkpoint["state_dict"], {n: w for n, w in self.state_dict().items() if n in saved})
+            if goes_on and NOT_AVERAGED in checkpoint:  # the average is loaded with what is frozen
+                checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+
+def _averaged(average: AverageOf, own: Mapping[int, torch.Tensor], held: Any, new: Any, number: Any) -> Any:
+    """The average of a weight that is trained; what is frozen would drift from rounding, and no checkpoint holds it."""
+    weight = own.get(held.data_ptr())
+    return new if weight is None or not weight.requires_grad else average(held, new, number)
 
 
 @contextmanager

@@ -94,6 +94,27 @@ def run(folder: Path, tiny_esm: Path, folders: Folders, resume: Path | None = No
     }
 
 
+@pytest.mark.parametrize("end", [{"max_steps": 6}, {"max_epochs": 2}, {"max_epochs": 2, "check_val_every_n_epoch": 2}])
+def test_last_is_the_state_in_which_the_run_ended(
+    tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, end: dict[str, int]
+) -> None:
+    """Also where its last look at dev was not the best: here the first is."""
+
+    def fit(folder: Path, resume: Path | None = None, **options: Any) -> tuple[int, dict[str, torch.Tensor]]:
+        module = ContactModule(str(tiny_esm))
+        saver = SafeCheckpoint(dirpath=folder, monitor="budget/tokens", mode="min", filename="best-{step}")
+        parts = (TokenBudget(), ContactEvaluation(), saver)
+        runner = trainer(folder, *parts, **{"enable_checkpointing": True, "num_sanity_val_steps": 0, **options})
+        runner.fit(module, data_module(pdb_folders, batch_size=3), ckpt_path=resume)
+        return torch.load(folder / "last.ckpt", weights_only=True)["global_step"], module.state_dict()
+
+    steps, _ = fit(tmp_path / "first", **end)
+    assert steps == end.get("max_steps", 8)  # an epoch has 4 batches
+    again, resumed = fit(tmp_path / "again", tmp_path / "first" / "last.ckpt", max_steps=11)
+    whole, unbroken = fit(tmp_path / "whole", max_steps=11)
+    assert again == whole == 11 and all(torch.equal(resumed[name], weight) for name, weight in unbroken.items())
+
+
 def after(whole: dict[int, Any], steps: int) -> dict[int, Any]:
     return {step: value for step, value in whole.items() if step > steps}
 
