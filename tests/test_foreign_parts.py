@@ -23,17 +23,19 @@ import pytest
 import torch
 from Bio.PDB.MMCIF2Dict import MMCIF2Dict
 from Bio.PDB.StructureBuilder import StructureBuilder
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.compile import from_compiled
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from transformers import EsmModel
 from transformers.models.esm.modeling_esm import EsmLayer
 
 import contactlm
 from contactlm.callbacks.checkpoint import BELIEFS
 from contactlm.model.lora import LoraOptions, add_lora
+from contactlm.modules.trained_weights import NOT_AVERAGED
 from contactlm.structure.pdb import BackboneBuilder
 from tests.model.families import small_model
 from tests.model.made import TINY, make_tokens, tiny_esm
@@ -95,6 +97,16 @@ def a_compiled_module_says_so() -> None:
     module = L.LightningModule()
     assert module._compiler_ctx is None
     assert from_compiled(torch.compile(module))._compiler_ctx
+
+
+def an_average_of_weights_is_kept() -> None:
+    callback = EMAWeightAveraging()
+    callback.setup(a_trainer(), module := L.LightningModule(), "fit")
+    average = callback._average_model
+    assert isinstance(average, AveragedModel) and callable(average.avg_fn)
+    checkpoint = {"state_dict": {}}
+    callback.on_save_checkpoint(a_trainer(), module, checkpoint)
+    assert NOT_AVERAGED in checkpoint
 
 
 def mixed_precision_has_a_scaler() -> None:
@@ -219,6 +231,7 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("lightning", "Trainer.gradient_clip_val", "callbacks/guard.py", a_trainer_has_what_its_connectors_set),
     ("lightning", "Trainer.datamodule", "callbacks/record.py", a_trainer_has_what_its_connectors_set),
     ("lightning", "MixedPrecision.scaler", "callbacks/guard.py", mixed_precision_has_a_scaler),
+    ("lightning", "WeightAveraging._average_model", "modules/trained_weights.py", an_average_of_weights_is_kept),
     ("lightning", "LightningModule._compiler_ctx", "model/execution.py", a_compiled_module_says_so),
     ("lightning", SPEED, "callbacks/progress.py", ("device", "dtype")),
     ("transformers", "EsmLayer.attention", "model/families/esm.py", layers_have_these_parts),

@@ -77,7 +77,7 @@ class ContactParser(CommandParser, LightningArgumentParser):
         """Add the arguments of a class; see jsonargparse. Each class that a config names has a parser of its own."""
         added = super().add_class_arguments(theclass, *args, **options)
         if isinstance(theclass, type) and issubclass(theclass, Logger) and "name" in added:
-            self.set_defaults({"name": RUN_NAME})
+            self.set_defaults(name=RUN_NAME)
         return added
 
 

@@ -20,24 +20,22 @@ def index_command(arguments: Sequence[str]) -> int:
         The exit status: 0, or 3 when files had to be left out (they are named). Arguments that cannot be parsed end
         the process with 2.
     """
-    parser = CommandParser("contactlm index", description="Databases of known structures.")
-    commands = parser.add_subparsers(required=True, metavar="build")
-    build = commands.add_parser(
-        "build",
-        help="make a structure database, or bring it up to date",
+    parser = CommandParser(
+        "contactlm index",
         description="Make a structure database, or bring it up to date: only new and changed files are read.",
     )
-    build.add_argument(
+    parser.add_argument("task", choices=("build",), metavar="build", help="The one task there is.")
+    parser.add_argument(
         "--structures",
         nargs="+",
         required=True,
         metavar="PATH",
         help="Folders of structure files (PDB, mmCIF, BinaryCIF, also compressed), single files, text files of paths.",
     )
-    build.add_argument("--out", required=True, metavar="FOLDER", help="The database.")
-    build.add_argument("--workers", type=int, help="Processes that read; by default one a processor.")
-    build.add_argument("--cache_dir", help="Cache folder; by default $CONTACTLM_CACHE or ~/.cache/contactlm.")
-    build.add_argument(
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="The database.")
+    parser.add_argument("--workers", type=int, help="Processes that read; by default one a processor.")
+    parser.add_argument("--cache_dir", help="Cache folder; by default $CONTACTLM_CACHE or ~/.cache/contactlm.")
+    parser.add_argument(
         "--sequence",
         choices=("seqres", "observed"),
         default="seqres",

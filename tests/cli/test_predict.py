@@ -408,6 +408,17 @@ def test_a_format_that_one_protein_cannot_have_costs_no_other_file(folder: Path,
         assert formats == {'it\'s "x"_A': "npz rr", "p_A": "npz cxc rr", "q_A": "npz cxc rr"}
 
 
+def test_the_chain_of_an_assembly_has_a_name_in_chimerax(shared: Path, folder: Path, tiny_esm: Path, capsys) -> None:
+    names = ("04_a_assembly_chain", "06_four_letter_termini")
+    files = [str(next((shared / "pdb" / "reports").glob(f"{name}.*"))) for name in names]
+    command = ["predict", "--model.pretrained", str(tiny_esm), "--trainer.accelerator=cpu", "--out=results"]
+    command += ["--data.predict_paths", *files, "--data.read_workers=0", "--formats=[npz,cxc]"]
+    assert "2 maps written" in run([*command, "--data.assembly=complex"], capsys)
+    for name, chain in zip(names, ('::chain_id=="A-2"@CA', "#1/A:"), strict=True):
+        assert chain in (folder / "results" / f"{name}.cxc").read_text()
+    assert (folder / "results" / "index.html").is_file()
+
+
 def test_files_of_an_older_model_are_not_taken_for_the_new_ones(folder: Path, tiny_esm: Path, capsys) -> None:
     run(predict(tiny_esm, "--formats=[npz,csv]"), capsys)
     old = (folder / "results" / "a.csv").read_text()

@@ -210,7 +210,7 @@ def test_help_of_every_command_is_readable(
         ("head fit", "--data.crop_lenght", "--data.crop_length"),
         ("fit", "--crop_length", "--data.crop_length"),
         ("pack", "--cluster_progam", "--cluster_program"),
-        ("index build", "--struktures", "--structures"),
+        ("index", "--struktures", "--structures"),
         ("report", "--outt", "--out"),
     ],
 )
@@ -221,7 +221,7 @@ def test_an_unknown_option_is_one_line_with_the_nearest(
     needed = {
         "head fit": ["--model.pretrained=x", "--out=x"],
         "pack": ["--structures", "x", "--out=x"],
-        "index build": ["--structures", "x", "--out=x"],
+        "index": ["build", "--structures", "x", "--out=x"],
         "report": ["x"],
     }
     with pytest.raises(SystemExit) as stop:
