@@ -155,8 +155,11 @@ class TrainedWeights(L.LightningModule):
         self._frozen = set(about[FROZEN]) if goes_on and FROZEN in about else None
         if "state_dict" in checkpoint:  # or the strategy has loaded the weights already
             check_weights(checkpoint["state_dict"], {n: w for n, w in self.state_dict().items() if n in saved})
-            if goes_on and NOT_AVERAGED in checkpoint:  # the average is loaded with what is frozen
+            if (
+                NOT_AVERAGED in checkpoint
+            ):  # the average is loaded with what is frozen, and what is scored is the average
                 checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+                checkpoint[NOT_AVERAGED] = checkpoint[NOT_AVERAGED if goes_on else "state_dict"]
 
 
 def _averaged(average: AverageOf, own: Mapping[int, torch.Tensor], held: Any, new: Any, number: Any) -> Any:

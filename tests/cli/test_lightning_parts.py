@@ -137,10 +137,22 @@ class Weights(L.Callback):
 def test_averages_are_of_trained_weights_and_frozen_ones_stay(
     tmp_path: Path, tiny_esm: Path, pdb_folders: Folders
 ) -> None:
-    """Rounding would move the average of a weight that does not change, and checkpoints do not hold frozen ones."""
+    """Rounding would move the average of a weight that does not change, and checkpoints do not hold frozen ones.
+
+    A checkpoint is scored by its average, also by the trainer that has fitted.
+    """
     seen, module = Weights(), ContactModule(str(tiny_esm))
-    runner = trainer(tmp_path, seen, callbacks.EMAWeightAveraging(decay=0.9), max_steps=4, num_sanity_val_steps=0)
-    runner.fit(module, data_module(pdb_folders))
+    saver = callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    parts = (seen, callbacks.EMAWeightAveraging(decay=0.9), saver)
+    runner = trainer(tmp_path, *parts, max_steps=4, num_sanity_val_steps=0, enable_checkpointing=True)
+    data = data_module(pdb_folders)
+    runner.fit(module, data)
+    average = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    runner.test(module, data, ckpt_path=tmp_path / "step=2.ckpt", verbose=False)
+    saved = torch.load(tmp_path / "step=2.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(module.state_dict()[name], weight) for name, weight in saved.items())
+    runner.test(module, data, ckpt_path=tmp_path / "step=4.ckpt", verbose=False)
+    assert all(torch.equal(average[name], weight) for name, weight in module.named_parameters())
     for name, weight in module.named_parameters():
         expected = seen.steps[0][name]
         for step in seen.steps[1:]:

@@ -206,7 +206,7 @@ def test_help_of_every_command_is_readable(
 @pytest.mark.parametrize(
     ("command", "wrong", "nearest"),
     [
-        ("head fit", "--wrong", "--out"),
+        ("head fit", "--wrong", "--strengths"),
         ("head fit", "--data.crop_lenght", "--data.crop_length"),
         ("fit", "--crop_length", "--data.crop_length"),
         ("pack", "--cluster_progam", "--cluster_program"),
