@@ -37,10 +37,10 @@ def export_adapter(module: ContactModule, out: str | Path, overwrite: bool = Fal
     """Write LoRA weights and contact head as an adapter directory of PEFT; the module is left as it is."""
     require_contact_head(module.head)
     if not has_adapters(module.backbone.esm):
-        raise ModelError("there is no adapter to export: this model has no LoRA; use --merge for the whole model")
+        raise ModelError("no adapter to export: the model was trained without LoRA; use --merge for the whole model")
     pretrained = module.hparams["pretrained"]
     if pretrained is None:
-        raise ModelError("an adapter must name its backbone, and this one is random; use --merge for the whole model")
+        raise ModelError("an adapter must name its backbone, which is randomly initialised; use --merge instead")
     folder = Path(pretrained).expanduser()
     backbone = str(folder.resolve()) if folder.is_dir() else pretrained
     with _new_directory(Path(out), overwrite) as (directory, final):
