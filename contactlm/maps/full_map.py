@@ -210,6 +210,7 @@ class _Blend:
         """Take what a pass over n residues gave, (n, n), which ``of`` makes probabilities, of the part that counts."""
         if len(self._plan) == 1:
             self.probability = of(values).to(self._device).contiguous()
+            self._mirror()
             return
         rows, columns = piece.block
         block = of(values[: rows[1] - rows[0], columns[0] - columns[1] :])
@@ -218,10 +219,11 @@ class _Blend:
         self.probability[slice(*rows), slice(*columns)] += block.to(self._device)
         self._left -= 1
         if not self._left:
-            self._finish()
+            self._divide()
+            self._mirror()
 
-    def _finish(self) -> None:
-        """Divide by the weights, summed from the plan a few rows at a time, and mirror the upper triangle."""
+    def _divide(self) -> None:
+        """Divide the upper triangle by the weights, summed from the plan a few rows at a time."""
         weights = [
             tuple(context_weights(side, piece, self.length, self._device) for side in piece.block)
             for piece in self._plan
@@ -237,6 +239,12 @@ class _Blend:
                     part = total[low - top : high - top, left - top : last - top]
                     part.addr_(of_rows[low - start : high - start], of_columns[left - first :])
             strip.div_(total).clamp_(0, 1)
+
+    def _mirror(self) -> None:
+        """Copy the upper triangle: what a model says of (i, j) and (j, i) may differ in the last bit."""
+        for top in range(0, self.length, _ROWS):
+            bottom = min(top + _ROWS, self.length)
+            strip = self.probability[top:bottom, top:]
             corner = strip[:, : bottom - top]
             corner.copy_(corner.triu() + corner.triu(1).T)
             self.probability[bottom:, top:bottom] = strip[:, bottom - top :].T

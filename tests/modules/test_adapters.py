@@ -113,14 +113,14 @@ def test_twenty_steps_go_on_and_go_out(tmp_path: Path, tiny_esm: Path, kind: str
         warnings.simplefilter("error")  # no key of the file is missing or too many
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         theirs = PeftModel.from_pretrained(backbone, out)
-    torch.testing.assert_close(expected, stock_logits(theirs), rtol=0, atol=1e-5)
+    torch.testing.assert_close(expected, stock_logits(theirs), rtol=1e-5, atol=1e-5)
     again = ContactModule.from_adapter(out)
     torch.testing.assert_close(logits(again), expected, rtol=0, atol=1e-6)
     assert {n for n, p in again.named_parameters() if p.requires_grad} == module.saved_names()
     merged = EsmModel.from_pretrained(
         export_merged(module, tmp_path / "merged"), add_pooling_layer=False, attn_implementation="eager"
     )
-    torch.testing.assert_close(expected, stock_logits(merged), rtol=0, atol=1e-5)
+    torch.testing.assert_close(expected, stock_logits(merged), rtol=1e-5, atol=1e-5)
     assert torch.equal(logits(module), expected)  # the module is as it was
 
 
@@ -213,4 +213,4 @@ def test_a_stock_adapter_of_some_layers_is_read(tmp_path: Path, tiny_esm: Path) 
     theirs.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["layers_to_transform"] == [0]
     module = ContactModule.from_adapter(tmp_path, pretrained=str(tiny_esm))
-    torch.testing.assert_close(logits(module), stock_logits(theirs), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(module), stock_logits(theirs), rtol=1e-5, atol=1e-5)

@@ -77,7 +77,7 @@ def test_twenty_steps_go_on_and_go_out(tmp_path: Path, tiny_esm: Path, how: dict
     torch.testing.assert_close(twin, expected, rtol=0, atol=0.1 if "backbone_dtype" in how else 1e-4)
     merged = ContactModule(str(export_merged(module, tmp_path / "merged")), lora=None, freeze_backbone=True)
     assert {p.dtype for p in merged.parameters()} == {torch.float32}
-    torch.testing.assert_close(logits(merged), twin, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(merged), twin, rtol=1e-5, atol=2e-5)
     out = export_adapter(module, tmp_path / "adapter")
     assert torch.equal(logits(ContactModule.from_adapter(out)), expected)  # held as it was trained
     assert ContactModule.from_adapter(out, backbone_dtype="float32", quantization=None).held == {}

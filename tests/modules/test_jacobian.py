@@ -66,7 +66,7 @@ def test_stock_transformers_gives_the_same_scores(tiny_esm: Path, module: Jacobi
 
     expected = categorical_jacobian(logits, tokens_of(sequence))
     (made,) = module.chain_maps(["a"], [tokens_of(sequence)], module.windows, None)
-    torch.testing.assert_close(made.scores, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(made.scores, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     module.score_fit = Logistic(2.0, -1.0)
     probability = module.predict_map(sequence).probability
     wanted = torch.sigmoid(2 * made.scores - 1).fill_diagonal_(0).numpy()
