@@ -213,7 +213,7 @@ def test_structures_come_from_the_server_once(tmp_path: Path, tiny_esm: Path, sh
         assert run(*common, "--base_url", server.url) == 3
         said = capsys.readouterr().out
         assert "4 chains asked, 3 found, 1 missing, 0 replaced." in said
-        assert "1old_A missing: the server has no such entry (HTTP 404); obsolete entries are gone from there" in said
+        assert "1old_A missing: HTTP 404 Not Found; obsolete entries are gone from there" in said
         assert run(*common, "--base_url", server.url) == 3
         assert [server.asked[entry.upper()] for entry in REAL] == [1, 1, 1]
     finally:

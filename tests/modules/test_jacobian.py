@@ -248,7 +248,7 @@ def test_a_checkpoint_keeps_the_two_numbers(flow: Path) -> None:
     made = predict_contacts(sequence, path)
     assert not made.is_ranked and made.how["p"] == LOGISTIC
     np.testing.assert_allclose(made.probability, loaded.predict_map(sequence).probability, atol=1e-5)
-    with pytest.raises(ModelError, match=r"reads its maps from a language-model head, .* keep the checkpoint"):
+    with pytest.raises(ModelError, match=r"reads its maps from a language-model head, .* give its checkpoint"):
         export_adapter(loaded, path.parent / "adapter")
     with pytest.raises(ModelError, match="holds a language-model head"):
         ContactModule.load_from_checkpoint(path, weights_only=True)

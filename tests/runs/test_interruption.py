@@ -102,7 +102,7 @@ def test_last_is_the_state_in_which_the_run_ended(
     """Also where its last look at dev was not the best: here the first is."""
 
     def fit(folder: Path, resume: Path | None = None, **options: Any) -> tuple[int, dict[str, torch.Tensor]]:
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # of the adapters' first values and dropout
         module = ContactModule(str(tiny_esm))
         saver = SafeCheckpoint(dirpath=folder, monitor="budget/tokens", mode="min", filename="best-{step}")
         parts = (TokenBudget(), ContactEvaluation(), saver)
@@ -112,10 +112,12 @@ def test_last_is_the_state_in_which_the_run_ended(
 
     steps, _ = fit(tmp_path / "first", **end)
     assert steps == end.get("max_steps", 8)  # an epoch has 4 batches
-    end = {**end, "max_epochs": -1, "max_steps": 11}
-    again, resumed = fit(tmp_path / "again", tmp_path / "first" / "last.ckpt", **end)
-    whole, unbroken = fit(tmp_path / "whole", **end)
-    assert again == whole == 11 and all(torch.equal(resumed[name], weight) for name, weight in unbroken.items())
+    looks = {name: every for name, every in end.items() if name.startswith("check_val")}  # a look draws a random number
+    again, resumed = fit(tmp_path / "again", tmp_path / "first" / "last.ckpt", max_steps=11, **looks)
+    whole, unbroken = fit(tmp_path / "whole", max_steps=11, **looks)
+    assert again == whole == 11
+    for name, weight in unbroken.items():
+        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def after(whole: dict[int, Any], steps: int) -> dict[int, Any]:
