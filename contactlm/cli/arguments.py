@@ -42,7 +42,7 @@ REMOVED: dict[str, str] = {
 }
 """Flags of earlier versions, by ``--flag`` or ``--flag=value``, with what to do instead."""
 REFUSED: dict[str, str] = {
-    "BatchSizeFinder": "contactlm plan --memory 12GB tells the largest batch that fits",
+    "BatchSizeFinder": "give a size; contactlm plan --memory 12GB tells the largest batch that fits",
     "LearningRateFinder": "it sets one rate for all weights; compare short runs by --model.optimizer.init_args.lr",
     "ModelPruning": "it masks frozen weights as well; prune what contactlm export --merge writes",
     "SpikeDetection": "no run with it resumes; give the guard of steps that are not finite (--guard.max_skipped)",

@@ -225,7 +225,9 @@ def parse_task(task: Sequence[Item], sequence: str, models: str = "first") -> li
     done = []
     for i, path in task:
         try:
-            done.append((i, ChainStore.from_chains(read_chains(path, sequence, models), {"problem": None})))
+            done.append(
+                (i, ChainStore.from_chains(read_chains(path, sequence=sequence, models=models), {"problem": None}))
+            )
         except StructureError as error:
             done.append((i, ChainStore.from_chains([], {"problem": error.reason})))
         except MemoryError:

@@ -48,7 +48,7 @@ def printed(capsys: pytest.CaptureFixture, *arguments: str) -> str:
         (["--config=crop200"], "crop200"),
         (["--config=crop200", "--name=mine"], "mine"),
         (["--config=crop200", "--config=cut200"], "cut200"),
-        (["--config=cut200", "--config=random8m"], "cut200"),
+        (["--config=cut200", "--config=ids"], "cut200"),
     ],
 )
 def test_all_loggers_have_the_name_that_comes_last(arguments: list[str], name: str, tiny_esm: Path) -> None:

@@ -228,10 +228,10 @@ def fails_at(monkeypatch: pytest.MonkeyPatch, *names: str, how: Callable[[Path],
     for module, name in ((cache_module, "read_chains"), (build_module, "read_backbones")):
         plain = getattr(module, name)
 
-        def reader(path: Path, sequence: str, plain: Callable = plain) -> object:
+        def reader(path: Path, sequence: str, plain: Callable = plain, **options: str) -> object:
             if path.stem in names:
                 how(path)
-            return plain(path, sequence)
+            return plain(path, sequence, **options)
 
         monkeypatch.setattr(module, name, reader)
 
