@@ -277,7 +277,7 @@ def test_a_killed_reader_costs_its_file_only(
 def test_a_file_that_another_process_took_down_is_read(
     tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fails_at(monkeypatch, "f02", "f11", how=killed_once)
+    fails_at(monkeypatch, "f02", how=killed_once)
     store, report = two_readers(tmp_path).load(paths)
     assert (len(store), report.problems) == (COUNT, {})
 
