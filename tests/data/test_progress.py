@@ -42,5 +42,5 @@ def test_a_log_file_gets_whole_lines(tmp_path: Path, tiny_esm: Path, pdb_folders
     lines = text.splitlines()
     assert "\r" not in text and "\x1b" not in text and "%|" not in text
     assert [line for line in lines if not line.strip() or line != line.strip()] == []
-    for what in ("Reading structures: 13 files", "Packing: 13 files", r"Aligning: \d+ chains"):
-        assert any(re.fullmatch(what, line) for line in lines)
+    for what in ("Reading structures: 13 files", "Packing: 13 files"):
+        assert any(re.fullmatch(what, line) for line in lines), (what, lines)
