@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 __version__ = "0.1.0"
+OPTION = "model_class"  # of commands and configs: names the LightningModule
 
 
 def config_folder() -> Path:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from contactlm.modules.base import MapModule
-from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, check_head
-from contactlm.modules.contact import ContactModule
-from contactlm.modules.predict import OPTION, checkpoint_class, import_module_class
-from contactlm.shipped import config_folder
+from contactlm.shipped import OPTION, config_folder
 from contactlm.types import ContactLMError
+
+if TYPE_CHECKING:
+    from contactlm.modules.base import MapModule
 
 BASE = "base.yaml"
 SHIPPED = "lightning_configs"  # what the folder of the shipped configs is called in commands
@@ -236,6 +235,10 @@ def chosen_class(arguments: Sequence[str]) -> type[MapModule]:
         arguments: Of :func:`plain_arguments`. The last ``model_class`` of configs and flags decides; where none says,
             the checkpoint does.
     """
+    from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, check_head
+    from contactlm.modules.contact import ContactModule
+    from contactlm.modules.predict import checkpoint_class, import_module_class
+
     given: dict[str, Any] = {}
     for option, value in option_pairs(arguments):
         if option in CONFIG:

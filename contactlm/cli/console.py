@@ -9,10 +9,12 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    import lightning as L
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, *NO_ROOM)

@@ -40,11 +40,11 @@ from contactlm.data.sources import check_sources
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint, found_backbone
-from contactlm.modules.predict import DEFAULT, OPTION
+from contactlm.modules.predict import DEFAULT
 from contactlm.modules.sharded import check_strategy_options
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last, outlast_full_disk
 from contactlm.runs.directory import RUN_NAME, RunConfig, claim_directory, make_logger, names_instead, run_directory
-from contactlm.shipped import config_folder
+from contactlm.shipped import OPTION, config_folder
 from contactlm.structure.contacts import contact_labels
 from contactlm.types import ModelError
 

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contactlm.cli.commands import CommandParser
-from contactlm.modules.checkpoint import CHECKPOINT_KEY, CONTACT_HEAD, check_checkpoint
-from contactlm.modules.contact import ContactModule
-from contactlm.modules.export import export_adapter, export_merged, require_contact_head, require_free
 
 
 def export_command(arguments: Sequence[str]) -> int:
@@ -27,6 +24,10 @@ def export_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--pretrained", help="The backbone, where it lies elsewhere than when the run was trained.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
     given = parser.parse_args(arguments)
+    from contactlm.modules.checkpoint import CHECKPOINT_KEY, CONTACT_HEAD, check_checkpoint  # these take seconds
+    from contactlm.modules.contact import ContactModule
+    from contactlm.modules.export import export_adapter, export_merged, require_contact_head, require_free
+
     about = check_checkpoint(given.ckpt_path)[CHECKPOINT_KEY]
     require_contact_head(about.get("head", CONTACT_HEAD))
     require_free(Path(given.out).expanduser().resolve(), given.overwrite)  # before minutes may pass with loading

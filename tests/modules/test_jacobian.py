@@ -314,7 +314,6 @@ def test_a_killed_prediction_loses_the_protein_at_hand(tiny_esm: Path, tmp_path:
 
 STRATEGIES = {  # by name: processes, and how they are told of each other
     "one": (1, []),
-    "replicated": (2, ["--trainer.devices=2", "--trainer.strategy=ddp"]),
     "spread": (2, SHARDED),
 }
 
