@@ -51,6 +51,15 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequ
         writer.writerows(rows)
 
 
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def is_temporary(path: Path) -> bool:
     """Whether a file's name is one that this module gives."""
     return re.fullmatch(TEMPORARY_NAME, path.name) is not None

@@ -15,7 +15,7 @@ import lightning as L
 from tqdm import tqdm
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, *NO_ROOM)
+CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, *NO_ROOM)
 SHOWN_SCORES = (
     "mcc_sep6",
     "mcc",
@@ -72,8 +72,9 @@ def file_trouble(error: OSError) -> str:
     if error.errno not in NO_ROOM and error.filename and not os.access(name, os.R_OK) and os.path.lexists(name):
         return f"{name} cannot be read ({error.strerror}): give files and folders that this user may read"
     return (
-        f"{name} cannot be written ({error.strerror}): give a folder that can be, with room (save_dir of "
-        "trainer.logger, checkpoint.dirpath); a fit goes on with --ckpt_path last"
+        f"{name} cannot be written ({error.strerror}): give a folder that can be, with room (--out, save_dir of "
+        "trainer.logger, checkpoint.dirpath, cache_dir); packing goes on with the same command, a fit goes on with "
+        "--ckpt_path last"
     )
 
 

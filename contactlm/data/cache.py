@@ -33,7 +33,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from contactlm.atomic import atomic_file
+from contactlm.atomic import atomic_file, hash_file
 from contactlm.data.store import ChainStore
 from contactlm.homology.relations import processors
 from contactlm.structure.parse import read_chains
@@ -138,7 +138,7 @@ class StructureCache:
                 stat = path.stat()
                 mark = [stat.st_size, stat.st_mtime_ns]
                 entry = known.get(name)
-                content = entry[2] if entry and list(entry[:2]) == mark else _hash_file(path)
+                content = entry[2] if entry and list(entry[:2]) == mark else hash_file(path)
             except OSError as error:
                 problems[str(path)] = f"cannot be read ({error.strerror or error})"
                 continue
@@ -284,14 +284,6 @@ def _read_alone(item: Item, work: Task) -> Result:
 def _context() -> BaseContext:
     # fork starts at once; the children only run numpy and Biopython, so threads of the parent do not matter
     return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _digest(*parts: str) -> str:

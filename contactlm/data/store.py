@@ -104,14 +104,12 @@ class ChainStore:
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> ChainStore:
         """Take some chains, in the order given; coordinates and tokens stay where they are."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return ChainStore(
-            [self.ids[i] for i in chosen],
-            self.starts[chosen],
-            self.lengths[chosen],
-            self.cb,
-            self.tokens,
-            self.meta,
-            None if self.chain_lengths is None else [self.chain_lengths[i] for i in chosen],
+        return replace(
+            self,
+            ids=[self.ids[i] for i in chosen],
+            starts=self.starts[chosen],
+            lengths=self.lengths[chosen],
+            chain_lengths=None if self.chain_lengths is None else [self.chain_lengths[i] for i in chosen],
         )
 
     @classmethod

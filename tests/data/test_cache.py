@@ -49,7 +49,7 @@ def test_the_second_start_reads_no_structure_file(tmp_path: Path, no_parsing, mo
     first, report = cache_of(tmp_path).load(paths)
     assert report.parsed == 6 and list(report.problems) == [str(paths[-1])]
     no_parsing()
-    monkeypatch.setattr(cache_module, "_hash_file", lambda path: pytest.fail("a file was hashed"))
+    monkeypatch.setattr(cache_module, "hash_file", lambda path: pytest.fail("a file was hashed"))
     second, report = cache_of(tmp_path).load(paths)
     assert report.parsed == 0 and list(report.problems) == [str(paths[-1])]
     assert second.ids == first.ids
