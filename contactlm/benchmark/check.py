@@ -165,8 +165,8 @@ def place(wanted: str, there: str) -> tuple[NDArray[np.int64], float, float]:
     """Find the L residues of a sequence in a longer, shorter or slightly different one.
 
     Returns:
-        The index in ``there`` of each residue, int64 (L,), −1 where it has none; the share of identical ones among
-        those aligned, and the share aligned, both without unknown residues (X) of either.
+        The index in ``there`` of each residue, int64 (L,), −1: none; the share of identical ones among those aligned,
+        and the share aligned, both without unknown residues (X) of either.
     """
     start = there.find(wanted)
     if start >= 0:

@@ -174,7 +174,7 @@ def _rows(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, Any]]]
             reader = csv.DictReader(handle)
             rows = [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
             columns = reader.fieldnames or ()
-    except (OSError, UnicodeDecodeError, csv.Error, AttributeError) as error:
+    except (UnicodeDecodeError, csv.Error, AttributeError) as error:
         raise DataError(f"{path}: cannot be read as a CSV file ({error})") from error
     if missing := [name for name in needed if name not in columns]:
         raise DataError(f"{path}: the list lacks the columns {', '.join(missing)}; its first line must name them")

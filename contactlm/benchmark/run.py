@@ -21,7 +21,7 @@ from contactlm.data.leakage import training_identity
 from contactlm.data.training_set import kept_training
 from contactlm.homology.relations import ClusterOptions
 from contactlm.modules.predict import load_model
-from contactlm.types import ContactLMError, DataError
+from contactlm.types import DataError
 
 if TYPE_CHECKING:
     from contactlm.retrieval.database import StructureDatabase
@@ -136,14 +136,11 @@ def _write(results: Sequence[SetResult], out: Path) -> None:
         **{f"chains_{file_name(result.set.name)}.csv": chain_rows(result) for result in results},
         **{f"scores_{file_name(result.set.name)}.csv": score_rows(result) for result in results},
     }
-    try:
-        for name, rows in tables.items():
-            if rows:
-                write_csv(out / name, [{key: _known(value) for key, value in row.items()} for row in rows])
-        with atomic_path(out / REPORT) as temporary:
-            temporary.write_text(write_page(results), encoding="utf-8")
-    except OSError as error:
-        raise ContactLMError(f"out: {out} cannot be written ({error.strerror}); give another folder") from error
+    for name, rows in tables.items():
+        if rows:
+            write_csv(out / name, [{key: _known(value) for key, value in row.items()} for row in rows])
+    with atomic_path(out / REPORT) as temporary:
+        temporary.write_text(write_page(results), encoding="utf-8")
 
 
 def _known(value: Any) -> Any:

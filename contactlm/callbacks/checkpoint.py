@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +25,6 @@ from contactlm.runs.signals import STOPPING, Stopped, StopSignals
 from contactlm.types import ContactLMError
 
 log = logging.getLogger(__name__)
-
-# What a ModelCheckpoint believes to lie on the disk.
-BELIEFS = (
-    "current_score",
-    "best_k_models",
-    "kth_best_model_path",
-    "kth_value",
-    "best_model_score",
-    "best_model_path",
-    "last_model_path",
-    "_last_global_step_saved",
-    "_last_checkpoint_saved",
-)
 
 
 class SafeCheckpoint(ModelCheckpoint):
@@ -230,12 +216,11 @@ class SafeCheckpoint(ModelCheckpoint):
     @contextmanager
     def _taken_back_on_failure(self, trainer: L.Trainer) -> Iterator[None]:
         """Go on believing what was so before, when a checkpoint could not be written."""
-        before = {name: copy(getattr(self, name)) for name in BELIEFS}
+        before = {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
         failures = _failures(trainer)
         yield
         if trainer.strategy.broadcast(_failures(trainer) > failures):  # one process writes, and all must know
-            for name, value in before.items():
-                setattr(self, name, value)
+            vars(self).update(before)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note a validation that is due or under way: a resumed run then begins with it."""

@@ -147,7 +147,7 @@ def _require_text(config: str) -> None:
     """Refuse a config that is no text, or holds a NUL, of which the parser would show a traceback."""
     try:
         text = Path(config).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ContactLMError(f"--config {config}: cannot be read as text ({error})") from error
     try:
         lines = [event.start_mark.line for event in yaml.parse(text) if "\0" in getattr(event, "value", "")]

@@ -105,12 +105,7 @@ class Source:
 
 
 def find_sources(data: Mapping[str, Any], cache_folder: Path) -> dict[str, Source]:
-    """Where the structures of each role come from.
-
-    Args:
-        data: Options of :class:`contactlm.ContactDataModule`.
-        cache_folder: Where fetched structures go, unless ``download_dir`` is given.
-    """
+    """Where the structures of each role come from, by options of the data module; what is fetched goes to the cache."""
     dirs, synthetic = {role: data[f"{role}_dir"] for role in ("train", "test")}, data["synthetic"]
     if synthetic is not None:
         if any(dirs.values()):
@@ -124,12 +119,7 @@ def find_sources(data: Mapping[str, Any], cache_folder: Path) -> dict[str, Sourc
 
 
 def check_sources(stage: str, data: Mapping[str, Any]) -> None:
-    """Raise :class:`DataError` for data that a command needs and lacks, before a backbone is looked for.
-
-    Args:
-        stage: ``fit``, ``validate``, ``test`` or ``predict``.
-        data: Options of :class:`contactlm.ContactDataModule`.
-    """
+    """Raise :class:`DataError` for data that a stage needs and lacks, before a backbone is looked for."""
     if stage == "predict":
         for path in need_predict_paths(data["predict_paths"]):
             existing_path(path, "predict_paths", PREDICTABLE)

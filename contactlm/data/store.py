@@ -140,11 +140,7 @@ class ChainStore:
         return cls([id for id, _, _ in entries], np.cumsum(lengths) - lengths, lengths, cb, tokens, meta or {})
 
     def write(self, path: Path) -> None:
-        """Write the store to a file, whole or not at all (temporary file, then rename).
-
-        Raises:
-            OSError: The file cannot be written; nothing is left behind.
-        """
+        """Write the store to a file, whole or not at all."""
         compact = ChainStore.concatenate([self], self.meta)
         about = {"n": len(self), "residues": len(compact.tokens), "ids": self.ids, "meta": self.meta}
         if self.chain_lengths is not None:
@@ -163,15 +159,7 @@ class ChainStore:
 
     @classmethod
     def open(cls, path: Path, memory_map: bool = True) -> ChainStore:
-        """Open a store and check it.
-
-        Args:
-            path: The file.
-            memory_map: Map the file, which stays open; False reads it into memory and closes it.
-
-        Raises:
-            DataError: The file is missing, cut short or damaged.
-        """
+        """Open a store by memory map, or read it into memory; a DataError where it is missing, cut short or damaged."""
         try:
             raw = np.memmap(path, np.uint8, "r") if memory_map else np.fromfile(path, np.uint8)
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
@@ -198,14 +186,10 @@ class ChainStore:
 
 
 def join_chains(store: ChainStore) -> ChainStore:
-    """Make one entry of the chains of each file, in file order; no residue is copied.
+    """Make one entry of the chains of each file, which lie end to end in file order; no residue is copied.
 
-    Args:
-        store: Chains as they were read: end to end, with ``file_of_chain`` in the meta data.
-
-    Returns:
-        A store with ``chain_lengths``. An entry is called as its file's stem, or as its chain when it has only one.
-        ``file_of_chain`` in its meta data holds the file of each entry.
+    An entry is called as its file's stem, or as its chain when it has only one. ``file_of_chain`` in the meta data is
+    the file of each chain, then of each entry.
     """
     files = np.asarray(store.meta["file_of_chain"], dtype=np.int64)
     is_first = np.diff(files, prepend=-1) != 0

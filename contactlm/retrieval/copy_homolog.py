@@ -43,13 +43,9 @@ def copy_contacts(
     threshold: float = CONTACT_THRESHOLD,
     chain_of: NDArray[np.integer] | None = None,
 ) -> NDArray[np.float32]:
-    """Predict as :func:`copy_homolog` does, from coordinates that lie on the query's residues already.
+    """Predict as :func:`copy_homolog` does, from coordinates (K, L, 3) in Å that lie on the query's residues already.
 
-    Args:
-        cb: (K, L, 3), Å, C-beta of the residue that each is aligned with in each hit; NaN: none, or unresolved.
-        pair_identity: Of each of the K hits.
-        threshold: As of :func:`copy_homolog`.
-        chain_of: Of a complex, each residue's chain number, (L,): residues of two chains are no neighbours.
+    Of a complex, residues of two chains, by ``chain_of`` (L,), are no neighbours.
     """
     length = cb.shape[1]
     total = np.zeros((length, length), dtype=np.float32)

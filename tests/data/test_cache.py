@@ -119,7 +119,7 @@ def test_a_cache_that_cannot_be_written_costs_time_not_the_run(
     with caplog.at_level(logging.WARNING, logger="contactlm"):
         store, report = cache_of(tmp_path).load(paths)
     assert len(store) == 3 and report.parsed == 3
-    assert caplog.text.count("cannot be written") == 1
+    assert caplog.text.count("cannot be kept") == 1
 
 
 def test_parallel_reading_gives_the_same(tmp_path: Path) -> None:

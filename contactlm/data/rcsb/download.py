@@ -72,22 +72,17 @@ def download_structures(
     fetcher = _Fetcher(target, base_url.rstrip("/"))
     # its threads are daemons: on Ctrl-C they do not keep the program waiting for a silent server
     with progress_bar("Fetching structures", "file", len(entries), progress) as bar, ThreadPool(WORKERS) as pool:
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            for entry, outcome in pool.imap_unordered(fetcher.obtain, entries):
-                if isinstance(outcome, _FetchError):
-                    report.problems[entry] = str(outcome)
-                    lost = lost + 1 if outcome.unreachable else 0
-                    was_reached = report.fetched or len(report.problems) > lost
-                    if lost and (not was_reached or lost > LOST_AFTER * WORKERS):
-                        raise DataError(f"{base_url} cannot be reached for {entry}: {outcome}; {remedy}")
-                elif outcome:
-                    lost, report.fetched = 0, report.fetched + 1
-                bar.update()
-        except OSError as error:
-            raise DataError(
-                f"structures cannot be kept in {target} ({error}); name a folder that can be written"
-            ) from error
+        target.mkdir(parents=True, exist_ok=True)
+        for entry, outcome in pool.imap_unordered(fetcher.obtain, entries):
+            if isinstance(outcome, _FetchError):
+                report.problems[entry] = str(outcome)
+                lost = lost + 1 if outcome.unreachable else 0
+                was_reached = report.fetched or len(report.problems) > lost
+                if lost and (not was_reached or lost > LOST_AFTER * WORKERS):
+                    raise DataError(f"{base_url} cannot be reached for {entry}: {outcome}; {remedy}")
+            elif outcome:
+                lost, report.fetched = 0, report.fetched + 1
+            bar.update()
     report.paths = [_path(target, entry) for entry in entries if entry not in report.problems]
     return report
 
