@@ -25,25 +25,15 @@ WHOLE = "all"
 
 @dataclass(frozen=True)
 class AskedChain:
-    """One chain of a list.
+    """One chain of a list."""
 
-    Attributes:
-        id: ``1abc_A``; with ``:target`` behind it where a list has several parts of one chain.
-        entry: PDB id in lower case.
-        chain: Chain id in the entry.
-        naming: Whether that is the author's (``auth``) or mmCIF's own (``label``).
-        sequence: The residues that are scored, L letters; None: those of the file.
-        length: Residues, where the list says; else None.
-        facts: All columns of its row, as text.
-    """
-
-    id: str
-    entry: str
-    chain: str
-    naming: str = "auth"
-    sequence: str | None = None
-    length: int | None = None
-    facts: Mapping[str, str] = field(default_factory=dict)
+    id: str  # 1abc_A; with :target behind it where a list has several parts of one chain
+    entry: str  # PDB id in lower case
+    chain: str  # chain id in the entry
+    naming: str = "auth"  # whether that is the author's (auth) or mmCIF's own (label)
+    sequence: str | None = None  # the residues that are scored, L letters; None: those of the file
+    length: int | None = None  # residues, where the list says
+    facts: Mapping[str, str] = field(default_factory=dict)  # all columns of its row
 
     @property
     def protein(self) -> str:

@@ -31,18 +31,13 @@ REPORT = "report.md"
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """How to run a benchmark.
-
-    Attributes:
-        database: A structure database whose best hit is copied, for comparison.
-        head: A contact head's file for a published model, in the place of its own.
-    """
+    """How to run a benchmark."""
 
     structures: StructureSource
     cache_dir: Path
     out: Path
-    database: Path | None = None
-    head: str | None = None
+    database: Path | None = None  # a structure database whose best hit is copied, for comparison
+    head: str | None = None  # a contact head's file for a published model, in the place of its own
 
 
 def run_benchmark(names: Sequence[str], models: Mapping[str, str], options: BenchmarkOptions) -> list[SetResult]:

@@ -204,10 +204,11 @@ class SafeCheckpoint(ModelCheckpoint):
             return
         self._tried_at = (trainer.global_step, time.monotonic())
         self._to_flush = True
-        best_saved_at = self._last_global_step_saved
+        believed = dict(vars(self))
         with self._taken_back_on_failure(trainer):
             super()._save_last_checkpoint(trainer, monitor_candidates)
-        self._last_global_step_saved = best_saved_at  # or Lightning would not look whether this step is the best
+        # or Lightning would not look whether this step is the best
+        vars(self).update({**believed, "last_model_path": self.last_model_path})
 
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         with self._taken_back_on_failure(trainer):

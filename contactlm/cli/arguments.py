@@ -60,9 +60,6 @@ def resolve_config(name: str) -> str:
 
     A path that is mistyped must not run something else: only a bare name and ``lightning_configs/NAME.yaml`` stand for
     shipped configs.
-
-    Args:
-        name: Such as ``my/own.yaml``, ``lightning_configs/crop200.yaml`` or ``quickstart``.
     """
     if Path(name).is_file():
         return name
@@ -196,14 +193,7 @@ def check_removed(arguments: Sequence[str]) -> None:
 
 
 def check_trainer_options(trainer: Mapping[str, Any]) -> None:
-    """Refuse callbacks and flags of a trainer that would not do here what they promise.
-
-    Args:
-        trainer: Its options, as a config has them.
-
-    Raises:
-        ContactLMError: One of :data:`REFUSED` is given.
-    """
+    """Refuse callbacks and flags of a trainer, as a config has them, that would not do here what they promise."""
     callbacks = trainer.get("callbacks") or []
     given = {name: f"trainer.{name}" for name in REFUSED if trainer.get(name)}
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -232,9 +222,7 @@ def _resolve_flags(arguments: Sequence[str]) -> list[str]:
 def chosen_class(arguments: Sequence[str]) -> type[MapModule]:
     """Find the class that a command line asks for, before its options can be parsed.
 
-    Args:
-        arguments: Of :func:`plain_arguments`. The last ``model_class`` of configs and flags decides; where none says,
-            the checkpoint does.
+    The last ``model_class`` of configs and flags decides; where none says, the checkpoint does.
     """
     given: dict[str, Any] = {}
     for option, value in option_pairs(arguments):

@@ -55,21 +55,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ReadReport:
-    """What happened to a list of files.
+    """What happened to a list of files."""
 
-    Attributes:
-        files: Files asked for.
-        parsed: Files that had to be parsed now (the rest came from the cache).
-        problems: Skipped files with the reason.
-        read: The files that ``file_of_chain`` in the store's meta data counts: those that could be opened.
-        remark: On what else lay there; empty when there is nothing to say.
-    """
-
-    files: int = 0
-    parsed: int = 0
-    problems: dict[str, str] = field(default_factory=dict)
-    read: list[Path] = field(default_factory=list)
-    remark: str = ""
+    files: int = 0  # asked for
+    parsed: int = 0  # that had to be parsed now; the rest came from the cache
+    problems: dict[str, str] = field(default_factory=dict)  # skipped files with the reason
+    read: list[Path] = field(default_factory=list)  # those that could be opened, which `file_of_chain` counts
+    remark: str = ""  # on what else lay there
 
 
 def default_cache_dir() -> Path:

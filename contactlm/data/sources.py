@@ -35,22 +35,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """Structure files of one option.
+    """Structure files of one option."""
 
-    Attributes:
-        option: The option that names it, for messages.
-        location: A folder, a structure file, a text file of paths or (``is_ids``) of PDB ids, or folder or URL of a
-            packed set.
-        is_ids: Whether ``location`` lists PDB ids.
-        folder: Where the files of PDB ids are kept.
-        base_url: Where they are fetched from.
-    """
-
-    option: str
-    location: str
-    is_ids: bool = False
-    folder: Path = Path()
-    base_url: str = RCSB
+    option: str  # that names it, for messages
+    location: str  # folder, structure file, text file of paths or of PDB ids; folder or URL of a packed set
+    is_ids: bool = False  # whether it lists PDB ids
+    folder: Path = Path()  # where the files of PDB ids are kept
+    base_url: str = RCSB  # where they are fetched from
 
     def check(self) -> None:
         """Raise :class:`DataError` for what is not there or no list of ids, before anything that takes time."""

@@ -55,13 +55,9 @@ class Selection:
 def select_chains(store: ChainStore, report: ReadReport, min_length: int, min_known: float = MIN_KNOWN) -> Selection:
     """Leave out what cannot be learned from or scored, and count it.
 
-    Chains of identical sequence in one file are taken once: the one with most resolved residues, of equals the first.
-
-    Args:
-        store: All chains read, with ``file_of_chain`` in its meta data.
-        report: What happened to the files.
-        min_length: Shorter chains are left out.
-        min_known: Chains are left out of whose resolved residues a smaller share is known.
+    That is chains below ``min_length`` residues, without a resolved pair, or of whose resolved residues a smaller share
+    than ``min_known`` is known (not X). Chains of identical sequence in one file are taken once: the one with most
+    resolved residues, of equals the first.
     """
     lengths, resolved = np.asarray(store.lengths), np.asarray(store.resolved_counts())
     known = np.asarray(store.known_counts())

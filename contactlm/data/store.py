@@ -37,26 +37,16 @@ PREAMBLE = 24
 class ChainStore:
     """Chains that share two long arrays. Selecting chains copies no residue, and neither does pickling mapped ones.
 
-    An entry is a chain; in a store of complexes it is several chains end to end, with ``chain_lengths`` to tell them
-    apart.
-
-    Attributes:
-        ids: n chain ids.
-        starts: int64 (n,), first residue of each chain in ``cb`` and ``tokens``.
-        lengths: int64 (n,), residues of each chain.
-        cb: Virtual C-beta coordinates, float32 (N, 3), in Å; NaN where unresolved.
-        tokens: Residues as numbers of the ESM alphabet, uint8 (N,).
-        meta: Whatever the writer noted; plain JSON values.
-        chain_lengths: Of a store of complexes, n tuples: residues of each entry's chains. None: an entry is a chain.
+    An entry is a chain; in a store of complexes it is several chains end to end.
     """
 
-    ids: list[str]
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    cb: NDArray[np.float32]
-    tokens: NDArray[np.uint8]
-    meta: dict[str, Any] = field(default_factory=dict)
-    chain_lengths: list[tuple[int, ...]] | None = None
+    ids: list[str]  # of n entries
+    starts: NDArray[np.int64]  # (n,), first residue of each in `cb` and `tokens`
+    lengths: NDArray[np.int64]  # (n,), residues of each
+    cb: NDArray[np.float32]  # (N, 3), virtual C-beta coordinates, in Å; NaN where unresolved
+    tokens: NDArray[np.uint8]  # (N,), residues as numbers of the ESM alphabet
+    meta: dict[str, Any] = field(default_factory=dict)  # whatever the writer noted; plain JSON values
+    chain_lengths: list[tuple[int, ...]] | None = None  # of complexes: residues of each entry's chains
 
     def __len__(self) -> int:
         return len(self.ids)

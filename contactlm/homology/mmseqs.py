@@ -32,21 +32,13 @@ LAST_LINES = 5  # of the program's messages, when it fails
 
 
 class Hits(NamedTuple):
-    """Alignments of m pairs.
+    """Alignments of m pairs."""
 
-    Attributes:
-        first: Number of the one sequence, int64 (m,).
-        second: Number of the other, int64 (m,).
-        identity: Identical columns / all columns, float64 (m,).
-        coverage: Share of the shorter sequence inside the alignment, float64 (m,).
-        bits: Bit score, float64 (m,).
-    """
-
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    identity: NDArray[np.float64]
-    coverage: NDArray[np.float64]
-    bits: NDArray[np.float64]
+    first: NDArray[np.int64]  # (m,), number of the one sequence
+    second: NDArray[np.int64]  # (m,), number of the other
+    identity: NDArray[np.float64]  # (m,), identical columns / all columns
+    coverage: NDArray[np.float64]  # (m,), share of the shorter sequence inside the alignment
+    bits: NDArray[np.float64]  # (m,), bit score
 
     @classmethod
     def join(cls, parts: Sequence[Hits]) -> Hits:

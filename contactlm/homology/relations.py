@@ -79,17 +79,11 @@ class ClusterOptions:
 
 
 class Relations(NamedTuple):
-    """Related pairs of one pool, in ascending order.
+    """Related pairs of one pool, in ascending order."""
 
-    Attributes:
-        first: Number of the one sequence, int64 (m,).
-        second: Number of the other, larger than ``first``, int64 (m,).
-        identity: float64 (m,), 0 … 1.
-    """
-
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    identity: NDArray[np.float64]
+    first: NDArray[np.int64]  # (m,), number of the one sequence
+    second: NDArray[np.int64]  # (m,), number of the other, which is larger
+    identity: NDArray[np.float64]  # (m,), 0 … 1
 
     @classmethod
     def join(cls, parts: Sequence[Relations]) -> Relations:

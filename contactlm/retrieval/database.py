@@ -41,21 +41,13 @@ _DATA_NAME = re.compile(rf"[0-9a-f]{{32}}\.(?:chains|states)|{TEMPORARY_NAME}")
 
 @dataclass(frozen=True, eq=False)
 class StructureDatabase:
-    """Chains of known structure, memory-mapped. Chains go by their number, 0 … n − 1.
-
-    Attributes:
-        path: The folder.
-        store: Ids, sequences and virtual C-beta coordinates of n chains.
-        states: Secondary structure of all chains end to end, uint8 (N residues,): 0 loop, 1 helix, 2 strand.
-        fingerprint: Made of all that the chains hold; two databases of one fingerprint are the same.
-        sources: What it was made of: folders, files and lists.
-    """
+    """Chains of known structure, memory-mapped. Chains go by their number, 0 … n − 1."""
 
     path: Path
-    store: ChainStore
-    states: NDArray[np.uint8]
-    fingerprint: str
-    sources: tuple[str, ...] = ()
+    store: ChainStore  # ids, sequences and virtual C-beta coordinates of n chains
+    states: NDArray[np.uint8]  # (N,) secondary structure of all end to end: 0 loop, 1 helix, 2 strand
+    fingerprint: str  # of all that the chains hold; two databases of one fingerprint are the same
+    sources: tuple[str, ...] = ()  # folders, files and lists that it was made of
 
     def __len__(self) -> int:
         return len(self.store)

@@ -201,6 +201,8 @@ def test_a_terminal_has_a_bar_and_a_log_a_line(
     terminal: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    for name, value in (("handlers", []), ("propagate", True)):  # whatever a command of an earlier test has set up
+        monkeypatch.setattr(logging.getLogger("contactlm"), name, value)
     written = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
     with caplog.at_level("INFO", "contactlm"), progress_bar("Reading", "file", 8) as bar:

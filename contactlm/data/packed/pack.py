@@ -38,17 +38,17 @@ def pack_structures(
     progress: bool = True,
     cache_dir: Path | None = None,
 ) -> Manifest:
-    """Read structure files and write their chains as a packed set; an interrupted packing resumes.
+    """Read structure files and write their chains as a packed set; an interrupted packing of the same settings resumes.
 
     The chains are those that a data module reads from the same files, in the same order. The same files give the same
-    bytes. A file with more than ``shard_residues`` residues has a shard of its own.
+    bytes. A file with more than ``shard_residues`` residues, 13 bytes each, has a shard of its own.
 
     Args:
         structures: Folders, structure files and text files of paths, packed one after the other.
-        out: Folder of the set; new, empty, or of an unfinished packing of the same settings.
-        shard_residues: Most residues of a shard, 13 bytes each.
-        sequence: ``"seqres"`` or ``"observed"``, as for :func:`contactlm.read_chains`.
-        clusters: Which sequence clusters to compute and record; None: none.
+        out: Folder of the set.
+        shard_residues: Most residues of a shard.
+        sequence: As for :func:`contactlm.read_chains`.
+        clusters: Which sequence clusters to compute and record.
         workers: Processes that read; 0 reads in this process, None takes one for each available processor.
         progress: Whether to show a progress bar.
         cache_dir: Where clusters, and what an interrupted clustering found so far, are kept.

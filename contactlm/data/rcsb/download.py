@@ -52,17 +52,7 @@ def download_structures(
 
     A file gets its name only when it came whole: the compressed data is complete and begins as an mmCIF file does.
     What fails for a passing reason is asked for again, after waits that double or as long as the server says
-    (Retry-After, in seconds).
-
-    Args:
-        ids: PDB ids; ``1abc_A`` and ``1abc A`` name the entry ``1abc``. Entries named twice are fetched once.
-        folder: Where the files go; made when missing.
-        base_url: Server and path before ``/1ABC.cif.gz``.
-        progress: Whether to show a progress bar.
-        remedy: What to say can be done where the server cannot be reached.
-
-    Returns:
-        The files, and the entries that could not be had with the reason.
+    (Retry-After, in seconds). ``remedy`` is what to say can be done where the server cannot be reached.
     """
     entries = list(dict.fromkeys(parse_id(text)[0] for text in ids))
     address = urlsplit(base_url)

@@ -70,20 +70,13 @@ TURNS = (
 
 @dataclass(frozen=True, eq=False)
 class SyntheticProtein:
-    """A sequence and its backbone.
+    """A sequence and its backbone."""
 
-    Attributes:
-        sequence: L one-letter codes.
-        coords: float64 (L, 4, 3), Å: atoms N, CA, C, O.
-        segments: (kind, first, stop) in chain order; together they cover the chain. Kinds are ``linker``, ``helix``
-            and ``hairpin``.
-        facing: int (n, 2), pairs i < j of strand residues that were built to face each other.
-    """
-
-    sequence: str
-    coords: Floats
+    sequence: str  # L one-letter codes
+    coords: Floats  # (L, 4, 3), Å: atoms N, CA, C, O
+    # (kind, first, stop) in chain order, which cover the chain; kinds are linker, helix and hairpin
     segments: tuple[tuple[str, int, int], ...]
-    facing: NDArray[np.int64]
+    facing: NDArray[np.int64]  # (n, 2), pairs i < j of strand residues that were built to face each other
 
 
 @dataclass(frozen=True, eq=False)
