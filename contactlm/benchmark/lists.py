@@ -102,12 +102,11 @@ def published_figures() -> tuple[PublishedFigure, ...]:
 
 
 def load_set(name: str) -> BenchmarkSet:
-    """Read a test set.
+    """Read a shipped test set by its name, or a CSV file; ``NAME:SUBSET`` takes a part.
 
-    Args:
-        name: That of a shipped list, or the path of a CSV file with the columns ``pdb_id`` and ``chain`` and, where
-            they are known, ``sequence``, ``length``, ``chain_naming`` (``auth`` or ``label``), ``target``, ``role``,
-            ``submission_date``, ``release_date`` and ``scorable`` (0: not to be scored). ``NAME:SUBSET`` takes a part.
+    A file has the columns ``pdb_id`` and ``chain`` and, where they are known, ``sequence``, ``length``,
+    ``chain_naming`` (``auth`` or ``label``), ``target``, ``role``, ``submission_date``, ``release_date`` and
+    ``scorable`` (0: it is not).
     """
     known = shipped_sets()
     own = Path(name).expanduser()

@@ -43,10 +43,8 @@ class BenchmarkOptions:
 def run_benchmark(names: Sequence[str], models: Mapping[str, str], options: BenchmarkOptions) -> list[SetResult]:
     """Score models on test sets, and write ``report.md``, ``table.csv``, ``differences.csv`` and tables by chain.
 
-    Args:
-        names: Of test sets; see :func:`contactlm.benchmark.lists.load_set`; ``smoke`` needs no network.
-        models: By the name that tables have: checkpoints, exported folders, or published models' names or folders.
-        options: Where things are.
+    ``names`` are those of :func:`contactlm.benchmark.lists.load_set`, or ``smoke``, which needs no network. ``models``
+    are checkpoints, exported folders, or published models' names or folders, by the name that tables have.
     """
     database = None if options.database is None else _open_database(options.database)  # before hours are spent
     results = [_obtain(name, options) for name in dict.fromkeys(names)]

@@ -21,6 +21,7 @@ from contactlm.callbacks.steps import StepSums, find_callback, validation_follow
 from contactlm.data.store import ChainStore
 from contactlm.data.training_set import NAME as KEPT_TRAINING
 from contactlm.data.training_set import keep_training
+from contactlm.runs.checkpoint_io import outlast_full_disk
 from contactlm.runs.signals import STOPPING, Stopped, StopSignals
 from contactlm.types import ContactLMError
 
@@ -177,10 +178,8 @@ class SafeCheckpoint(ModelCheckpoint):
         is_local = self.dirpath is not None and "://" not in str(self.dirpath)
         if not isinstance(store, ChainStore) or not is_local or self._is_trial(trainer):
             return
-        try:  # a full disk shall not end the run
+        with outlast_full_disk(Path(str(self.dirpath)) / KEPT_TRAINING):
             keep_training(store, Path(str(self.dirpath)))
-        except OSError as error:
-            log.warning("%s: %s cannot be written (%s)", self.dirpath, KEPT_TRAINING, error.strerror or error)
 
     def _is_trial(self, trainer: L.Trainer) -> bool:
         return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # a connector sets it

@@ -188,7 +188,7 @@ class CommandParser(argparse.ArgumentParser):
     """Answers arguments that it cannot understand with one line: what is wrong, the nearest option, where help is."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Write the line, and end the process; ``ex`` is jsonargparse's, where a subcommand's parser finds the error."""
+        """Write the line, and end the process; ``ex`` is jsonargparse's, of a subcommand's parser."""
         parser = getattr(ex, "subcommand_parser", None) or self
         name, near = parser.prog.replace(" [options]", ""), ""
         if unknown := re.search(r"unrecognized arguments:.*?(--[\w.-]+)", message):

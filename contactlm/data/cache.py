@@ -195,17 +195,21 @@ def progress_bar(what: str, unit: str, total: int, shown: bool = True, initial: 
 
 def parse_task(task: Sequence[Item], sequence: str, models: str = "first") -> list[Result]:
     """Read some files; a file that cannot be read becomes an empty entry with the reason."""
-    done = []
-    for i, path in task:
-        try:
-            done.append(
-                (i, ChainStore.from_chains(read_chains(path, sequence=sequence, models=models), {"problem": None}))
-            )
-        except StructureError as error:
-            done.append((i, ChainStore.from_chains([], {"problem": error.reason})))
-        except MemoryError:
-            done.append((i, ChainStore.from_chains([], {"problem": LOST})))
-    return done
+
+    def read(path: Path) -> ChainStore:
+        return ChainStore.from_chains(read_chains(path, sequence=sequence, models=models), {"problem": None})
+
+    return [(i, entry_of(read, path)) for i, path in task]
+
+
+def entry_of(read: Callable[[Path], ChainStore], path: Path) -> ChainStore:
+    """What a file holds; an empty entry with the reason where it cannot be read."""
+    try:
+        return read(path)
+    except StructureError as error:
+        return ChainStore.from_chains([], {"problem": error.reason})
+    except MemoryError:
+        return ChainStore.from_chains([], {"problem": LOST})
 
 
 def read_files(items: Sequence[Item], work: Task, processes: int) -> Iterator[Result]:
