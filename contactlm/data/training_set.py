@@ -90,7 +90,7 @@ def keep_training(store: ChainStore, folder: Path) -> Path | None:
     if isinstance(store, PackedStore) and store.packed.folder.is_remote:
         log.info(
             "%s is not written, since all of %s would have to be fetched for it: a test elsewhere will know no "
-            "identities to training chains", NAME, store.packed.folder,
+            "identities to training chains", NAME, store.packed.folder.name,
         )  # fmt: skip
         return None
     path = folder / NAME

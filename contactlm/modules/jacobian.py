@@ -69,9 +69,9 @@ class JacobianModule(LanguageModelModule):
             head. None: a randomly initialised backbone from ``architecture``.
         architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
             out: ``esm``); needs ``pretrained`` to be None.
-        symmetrise: None or ``"before"`` the norm; this and the next two are there for older checkpoints.
+        symmetrise: ``"before"`` the norm, or None; with ``masked`` and ``substitutions`` for older checkpoints alone.
         masked: False.
-        substitutions: None: all.
+        substitutions: None.
         cache_dir: Where maps are kept; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
         lora: None: there is nothing to adapt.
         freeze_backbone: True: nothing is trained.

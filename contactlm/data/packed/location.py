@@ -41,9 +41,6 @@ class SetFolder:
         self.name = location.rstrip("/") if self.is_remote else str(Path(location).expanduser())
         self._cache = cache_dir / "shards"
 
-    def __str__(self) -> str:
-        return self.name
-
     def manifest(self) -> bytes:
         """Read the manifest, or raise a DataError."""
         if self.is_remote:
@@ -70,7 +67,7 @@ class SetFolder:
         path = self.path(part)
         if not self.is_remote:
             raise DataError(f"{path}: damaged (its checksum does not fit); copy it again, or pack the structures again")
-        log.warning("%s: damaged copy of %s/%s; it is fetched again", path, self, part.name)
+        log.warning("%s: damaged copy of %s/%s; it is fetched again", path, self.name, part.name)
         path.unlink(missing_ok=True)
         return self.path(part)
 

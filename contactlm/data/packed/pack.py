@@ -55,10 +55,11 @@ def pack_structures(
     """
     found: list[tuple[Path, str]] = []
     for given in structures:
-        paths = find_structures(given, "structures")
+        paths, folder = find_structures(given, "structures"), Path(given).expanduser()
         if paths.passed_over:
             log.warning("%s: %s", given, paths.remark())
-        found += [(path, _name(path, Path(given).expanduser())) for path in paths]
+        # names are the same wherever the folder lies
+        found += [(path, path.relative_to(folder).as_posix() if folder.is_dir() else str(path)) for path in paths]
     writer = PackedWriter(Path(out).expanduser(), shard_residues, sequence)
     done = writer.resume(found)
     with progress_bar("Packing", "file", len(found), progress, done) as bar:
@@ -185,11 +186,6 @@ def _cluster(packed: PackedSet, rule: ClusterRule, cache_dir: Path | None) -> Cl
     clusters = cluster_sequences(sequences, rule.options, cache_dir, progress=True)
     packed.index["clusters"][chosen.all_chains()[0]] = clusters
     return replace(rule, options=rule.options.chosen(len(set(sequences))))
-
-
-def _name(path: Path, folder: Path) -> str:
-    """A file's name in messages: below the folder it was found in, so that it does not matter where that lies."""
-    return path.relative_to(folder).as_posix() if folder.is_dir() else str(path)
 
 
 def _mark(path: Path, name: str) -> str:

@@ -95,8 +95,7 @@ class Manifest:
             if about["clusters"] is not None:
                 options = ClusterOptions(**about["clusters"]["options"])
                 about["clusters"] = ClusterRule(**{**about["clusters"], "options": options})
-            about |= {"index": _part(about["index"]), "shards": tuple(map(_part, about["shards"]))}
-            return cls(**{**about, "files": int(about["files"]), "problems": dict(about["problems"])})
+            return cls(**{**about, "index": _part(about["index"]), "shards": tuple(map(_part, about["shards"]))})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{where}: not a packed set's manifest, or a damaged one ({error!r}); give the folder or URL of a set "
@@ -122,7 +121,7 @@ class PackedSet:
         self._chains = np.cumsum([0, *(part.chains for part in shards)]).tolist()  # before each shard
         self._residues = np.cumsum([0, *(part.residues for part in shards)]).tolist()
         if self._chains[-1] != len(index["ids"]) or self.starts[self._chains].tolist() != self._residues:
-            raise DataError(f"{folder}: {_NO_MATCH}")
+            raise DataError(f"{folder.name}: {_NO_MATCH}")
         self._open: dict[int, dict[str, NDArray[Any]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,7 +141,7 @@ class PackedSet:
         except DataError:
             shard = ChainStore.open(self.folder.renew(part))
         if not np.array_equal(shard.lengths, self.index["lengths"][self._chains[number] : self._chains[number + 1]]):
-            raise DataError(f"{self.folder}: {_NO_MATCH}")
+            raise DataError(f"{self.folder.name}: {_NO_MATCH}")
         if len(self._open) >= OPEN_SHARDS:
             self._open.popitem()
         self._open[number] = {name: np.asarray(getattr(shard, name)) for name in ("cb", "tokens")}  # quicker to slice
@@ -190,8 +189,7 @@ class PackedStore(ChainStore):
     def sequence_keys(self) -> list[bytes]:
         """What is equal for entries of equal sequence and chain lengths, as far as 64 bits a chain tell."""
         keys, lengths = self.packed.index["keys"], self.packed.index["lengths"]
-        spans = [slice(*span) for span in zip(*(ends.tolist() for ends in self._spans()), strict=True)]
-        return [keys[span].tobytes() + lengths[span].tobytes() for span in spans]
+        return [keys[a:b].tobytes() + lengths[a:b].tobytes() for a, b in zip(*self._spans(), strict=True)]
 
     def chain_keys(self) -> tuple[list[str], NDArray[np.int64]]:
         """A digest of each of n chains, those of complexes one by one, and the entry of each, int64 (n,), ascending."""
@@ -207,7 +205,7 @@ class PackedStore(ChainStore):
         if recorded is None or not rule.allows(recorded):
             made = "without clusters" if recorded is None else f"with clusters of another rule ({recorded})"
             log.info(
-                f"{self.packed.folder} was packed {made}: those asked for ({rule}) are computed from all its "
+                f"{self.packed.folder.name} was packed {made}: those asked for ({rule}) are computed from all its "
                 "sequences, once; `contactlm pack --clusters` with the options of the run records them"
             )
             return None
@@ -233,15 +231,15 @@ def open_packed(location: str, cache_dir: Path, sequence: str, option: str) -> t
         All its chains, and the structure files that could not be read when it was packed.
     """
     folder = SetFolder(location, cache_dir)
-    manifest = Manifest.from_bytes(folder.manifest(), f"{folder}/{MANIFEST}")
+    manifest = Manifest.from_bytes(folder.manifest(), f"{folder.name}/{MANIFEST}")
     if manifest.sequence != sequence:
         raise DataError(
-            f"{option}: {folder} was packed with sequence={manifest.sequence}, and this run asks for {sequence}; pack "
+            f"{option}: {folder.name} was packed with sequence={manifest.sequence}, and this run asks for {sequence}; pack "
             f"the structures with --sequence {sequence}, or set data.sequence to {manifest.sequence}"
         )
     if manifest.reader_version != READER_VERSION:
         log.warning(
-            f"{option}: {folder} was read by version {manifest.reader_version} of the reading rules, this contactlm "
+            f"{option}: {folder.name} was read by version {manifest.reader_version} of the reading rules, this contactlm "
             f"has version {READER_VERSION}: its chains may differ from those of the structure files; pack them again"
         )
     path = folder.path(manifest.index)
