@@ -184,7 +184,7 @@ class ContactCLI(LightningCLI):
                 model[name] = value
 
     def _find_last(self, config: Mapping[str, Any]) -> str | None:
-        """Where the newest run of this name can go on; None: nowhere, so that one command starts a run and resumes it."""
+        """Where the newest run of this name can go on; None: nowhere, so that one command starts and resumes a run."""
         seed = _plain_seed(config["seed_everything"]) if self.config["subcommand"] == "fit" else None
         path, folder = find_last(config["trainer"], config["name"], config["checkpoint"]["dirpath"], seed)
         if path is None and self.config["subcommand"] != "fit":

@@ -234,13 +234,13 @@ def open_packed(location: str, cache_dir: Path, sequence: str, option: str) -> t
     manifest = Manifest.from_bytes(folder.manifest(), f"{folder.name}/{MANIFEST}")
     if manifest.sequence != sequence:
         raise DataError(
-            f"{option}: {folder.name} was packed with sequence={manifest.sequence}, and this run asks for {sequence}; pack "
-            f"the structures with --sequence {sequence}, or set data.sequence to {manifest.sequence}"
+            f"{option}: {folder.name} was packed with sequence={manifest.sequence}, and this run asks for {sequence}; "
+            f"pack the structures with --sequence {sequence}, or set data.sequence to {manifest.sequence}"
         )
     if manifest.reader_version != READER_VERSION:
         log.warning(
-            f"{option}: {folder.name} was read by version {manifest.reader_version} of the reading rules, this contactlm "
-            f"has version {READER_VERSION}: its chains may differ from those of the structure files; pack them again"
+            f"{option}: {folder.name} was read by version {manifest.reader_version} of the reading rules, this "
+            f"contactlm has version {READER_VERSION}: its chains may differ from those of the structure files; pack them again"
         )
     path = folder.path(manifest.index)
     if hash_file(path) != manifest.index.sha256:
