@@ -240,7 +240,7 @@ def open_packed(location: str, cache_dir: Path, sequence: str, option: str) -> t
     if manifest.reader_version != READER_VERSION:
         log.warning(
             f"{option}: {folder.name} was read by version {manifest.reader_version} of the reading rules, this "
-            f"contactlm has version {READER_VERSION}: its chains may differ from those of the structure files; pack them again"
+            f"contactlm has version {READER_VERSION}: its chains may differ from those of the files; pack them again"
         )
     path = folder.path(manifest.index)
     if hash_file(path) != manifest.index.sha256:
