@@ -27,18 +27,12 @@ _HEADER_LINES = 200  # within which a file says which entry it is
 
 @dataclass(frozen=True)
 class StructureSource:
-    """Where structures come from.
+    """Where structures come from."""
 
-    Attributes:
-        cache: Folder of what was fetched.
-        folder: A folder of the user, in place of fetching; its files are called as their entries are.
-        base_url: Server and path before ``/1ABC.cif.gz``.
-    """
-
-    cache: Path
-    folder: Path | None = None
+    cache: Path  # folder of what was fetched
+    folder: Path | None = None  # of the user, in place of fetching; its files are called as their entries are
     offline: bool = False
-    base_url: str = RCSB
+    base_url: str = RCSB  # server and path before /1ABC.cif.gz
 
 
 @dataclass

@@ -163,7 +163,7 @@ class TensorBoardDashboard(L.Callback):
             if writer.log_dir not in self._described:
                 self._described.add(writer.log_dir)
                 for summary in hparams(run_hparams(trainer, pl_module), metrics):
-                    writer._get_file_writer().add_summary(summary)
+                    writer.file_writer.add_summary(summary)
 
     def _write_distributions(self, trainer: L.Trainer, prefix: str) -> None:
         """Curve and histograms. On several processes a collective call."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.utils._pytree import tree_leaves
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from contactlm.callbacks.steps import StepSums, is_time_to_log
@@ -171,4 +171,6 @@ def flop_counter() -> FlopCounterMode:
 
 def shape_key(batch: Any) -> str:
     """Name the shapes of all tensors in a batch."""
-    return " ".join(str(tuple(leaf.shape)) for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor))
+    shapes: list[str] = []
+    apply_to_collection(batch, torch.Tensor, lambda leaf: shapes.append(str(tuple(leaf.shape))))
+    return " ".join(shapes)

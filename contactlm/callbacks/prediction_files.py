@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contactlm.atomic import FileNames, atomic_path
+from contactlm.atomic import FileNames, write_csv
 from contactlm.callbacks.record import module_facts
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
 from contactlm.metrics.calibration_scores import CONFIDENCE
@@ -99,18 +99,14 @@ def read_summary(path: Path) -> dict[str, dict[str, str]]:
     """Read the complete lines of a summary, by id; a line torn by a killed run is left out."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as handle:
-        text = handle.read()
+    text = path.read_bytes().decode("utf-8", "replace")
     rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     return {row["id"]: row for row in rows if row.get("id") and None not in row.values()}
 
 
 def write_summary(path: Path, lines: Iterable[dict[str, str]]) -> None:
     """Write a summary anew, at once."""
-    with atomic_path(path) as temporary, temporary.open("x", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(lines)
+    write_csv(path, [{name: line.get(name, "") for name in COLUMNS} for line in lines], COLUMNS)
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:

@@ -113,9 +113,7 @@ class ThroughputMeter(L.Callback):
 def known_peak(device: torch.device, precision: str) -> float | None:
     """FLOPs a second that a GPU can do at a trainer's precision (``bf16-mixed``), by Lightning's table, if known."""
     dtype = DTYPES.get(precision.split("-")[0])
-    if device.type != "cuda" or dtype is None:
-        return None
-    return get_available_flops(device, dtype)
+    return None if device.type != "cuda" or dtype is None else get_available_flops(device, dtype)
 
 
 class BudgetProgressBar(TQDMProgressBar):

@@ -59,9 +59,6 @@ def resolve_config(name: str) -> str:
 
     A path that is mistyped must not run something else: only a bare name and ``lightning_configs/NAME.yaml`` stand for
     shipped configs.
-
-    Args:
-        name: Such as ``my/own.yaml``, ``lightning_configs/crop200.yaml`` or ``quickstart``.
     """
     if Path(name).is_file():
         return name
@@ -146,7 +143,7 @@ def _require_text(config: str) -> None:
     """Refuse a config that is no text, or holds a NUL, of which the parser would show a traceback."""
     try:
         text = Path(config).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ContactLMError(f"--config {config}: cannot be read as text ({error})") from error
     try:
         lines = [event.start_mark.line for event in yaml.parse(text) if "\0" in getattr(event, "value", "")]
@@ -195,14 +192,7 @@ def check_removed(arguments: Sequence[str]) -> None:
 
 
 def check_trainer_options(trainer: Mapping[str, Any]) -> None:
-    """Refuse callbacks and flags of a trainer that would not do here what they promise.
-
-    Args:
-        trainer: Its options, as a config has them.
-
-    Raises:
-        ContactLMError: One of :data:`REFUSED` is given.
-    """
+    """Refuse callbacks and flags of a trainer, as a config has them, that would not do here what they promise."""
     callbacks = trainer.get("callbacks") or []
     given = {name: f"trainer.{name}" for name in REFUSED if trainer.get(name)}
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -231,9 +221,7 @@ def _resolve_flags(arguments: Sequence[str]) -> list[str]:
 def chosen_class(arguments: Sequence[str]) -> type[MapModule]:
     """Find the class that a command line asks for, before its options can be parsed.
 
-    Args:
-        arguments: Of :func:`plain_arguments`. The last ``model_class`` of configs and flags decides; where none says,
-            the checkpoint does.
+    The last ``model_class`` of configs and flags decides; where none says, the checkpoint does.
     """
     from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, check_head
     from contactlm.modules.contact import ContactModule

@@ -29,17 +29,12 @@ exit status:
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """One command."""
 
-    Attributes:
-        about: What it does, in one line.
-        examples: Lines to copy, each with what it does.
-        entry: ``module:function`` of a command with a parser of its own, which takes the arguments after the
-            command's name and gives the exit status; empty for LightningCLI's subcommands.
-    """
-
-    about: str
-    examples: tuple[tuple[str, str], ...] = ()
+    about: str  # what it does, in one line
+    examples: tuple[tuple[str, str], ...] = ()  # lines to copy, each with what it does
+    # `module:function` of a command with a parser of its own, which takes the arguments after the command's name and
+    # gives the exit status; empty for LightningCLI's subcommands
     entry: str = ""
 
     def load(self) -> Callable[[Sequence[str]], int]:
@@ -170,11 +165,7 @@ def description(name: str) -> str:
 
 
 def answer(arguments: Sequence[str]) -> int | None:
-    """Answer what needs no command: a call for help or the version, no command at all, or one that does not exist.
-
-    Returns:
-        The exit status; None when there is a command to run.
-    """
+    """Answer a call for help or the version, no command, or one that does not exist; None when there is one to run."""
     first = arguments[0] if arguments else ""
     if first in ("-h", "--help", "help"):
         sys.stdout.write(f"{overview()}\n")
@@ -197,12 +188,7 @@ class CommandParser(argparse.ArgumentParser):
     """Answers arguments that it cannot understand with one line: what is wrong, the nearest option, where help is."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Write the line, and end the process.
-
-        Args:
-            message: What is wrong.
-            ex: Of jsonargparse, where the parser of a subcommand finds it.
-        """
+        """Write the line, and end the process; ``ex`` is jsonargparse's, of a subcommand's parser."""
         parser = getattr(ex, "subcommand_parser", None) or self
         name, near = parser.prog.replace(" [options]", ""), ""
         if unknown := re.search(r"unrecognized arguments:.*?(--[\w.-]+)", message):

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import lightning as L
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, *NO_ROOM)
 SHOWN_SCORES = (
     "mcc_sep6",
     "mcc",
@@ -69,28 +68,24 @@ def set_up_log() -> None:
 
 
 def file_trouble(error: OSError) -> str:
-    """What to tell of a file that cannot be written, or, where it is there and closed to this user, be read."""
+    """What to tell of a file that cannot be written, or, where it is not there or closed to this user, be read."""
     name = error.filename or "a file"
+    if error.errno == errno.ENOENT:
+        return f"{name} is not there; give a path that is"
     if error.errno not in NO_ROOM and error.filename and not os.access(name, os.R_OK) and os.path.lexists(name):
         return f"{name} cannot be read ({error.strerror}): give files and folders that this user may read"
     return (
-        f"{name} cannot be written ({error.strerror}): give a folder that can be, with room (save_dir of "
-        "trainer.logger, checkpoint.dirpath); a fit goes on with --ckpt_path last"
+        f"{name} cannot be written ({error.strerror}): give a folder that can be, with room (--out, save_dir of "
+        "trainer.logger, checkpoint.dirpath, cache_dir); packing goes on with the same command, a fit goes on with "
+        "--ckpt_path last"
     )
 
 
 def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", threshold: float = 0.5) -> str:
     """The main scores of a set as a table, one line a score, those of predictors that learn nothing beside.
 
-    Args:
-        prefix: ``dev`` or ``test``.
-        metrics: Logged values, by their full names (``dev/mcc_sep6``).
-        remark: What to add to the head.
-        threshold: That of the scores that are not at the tuned one.
-
-    Returns:
-        Lines such as ``test  mcc_sep6   0.412   0.466   (trivial 0.000)``: the second number is that at the tuned
-        threshold, where there is one.
+    Lines such as ``test  mcc_sep6   0.412   0.466   (trivial 0.000)``: the second number is that at the tuned
+    threshold, where there is one. ``metrics`` are logged values by their full names, ``remark`` is added to the head.
     """
     rows = [(name, metrics[f"{prefix}/{name}"]) for name in SHOWN_SCORES if f"{prefix}/{name}" in metrics]
     if not rows:

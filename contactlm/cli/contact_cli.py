@@ -80,6 +80,36 @@ class ContactParser(CommandParser, LightningArgumentParser):
             self.set_defaults(name=RUN_NAME)
         return added
 
+    def add_method_arguments(self, theclass: type, themethod: str, *args: Any, **options: Any) -> list[str]:
+        """Add the arguments of a method of the trainer, a subcommand, and what only that one has."""
+        added = super().add_method_arguments(theclass, themethod, *args, **options)
+        if themethod == "predict":
+            self.set_defaults({"return_predictions": False})  # maps are written as they come, not kept
+            self.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
+            kinds = list[Literal[FORMATS]]  # type: ignore[valid-type]  # one list of them, for the writers too
+            self.add_argument("--formats", type=kinds, default=list(DEFAULT_FORMATS), help=KINDS)
+            self.add_argument(
+                "--overwrite", type=bool, default=False, help="Predict again also what would be the same."
+            )
+            self.add_argument(
+                "--dtype", type=Literal["float16", "float32"], default="float32", help="Of probabilities in .npz files."
+            )
+            self.add_argument(
+                "--pairs_per_residue",
+                type=float | None,
+                default=RR_PAIRS_PER_RESIDUE,
+                help="Most pairs in an .rr file, times L, the most probable first; null: all with p at least 0.01.",
+            )
+            self.add_argument(
+                "--structure", type=str | None, default=None, help="Structure file to show the maps of sequences on."
+            )
+        if themethod in ("validate", "test"):
+            self.set_defaults({"verbose": False})  # we have a table of our own
+        self.usage = USAGE.format(name=themethod)
+        self.description = f"{description(themethod)}\n\n{MORE}"
+        self.epilog = STATUSES
+        return added
+
 
 class ContactCLI(LightningCLI):
     """LightningCLI with the budget, the scores and the shipped base config in place."""
@@ -90,6 +120,7 @@ class ContactCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         self.arguments = list(args)
         self.status = 0
+        self.parsers: list[LightningArgumentParser] = []  # of the subcommands
         base = [str(config_folder() / BASE)]
         super().__init__(
             chosen_class(args),
@@ -114,6 +145,7 @@ class ContactCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Give the callbacks that must be there keys of their own: a list in ``trainer.callbacks`` can be replaced."""
+        self.parsers.append(parser)
         parser.add_lightning_class_args(TokenBudget, "budget")
         parser.add_lightning_class_args(FlopsMeter, "flops")
         parser.add_lightning_class_args(LossGuard, "guard")
@@ -130,60 +162,29 @@ class ContactCLI(LightningCLI):
         parser.add_argument("--test_after_fit", type=bool, default=True, help="After fit, score the test set, if any.")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_plain_seed)
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Add what only one subcommand has."""
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "predict":
-            parser.set_defaults({"return_predictions": False})  # maps are written as they come, not kept
-            parser.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
-            kinds = list[Literal[FORMATS]]  # type: ignore[valid-type]  # one list of them, for the writers too
-            parser.add_argument("--formats", type=kinds, default=list(DEFAULT_FORMATS), help=KINDS)
-            parser.add_argument(
-                "--overwrite", type=bool, default=False, help="Predict again also what would be the same."
-            )
-            parser.add_argument(
-                "--dtype", type=Literal["float16", "float32"], default="float32", help="Of probabilities in .npz files."
-            )
-            parser.add_argument(
-                "--pairs_per_residue",
-                type=float | None,
-                default=RR_PAIRS_PER_RESIDUE,
-                help="Most pairs in an .rr file, times L, the most probable first; null: all with p at least 0.01.",
-            )
-            parser.add_argument(
-                "--structure", type=str | None, default=None, help="Structure file to show the maps of sequences on."
-            )
-        if subcommand in ("validate", "test"):
-            parser.set_defaults({"verbose": False})  # we have a table of our own
-        parser.usage = USAGE.format(name=subcommand)
-        parser.description = f"{description(subcommand)}\n\n{MORE}"
-        parser.epilog = STATUSES
-        return parser
-
-    def _parse_ckpt_path(self) -> None:
-        """Take model options from a checkpoint, and say clearly when it is none."""
-        subcommand = self.config["subcommand"]
-        path = self.config[subcommand].get("ckpt_path")
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Find the checkpoint, and say clearly when it is none, before Lightning takes model options from it."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config["subcommand"]]
+        path = config.get("ckpt_path")
         if path == "last":
-            path = self.config[subcommand]["ckpt_path"] = self._find_last(self.config[subcommand])
-        if path and path not in NOT_PATHS:
-            checkpoint = check_checkpoint(path)
-        model = self.config[subcommand]["model"]
-        given = {name: model[name] for name in HOW_HELD if name in model}
-        super()._parse_ckpt_path()
-        if path and path not in NOT_PATHS and (found := found_backbone(checkpoint)) is not None:
-            self.config[subcommand]["model"]["pretrained"] = found
-        for name, value in given.items():
+            path = config["ckpt_path"] = self._find_last(config)
+        self._backbone = found_backbone(check_checkpoint(path)) if path and path not in NOT_PATHS else None
+        self._held = {name: config["model"][name] for name in HOW_HELD if name in config["model"]}
+
+    def _hold_as_asked(self) -> None:
+        """Let flags come before a checkpoint's options of how the backbone is held."""
+        model = self._given("model")
+        if self._backbone is not None:
+            model["pretrained"] = self._backbone
+        for name, value in self._held.items():
             # the weights may lie elsewhere than when they were trained on, or be held otherwise; a checksum tells
             # whether they are the same
             if any(argument.partition("=")[0] == f"--model.{name}" for argument in self.arguments):
-                self.config[subcommand]["model"][name] = value
+                model[name] = value
 
     def _find_last(self, config: Mapping[str, Any]) -> str | None:
-        """Where the newest run of this name can go on; None, and a note, when there is nothing to go on with.
-
-        So the command that starts a run is the one that goes on with it.
-        """
+        """Where the newest run of this name can go on; None: nowhere, so that one command starts and resumes a run."""
         seed = _plain_seed(config["seed_everything"]) if self.config["subcommand"] == "fit" else None
         path, folder = find_last(config["trainer"], config["name"], config["checkpoint"]["dirpath"], seed)
         if path is None and self.config["subcommand"] != "fit":
@@ -193,21 +194,22 @@ class ContactCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Say what can be said before a backbone is looked for; name the loggers, and tell where they have others."""
-        check_sources(str(self.subcommand), self._get(self.config, "data"))
-        check_trainer_options(self._get(self.config, "trainer"))
-        check_strategy_options(self._get(self.config, "trainer"))
+        self._hold_as_asked()
+        check_sources(str(self.subcommand), self._given("data"))
+        check_trainer_options(self._given("trainer"))
+        check_strategy_options(self._given("trainer"))
         if self.subcommand == "predict":
             names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue", "structure")
-            self.writer = PredictionWriter(*(self._get(self.config, option) for option in names))
-        name = self._get(self.config, "name")
-        others = names_instead(self._get(self.config, "trainer")["logger"], name)
-        if others and name != self._parser(self.subcommand).get_default("name"):
+            self.writer = PredictionWriter(*(self._given(option) for option in names))
+        name = self._given("name")
+        others = names_instead(self._given("trainer")["logger"], name)
+        if others and name != self._own_parser.get_default("name"):
             tell("name: %s: the loggers of trainer.logger have names of their own: %s", name, ", ".join(others))
         self.parser.add_instantiator(partial(make_logger, name), Logger)
 
     def instantiate_classes(self) -> None:
         """Make the model last: options of data and callbacks that cannot be are told before a backbone is fetched."""
-        self._parser(self.subcommand)._action_groups.sort(key=lambda group: getattr(group, "dest", "") == "model")
+        self._own_parser._action_groups.sort(key=lambda group: getattr(group, "dest", "") == "model")
         super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -215,42 +217,56 @@ class ContactCLI(LightningCLI):
         if self.subcommand == "predict":
             self.save_config_callback = None
             kwargs["logger"] = False
-        plugins = self._get(self.config_init, "trainer")["plugins"] or []
+        plugins = self._made("trainer")["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer = self.make_trainer(**kwargs)
         claim_directory(trainer)
         profiler: Any = trainer.profiler  # type: ignore[attr-defined]  # a connector sets it
         if profiler.filename is None and not isinstance(profiler, PassThroughProfiler):
             profiler.filename = "profile"  # in the run directory; its report would go to a log that is not shown
         return trainer
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Show progress towards the budget, unless another progress bar or none is wanted."""
+    def make_trainer(self, **options: Any) -> Trainer:
+        """The trainer, which shows progress towards the budget, unless another progress bar or none is wanted."""
+        config = {**self._made("trainer"), **options}
         given = config["callbacks"] or []
         given = given if isinstance(given, list) else [given]
-        bars = [callback for callback in given if isinstance(callback, ProgressBar)]
-        if config["enable_progress_bar"] in (None, True) and not bars:
-            callbacks = [*callbacks, BudgetProgressBar()]
+        ours: list[Callback] = [self._made(key) for key in self._own_parser.callback_keys]
+        if config["enable_progress_bar"] in (None, True) and not any(isinstance(each, ProgressBar) for each in given):
+            ours.append(BudgetProgressBar())
         if config["enable_model_summary"] is None:
             config["enable_model_summary"] = False  # one line says enough
-        budget = next(callback for callback in callbacks if isinstance(callback, TokenBudget))
+        budget = self._made("budget")
         if config["val_check_interval"] is None:
             if config["check_val_every_n_epoch"] is not None:
                 budget.look_every = None
             config["check_val_every_n_epoch"] = config["check_val_every_n_epoch"] or 1  # then the budget's to say
+        if self.save_config_callback and not config["fast_dev_run"]:
+            ours.append(self.save_config_callback(self._own_parser, self.config[self.subcommand]))
         # EarlyStopping asks the trainer how it validates, which the budget has said by then
-        config["callbacks"] = [budget, *given]
-        callbacks = [callback for callback in callbacks if callback is not budget]
-        return super()._instantiate_trainer(config, callbacks)
+        config["callbacks"] = [budget, *given, *(each for each in ours if each is not budget)]
+        return self.trainer_class(**config)
+
+    def _given(self, name: str) -> Any:
+        """What an option of the subcommand says."""
+        return self.config[self.subcommand][name]
+
+    def _made(self, name: str) -> Any:
+        """What was made of an option of the subcommand."""
+        return self.config_init[self.subcommand][name]
+
+    @property
+    def _own_parser(self) -> LightningArgumentParser:
+        return self.parsers[list(self.subcommands()).index(str(self.subcommand))]
 
     def before_fit(self) -> None:
         """Without a dev set there is no score to watch: keep the latest checkpoint then."""
         if self._trains_nothing:  # a fast_dev_run would ask for a step
             self.trainer.fit_loop.epoch_loop.max_steps = 0
         if self.trainer.is_global_zero:
-            log.info("%s", run_line(self.trainer, self.model, self._get(self.config_init, "budget").max_tokens))
+            log.info("%s", run_line(self.trainer, self.model, self._made("budget").max_tokens))
         checkpoint = self.trainer.checkpoint_callback
         if self.datamodule.dev_fraction == 0 and isinstance(checkpoint, SafeCheckpoint):
             checkpoint.monitor, checkpoint.save_top_k = None, 1
@@ -258,7 +274,7 @@ class ContactCLI(LightningCLI):
     @property
     def _trains_nothing(self) -> bool:
         """Whether this is a run of no steps, whose model is scored as it is."""
-        return self._get(self.config, "trainer")["max_steps"] == 0
+        return self._given("trainer")["max_steps"] == 0
 
     def after_fit(self) -> None:
         """Score the test set with the best checkpoint, and say where everything lies."""
@@ -269,9 +285,9 @@ class ContactCLI(LightningCLI):
                 self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
                 checkpoint = self._keep_what_was_learnt()
         lines = [self._scores("dev", ", last look at dev")]  # test forgets the metrics of fit
-        if self._get(self.config, "trainer")["fast_dev_run"]:
+        if self._given("trainer")["fast_dev_run"]:
             return
-        if self._get(self.config, "test_after_fit") and "test" in self.datamodule.chains:
+        if self._given("test_after_fit") and "test" in self.datamodule.chains:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
             lines.append(self._scores("test", ", best checkpoint" if checkpoint else ""))
             lines.append(f"map         {self._draw_example()}")
@@ -303,7 +319,7 @@ class ContactCLI(LightningCLI):
         self.say(self._scores("dev"))
 
     def _scores(self, prefix: str, remark: str = "") -> str:
-        threshold = self._get(self.config_init, "evaluation").threshold
+        threshold = self._made("evaluation").threshold
         return score_table(prefix, self.trainer.callback_metrics, remark, threshold)
 
     def before_predict(self) -> None:
@@ -342,10 +358,10 @@ class ContactCLI(LightningCLI):
             sys.stdout.flush()
 
 
+@rank_zero_only
 def tell(message: str, *values: object) -> None:
     """Log, from one process only, while there is no trainer yet."""
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning puts it there
-        log.info(message, *values)
+    log.info(message, *values)
 
 
 def _plain_seed(seed: bool | int) -> int:

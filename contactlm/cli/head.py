@@ -27,11 +27,7 @@ class HeadParser(CommandParser, ArgumentParser):
 
 
 def head_command(arguments: Sequence[str]) -> int:
-    """Run ``contactlm head``.
-
-    Returns:
-        The exit status, 0. Arguments that cannot be parsed end the process with 2.
-    """
+    """Run ``contactlm head``; the exit status is 0."""
     parser = HeadParser(
         "contactlm head fit",
         description="Fit a contact head: L1-regularised logistic regression on attention maps (Rao et al. 2021).",

@@ -14,12 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def index_command(arguments: Sequence[str]) -> int:
-    """Run ``contactlm index``.
-
-    Returns:
-        The exit status: 0, or 3 when files had to be left out (they are named). Arguments that cannot be parsed end
-        the process with 2.
-    """
+    """Run ``contactlm index``; the exit status is 3 when files had to be left out, which are named."""
     parser = CommandParser(
         "contactlm index",
         description="Make a structure database, or bring it up to date: only new and changed files are read.",

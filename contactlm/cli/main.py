@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from contactlm.cli.arguments import check_removed, plain_arguments, resolve_arguments
 from contactlm.cli.commands import COMMANDS, answer
-from contactlm.cli.console import CANNOT_WRITE, file_trouble, set_up_log
+from contactlm.cli.console import NO_ROOM, file_trouble, set_up_log
 from contactlm.runs.signals import Stopped
 from contactlm.types import ContactLMError
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _mendable() as error:
         return _tell_error(str(error))
     except OSError as error:
-        if error.errno not in CANNOT_WRITE:
+        if error.filename is None and error.errno not in NO_ROOM:
             raise
         return _tell_error(file_trouble(error))
     except SystemExit as end:

@@ -22,12 +22,7 @@ PROGRAMS = ("auto", "builtin", "mmseqs")
 
 
 def pack_command(arguments: Sequence[str]) -> int:
-    """Run ``contactlm pack``.
-
-    Returns:
-        The exit status, 0; files that could not be read are counted, named and recorded. Arguments that cannot be
-        parsed end the process with 2.
-    """
+    """Run ``contactlm pack``; the exit status is 0; files that could not be read are counted, named and recorded."""
     given = _parser().parse_args(arguments)
     if given.workers is not None and given.workers < 0:
         raise DataError(f"--workers is {given.workers}; give 0 (this process reads) or more")

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import Strategy
 
 from contactlm.callbacks.budget import count_tokens
@@ -103,10 +102,12 @@ class PlanCLI(ContactCLI):
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Make the trainer without a run's directory."""
-        return LightningCLI.instantiate_trainer(self, logger=False, **options)
+        return self.make_trainer(logger=False, **options)
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def fit(self, **_: Any) -> None:
         """Nothing is run."""
+
+    before_fit = after_fit = fit
 
     def lines(self, memory: int | None) -> list[str]:
         """The plan, as text."""
@@ -150,7 +151,7 @@ class PlanCLI(ContactCLI):
         ]
 
     def _of_steps(self, seen: Seen, cost: StepCost) -> list[str]:
-        budget = self._get(self.config_init, "budget").max_tokens
+        budget = self._made("budget").max_tokens
         processes = self.trainer.world_size
         a_batch = seen.tokens / seen.batches * processes
         accumulated = self.trainer.accumulate_grad_batches
@@ -167,9 +168,9 @@ class PlanCLI(ContactCLI):
         ]
 
     def _looks(self, batches: float) -> int:
-        every, share = self._get(self.config, "trainer")["val_check_interval"], None
+        every, share = self._given("trainer")["val_check_interval"], None
         if every is None:
-            share = self._get(self.config_init, "budget").look_every
+            share = self._made("budget").look_every
             return round(1 / share) if share else 0
         return int(batches // every) if isinstance(every, int) else 0
 

@@ -23,7 +23,6 @@ from contactlm.report.summary import (
     whole_experiments,
 )
 from contactlm.report.table import curve_rows, markdown, table_rows
-from contactlm.types import ContactLMError
 
 MORE = """\
 Figures, tables and a statement of which arm wins, from the run.json that `contactlm fit` and `contactlm test` write.
@@ -54,13 +53,10 @@ def report_command(arguments: Sequence[str]) -> int:
 def write_report(
     runs: Sequence[str | Path], out: str | Path, mixed: bool = False, reference: str | None = None
 ) -> list[str]:
-    """Write figures (``mcc.png``, ``mcc_sep6.png``, ``p_at_L_long.png``), tables, curves and ``report.html`` of runs.
+    """Write figures, tables, curves and ``report.html`` of run directories, and of folders with some below them.
 
-    Args:
-        runs: Run directories, and folders with some below them.
-        out: Folder to write. Groups of runs that must not be mixed get folders below it.
-        mixed: Put all runs into one group.
-        reference: Arm that the others are compared with, pair by pair; None: ``crop200``, if it is there.
+    Groups of runs that must not be mixed get folders of their own, unless ``mixed``. The arm ``reference`` is what
+    others are compared with, pair by pair; None: ``crop200``, if it is there.
 
     Returns:
         The statements of ``report.md``, line by line.
@@ -71,24 +67,21 @@ def write_report(
     sets = [f"set{number}" for number in range(1, len(groups) + 1)] if len(groups) > 1 else []
     lines = group_lines(groups)
     text = ["# Report of runs", *lines]
-    try:
-        _clear(folder)
-        for name, group in zip(sets or [""], groups, strict=True):
-            summary, tables = _write_group(group, folder / name)
-            lines += [*([f"{name}:"] if name else []), *summary]
-            text += [*([f"## {name}"] if name else []), _bullets(summary), tables]
-        for number, experiment in enumerate(whole_experiments(found.runs), start=1):
-            name = PAIRED if number == 1 else f"{PAIRED}{number}"
-            compared, table = _write_paired(experiment, folder / f"{name}.csv", reference)
-            lines += compared
-            text += [f"## {name}", _bullets(compared), *table]
-        last = [*(f"left out: {path}: {reason}" for path, reason in found.left_out.items()), RULE]
-        if sets:
-            write_overview([*lines, *last], sets, folder / PAGE)
-        with atomic_path(folder / REPORT) as temporary:
-            temporary.write_text("\n\n".join([*text, *last]) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ContactLMError(f"out: {folder} cannot be written ({error.strerror}); give another folder") from error
+    _clear(folder)
+    for name, group in zip(sets or [""], groups, strict=True):
+        summary, tables = _write_group(group, folder / name)
+        lines += [*([f"{name}:"] if name else []), *summary]
+        text += [*([f"## {name}"] if name else []), _bullets(summary), tables]
+    for number, experiment in enumerate(whole_experiments(found.runs), start=1):
+        name = PAIRED if number == 1 else f"{PAIRED}{number}"
+        compared, table = _write_paired(experiment, folder / f"{name}.csv", reference)
+        lines += compared
+        text += [f"## {name}", _bullets(compared), *table]
+    last = [*(f"left out: {path}: {reason}" for path, reason in found.left_out.items()), RULE]
+    if sets:
+        write_overview([*lines, *last], sets, folder / PAGE)
+    with atomic_path(folder / REPORT) as temporary:
+        temporary.write_text("\n\n".join([*text, *last]) + "\n", encoding="utf-8")
     return [*lines, *last, f"report written to {folder}"]
 
 

@@ -48,12 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CostBound:
-    """What one batch may cost, padding included: B × T tokens (T = L + 2), or B × L² residue pairs.
-
-    Attributes:
-        unit: What is counted.
-        most: The bound.
-    """
+    """What one batch may cost, padding included: B × T tokens (T = L + 2), or B × L² residue pairs."""
 
     unit: Literal["tokens", "pairs"]
     most: int
@@ -105,11 +100,7 @@ def padding(lengths: NDArray[np.int64], parts: Parts) -> float:
 def split(parts: Parts, lengths: NDArray[np.int64], count: int = 0, most_padding: float = 1.0) -> Parts:
     """Split batches in two, always where it saves most padding, until they are many enough and padded little enough.
 
-    Args:
-        parts: Batches of ``lengths``.
-        lengths: Residues of each sample in their order, int64 (N,).
-        count: So many batches at least (N at most).
-        most_padding: Largest fraction of padding.
+    They are parts of ``lengths``, int64 (N,); at least ``count`` (N at most), of which at most a share is padding.
     """
     done: Parts = []
     heap: list[Any] = []

@@ -35,22 +35,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """Structure files of one option.
+    """Structure files of one option."""
 
-    Attributes:
-        option: The option that names it, for messages.
-        location: A folder, a structure file, a text file of paths or (``is_ids``) of PDB ids, or folder or URL of a
-            packed set.
-        is_ids: Whether ``location`` lists PDB ids.
-        folder: Where the files of PDB ids are kept.
-        base_url: Where they are fetched from.
-    """
-
-    option: str
-    location: str
-    is_ids: bool = False
-    folder: Path = Path()
-    base_url: str = RCSB
+    option: str  # that names it, for messages
+    location: str  # folder, structure file, text file of paths or of PDB ids; folder or URL of a packed set
+    is_ids: bool = False  # whether it lists PDB ids
+    folder: Path = Path()  # where the files of PDB ids are kept
+    base_url: str = RCSB  # where they are fetched from
 
     def check(self) -> None:
         """Raise :class:`DataError` for what is not there or no list of ids, before anything that takes time."""
@@ -105,12 +96,7 @@ class Source:
 
 
 def find_sources(data: Mapping[str, Any], cache_folder: Path) -> dict[str, Source]:
-    """Where the structures of each role come from.
-
-    Args:
-        data: Options of :class:`contactlm.ContactDataModule`.
-        cache_folder: Where fetched structures go, unless ``download_dir`` is given.
-    """
+    """Where the structures of each role come from, by options of the data module; what is fetched goes to the cache."""
     dirs, synthetic = {role: data[f"{role}_dir"] for role in ("train", "test")}, data["synthetic"]
     if synthetic is not None:
         if any(dirs.values()):
@@ -124,12 +110,7 @@ def find_sources(data: Mapping[str, Any], cache_folder: Path) -> dict[str, Sourc
 
 
 def check_sources(stage: str, data: Mapping[str, Any]) -> None:
-    """Raise :class:`DataError` for data that a command needs and lacks, before a backbone is looked for.
-
-    Args:
-        stage: ``fit``, ``validate``, ``test`` or ``predict``.
-        data: Options of :class:`contactlm.ContactDataModule`.
-    """
+    """Raise :class:`DataError` for data that a stage needs and lacks, before a backbone is looked for."""
     if stage == "predict":
         for path in need_predict_paths(data["predict_paths"]):
             existing_path(path, "predict_paths", PREDICTABLE)

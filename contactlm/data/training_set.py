@@ -47,12 +47,9 @@ def check_same_run(
 ) -> list[dict[str, Any]]:
     """Refuse to go on with a run of another seed or split: its steps would be counted, and reported, as those of this.
 
-    Args:
-        before: Options of the run that goes on, by name; as ``train`` its training chains (see
-            :func:`describe_chains`), and as ``trained_before`` the other sets that it was
-            trained on. What its checkpoint does not say, or what this version does not know, is not checked.
-        now: Those of this run.
-        checkpoint: The file, for the message.
+    ``before`` and ``now`` are options by name; as ``train`` the training chains (see :func:`describe_chains`), and as
+    ``trained_before`` the other sets that the run was trained on. What its checkpoint does not say, or what this
+    version does not know, is not checked.
 
     Returns:
         All other sets of training chains that the run was trained on: structures may come and go, but chains
@@ -89,15 +86,11 @@ class KeptTraining:
 
 
 def keep_training(store: ChainStore, folder: Path) -> Path | None:
-    """Write the training sequences of a run into the folder of its checkpoints, whole or not at all.
-
-    Returns:
-        The file; None where the sequences would have to be fetched first, which is told.
-    """
+    """Write the training sequences of a run beside its checkpoints, unless they would have to be fetched for it."""
     if isinstance(store, PackedStore) and store.packed.folder.is_remote:
         log.info(
             "%s is not written, since all of %s would have to be fetched for it: a test elsewhere will know no "
-            "identities to training chains", NAME, store.packed.folder,
+            "identities to training chains", NAME, store.packed.folder.name,
         )  # fmt: skip
         return None
     path = folder / NAME
@@ -113,11 +106,7 @@ def keep_training(store: ChainStore, folder: Path) -> Path | None:
 
 
 def kept_training(checkpoint: str | Path) -> KeptTraining | None:
-    """Read the training sequences that lie beside a checkpoint.
-
-    Returns:
-        None where there are none, or where they cannot be read, which is told.
-    """
+    """Read the training sequences beside a checkpoint; None where there are none, or (logged) none that can be read."""
     path = Path(checkpoint).parent / NAME
     if "://" in str(checkpoint) or not path.is_file():
         return None

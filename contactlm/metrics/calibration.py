@@ -51,12 +51,7 @@ class Calibration:
             raise ValueError(f"no calibration: {asdict(self)}")
 
     def apply_map(self, probability: Tensor, chain_of: Tensor | None = None) -> Tensor:
-        """Calibrate a whole map, row block by row block.
-
-        Args:
-            probability: float32 (L, L), in [0, 1].
-            chain_of: Of a complex, each residue's chain number, (L,); None: a single chain.
-        """
+        """Calibrate a whole map, float32 (L, L) in [0, 1], row block by row block; ``chain_of`` (L,) of complexes."""
         position = torch.arange(len(probability), device=probability.device)
         slope, bias = (torch.tensor(values, device=probability.device) for values in (self.slope, self.bias))
         calibrated = torch.empty_like(probability)

@@ -50,12 +50,9 @@ CONTRACTS = {
 def contract_scores(
     contract: Contract, probability: NDArray[np.floating], coordinates: NDArray[np.floating]
 ) -> dict[str, float]:
-    """Long-range precisions under a contract: ``p_at_L_long``, ``p_at_L2_long``, ``p_at_L5_long``.
+    """Long-range precisions under a contract, by name; NaN where there is nothing to rank.
 
-    Args:
-        contract: The contract.
-        probability: Predicted, (L, L), in [0, 1]; its upper triangle counts. NaN comes where there is nothing to rank.
-        coordinates: Of the contract's atom, (L, 3), in Å; NaN where unresolved.
+    Of probabilities (L, L) the upper triangle counts; coordinates (L, 3), in Å, are of the contract's atom.
     """
     import torch  # here: `contactlm benchmark list` does not wait for it
 

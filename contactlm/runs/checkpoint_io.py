@@ -110,16 +110,10 @@ class _Stream:
 def find_last(
     trainer_config: Mapping[str, Any], name: str, dirpath: str | Path | None = None, seed: int | None = None
 ) -> tuple[Path | None, Path]:
-    """Find the newest ``last.ckpt`` of all runs of one name.
+    """The newest ``last.ckpt`` of all runs of one name, None where there is none; and the folder it was looked for in.
 
-    Args:
-        trainer_config: Options of the trainer; its first logger has the folder of all runs.
-        name: That of the runs, if the logger has none of its own.
-        dirpath: Where checkpoints are kept, if that was chosen; None: in each run's own folder.
-        seed: Only of runs with this seed (and of those that do not say theirs); None: of all.
-
-    Returns:
-        The checkpoint, or None where there is none, and the folder it was looked for in.
+    The folder is that of the trainer's first logger, or ``dirpath``. Only runs with the ``seed``, if one is given,
+    count, and those that do not say theirs.
     """
     folder, pattern = (Path(dirpath), "") if dirpath else _runs_folder(trainer_config, name)
     found = folder.expanduser().glob(f"{pattern}last*.ckpt")

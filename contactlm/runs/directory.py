@@ -30,12 +30,7 @@ def make_logger(name: str, logger: type[LoggerClass], /, *args: Any, **options: 
 
 
 def names_instead(loggers: Any, name: str) -> list[str]:
-    """The names of a run whose loggers are all called otherwise, each once; none where a logger has the run's name.
-
-    Args:
-        loggers: ``trainer.logger``, in whichever of its forms a config has it.
-        name: The run's.
-    """
+    """The names of a run whose loggers (``trainer.logger`` of a config) are all called otherwise; else none."""
     each = loggers if isinstance(loggers, list) else [loggers]
     given = [logger.get("init_args") or {} for logger in each if logger not in (None, True, False)]
     names = [filled_in(options["name"], name) for options in given if "name" in options]

@@ -37,7 +37,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         raise ContactLMError(
             f"{folder}: not a run directory (it has no {RUN_FILE}, which `contactlm fit` writes)"
         ) from None
-    except (OSError, ValueError) as error:  # ValueError: JSON and UTF-8 alike
+    except ValueError as error:  # ValueError: JSON and UTF-8 alike
         raise ContactLMError(f"{path}: cannot be read as the record of a run ({error})") from error
     found = record.get("format") if isinstance(record, dict) else None
     if found != RUN_FORMAT:

@@ -75,8 +75,8 @@ def test_a_file_that_goes_away_costs_no_other(folder: Path, monkeypatch: pytest.
 
 def test_lists_of_files_of_one_folder_share_an_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
-    hash_file = cache_module._hash_file
-    monkeypatch.setattr(cache_module, "_hash_file", lambda path: hashed.append(path) or hash_file(path))
+    hash_file = cache_module.hash_file
+    monkeypatch.setattr(cache_module, "hash_file", lambda path: hashed.append(path) or hash_file(path))
     paths, cache = find_structures(folder), StructureCache(workers=0, progress=False)
     cache.load(paths)
     assert len(hashed) == 6

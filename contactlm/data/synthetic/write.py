@@ -68,39 +68,26 @@ class SyntheticOptions:
 
 
 def write_synthetic(options: SyntheticOptions) -> tuple[Path, Path]:
-    """Write the proteins, or find them already written.
+    """Write the proteins, or find them already written; the folders of the training and of the test files.
 
-    Files that are there are kept, and missing ones (a killed run) are written. The manifest ``synthetic.json`` is
-    written last.
-
-    Args:
-        options: What to write.
-
-    Returns:
-        The folders of the training and of the test files.
-
-    Raises:
-        DataError: The folder holds proteins of other options, or other structure files, or cannot be written.
+    Files that are there are kept, and missing ones (a killed run) are written; the manifest ``synthetic.json`` comes
+    last. A DataError where the folder holds proteins of other options, or other structure files.
     """
     folder = Path(options.folder).expanduser()
     counts = dict(zip(SPLITS, (options.n_train, options.n_test), strict=True))
     expected = {folder / s / f"{s}{i:05d}.pdb": (s, i) for s, count in counts.items() for i in range(count)}
-    try:
-        _check_folder(options, folder, set(expected))
-        missing = [path for path in expected if not path.exists()]
-        if missing:
-            log.info("writing %d synthetic proteins to %s", len(missing), folder)
-        for path in missing:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as handle:
-                protein = nth_protein(options, *expected[path])
-                text = pdb_text(protein, *expected[path], options.seed, f"OPTIONS {_fingerprint(options)}")
-                handle.write(text.encode("ascii"))
-        if missing or not (folder / MANIFEST).exists():
-            with atomic_file(folder / MANIFEST) as handle:
-                handle.write(json.dumps(_recipe(options), indent=1).encode("ascii"))
-    except OSError as error:
-        raise DataError(f"synthetic: {folder} cannot be written ({error}); give a folder that can") from error
+    _check_folder(options, folder, set(expected))
+    missing = [path for path in expected if not path.exists()]
+    if missing:
+        log.info("writing %d synthetic proteins to %s", len(missing), folder)
+    for path in missing:
+        protein = nth_protein(options, *expected[path])
+        text = pdb_text(protein, *expected[path], options.seed, f"OPTIONS {_fingerprint(options)}")
+        with atomic_file(path) as handle:
+            handle.write(text.encode("ascii"))
+    if missing or not (folder / MANIFEST).exists():
+        with atomic_file(folder / MANIFEST) as handle:
+            handle.write(json.dumps(_recipe(options), indent=1).encode("ascii"))
     return folder / "train", folder / "test"
 
 
