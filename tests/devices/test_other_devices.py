@@ -80,7 +80,7 @@ def spread(processes: int) -> list[str]:
 
 WAYS: dict[str, list[tuple[int, list[str]]]] = {  # processes, and how they are told of each other
     "replicated": [(1, []), (2, DDP), (1, [])],
-    "spread": [(2, spread(2)), (3, spread(3)), (1, [])],
+    "spread": [(1, []), (2, spread(2)), (1, [])],
 }
 
 
