@@ -10,10 +10,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from contactlm.callbacks.steps import StepSums, is_time_to_log
+from contactlm.modules.memory import tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +171,4 @@ def flop_counter() -> FlopCounterMode:
 
 def shape_key(batch: Any) -> str:
     """Name the shapes of all tensors in a batch."""
-    shapes: list[str] = []
-    apply_to_collection(batch, torch.Tensor, lambda leaf: shapes.append(str(tuple(leaf.shape))))
-    return " ".join(shapes)
+    return " ".join(str(tuple(leaf.shape)) for leaf in tensors_in(batch))

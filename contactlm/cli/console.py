@@ -70,8 +70,8 @@ def set_up_log() -> None:
 def file_trouble(error: OSError) -> str:
     """What to tell of a file that cannot be written, or, where it is not there or closed to this user, be read."""
     name = error.filename or "a file"
-    if error.errno == errno.ENOENT:
-        return f"{name} is not there; give a path that is"
+    if wrong := {errno.ENOENT: "is not there", errno.EISDIR: "is a folder"}.get(error.errno or 0):
+        return f"{name} {wrong}; give another path"
     if error.errno not in NO_ROOM and error.filename and not os.access(name, os.R_OK) and os.path.lexists(name):
         return f"{name} cannot be read ({error.strerror}): give files and folders that this user may read"
     return (

@@ -10,11 +10,7 @@ from contactlm.cli.commands import CommandParser
 
 
 def export_command(arguments: Sequence[str]) -> int:
-    """Run ``contactlm export``.
-
-    Returns:
-        The exit status, 0. Arguments that cannot be parsed end the process with 2.
-    """
+    """Run ``contactlm export``; the exit status is 0."""
     parser = CommandParser("contactlm export", description="Write a trained model for others to load.")
     parser.add_argument("--ckpt_path", required=True, help="Checkpoint of a run.")
     parser.add_argument("--out", required=True, help="Directory to write.")

@@ -215,8 +215,7 @@ def _name(ids: Sequence[str]) -> str:
 class MappedArray(NamedTuple):
     """Where the values of a memory-mapped array lie: what travels to loader processes in its place.
 
-    Processes that are forked share their parent's maps. Others (macOS, Windows, Python 3.14) get their data set by
-    pickle, which would copy all that a map holds.
+    Forked processes share their parent's maps; others (macOS, Windows, Python 3.14) would get a copy by pickle.
     """
 
     path: str

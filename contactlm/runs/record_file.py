@@ -16,11 +16,7 @@ RUN_FORMAT = 1
 
 
 def write_run(folder: str | Path, record: Mapping[str, Any]) -> Path:
-    """Write a record, complete or not at all; NaN and infinity become null.
-
-    Returns:
-        The file.
-    """
+    """Write a record, complete or not at all; NaN and infinity become null. Returns the file."""
     path = Path(folder) / RUN_FILE
     text = json.dumps(_without_nan({"format": RUN_FORMAT, **record}), indent=1, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temporary:

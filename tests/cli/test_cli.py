@@ -189,7 +189,7 @@ def test_what_a_user_can_mend_is_one_clear_message(tmp_path: Path, tiny_esm: Pat
         (["validate"], "train_dir is not given, and validate needs it"),
         (["fit", "--data.train_dir=nowhere"], "train_dir: nowhere does not exist"),
         (["fit", "--data.train_dir=.", "--data.test_dir=nowhere/x"], "test_dir: nowhere/x does not exist"),
-        (["fit", "--data.train_ids=nowhere.txt"], "nowhere.txt is not there; give a path that is"),
+        (["fit", "--data.train_ids=nowhere.txt"], "nowhere.txt is not there; give another path"),
         (["test"], "test_dir is not given, and test needs it"),
         (["test", "--data.test_dir=nowhere"], "test_dir: nowhere does not exist"),
         (["predict"], "predict_paths is not given"),
