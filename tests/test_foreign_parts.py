@@ -223,7 +223,7 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("transformers", "EsmLayer.attention", "model/families/esm.py", layers_have_these_parts),
     ("transformers", "EsmModel.encoder", "model/families/esm.py", a_backbone_has_these_parts),
     ("transformers", "EsmcLayer.self_attn", "model/families/esmc.py", other_layers_have_these_parts),
-    ("transformers", "BertLayer.intermediate", "model/families/protbert.py", other_layers_have_these_parts),
+    ("transformers", "BertLayer.intermediate", "model/families/bert.py", other_layers_have_these_parts),
     ("peft", "ModulesToSaveWrapper.modules_to_save", "model/lora.py", adapters_lie_in_the_backbone),
     ("biopython", "Bio.PDB.binary_cif:_decode", "structure/binary_cif.py", ("column",)),
     ("biopython", "Bio.PDB.MMCIF2Dict:MMCIF2Dict._splitline", "structure/mmcif.py", ("self", "line")),

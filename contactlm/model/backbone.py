@@ -43,7 +43,7 @@ class ContactBackbone(nn.Module):
         whole: Whether something else reads the hidden states: then those parts are run, and may learn.
 
     Raises:
-        ModelError: Another ``attention``, or a backbone with dropout on its attention maps.
+        ModelError: Another ``attention``.
 
     Warns:
         UserWarning: Adapters in parts that are not run, which learn nothing.
@@ -54,11 +54,7 @@ class ContactBackbone(nn.Module):
         if attention not in ATTENTION:
             raise ModelError(f"attention: {attention!r} given; choose from {sorted(ATTENTION)}")
         self.esm, self.family = esm, family_of(esm.config)
-        if dropout := self.family.attention_dropout(esm.config):
-            raise ModelError(
-                f"attention_probs_dropout_prob is {dropout}: dropout on attention maps would be dropout on the contact "
-                "head's input; set it (ESM C: attention_dropout) to 0 in the model's config.json"
-            )
+        self.family.stop_attention_dropout(esm.config)
         self.attention = attention
         for layer in self.family.layers(esm):
             layer.__class__ = self.family.layer_class

@@ -28,11 +28,7 @@ class ResidueEncoder(nn.Module):
     def __init__(self, esm: Any) -> None:
         super().__init__()
         self.esm, self.family = esm, family_of(esm.config)
-        if dropout := self.family.attention_dropout(esm.config):
-            raise ModelError(
-                f"attention_probs_dropout_prob is {dropout}: dropout on attention maps is not supported; set it "
-                "(ESM C: attention_dropout) to 0 in the model's config.json"
-            )
+        self.family.stop_attention_dropout(esm.config)
         for layer in self.family.layers(esm):
             layer.__class__ = self.family.layer_class
         for unread in (esm.contact_head, getattr(esm, "pooler", None)):

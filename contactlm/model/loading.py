@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import re
 import ssl
@@ -10,20 +11,24 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from contactlm.alphabet import LETTERS
 from contactlm.model.families.family import Family, family_of
+from contactlm.model.families.vocabulary import PROTBERT, VOCABULARY_FILES, read_vocabulary
 from contactlm.types import ModelError
+
+log = logging.getLogger(__name__)
 
 ADAPTER_FILE = "adapter_config.json"
 _WEIGHT_FILES = ("model*.safetensors*", "pytorch_model*.bin*")
@@ -36,8 +41,10 @@ _KIND: dict[str, Any] = {
     "vocab_size": 33,
     "mask_token_id": 32,
     "max_position_embeddings": 1026,
+    "vocabulary": None,
 }
 _ADAPTER_PART = re.compile(r"(^|\.)lora_|(^|\.)contact_head\.|(^|\.)pooler\.")
+_KNOWN_HEAD = re.compile(r"(^|\.)(cls\.predictions|cls\.seq_relationship|lm_head|pooler|contact_head)\.|position_ids")
 _PROBE_SECONDS = 10
 _ADAPTER_ALONE = (
     "an adapter, and no whole model; export the checkpoint with contactlm export --merge, or load the adapter "
@@ -81,6 +88,7 @@ def architecture_of(pretrained: str) -> dict[str, Any]:
         config, _ = PreTrainedConfig.get_config_dict(str(Path(pretrained).expanduser()))
     except OSError as error:
         raise ModelError(f"{pretrained}: no config.json can be had: {_first_line(error)}; {_LOCAL_COPY}") from error
+    config |= _own_vocabulary(pretrained, config, local_files_only=False)
     family = family_of(config, pretrained)
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     if missing := [name for name in names if name not in config]:
@@ -111,11 +119,11 @@ def _random(architecture: Mapping[str, Any]) -> Any:
     usual = {"position_embedding_type": "rotary", "emb_layer_norm_before": True} if kind == "esm" else {}
     family = family_of({**usual, **architecture, "model_type": kind}, "architecture")
     given = {name: value for name, value in architecture.items() if name != "model_type"}
-    unknown = sorted(set(given) - set(family.config_class().to_dict()))
+    unknown = sorted(set(given) - set(family.config_class().to_dict()) - {"vocabulary"})
     if unknown:
         raise ModelError(f"architecture: {', '.join(unknown)}: no such argument of {family.config_class.__name__}")
     try:
-        config = family.config_class(**{**family.defaults, **given})
+        config = family.config_class(**{**family.defaults, "vocab_size": family.tokens.size, **given})
     except _UNFIT as error:
         raise ModelError(f"architecture {dict(architecture)}: {_first_line(error)}") from error
     family.check("architecture", config)
@@ -151,7 +159,8 @@ def _from_pretrained(name: str, as_stored: bool, local_files_only: bool) -> Any:
     made = "a model"
     try:
         values, _ = PreTrainedConfig.get_config_dict(name, local_files_only=local_files_only)
-        family = family_of(values, name)
+        vocabulary = _own_vocabulary(name, values, local_files_only)
+        family = family_of({**values, **vocabulary}, name)
         made = f"{'an' if family.name[0] in 'AEIO' else 'a'} {family.name} model"
         _require_finite(name, values)
         family.check(name, family.config_class.from_dict(values))
@@ -169,7 +178,9 @@ def _from_pretrained(name: str, as_stored: bool, local_files_only: bool) -> Any:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{name}: config.json and weights do not make {made}: {_first_line(error)}") from error
+    model.config.update(vocabulary)
     _check_loaded(name, set(report["missing_keys"]), family, model, bool(values.get(OWN_HEAD)))
+    _tell_what_is_left_out(name, report["unexpected_keys"], family, model)
     for key, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise ModelError(f"{name}: {key} has values that are not finite: damaged weights; fetch them again")
@@ -195,6 +206,42 @@ def _check_loaded(name: str, missing: set[str], family: Family, model: Any, own_
             f"{name}: {family.name} has no published contact head, and what the checkpoint holds in its place was "
             "never trained, unless you did so: fit one with `contactlm head fit`, or train it",
             stacklevel=5,
+        )
+
+
+def _own_vocabulary(name: str, config: Mapping[str, Any], local_files_only: bool) -> dict[str, Any]:
+    """What the vocabulary beside a BERT, or one folder up, adds to its ``config.json``; nothing if it is ProtBert's."""
+    if config.get("model_type") != "bert" or config.get("vocabulary"):
+        return {}
+    for file in VOCABULARY_FILES:
+        if (path := _beside(name, file, local_files_only)) is not None:
+            vocabulary = read_vocabulary(path)
+            return {} if vocabulary == PROTBERT else {"vocabulary": list(vocabulary)}
+    if local_files_only and not Path(name).is_dir() and config.get("vocab_size") != len(PROTBERT):
+        raise _NotFoundError(f"{name}: no {' or '.join(VOCABULARY_FILES)} in the local cache; {_LOCAL_COPY}")
+    return {}
+
+
+def _beside(name: str, file: str, local_files_only: bool) -> Path | None:
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return next((at / file for at in (directory, directory.resolve().parent) if (at / file).is_file()), None)
+    try:
+        return Path(hf_hub_download(name, file, local_files_only=local_files_only))
+    except EntryNotFoundError:
+        return None
+
+
+def _tell_what_is_left_out(name: str, keys: Iterable[str], family: Family, model: Any) -> None:
+    """Name heads in the checkpoint that nobody here reads, and letters that are unknown to a vocabulary of its own."""
+    heads = sorted({".".join(key.split(".")[:2]) for key in keys if not _KNOWN_HEAD.search(key)})
+    if heads:
+        log.info(f"{name}: {', '.join(heads)} in the checkpoint: not read here, and left out")
+    vocabulary, letters = getattr(model.config, "vocabulary", None), family.tokens.letters or {}
+    if vocabulary and (lost := [letter for letter in LETTERS if letter not in letters]):
+        log.info(
+            f"{name}: {len(lost)} letters not in its vocabulary ({', '.join(lost)}), read as "
+            f"{vocabulary[family.tokens.unk]}"
         )
 
 

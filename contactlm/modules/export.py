@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from contactlm.model.adapter import ABOUT_FILE, has_adapters, save_adapter, save_merged, write_about
+from contactlm.model.families.vocabulary import VOCABULARY_FILES
 from contactlm.modules.checkpoint import CONTACT_HEAD
 from contactlm.modules.contact import ContactModule
 from contactlm.shipped import __version__
@@ -62,6 +63,8 @@ def export_merged(module: ContactModule, out: str | Path, overwrite: bool = Fals
         for name in ("vocab.txt", *TOKENIZER_FILES):
             if pretrained is not None and (file := Path(pretrained).expanduser() / name).is_file():
                 shutil.copyfile(file, directory / name)
+        if vocabulary := getattr(module.backbone.esm.config, "vocabulary", None):  # one folder up, or on the hub
+            (directory / VOCABULARY_FILES[0]).write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
         names = {"name": final.name, "library": "transformers"}
         _describe(module, directory, "merged weights", _LOAD_MERGED, _STOCK_MERGED, names)
     return final

@@ -44,7 +44,7 @@ def the_run(folder: Path) -> dict:
 
 @UNTRAINED
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ESM C", "ESM-1v", "ProtBert"])
+@pytest.mark.parametrize("name", ["ESM C", "ESM-1v", "BERT"])
 def test_an_arm_runs_with_the_backbone_alone(name: str, tmp_path: Path, pdb_folders: tuple[Path, Path]) -> None:
     backbone = saved(name, tmp_path)
     train, test = pdb_folders
