@@ -31,8 +31,10 @@ from contactlm.types import ModelError
 log = logging.getLogger(__name__)
 
 ADAPTER_FILE = "adapter_config.json"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHT_FILES = ("model*.safetensors*", "pytorch_model*.bin*")
 OWN_HEAD = "contactlm_head"  # in config.json: the contact head beside was trained, whatever the family publishes
+EXPORTED = "contactlm_export"  # in config.json: what the export says of itself lies beside it
 # What tells families apart beside their sizes, and where ESM2 stands.
 _KIND: dict[str, Any] = {
     "model_type": "esm",
@@ -50,7 +52,7 @@ _ADAPTER_ALONE = (
     "an adapter, and no whole model; export the checkpoint with contactlm export --merge, or load the adapter "
     "in Python (ContactModule.from_adapter, predict_contacts)"
 )
-_LOCAL_COPY = (
+LOCAL_COPY = (
     "to work offline, download the model elsewhere (hf download NAME --local-dir DIR) and give DIR as `pretrained`"
 )
 # What transformers raises for options of a wrong type or value.
@@ -87,7 +89,7 @@ def architecture_of(pretrained: str) -> dict[str, Any]:
     try:
         config, _ = PreTrainedConfig.get_config_dict(str(Path(pretrained).expanduser()))
     except OSError as error:
-        raise ModelError(f"{pretrained}: no config.json can be had: {_first_line(error)}; {_LOCAL_COPY}") from error
+        raise ModelError(f"{pretrained}: no config.json can be had: {_first_line(error)}; {LOCAL_COPY}") from error
     config |= _own_vocabulary(pretrained, config, local_files_only=False)
     family = family_of(config, pretrained)
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
@@ -147,7 +149,7 @@ def _load(pretrained: str, as_stored: bool) -> Any:
     try:
         return _from_pretrained(pretrained, as_stored, local_files_only=True)
     except _NotFoundError:
-        _require_hub(pretrained)
+        require_hub(pretrained)
     return _from_pretrained(pretrained, as_stored, local_files_only=False)
 
 
@@ -173,7 +175,7 @@ def _from_pretrained(name: str, as_stored: bool, local_files_only: bool) -> Any:
             **family.model_options,
         )
     except OSError as error:
-        raise _NotFoundError(f"{name}: cannot be loaded: {_first_line(error)}; {_LOCAL_COPY}") from error
+        raise _NotFoundError(f"{name}: cannot be loaded: {_first_line(error)}; {LOCAL_COPY}") from error
     except (*_UNFIT, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
@@ -277,11 +279,11 @@ def _require_weights_enough(name: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _require_hub(name: str) -> None:
+def require_hub(name: str) -> None:
     """Ask the hub once: its own client tries for a minute before it gives up."""
     tried = f"{name}: not in the local cache ({constants.HF_HUB_CACHE})"
     if constants.HF_HUB_OFFLINE:
-        raise ModelError(f"{tried}, and HF_HUB_OFFLINE forbids the download; {_LOCAL_COPY}")
+        raise ModelError(f"{tried}, and HF_HUB_OFFLINE forbids the download; {LOCAL_COPY}")
     try:
         urllib.request.urlopen(
             f"{constants.ENDPOINT}/api/models/{urllib.parse.quote(name)}", timeout=_PROBE_SECONDS
@@ -292,7 +294,7 @@ def _require_hub(name: str) -> None:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLError):
             return  # The client may know certificates that the standard library does not.
-        raise ModelError(f"{tried}, and {constants.ENDPOINT} cannot be reached ({reason}); {_LOCAL_COPY}") from error
+        raise ModelError(f"{tried}, and {constants.ENDPOINT} cannot be reached ({reason}); {LOCAL_COPY}") from error
 
 
 def _first_line(error: BaseException) -> str:

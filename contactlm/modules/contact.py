@@ -125,7 +125,7 @@ class ContactModule(LanguageModelModule):
         """Put an adapter directory, as ``contactlm export`` writes it, onto its backbone.
 
         Args:
-            directory: With ``adapter_config.json`` and ``adapter_model.safetensors``.
+            directory: With ``adapter_config.json`` and ``adapter_model.safetensors``; or its name on the hub.
             pretrained: Hub name or directory of the backbone; None: the one that the adapter names.
             options: Other arguments of this class; ``lora`` is decided by the adapter, ``backbone_dtype`` and
                 ``quantization``, where they are left out, by how it was trained.

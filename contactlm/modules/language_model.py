@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from contactlm.maps.contact_map import ContactMap
 from contactlm.maps.full_map import FullMap
 from contactlm.maps.windows import WindowOptions
-from contactlm.model.adapter import calibration_of, read_about
+from contactlm.model.adapter import ABOUT_FILE, calibration_of, fetched, read_about
 from contactlm.model.backbone import backbone_checksum, load_esm
 from contactlm.model.contact_head import put_head
 from contactlm.model.families.family import Family, family_of
 from contactlm.model.frozen_weights import DtypeName, QuantizationName, check_frozen, is_narrow, narrow
+from contactlm.model.loading import EXPORTED
 from contactlm.model.lora import LoraOptions, add_lora, contact_regression, lora_targets, read_options
 from contactlm.model.trunk import checkpoint_layers
 from contactlm.modules.base import MapModule
@@ -104,7 +105,8 @@ class LanguageModelModule(MapModule):
     def take_published(self) -> None:
         """Take over the threshold and the calibration on dev that an exported model brings, if it is one."""
         if (pretrained := self.hparams["pretrained"]) is not None:
-            about = read_about(pretrained)
+            on_hub = getattr(self.backbone.esm.config, EXPORTED, False)
+            about = read_about(fetched(pretrained, ABOUT_FILE) if on_hub else pretrained)
             self.tuned_threshold, self.calibration = about.get("tuned_threshold"), calibration_of(about)
 
     def saved_names(self) -> set[str]:
