@@ -105,6 +105,7 @@ class Chain:
 CHAIN_JUMP = 200
 """Positions left free between two chains, in residues: more than most helices, strands and loops span, and little
 beside the 1,022 residues that ESM2 was trained on."""
+SEPARATOR = ":"  # between the sequences of a complex
 
 
 def chain_numbers(chain_lengths: Sequence[int]) -> NDArray[np.int64]:
@@ -112,7 +113,31 @@ def chain_numbers(chain_lengths: Sequence[int]) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(chain_lengths)), chain_lengths)
 
 
-def residue_positions(chain_lengths: Sequence[int]) -> NDArray[np.int64]:
-    """Position of each residue, int64 (L,): i + ``CHAIN_JUMP`` · (chain of i), so 0 … L − 1 of a single chain."""
+def residue_positions(chain_lengths: Sequence[int], jump: int = CHAIN_JUMP) -> NDArray[np.int64]:
+    """Position of each residue, int64 (L,): i + ``jump`` · (chain of i), so 0 … L − 1 of a single chain."""
     numbers = chain_numbers(chain_lengths)
-    return np.arange(len(numbers)) + CHAIN_JUMP * numbers
+    return np.arange(len(numbers)) + jump * numbers
+
+
+def chain_letters(count: int) -> list[str]:
+    """Names for chains that have none: A, B, … Z, AA, AB, …."""
+    names = []
+    for number in range(1, count + 1):
+        name = ""
+        while number:
+            number, letter = divmod(number - 1, 26)
+            name = chr(ord("A") + letter) + name
+        names.append(name)
+    return names
+
+
+def split_chains(text: str) -> tuple[str, list[int] | None]:
+    """The sequences of ``SEQ1:SEQ2`` one after another, and their lengths; None of a single chain.
+
+    Raises:
+        ValueError: A chain has no residue.
+    """
+    parts = text.split(SEPARATOR)
+    if len(parts) > 1 and "" in parts:
+        raise ValueError(f"chain {parts.index('') + 1} of {len(parts)} is empty; write chains as SEQ1{SEPARATOR}SEQ2")
+    return "".join(parts), [len(part) for part in parts] if len(parts) > 1 else None

@@ -25,7 +25,7 @@ from contactlm.callbacks.record import module_facts
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.pages.frame import escape, write_frame
-from contactlm.types import ContactLMError, DataError, StructureError, residue_positions
+from contactlm.types import CHAIN_JUMP, ContactLMError, DataError, StructureError, residue_positions
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,7 @@ def find_maker(trainer: L.Trainer, module: L.LightningModule, more: Mapping[str,
         "threshold": getattr(module, "call_threshold", None),
         "calibration": None if fitted is None else _hash_of(fitted.to_dict()).hexdigest()[:DIGITS],
         "precision": str(trainer.precision),
+        "chain_jump": jump if (jump := getattr(module, "chain_jump", CHAIN_JUMP)) != CHAIN_JUMP else None,
         "structures": module_facts(module, "equal").get("structures", {}).get("checksum"),
         **module_facts(module, "reads"),
         **more,

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from contactlm.data.batches import CostBound, check_positive
 from contactlm.data.cache import StructureCache
+from contactlm.data.complexes import assemble, read_pairs, rows_of
 from contactlm.data.crop import CropScheme
 from contactlm.data.dataset import CropDataset
 from contactlm.data.files import find_predictable
@@ -43,7 +44,7 @@ from contactlm.data.training_set import NAME as KEPT_TRAINING
 from contactlm.data.training_set import check_same_run, describe_chains, kept_training, other_chains
 from contactlm.homology.cluster import ClusterOptions
 from contactlm.structure.files import is_structure_name
-from contactlm.types import DataError
+from contactlm.types import CHAIN_JUMP, DataError
 
 NEEDED = {"fit": ("train", "test"), "validate": ("train",), "test": ("test",), "predict": ()}  # sources, by stage
 log = logging.getLogger(__name__)
@@ -63,7 +64,11 @@ class ContactDataModule(L.LightningDataModule):
         test_ids: The same for the test set.
         download_dir: Where fetched structures are kept; None: ``structures`` in the cache folder.
         base_url: Where they are fetched from, as ``<base_url>/1ABC.cif.gz``.
-        predict_paths: FASTA and structure files, and folders of them, whose contacts ``predict`` predicts.
+        predict_paths: FASTA and structure files, and folders of them, whose contacts ``predict`` predicts. In FASTA
+            ``SEQ1:SEQ2`` is a complex.
+        pairs: CSV file with a line for each complex: the ids of its chains, such as ``1abc_H,1abc_L``. Only these
+            complexes are used: in training and tests of structures that lie in one frame, in ``predict`` from sequences
+            alone.
         crop_length: Residues of a training sample, L'.
         crop: ``"random"``: L' consecutive residues, fresh each epoch, uniform over all starts; ``"cut"``: the first L';
             ``"two_segments"``: two segments of half a crop each, at their true positions, uniform over all positions;
@@ -87,6 +92,8 @@ class ContactDataModule(L.LightningDataModule):
         assembly: ``"chain"``: each chain is a sample; ``"complex"``: all protein chains of a file (of a biological
             assembly those of all models) are one, copies and short ones included, with a jump in the positions between
             chains. ``min_length`` is then that of the complex, and crops may span chains.
+        chain_jump: Positions left free between the chains of a complex; None: as the checkpoint was trained, 200 in a
+            new run.
         seed: Decides the order of chains and the crops.
         split_seed: Decides which chains are held out as the dev set.
         num_workers: Processes that prepare batches; one takes about a millisecond, so 0 is fine.
@@ -118,6 +125,7 @@ class ContactDataModule(L.LightningDataModule):
         download_dir: str | None = None,
         base_url: str = RCSB,
         predict_paths: list[str] | None = None,
+        pairs: str | None = None,
         crop_length: int = 200,
         crop: CropScheme = "random",
         true_ends: bool = False,
@@ -133,6 +141,7 @@ class ContactDataModule(L.LightningDataModule):
         min_known: float = MIN_KNOWN,
         sequence: Literal["seqres", "observed"] = "seqres",
         assembly: Literal["chain", "complex"] = "chain",
+        chain_jump: int | None = None,
         seed: int = 0,
         split_seed: int = 0,
         num_workers: int = 0,
@@ -152,7 +161,8 @@ class ContactDataModule(L.LightningDataModule):
         self.min_length, self.min_known = min_length, min_known
         self.seed, self.split_seed = seed, split_seed
         self.num_workers, self.on_bad_file, self.leak_report = num_workers, on_bad_file, leak_report
-        self.assembly, self.predict_paths = assembly, predict_paths
+        check_positive(chain_jump=1 if chain_jump is None else chain_jump)
+        self.assembly, self.predict_paths, self.pairs, self.chain_jump = assembly, predict_paths, pairs, chain_jump
         models = "copies" if assembly == "complex" else "first"
         self._cache = partial(StructureCache, cache_dir, sequence, read_workers, models=models)
         self.split, self.cluster, self.weights = split, cluster, weights
@@ -240,7 +250,7 @@ class ContactDataModule(L.LightningDataModule):
 
     def _setup_predict(self) -> None:
         inputs = read_predict_inputs(
-            need_predict_paths(self.predict_paths), self._cache(progress=False), self.assembly == "complex"
+            need_predict_paths(self.predict_paths), self._cache(progress=False), self.assembly == "complex", self.pairs
         )
         self._chains["predict"], self.problems = by_length(inputs.store), inputs.problems
         self.predict_files = inputs.files
@@ -272,6 +282,11 @@ class ContactDataModule(L.LightningDataModule):
             path, reason = next(iter(report.problems.items()))
             raise DataError(f"{option}: {path}: {reason} (one of {len(report.problems)} files that cannot be read)")
         store = join_chains(store) if self.assembly == "complex" else source.wanted(store)
+        if self.pairs is not None:
+            assembled = assemble(store, rows_of(read_pairs(self.pairs), store), keeps_coordinates=True)
+            store = assembled.store
+            if self._is_main_process:
+                name_problems(assembled.problems)
         selection = select_chains(store, report, self.min_length, self.min_known)
         if self._is_main_process:
             selection.tell(option, source.location)
@@ -287,7 +302,8 @@ class ContactDataModule(L.LightningDataModule):
         keys, entries = store.chain_keys()
         groups = group_identical(keys) if self.split == "random" else None
         if groups is None or self.weights == "cluster":
-            rule = ClusterRule(self.cluster, self.min_length, self.assembly, min_known=self.min_known)
+            assembly = self.assembly if self.pairs is None else self.pairs  # of which no packed set has clusters
+            rule = ClusterRule(self.cluster, self.min_length, assembly, min_known=self.min_known)
             clusters, options = cluster_chains(store, rule, self._cache().directory)
             self._clustered_by = options.program
             groups = clusters if groups is None else groups
@@ -342,8 +358,9 @@ class ContactDataModule(L.LightningDataModule):
         """Crops, batch after batch: ``Batch`` dictionaries (see :mod:`contactlm.data.dataset`)."""
         store, options = self._chains["train"], self._loader_options()
         dataset = CropDataset(
-            store, self.crop_length, self.crop, self.seed, true_ends=self.true_ends, groups=self._train_clusters
-        )
+            store, self.crop_length, self.crop, self.seed, true_ends=self.true_ends, groups=self._train_clusters,
+            jump=self.jump,
+        )  # fmt: skip
         if self.weights == "cluster" and self._is_main_process:
             log.info("an epoch is one chain of each of %d clusters of %d chains", len(dataset), len(store))
         size = self.batch_size if self.bound is None else self.bound
@@ -369,7 +386,13 @@ class ContactDataModule(L.LightningDataModule):
         return self._whole(left) if len(left) else []
 
     def _whole(self, store: ChainStore) -> DataLoader[Any]:
-        return whole_loader(store, self.evaluation_size, *self._rank(), **self._loader_options())
+        return whole_loader(store, self.evaluation_size, *self._rank(), self.jump, **self._loader_options())
+
+    @property
+    def jump(self) -> int:
+        """Positions left free between chains: those given, else the module's, which a checkpoint keeps."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return self.chain_jump or getattr(module, "chain_jump", CHAIN_JUMP)
 
     @property
     def evaluation_size(self) -> int | CostBound:

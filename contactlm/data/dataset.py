@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from contactlm.alphabet import CLS, EOS, PAD
 from contactlm.data.crop import ClusterTurns, CropScheme, Segments, Stream, crop_segments, epoch_order, generator
 from contactlm.data.store import ChainStore
-from contactlm.types import chain_numbers, residue_positions
+from contactlm.types import CHAIN_JUMP, chain_numbers, residue_positions
 
 
 class PositionedSample(TypedDict, total=False):
@@ -70,6 +70,7 @@ class CropDataset(Dataset[Sample]):
         true_ends: Keep ``<cls>`` and ``<eos>`` at the positions of the chain's real ends, however far from the crop.
         groups: Cluster number of each chain, int64 (n,): an epoch is then one chain of each cluster, so that a chain
             has the weight 1 / cluster size. None: an epoch is all chains.
+        jump: Positions left free between the chains of a complex.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class CropDataset(Dataset[Sample]):
         shuffle: bool = True,
         true_ends: bool = False,
         groups: NDArray[np.int64] | None = None,
+        jump: int = CHAIN_JUMP,
     ) -> None:
         self.store = store
+        self.jump = jump
         self.crop_length = crop_length
         self.scheme = scheme
         self.seed = seed
@@ -139,7 +142,7 @@ class CropDataset(Dataset[Sample]):
         of_chains = None if self.store.chain_lengths is None else self.store.chain_lengths[sample["index"]]
         if of_chains is None and self.scheme != "two_segments" and not self.true_ends:
             return
-        positions = np.arange(length) if of_chains is None else residue_positions(of_chains)
+        positions = np.arange(length) if of_chains is None else residue_positions(of_chains, self.jump)
         sample["positions"] = _taken(positions, segments)
         if len(segments) > 1:
             sample["residues"] = _taken(np.arange(length), segments)

@@ -14,7 +14,7 @@ from typing import IO
 from Bio.SeqIO.FastaIO import SimpleFastaParser
 
 from contactlm.alphabet import LETTERS, UNKNOWN_LETTER
-from contactlm.types import DataError
+from contactlm.types import SEPARATOR, DataError, split_chains
 
 MAX_RESIDUES = 100_000  # a contact map of more would take 40 GB; the longest known protein has 45,000 residues
 GAPS = "-."
@@ -32,6 +32,7 @@ class FastaRecord:
         description: The header without ``>``.
         number: Its number in the file, from 1.
         notes: What was changed, in sentences.
+        chain_lengths: Of a complex, residues of each chain; None: a single chain.
     """
 
     id: str
@@ -39,6 +40,7 @@ class FastaRecord:
     description: str
     number: int
     notes: tuple[str, ...] = ()
+    chain_lengths: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -64,6 +66,7 @@ def iter_fasta(path: str | Path, max_residues: int = MAX_RESIDUES) -> Iterator[F
       the bare sequence is what its owner wants. One ``*`` at the end (a stop) is dropped. Both are noted.
     * Any other character, such as ``J``, a digit, or ``*`` inside, makes the record a problem, which names its position
       in the sequence as written (gaps counted). So does a record without residues, or with too many.
+    * A complex is written ``SEQ1:SEQ2:…``, on one line or several.
     * A repeated name gets ``_2``, ``_3``, … (the first one free), a record without a name is called after its
       number; both are noted.
     """
@@ -78,8 +81,11 @@ def iter_fasta(path: str | Path, max_residues: int = MAX_RESIDUES) -> Iterator[F
                 if (reason := _fault(written, max_residues)) is not None:
                     yield FastaProblem(name, number, reason)
                     continue
-                sequence, changes = _clean(written)
-                yield FastaRecord(name, sequence, header.strip(), number, (*notes, *changes))
+                parts = [_clean(part) for part in written.split(SEPARATOR)]
+                sequence, lengths = split_chains(SEPARATOR.join(part for part, _ in parts))
+                noted = dict.fromkeys((*notes, *(change for _, changes in parts for change in changes)))
+                chain_lengths = None if lengths is None else tuple(lengths)
+                yield FastaRecord(name, sequence, header.strip(), number, tuple(noted), chain_lengths)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as a FASTA file, plain or gzipped: {error}") from error
     if number == 0:
@@ -128,11 +134,10 @@ def _fault(written: str, max_residues: int) -> str | None:
     """Why a record cannot be used, or None."""
     if len(written) > max_residues:
         return f"the sequence has {len(written)} characters, more than the {max_residues} allowed"
-    if ":" in written:
-        return (
-            "it holds several chains, separated by ':'; complexes are not predicted from sequences yet: give each "
-            "chain a record of its own, or a structure file with --data.assembly complex"
-        )
+    parts = written.split(SEPARATOR)
+    if len(parts) > 1:
+        faults = ((number, _fault(part, max_residues)) for number, part in enumerate(parts, start=1))
+        return next((f"chain {number} of {len(parts)}: {fault}" for number, fault in faults if fault), None)
     written = written.removesuffix("*")
     if strange := set(written) - _ALLOWED:
         position = min(written.index(letter) for letter in strange)

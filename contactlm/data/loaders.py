@@ -16,6 +16,7 @@ from contactlm.data.batches import CostBound, CostSampler, cut
 from contactlm.data.dataset import Batch, CropDataset, Sample, collate
 from contactlm.data.store import ChainStore
 from contactlm.data.stream import StreamLoader, StreamSampler
+from contactlm.types import CHAIN_JUMP
 
 Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 PROCESSOR_PAIRS = 256 * 1024
@@ -116,15 +117,17 @@ def most_chains(size: int | CostBound, length: int) -> int:
 
 
 def whole_loader(
-    store: ChainStore, size: int | CostBound, rank: int, world_size: int, **options: Any
+    store: ChainStore, size: int | CostBound, rank: int, world_size: int, jump: int = CHAIN_JUMP, **options: Any
 ) -> DataLoader[Any]:
     """Batches of this process's share of whole chains; the arguments are those of :class:`ShareSampler`.
+
+    ``jump`` is that of :class:`contactlm.data.dataset.CropDataset`.
 
     A process without a share gets one batch of no chains: it takes part in what all processes do together.
     """
     if rank >= len(store):
         return DataLoader([None], collate_fn=_no_chains, **options)  # type: ignore[arg-type]  # a list is a dataset
-    dataset = WholeBatches(CropDataset(store, 0, "whole", shuffle=False))
+    dataset = WholeBatches(CropDataset(store, 0, "whole", shuffle=False, jump=jump))
     sampler = ShareSampler(store, size, rank, world_size)
     return DataLoader(dataset, batch_size=None, sampler=sampler, **{"collate_fn": collate, **options})
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from contactlm.data.cache import ReadReport, StructureCache
+from contactlm.data.complexes import assemble, read_pairs
 from contactlm.data.fasta import FastaProblem, iter_fasta
 from contactlm.data.files import (
     PREDICTABLE,
@@ -146,8 +147,10 @@ class PredictInputs:
     files: dict[str, Path] = field(default_factory=dict)
 
 
-def read_predict_inputs(sources: Sequence[str], cache: StructureCache, join: bool = False) -> PredictInputs:
-    """Read FASTA and structure files and folders of both."""
+def read_predict_inputs(
+    sources: Sequence[str], cache: StructureCache, join: bool = False, pairs: str | None = None
+) -> PredictInputs:
+    """Read FASTA and structure files and folders of both; with a table of pairs, the complexes that it names."""
     inputs = PredictInputs(ChainStore.from_chains([]))
     paths: list[Path] = []
     for source in sources:
@@ -160,6 +163,10 @@ def read_predict_inputs(sources: Sequence[str], cache: StructureCache, join: boo
     inputs.store = _with_distinct_ids(ChainStore.concatenate(stores), inputs.notes)
     origins = [path for path, store in zip(paths, stores, strict=True) for _ in store.ids]
     inputs.files = {id: path for id, path in zip(inputs.store.ids, origins, strict=True) if is_structure_name(path)}
+    if pairs is not None:  # which need no common frame: they are predicted from their sequences
+        assembled = assemble(inputs.store, read_pairs(pairs), keeps_coordinates=False)
+        inputs.store, inputs.files = _with_distinct_ids(assembled.store, inputs.notes), {}
+        inputs.problems |= assembled.problems
     return inputs
 
 
@@ -185,7 +192,7 @@ def _read_structures(
 
 
 def _read_fasta(path: Path, inputs: PredictInputs) -> ChainStore:
-    chains = []
+    chains, lengths = [], []
     try:
         for record in iter_fasta(path):
             if isinstance(record, FastaProblem):
@@ -194,9 +201,11 @@ def _read_fasta(path: Path, inputs: PredictInputs) -> ChainStore:
             inputs.notes += [f"{path}: {record.id}: {note}" for note in record.notes]
             unknown = np.full((len(record), 3), np.nan, dtype=np.float32)
             chains.append(Chain(record.id, record.sequence, unknown, unknown, np.zeros(len(record), dtype=np.bool_)))
+            lengths.append(record.chain_lengths or (len(record),))
     except DataError as error:
         inputs.problems[str(path)] = str(error).removeprefix(f"{path}: ")
-    return ChainStore.from_chains(chains)
+    store = ChainStore.from_chains(chains)
+    return replace(store, chain_lengths=lengths) if any(len(each) > 1 for each in lengths) else store
 
 
 def _with_distinct_ids(store: ChainStore, notes: list[str]) -> ChainStore:

@@ -216,6 +216,7 @@ def page_data(maps: list[MapValues]) -> dict[str, Any]:
         else _packed(np.ascontiguousarray(residues.cb, "<f4").view(np.uint8).ravel()),
         "numbers": None if residues is None else residues.numbers,
         "chains": None if residues is None else residues.chains,
+        "chainNames": first.chain_names,
         "pairs": _pairs(maps),
         "notes": _notes(maps),
     }

@@ -18,7 +18,7 @@ from contactlm.metrics.scores import score_protein
 from contactlm.shipped import __version__
 from contactlm.structure.contacts import contact_map as contacts_of
 from contactlm.structure.numbered import FileResidues
-from contactlm.types import chain_numbers
+from contactlm.types import chain_letters, chain_numbers
 
 LEAST_SEPARATION = 6  # of listed pairs within a chain: nearer ones touch whatever the fold
 CSV_PER_RESIDUE = 5.0  # most pairs in a table, in units of L
@@ -49,6 +49,17 @@ class MapValues:
     def chain_lengths(self) -> list[int]:
         """Residues of each chain: of one, unless the map is that of a complex."""
         return self.how.get("chain_lengths", [len(self)])
+
+    @property
+    def chain_names(self) -> list[str]:
+        """A name for each chain: those of its structure where they are distinct, else A, B, …."""
+        lengths = self.chain_lengths
+        found = [set[str]() for _ in lengths]
+        if self.residues is not None:
+            for chain, name in zip(chain_numbers(lengths).tolist(), self.residues.chains, strict=True):
+                found[chain] |= {name} - {""}
+        named = [next(iter(names)) for names in found if len(names) == 1]
+        return named if len(set(named)) == len(lengths) else chain_letters(len(lengths))
 
     @property
     def is_ranked(self) -> bool:
@@ -122,9 +133,12 @@ def pair_columns(
     """The columns of a table of n pairs, as :data:`COLUMNS` names them; what is not known is NaN, or an empty text."""
     truth, residues = truth_of(contact_map), contact_map.residues
     chain, letters = chain_numbers(contact_map.chain_lengths), np.array(list(contact_map.sequence))
-    blank = [""] * len(letters)
-    chains = np.array(blank if residues is None else residues.chains)
-    numbers = np.array(blank if residues is None else residues.numbers)
+    named, counted = np.array([""] * len(letters)), np.array([""] * len(letters))
+    if len(contact_map.chain_lengths) > 1:
+        named = np.array(contact_map.chain_names)[chain]
+        counted = np.concatenate([np.arange(1, length + 1) for length in contact_map.chain_lengths]).astype(str)
+    chains = named if residues is None else np.array(residues.chains)
+    numbers = counted if residues is None else np.array(residues.numbers)
     unknown = np.full(len(p), np.nan)
     labels = unknown if truth is None else truth[i, j].astype(np.float64)
     cb = None if residues is None else residues.cb.astype(np.float64)
@@ -143,7 +157,8 @@ def write_pairs(contact_map: MapValues, path: str | Path) -> None:
 
     The 5 L most probable of the pairs with p of at least 0.01 that are at least 6 residues apart or of different
     chains. ``i`` and ``j`` count residues from 1 through all chains; chain, number (with insertion code) and distance
-    in Å are those of the structure; ``contact`` is 1 or 0 where the truth is known, ``called`` 1 above the threshold.
+    in Å are those of the structure (of a complex without one chains are A, B, …, each counted from 1); ``contact`` is
+    1 or 0 where the truth is known, ``called`` 1 above the threshold.
     """
     most = int(np.ceil(CSV_PER_RESIDUE * len(contact_map)))
     columns = pair_columns(contact_map, *ranked_pairs(contact_map, most, LEAST_SEPARATION, LEAST_CSV_PROBABILITY))

@@ -220,7 +220,7 @@ def _own_vocabulary(name: str, config: Mapping[str, Any], local_files_only: bool
             vocabulary = read_vocabulary(path)
             return {} if vocabulary == PROTBERT else {"vocabulary": list(vocabulary)}
     if local_files_only and not Path(name).is_dir() and config.get("vocab_size") != len(PROTBERT):
-        raise _NotFoundError(f"{name}: no {' or '.join(VOCABULARY_FILES)} in the local cache; {_LOCAL_COPY}")
+        raise _NotFoundError(f"{name}: no {' or '.join(VOCABULARY_FILES)} in the local cache; {LOCAL_COPY}")
     return {}
 
 

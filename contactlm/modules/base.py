@@ -229,6 +229,7 @@ class MapModule(MapPredictor):
     def setup(self, stage: str) -> None:
         """Refuse what would not do what it promises (true half precision, torch.compile); on a CPU, save memory."""
         check_execution(self, str(self.trainer.precision))
+        self.chain_jump = self._given("chain_jump") or self.chain_jump
         if self.trainer.strategy.root_device.type == "cpu":
             give_large_blocks_back(self)
         # A remark of Lightning's on the way: it takes the hooks of this module and not the data module's, as it should

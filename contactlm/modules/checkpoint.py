@@ -81,6 +81,9 @@ def _fault(checkpoint: Mapping[str, Any]) -> str | None:
         return f"class is a {type(about['class']).__name__}"
     if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         return "state_dict holds something else than weights"
+    jump = about.get("chain_jump", 1)  # older checkpoints have none
+    if not (isinstance(jump, int) and jump >= 1):
+        return f"chain_jump is {jump!r}"
     threshold = about["tuned_threshold"]
     if threshold is not None and not (isinstance(threshold, float | int) and 0 <= threshold <= 1):
         return f"tuned_threshold is {threshold!r}"

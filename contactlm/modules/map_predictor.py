@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 
 from contactlm.alphabet import decode, encode
+from contactlm.maps.complexes import merge_copies
 from contactlm.maps.contact_map import ContactMap
 from contactlm.maps.full_map import FullMap, full_maps
 from contactlm.maps.windows import WindowOptions
@@ -23,7 +24,7 @@ from contactlm.modules.memory import sized
 from contactlm.modules.sharded import Lockstep, is_last_step
 from contactlm.modules.trained_weights import TrainedWeights
 from contactlm.structure.contacts import contact_labels
-from contactlm.types import ModelError, chain_numbers, residue_positions
+from contactlm.types import ModelError, chain_numbers, residue_positions, split_chains
 
 _STEPS: dict[RunningStage | None, str] = {
     RunningStage.PREDICTING: "predict_step",
@@ -39,6 +40,7 @@ class MapPredictor(TrainedWeights):
     backbone: Any
     windows: WindowOptions
     threshold: float | None
+    gives_ranks: bool
     _lockstep: Lockstep | None = None  # where weights are spread over processes
 
     @abstractmethod
@@ -110,18 +112,18 @@ class MapPredictor(TrainedWeights):
         Where weights are spread over processes, a collective call.
 
         Args:
-            sequence: L letters of the ESM alphabet.
+            sequence: L letters of the ESM alphabet, or chains of a complex as ``SEQ1:SEQ2``.
             window: Residues in one pass; None: one pass at any length; left out: as the module was made.
             overlap: Residues that neighbouring windows share; None: half a window; left out: as the module was made,
                 half a window where ``window`` is given.
             id: A name for the map.
             chain_lengths: Of a complex, residues of each chain, whose sequences follow one another in ``sequence``.
         """
-        tokens, positions = torch.from_numpy(encode(sequence)), None
-        if chain_lengths is not None:
-            positions = torch.from_numpy(residue_positions(chain_lengths))
-            if len(positions) != len(tokens):
-                raise ModelError(f"chain_lengths: {len(positions)} residues in all, but the sequence has {len(tokens)}")
+        if chain_lengths is None:
+            sequence, chain_lengths = split_chains(sequence)
+        tokens, positions = torch.from_numpy(encode(sequence)), self.positions_of(chain_lengths)
+        if positions is not None and len(positions) != len(tokens):
+            raise ModelError(f"chain_lengths: {len(positions)} residues in all, but the sequence has {len(tokens)}")
         training, windows = self.training, self.windows_with(window, overlap)
         self.eval()
         try:
@@ -132,6 +134,10 @@ class MapPredictor(TrainedWeights):
         if chain_lengths is not None:
             full.how["chain_lengths"] = list(chain_lengths)
         return self.as_contact_map(id, sequence, full)
+
+    def positions_of(self, chain_lengths: Sequence[int] | None) -> Tensor | None:
+        """Positions of a complex's residues, int64 (L,), with the jump of training; None of a single chain."""
+        return None if chain_lengths is None else torch.from_numpy(residue_positions(chain_lengths, self.chain_jump))
 
     def windows_with(self, window: int | EllipsisType | None, overlap: int | EllipsisType | None) -> WindowOptions:
         """The module's own windows, but for what is given."""
@@ -151,6 +157,8 @@ class MapPredictor(TrainedWeights):
             how["calibration"] = {name: fitted.to_dict()[name] for name in ("kind", "slope", "bias")}
             if (expected := fitted.predicted_precision(full.probability, chain_of)) is not None:
                 how[CONFIDENCE] = round(expected, 4)
+        probability, merged = merge_copies(probability, sequence, how.get("chain_lengths", ()), not self.gives_ranks)
+        how |= {"copies": merged} if merged else {}
         return ContactMap(id, sequence, probability.numpy(), truth, self.call_threshold, how)
 
     @property

@@ -21,7 +21,7 @@ from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, UNREADABLE, check_checkpoint, damaged, public_name
 from contactlm.modules.contact import ContactModule
 from contactlm.shipped import OPTION
-from contactlm.types import ContactLMError, ModelError
+from contactlm.types import ContactLMError, ModelError, split_chains
 
 DEFAULT = "contactlm.ContactModule"
 Device = str | torch.device
@@ -56,8 +56,8 @@ def predict_contacts(
     where the model brings a calibration that was fitted on dev; each map's ``how`` says so.
 
     Args:
-        sequences: L letters of the ESM alphabet; a list of such sequences; or an iterator over them, of which a few
-            are taken at a time.
+        sequences: L letters of the ESM alphabet, or the chains of a complex as ``SEQ1:SEQ2``; a list of such
+            sequences; or an iterator over them, of which a few are taken at a time.
         model: A :class:`contactlm.MapModule`, such as ``ContactModule``; the path of a checkpoint (``.ckpt``); a
             directory that ``contactlm export`` wrote; or a published language model, by its name on the Hugging Face
             hub or a local directory, whose own contact head is used as it is.
@@ -101,12 +101,17 @@ def _predicted(
     number = 0
     for group in _groups(sequences):
         ids = [name.format(number + n) for n in range(1, len(group) + 1)]
-        chains = list(map(_encoded, group, ids))
+        parts = list(map(_split, group, ids))
+        chains = [_encoded(sequence, id) for (sequence, _), id in zip(parts, ids, strict=True)]
+        lengths = [own for _, own in parts]
+        positions = list(map(module.positions_of, lengths)) if any(lengths) else None
         number += len(group)
         with _ready(module, device) as there:
             cost = min(windows.bound, CPU_COST) if there.type == "cpu" else windows.max_cost
-            maps = list(module.chain_maps(ids, chains, replace(windows, max_cost=cost), None))
-        for id, sequence, full in zip(ids, group, maps, strict=True):
+            maps = list(module.chain_maps(ids, chains, replace(windows, max_cost=cost), positions))
+        for id, (sequence, own), full in zip(ids, parts, maps, strict=True):
+            if own is not None:
+                full.how["chain_lengths"] = own
             yield module.as_contact_map(id, sequence, full)
 
 
@@ -120,6 +125,13 @@ def _groups(sequences: Iterable[str]) -> Iterator[list[str]]:
             group, pairs = [], 0
     if group:
         yield group
+
+
+def _split(text: str, id: str) -> tuple[str, list[int] | None]:
+    try:
+        return split_chains(text)
+    except ValueError as error:
+        raise ValueError(f"{id}: {error}") from error
 
 
 def _encoded(sequence: str, id: str) -> Tensor:

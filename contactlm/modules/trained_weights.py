@@ -23,7 +23,7 @@ from contactlm.modules.checkpoint import (
     found_backbone,
     public_name,
 )
-from contactlm.types import ModelError
+from contactlm.types import CHAIN_JUMP, ModelError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,6 +52,7 @@ class TrainedWeights(L.LightningModule):
         self._frozen: set[str] | None = None  # of the run that goes on, in the end
         self.calibration: Calibration | None = None
         self.applies_calibration = True  # to predicted maps
+        self.chain_jump = CHAIN_JUMP  # positions between chains: what the data say, or a checkpoint
 
     def on_train_start(self) -> None:
         """Freeze and unfreeze what the run that goes on had frozen; Lightning's callbacks begin with all frozen."""
@@ -102,6 +103,11 @@ class TrainedWeights(L.LightningModule):
             return nullcontext()
         return _drawn_from(_seed_of_run(trainer), trainer.fit_loop.total_batch_idx, trainer.global_rank, self.device)
 
+    def _given(self, option: str) -> Any:
+        """An option of the trainer's data; None where it is not given."""
+        trainer = self.attached_trainer
+        return None if trainer is None else getattr(trainer.datamodule, option, None)  # type: ignore[attr-defined]
+
     def _trainable(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
@@ -135,6 +141,7 @@ class TrainedWeights(L.LightningModule):
             "backbone_folder": str(Path(str(pretrained)).resolve()) if is_folder else None,
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
+            "chain_jump": self.chain_jump,
             UNFROZEN: sorted(names - (self._made_trainable or names)),
             FROZEN: sorted(names & {n for n, parameter in self.named_parameters() if not parameter.requires_grad}),
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
@@ -147,6 +154,7 @@ class TrainedWeights(L.LightningModule):
             raise ModelError("the checkpoint was not written by contactlm; to load weights alone, use load_state_dict")
         check_fits(about, self.head, self.hparams.get("pretrained"), self.backbone_checksum)
         self.tuned_threshold = about["tuned_threshold"]
+        self.chain_jump = self._given("chain_jump") or about.get("chain_jump", CHAIN_JUMP)
         fitted = about.get("calibration")  # older checkpoints have none
         self.calibration = None if fitted is None else Calibration.from_dict(fitted)
         saved = self._made_trainable = self.saved_names().union(about.get(UNFROZEN, []))

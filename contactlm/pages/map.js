@@ -8,6 +8,7 @@
   const by = (id) => document.getElementById(id);
 
   const chainOf = Uint16Array.from(D.chainLengths.flatMap((length, chain) => Array(length).fill(chain)));
+  const startOf = D.chainLengths.map((_, chain) => D.chainLengths.slice(0, chain).reduce((sum, length) => sum + length, 0));
   const isComplex = D.chainLengths.length > 1;
   const bandOf = Uint8Array.from({ length: L }, (_, apart) => D.bandStarts.filter((start) => apart >= start).length);
   const rangeOf = (i, j) => (isComplex && chainOf[i] !== chainOf[j] ? 4 : bandOf[Math.abs(i - j)]);
@@ -26,8 +27,8 @@
   ]);
 
   // What residues are called: number and letter as the structure file has them, else counted from 1.
-  const number = (i) => (D.numbers && D.numbers[i]) || (D.numbers ? `(${i + 1})` : String(i + 1));
-  const chainName = (i) => (D.chains && D.chains[i]) || (isComplex ? `chain ${chainOf[i] + 1}` : "");
+  const number = (i) => (D.numbers && D.numbers[i]) || (D.numbers ? `(${i + 1})` : String(i + 1 - startOf[chainOf[i]]));
+  const chainName = (i) => (D.chains && D.chains[i]) || (isComplex ? D.chainNames[chainOf[i]] : "");
   const residue = (i) => `${D.sequence[i]}${number(i)}${isComplex || (D.chains && D.chains[i]) ? `:${chainName(i)}` : ""}`;
   const probability = (q) => (q === 0 ? "0" : `${((q - 0.5) / STEPS).toFixed(3)}`);
   const distance = (i, j) => positions && Math.hypot(...[0, 1, 2].map((axis) => positions[3 * i + axis] - positions[3 * j + axis]));

@@ -82,7 +82,8 @@ def test_what_is_changed_in_a_sequence_is_noted(tmp_path: Path, written: str, se
         ("MKVJLA", "position 4 is 'J'"),
         ("MK\nVj", "position 4 is 'J'"),
         ("MK--V7", "position 6 is '7'"),
-        ("MKV:LA7", "it holds several chains, separated by ':'"),
+        ("MKV:LA7", "chain 2 of 2: position 3 is '7'"),
+        ("MKV:", "chain 2 of 2: the record holds no residues"),
         ("MK*VL", r"position 3 is '\*'"),
         ("MKV**", r"position 4 is '\*'"),
         ("MKVé", "position 4 is 'é'"),
@@ -178,3 +179,12 @@ def test_records_come_one_at_a_time(tmp_path: Path) -> None:
     assert next(records).id == "a"
     with pytest.raises(DataError, match="gzipped"):
         list(records)
+
+
+def test_a_record_may_hold_the_chains_of_a_complex(tmp_path: Path) -> None:
+    record = one(tmp_path, ">p\nmk-V:\nGG\nS*:A\n")
+    assert isinstance(record, FastaRecord)
+    assert (record.sequence, record.chain_lengths) == ("MKVGGSA", (3, 3, 1))
+    assert [word in note for word, note in zip(("gap", "stop"), record.notes, strict=True)] == [True, True]
+    single = one(tmp_path, ">p\nMKV")
+    assert isinstance(single, FastaRecord) and single.chain_lengths is None
