@@ -83,28 +83,29 @@ class ContactParser(CommandParser, LightningArgumentParser):
     def add_method_arguments(self, theclass: type, themethod: str, *args: Any, **options: Any) -> list[str]:
         """Add the arguments of a method of the trainer, a subcommand, and what only that one has."""
         added = super().add_method_arguments(theclass, themethod, *args, **options)
+        parser: Any = self  # argparse's own types know less
         if themethod == "predict":
-            self.set_defaults({"return_predictions": False})  # maps are written as they come, not kept
-            self.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
+            parser.set_defaults({"return_predictions": False})  # maps are written as they come, not kept
+            parser.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
             kinds = list[Literal[FORMATS]]  # type: ignore[valid-type]  # one list of them, for the writers too
-            self.add_argument("--formats", type=kinds, default=list(DEFAULT_FORMATS), help=KINDS)
-            self.add_argument(
+            parser.add_argument("--formats", type=kinds, default=list(DEFAULT_FORMATS), help=KINDS)
+            parser.add_argument(
                 "--overwrite", type=bool, default=False, help="Predict again also what would be the same."
             )
-            self.add_argument(
+            parser.add_argument(
                 "--dtype", type=Literal["float16", "float32"], default="float32", help="Of probabilities in .npz files."
             )
-            self.add_argument(
+            parser.add_argument(
                 "--pairs_per_residue",
                 type=float | None,
                 default=RR_PAIRS_PER_RESIDUE,
                 help="Most pairs in an .rr file, times L, the most probable first; null: all with p at least 0.01.",
             )
-            self.add_argument(
+            parser.add_argument(
                 "--structure", type=str | None, default=None, help="Structure file to show the maps of sequences on."
             )
         if themethod in ("validate", "test"):
-            self.set_defaults({"verbose": False})  # we have a table of our own
+            parser.set_defaults({"verbose": False})  # we have a table of our own
         self.usage = USAGE.format(name=themethod)
         self.description = f"{description(themethod)}\n\n{MORE}"
         self.epilog = STATUSES
