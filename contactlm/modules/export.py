@@ -9,6 +9,7 @@ from pathlib import Path
 
 from contactlm.model.adapter import ABOUT_FILE, has_adapters, save_adapter, save_merged, write_about
 from contactlm.model.families.vocabulary import VOCABULARY_FILES
+from contactlm.model.loading import located
 from contactlm.modules.checkpoint import CONTACT_HEAD
 from contactlm.modules.contact import ContactModule
 from contactlm.shipped import __version__
@@ -42,7 +43,7 @@ def export_adapter(module: ContactModule, out: str | Path, overwrite: bool = Fal
     pretrained = module.hparams["pretrained"]
     if pretrained is None:
         raise ModelError("an adapter must name its backbone, which is randomly initialised; use --merge instead")
-    folder = Path(pretrained).expanduser()
+    folder = Path(located(pretrained)).expanduser()
     backbone = str(folder.resolve()) if folder.is_dir() else pretrained
     with _new_directory(Path(out), overwrite) as (directory, final):
         save_adapter(module.backbone.esm, backbone, directory)
