@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,12 @@ from contactlm.metrics.calibration_scores import CONFIDENCE, SCORED, Calibration
 from contactlm.metrics.part_scores import ComplexScores, HitScores, training_stratum
 from contactlm.metrics.protein_states import RankedBatch
 from contactlm.metrics.scores import MAIN_NAMES, means_by, nan_mean
+from contactlm.retrieval.nearest import NearestChain
 from contactlm.runs.checkpoint_io import outlast_full_disk
 from contactlm.runs.directory import run_directory
 from contactlm.types import ContactLMError
+
+log = logging.getLogger(__name__)
 
 _OF_OTHERS = ("trivial_", "copy_")  # scores of predictors that are not the module
 _OF_PROBABILITIES = ("mcc", "ece_", "brier_", "log_loss_", "confidence_")  # parts of names of what ranks have not
@@ -58,15 +62,22 @@ class ContactEvaluation(L.Callback):
         threshold: A pair is called a contact when its probability is above it.
         calibration: ``"platt"``: slope and bias of the log-odds, per range of sequence separation. None: none is
             fitted, and one that a checkpoint brings is not applied.
+        copy_nearest: Also score, on the test set, copying the contacts of the nearest training chain (by alignment),
+            where the training chains are at hand, as they are after ``fit``. It aligns every test chain with all.
         write_rows: Write each protein's scores to ``test_scores.csv`` in the run directory.
     """
 
     def __init__(
-        self, threshold: float = 0.5, write_rows: bool = True, calibration: Literal["platt"] | None = "platt"
+        self,
+        threshold: float = 0.5,
+        write_rows: bool = True,
+        calibration: Literal["platt"] | None = "platt",
+        copy_nearest: bool = False,
     ) -> None:
         if calibration not in (None, "platt"):
             raise ContactLMError(f"calibration is {calibration!r}; give platt, or null for none")
         self.threshold, self.calibration, self.write_rows = threshold, calibration, write_rows
+        self.copy_nearest = copy_nearest
         self._forget(torch.device("cpu"))
 
     @property
@@ -84,6 +95,7 @@ class ContactEvaluation(L.Callback):
         self._scores = ContactScores(self.threshold, tuned).to(device)
         self._complexes = ComplexScores(self.threshold, tuned, device)
         self._hits = HitScores(self.threshold, device)
+        self._nearest: NearestChain | None = None
         # of probabilities as they are; and calibrated, where that can be
         kinds = [None] if fitted is None or self.calibration is None else [None, fitted]
         self._reliability = [CalibrationScores(kind).to(device) for kind in kinds]
@@ -94,12 +106,16 @@ class ContactEvaluation(L.Callback):
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         tuned, fitted = (getattr(pl_module, name, None) for name in ("tuned_threshold", "calibration"))
         self._forget(pl_module.device, tuned, fitted)
+        if self.copy_nearest:
+            self._nearest = _training_chains(trainer)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
         """Add the batch's proteins; their pairs are chosen and put in order once for all scores."""
         probability, labels, ids = (outputs[name] for name in ("probability", "labels", "ids"))
+        if self._nearest is not None and "copied" not in outputs:
+            outputs = {**outputs, **self._copied(trainer, self._nearest, outputs)}
         indices, chain_of, copied = (outputs.get(name) for name in ("indices", "chain_of", "copied"))
         ranked = RankedBatch.of(outputs)
         self._scores.update(probability, labels, ids, indices, chain_of, ranked=ranked.maps)
@@ -138,6 +154,14 @@ class ContactEvaluation(L.Callback):
                 rows = [_meaningful(pl_module, row) for row in self.rows]
                 write_csv(path, rows, () if rows else ("id",))
 
+    @staticmethod
+    def _copied(trainer: L.Trainer, nearest: NearestChain, outputs: Any) -> dict[str, Any]:
+        store = trainer.datamodule.chains["test"]  # type: ignore[attr-defined]  # a connector sets it
+        found = [nearest.copy(store.sequence_of(index)) for index in outputs["indices"]]
+        maps = zip(found, outputs["labels"], strict=True)
+        copied = [torch.from_numpy(own).to(labels.device) for (own, _), labels in maps]
+        return {"copied": copied, "nearest": [near for _, near in found]}
+
     def _of_parts(self, trainer: L.Trainer, role: str) -> dict[str, float]:
         """Scores of complexes, of copying, of probabilities as they are and calibrated, and of strata."""
         plain, *calibrated = self._reliability
@@ -161,6 +185,17 @@ class ContactEvaluation(L.Callback):
         # the scores are of all processes already: every process logs the same, so that checkpoints can watch them
         for name, value in _meaningful(pl_module, scores).items():
             pl_module.log(f"{prefix}/{name}", value, prog_bar=name == "mcc_sep6", rank_zero_only=False, sync_dist=False)
+
+
+def _training_chains(trainer: L.Trainer) -> NearestChain | None:
+    """The chains to copy from; None, and a line, where there are none or the entries are complexes."""
+    store = getattr(trainer.datamodule, "chains", {}).get("train")  # type: ignore[attr-defined]  # a connector sets it
+    if store is not None and store.chain_lengths is None:
+        return NearestChain(store)
+    if trainer.is_global_zero:
+        what = "the training chains are not at hand" if store is None else "entries of several chains are not copied"
+        log.info("evaluation.copy_nearest: %s: no scores of copying", what)
+    return None
 
 
 def _meaningful(module: L.LightningModule, scores: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ COMMANDS = {
         "train within a budget of tokens, watch the dev set, score the test set",
         (
             ("contactlm fit --config quickstart", "minutes, offline: synthetic proteins"),
+            ("contactlm fit --config antibodies", "the same with real ones, and published weights"),
             ("contactlm fit --config crop200 --data.train_dir my/train --data.test_dir my/test", "the real job"),
             ("contactlm fit --config crop200 … --ckpt_path last", "go on where the newest run of this name stopped"),
         ),

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,8 +37,9 @@ from contactlm.cli.arguments import BASE, NOT_PATHS, check_trainer_options, chos
 from contactlm.cli.commands import ABOUT, SOME_SKIPPED, STATUSES, CommandParser, description
 from contactlm.cli.console import run_line, score_table
 from contactlm.data.datamodule import ContactDataModule
-from contactlm.data.sources import check_sources
-from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE
+from contactlm.data.files import find_structures
+from contactlm.data.sources import check_sources, find_sources
+from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint, found_backbone
 from contactlm.modules.predict import DEFAULT
@@ -46,6 +48,7 @@ from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last, outlast_
 from contactlm.runs.directory import RUN_NAME, RunConfig, claim_directory, make_logger, names_instead, run_directory
 from contactlm.shipped import OPTION, config_folder
 from contactlm.structure.contacts import contact_labels
+from contactlm.structure.files import split_name
 from contactlm.types import ModelError
 
 log = logging.getLogger(__name__)
@@ -297,6 +300,7 @@ class ContactCLI(LightningCLI):
             best = getattr(saver, "best_model_score", None)
             score = "" if best is None else f"  ({getattr(saver, 'monitor', '')} {float(best):.3f})"
             lines.append(f"checkpoint  {checkpoint}{score}")
+            lines.append(f"next        contactlm predict --ckpt_path {checkpoint} --data.predict_paths my.fasta")
         lines.append(f"logs        {run_directory(self.trainer)}")
         if self.datamodule.synthetic is not None:
             lines.append("The proteins are synthetic: the scores show that the package works, nothing about biology.")
@@ -337,7 +341,7 @@ class ContactCLI(LightningCLI):
         self.status = SOME_SKIPPED if problems else 0
 
     def _draw_example(self) -> str:
-        """Draw the predicted map of a test protein of middle length over its true one."""
+        """Draw the predicted map of a test protein of middle length over its true one, as a page where that can be."""
         store = self.datamodule.chains["test"]
         index = int(store.lengths.argsort()[len(store) // 2])
         predicted = self.model.predict_map(
@@ -350,7 +354,16 @@ class ContactCLI(LightningCLI):
         with outlast_full_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             predicted.save(path)
+            if find_spec("bokeh") is not None:
+                path = self._on_its_structure(predicted).save(path.with_suffix(".html"))
         return str(path) if path.is_file() else "none: the disk is full"
+
+    def _on_its_structure(self, predicted: ContactMap) -> ContactMap:
+        """Number the residues as the test protein's file does, where it is one of a folder."""
+        source = find_sources(vars(self.datamodule), Path())["test"]
+        files = find_structures(source.location) if Path(source.location).is_dir() and not source.is_ids else []
+        file = next((path for path in files if predicted.id.startswith(f"{split_name(path)[0]}_")), None)
+        return predicted if file is None else predicted.on_structure(file)
 
     def say(self, text: str) -> None:
         """Print, from one process only."""

@@ -19,7 +19,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +35,7 @@ from tqdm.auto import tqdm
 from contactlm.atomic import atomic_file, hash_file, if_it_can_be
 from contactlm.data.store import ChainStore
 from contactlm.homology.relations import processors
+from contactlm.shipped import default_cache_dir
 from contactlm.structure.parse import read_chains
 from contactlm.types import DataError, StructureError
 
@@ -62,13 +62,6 @@ class ReadReport:
     problems: dict[str, str] = field(default_factory=dict)  # skipped files with the reason
     read: list[Path] = field(default_factory=list)  # those that could be opened, which `file_of_chain` counts
     remark: str = ""  # on what else lay there
-
-
-def default_cache_dir() -> Path:
-    """``$CONTACTLM_CACHE``, or ``~/.cache/contactlm`` (following ``$XDG_CACHE_HOME``)."""
-    if "CONTACTLM_CACHE" in os.environ:
-        return Path(os.environ["CONTACTLM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "contactlm"
 
 
 class StructureCache:

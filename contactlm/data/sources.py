@@ -104,10 +104,16 @@ def find_sources(data: Mapping[str, Any], cache_folder: Path) -> dict[str, Sourc
             raise DataError("synthetic stands for train_dir and test_dir: give one or the other")
         dirs = {role: str(Path(synthetic.folder).expanduser() / role) for role in dirs}
     if any(dirs.values()):
-        return {role: Source(f"{role}_dir", location) for role, location in dirs.items() if location}
+        return {role: Source(f"{role}_dir", _shipped(location)) for role, location in dirs.items() if location}
     folder = Path(data["download_dir"]).expanduser() if data["download_dir"] else cache_folder / "structures"
     ids = {role: data[f"{role}_ids"] for role in ("train", "test")}
     return {role: Source(f"{role}_ids", at, True, folder, data["base_url"]) for role, at in ids.items() if at}
+
+
+def _shipped(location: str) -> str:
+    """A folder as it is given, or, where nothing lies there, the one of that name that comes with the package."""
+    shipped = config_folder() / location
+    return str(shipped) if not Path(location).expanduser().exists() and shipped.is_dir() else location
 
 
 def check_sources(stage: str, data: Mapping[str, Any]) -> None:

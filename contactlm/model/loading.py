@@ -13,6 +13,7 @@ import urllib.request
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from transformers.utils import logging as transformers_logging
 from contactlm.alphabet import LETTERS
 from contactlm.model.families.family import Family, family_of
 from contactlm.model.families.vocabulary import PROTBERT, VOCABULARY_FILES, read_vocabulary
-from contactlm.types import ModelError
+from contactlm.model.weight_files import SUFFIXES, model_folder
+from contactlm.types import MissingExtraError, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ _KIND: dict[str, Any] = {
 }
 _ADAPTER_PART = re.compile(r"(^|\.)lora_|(^|\.)contact_head\.|(^|\.)pooler\.")
 _KNOWN_HEAD = re.compile(r"(^|\.)(cls\.predictions|cls\.seq_relationship|lm_head|pooler|contact_head)\.|position_ids")
+_WHEELS = {"antiberty": "antibodies"}  # packages with weights in them, and the extras that bring them
 _PROBE_SECONDS = 10
 _ADAPTER_ALONE = (
     "an adapter, and no whole model; export the checkpoint with contactlm export --merge, or load the adapter "
@@ -66,7 +69,8 @@ def load_esm(
 
     Args:
         pretrained: Hub name, or local directory saved from ``EsmForMaskedLM``, ``EsmModel``, ``EsmcForMaskedLM``,
-            ``BertModel``, …; None for random weights.
+            ``BertModel``, …; file of weights of fair-esm (``.pt``; by name, where torch hub has it) or of the ``esm``
+            package (``.pth``); name of an installed package with weights in it; None for random weights.
         architecture: With ``pretrained=None``: ``model_type``, ``esm`` where it is left out, and arguments of its
             configuration; what is left out is as in ESM2, ESM C or ProtBert.
         seed: Decides every weight that is not loaded. The global generators are left alone.
@@ -74,19 +78,24 @@ def load_esm(
 
     Returns:
         The backbone, without a pooler. Its contact head is zero where the family has no published one, and none was
-        loaded; a warning tells of one that starts at random or was never trained.
+        loaded; a warning tells of one that starts at random or was never trained. ``head_is_trained`` tells of others.
     """
     if (pretrained is None) == (architecture is None):
         given = "both" if architecture is not None else "neither"
         raise ModelError(f"backbone: give pretrained (hub name or directory) or architecture; {given} was given")
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.random.default_generator.manual_seed(seed)
-        return _random(architecture or {}) if pretrained is None else _load(pretrained, as_stored)
+        if pretrained is not None:
+            return _load(pretrained, as_stored)
+        model = _random(architecture or {})
+    model.head_is_trained = False
+    return model
 
 
 def architecture_of(pretrained: str) -> dict[str, Any]:
     """The sizes and the kind of a model by its ``config.json`` alone, as ``architecture`` takes them."""
     try:
+        pretrained = located(pretrained)
         config, _ = PreTrainedConfig.get_config_dict(str(Path(pretrained).expanduser()))
     except OSError as error:
         raise ModelError(f"{pretrained}: no config.json can be had: {_first_line(error)}; {LOCAL_COPY}") from error
@@ -139,7 +148,31 @@ def _zero_head(model: Any) -> Any:
     return model
 
 
+def located(pretrained: str) -> str:
+    """The folder or hub name of a model: as given, or for a file of weights, or a package that is not imported."""
+    file = Path(pretrained).expanduser()
+    if pretrained.isidentifier() and (cached := Path(torch.hub.get_dir(), "checkpoints", f"{pretrained}.pt")).is_file():
+        file = cached
+    if file.suffix in SUFFIXES and not file.is_dir():
+        return str(model_folder(file))
+    if not pretrained.isidentifier() or Path(pretrained).is_dir():
+        return pretrained
+    spec = find_spec(pretrained)
+    if spec is None and pretrained in _WHEELS:
+        raise MissingExtraError(pretrained, _WHEELS[pretrained], "it is not installed")
+    homes = map(Path, () if spec is None else spec.submodule_search_locations or ())
+    folders = {path.parent for home in homes for path in home.rglob("config.json") if _has_weights(path.parent)}
+    if len(folders) > 1:
+        raise ModelError(f"{pretrained}: several models in this package; give one: {', '.join(map(str, folders))}")
+    return str(folders.pop()) if folders else pretrained
+
+
+def _has_weights(directory: Path) -> bool:
+    return any(any(directory.glob(pattern)) for pattern in _WEIGHT_FILES)
+
+
 def _load(pretrained: str, as_stored: bool) -> Any:
+    pretrained = located(pretrained)
     directory = Path(pretrained).expanduser()
     if directory.is_dir():
         _require_complete(directory)
@@ -191,6 +224,7 @@ def _from_pretrained(name: str, as_stored: bool, local_files_only: bool) -> Any:
 
 def _check_loaded(name: str, missing: set[str], family: Family, model: Any, own_head: bool) -> None:
     head = {key for key in missing if key.startswith("contact_head.")}
+    model.head_is_trained = not head and (family.published_head or own_head)
     # Rotary frequencies follow from the configuration; older checkpoints do not hold them here.
     lost = sorted(key for key in missing - head if "rotary_embeddings" not in key and "position_ids" not in key)
     if lost:
@@ -251,7 +285,7 @@ def _require_complete(directory: Path) -> None:
     if not (directory / "config.json").is_file():
         reason = "no config.json there; give a directory written by save_pretrained, or a hub name"
         raise ModelError(f"{directory}: {_ADAPTER_ALONE if (directory / ADAPTER_FILE).is_file() else reason}")
-    if not any(any(directory.glob(pattern)) for pattern in _WEIGHT_FILES):
+    if not _has_weights(directory):
         raise ModelError(f"{directory}: config.json but no weights (model.safetensors or pytorch_model.bin) there")
 
 

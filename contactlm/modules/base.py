@@ -41,8 +41,7 @@ class MapModule(MapPredictor):
         backbone: The network, called with ``tokens`` int64 (B, T), ``attention_mask`` bool (B, T) or None, and
             ``positions`` int64 (B, T) or None, all as of :meth:`contact_logits`; gives logits (B, T − 2, T − 2).
         optimizer: Makes the optimizer from the trainable parameters.
-        head_lr_factor: The contact head's learning rate over the others'. Its C weights act on attention maps, whose
-            entries are about 1 / L: a backbone trained from scratch learns faster with a larger one.
+        head_lr_factor: The learning rate of :meth:`head_parameters` over the others'. None: 1.
         scheduler: Makes a learning rate scheduler, any of torch's (and
             ``contactlm.modules.optimization.CosineWithWarmup``), stepped after every optimizer step.
             ``ReduceLROnPlateau`` monitors a dev score (Lightning's its ``monitor``, torch's ``dev/mcc_sep6`` with mode
@@ -76,7 +75,7 @@ class MapModule(MapPredictor):
         self,
         backbone: nn.Module,
         optimizer: OptimizerCallable = adam,
-        head_lr_factor: float = 1.0,
+        head_lr_factor: float | None = None,
         scheduler: LRSchedulerCallable | None = None,
         loss_min_separation: int = 1,
         window: int | None = 1022,
@@ -85,7 +84,8 @@ class MapModule(MapPredictor):
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone
-        self.optimizer, self.scheduler, self.head_lr_factor = optimizer, scheduler, head_lr_factor
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.head_lr_factor = 1.0 if head_lr_factor is None else head_lr_factor
         self.loss_min_separation = loss_min_separation
         self.windows = WindowOptions(window, overlap)
         self.threshold = threshold

@@ -19,7 +19,7 @@ from contactlm.model.frozen_weights import DtypeName, QuantizationName
 from contactlm.model.lora import LoraOptions, contact_regression
 from contactlm.modules.checkpoint import CONTACT_HEAD
 from contactlm.modules.language_model import ESM2, LanguageModelModule
-from contactlm.modules.optimization import adam
+from contactlm.modules.optimization import FRESH_HEAD_LR_FACTOR, adam
 from contactlm.types import ModelError
 
 PRIOR_LOGIT = -3.0  # about one pair in twenty touches: where a contact head that knows nothing starts
@@ -41,7 +41,8 @@ class ContactModule(LanguageModelModule):
         train_head: Whether the contact head learns.
         optimizer: Makes the optimizer from the trainable parameters.
         head_lr_factor: The contact head's learning rate over the others'. Its C weights act on attention maps, whose
-            entries are about 1 / L: a backbone trained from scratch learns faster with a larger one.
+            entries are about 1 / L: a head that starts from nothing learns faster with a larger one. None: 1 for a
+            trained head (published, exported, or given by ``head``), 10 for one that starts from nothing.
         scheduler: Makes a learning rate scheduler, any of torch's; see :class:`contactlm.MapModule`.
         attention: ``"streamed"``: contacts without storing attention maps; ``"fused"``: the same in Triton kernels, on
             a GPU; ``"plain"``: maps stored, one layer at a time (slow; to check against). ``"auto"`` is ``"streamed"``
@@ -74,6 +75,7 @@ class ContactModule(LanguageModelModule):
     """
 
     head = CONTACT_HEAD
+    fresh_head_lr_factor = FRESH_HEAD_LR_FACTOR
     flops_follow_length = True
 
     def __init__(
@@ -84,7 +86,7 @@ class ContactModule(LanguageModelModule):
         freeze_backbone: bool = False,
         train_head: bool = True,
         optimizer: OptimizerCallable = adam,
-        head_lr_factor: float = 1.0,
+        head_lr_factor: float | None = None,
         scheduler: LRSchedulerCallable | None = None,
         attention: AttentionName = "auto",
         activation_checkpointing: bool = False,
@@ -109,8 +111,8 @@ class ContactModule(LanguageModelModule):
             head,
             backbone_dtype,
             quantization,
+            head_lr_factor,
             optimizer=optimizer,
-            head_lr_factor=head_lr_factor,
             scheduler=scheduler,
             window=window,
             overlap=overlap,
@@ -134,7 +136,8 @@ class ContactModule(LanguageModelModule):
             ModelError: No such adapter, one of another kind than LoRA, or another backbone than it was trained on.
         """
         adapter = read_adapter(directory)
-        module = cls(pretrained or adapter.backbone, lora=adapter.lora, **{**adapter.held, **options})
+        options = {"head_lr_factor": 1.0, **adapter.held, **options}  # the adapter's head is a trained one
+        module = cls(pretrained or adapter.backbone, lora=adapter.lora, **options)
         if adapter.backbone_checksum not in (None, module.backbone_checksum):
             raise ModelError(
                 f"{directory}: the adapter was trained on {adapter.backbone} (checksum {adapter.backbone_checksum}), "

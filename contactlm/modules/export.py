@@ -12,6 +12,7 @@ from transformers import EsmTokenizer
 from contactlm.alphabet import VOCABULARY
 from contactlm.model.adapter import ABOUT_FILE, has_adapters, save_adapter, save_merged, write_about
 from contactlm.model.families.vocabulary import VOCABULARY_FILES
+from contactlm.model.loading import located
 from contactlm.modules.card import Record, model_card
 from contactlm.modules.checkpoint import CONTACT_HEAD
 from contactlm.modules.contact import ContactModule
@@ -42,7 +43,7 @@ def export_adapter(
     pretrained = module.hparams["pretrained"]
     if pretrained is None:
         raise ModelError("an adapter must name its backbone, which is randomly initialised; use --merge instead")
-    folder = Path(pretrained).expanduser()
+    folder = Path(located(pretrained)).expanduser()
     backbone = str(folder.resolve()) if folder.is_dir() else pretrained
     with _new_directory(Path(out), overwrite) as (directory, final):
         save_adapter(module.backbone.esm, backbone, directory)
@@ -84,7 +85,7 @@ def _save_tokenizer(module: ContactModule, directory: Path) -> None:
         EsmTokenizer(str(vocabulary)).save_pretrained(str(directory))
         return
     for name in TOKENIZER_FILES:
-        if pretrained is not None and (file := Path(pretrained).expanduser() / name).is_file():
+        if pretrained is not None and (file := Path(located(pretrained)).expanduser() / name).is_file():
             shutil.copyfile(file, directory / name)
     if vocabulary := getattr(module.backbone.esm.config, "vocabulary", None):  # one folder up, or on the hub
         (directory / VOCABULARY_FILES[0]).write_text("\n".join(vocabulary) + "\n", encoding="utf-8")

@@ -30,6 +30,7 @@ from contactlm.modules.base import Evaluated
 from contactlm.modules.checkpoint import CHECKPOINT_KEY
 from contactlm.modules.contact import prepare_head
 from contactlm.modules.language_model import ESM2, LanguageModelModule
+from contactlm.modules.optimization import FRESH_HEAD_LR_FACTOR
 from contactlm.retrieval.copy_homolog import copy_contacts
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
@@ -92,6 +93,7 @@ class RetrievalModule(LanguageModelModule):
     """
 
     head = "contact head with a retrieval decoder"
+    fresh_head_lr_factor = FRESH_HEAD_LR_FACTOR
     backbone: RetrievalBackbone
 
     def __init__(

@@ -130,7 +130,7 @@ class TrainedWeights(L.LightningModule):
         """Keep what was trained, the name of the backbone and a checksum of its weights."""
         names = self.saved_names()
         pretrained = self.hparams.get("pretrained")
-        is_folder = pretrained is not None and Path(pretrained).is_dir()
+        is_here = pretrained is not None and Path(pretrained).exists()
         for part in checkpoint.keys() & {"state_dict", NOT_AVERAGED}:
             checkpoint[part] = {name: weight for name, weight in checkpoint[part].items() if name in names}
         checkpoint[CHECKPOINT_KEY] = {
@@ -138,7 +138,7 @@ class TrainedWeights(L.LightningModule):
             "class": public_name(f"{type(self).__module__}.{type(self).__qualname__}"),
             "head": self.head,
             "backbone": pretrained,
-            "backbone_folder": str(Path(str(pretrained)).resolve()) if is_folder else None,
+            "backbone_folder": str(Path(str(pretrained)).resolve()) if is_here else None,
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
             "chain_jump": self.chain_jump,

@@ -98,6 +98,9 @@ def _remove_if_bare(folder: Path) -> None:
         folder.rmdir()
 
 
+HEAD_LR_FACTOR = "model.head_lr_factor"
+
+
 class RunConfig(SaveConfigCallback):
     """Lightning's SaveConfigCallback, for any logger: ``config.yaml`` goes to :func:`run_directory`.
 
@@ -127,6 +130,7 @@ class RunConfig(SaveConfigCallback):
         if self._folder is not None:
             path = Path(self._folder) / self.config_filename
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(
-                self.config, str(path), skip_none=False, overwrite=self.overwrite, multifile=self.multifile
-            )
+            config = self.config.clone()
+            if config.get(HEAD_LR_FACTOR, ...) is None:  # the one that was chosen
+                config[HEAD_LR_FACTOR] = getattr(pl_module, "head_lr_factor", None)
+            self.parser.save(config, str(path), skip_none=False, overwrite=self.overwrite, multifile=self.multifile)
