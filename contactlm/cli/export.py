@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from contactlm.cli.arguments import checkpoint_of
 from contactlm.cli.commands import CommandParser
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, CONTACT_HEAD, check_checkpoint
 from contactlm.modules.contact import ContactModule
@@ -21,7 +22,7 @@ def export_command(arguments: Sequence[str]) -> int:
         The exit status, 0. Arguments that cannot be parsed end the process with 2.
     """
     parser = CommandParser("contactlm export", description="Write a trained model for others to load.")
-    parser.add_argument("--ckpt_path", required=True, help="Checkpoint of a run.")
+    parser.add_argument("--ckpt_path", required=True, help="Checkpoint of a run, or its folder: the best.")
     parser.add_argument("--out", required=True, help="Directory to write.")
     parser.add_argument(
         "--merge", action="store_true", help="Write a plain Hugging Face checkpoint instead of a PEFT adapter."
@@ -29,6 +30,7 @@ def export_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--pretrained", help="The backbone, where it lies elsewhere than when the run was trained.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
     given = parser.parse_args(arguments)
+    given.ckpt_path = checkpoint_of(given.ckpt_path)
     checkpoint = check_checkpoint(given.ckpt_path)
     about = checkpoint[CHECKPOINT_KEY]
     require_contact_head(about.get("head", CONTACT_HEAD))

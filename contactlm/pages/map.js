@@ -138,7 +138,7 @@
   function showScores() {
     const rows = maps.map((_, which) => {
       const { called, unknown, right, precision, recall, mcc } = score(which);
-      const text = (value) => (Number.isNaN(value) ? "–" : value.toFixed(3));
+      const text = (value) => (Number.isNaN(value) ? "–" : value.toFixed(3).replace("-0.000", "0.000"));
       const counted = unknown ? { value: called, text: `${called} (+${unknown} unknown)` } : called;
       return [maps.length > 1 ? D.names[which] : "this map", counted, ...(truth ? [right, text(precision), text(recall), text(mcc)] : [])];
     });
