@@ -227,7 +227,7 @@ def help_of(*arguments: str) -> str:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
         text: list[str] = []
         patch.setattr("sys.stdout", type("Text", (), {"write": text.append, "flush": lambda: None, "isatty": bool}))
-        main([*arguments, "--help"])
+        main([*arguments, "--help", *(["all"] if arguments[0] in ("fit", "predict") else [])])
     assert stop.value.code == 0
     return "".join(text)
 

@@ -25,7 +25,7 @@ from contactlm.callbacks.record import module_facts
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.pages.frame import escape, write_frame
-from contactlm.types import CHAIN_JUMP, ContactLMError, DataError, StructureError, residue_positions
+from contactlm.types import CHAIN_JUMP, ContactLMError, DataError, StructureError, residue_positions, singular
 
 log = logging.getLogger(__name__)
 
@@ -314,7 +314,7 @@ class MapFiles:
 
 def write_index(files: MapFiles, lines: Mapping[str, Mapping[str, str]], thumbnails: Mapping[str, str]) -> None:
     """Write ``index.html``: a table of proteins, whose lines of the summary are given by id, with links to files."""
-    body = BODY.format(about=escape(f"{len(lines):,} proteins in {files.out.absolute().name}"))
+    body = BODY.format(about=escape(singular(f"{len(lines):,} proteins in {files.out.absolute().name}")))
     tables = {"tables": [_table(lines, thumbnails, files)]}
     write_frame(files.out / INDEX, "Predicted contact maps", body, tables, ["tables"], library=False)
 

@@ -245,7 +245,10 @@ class BudgetProgressBar(TQDMProgressBar):
         """What stands behind the bar: loss, scores, speed, and the time left to the end of the budget."""
         shown = {**self._loss(), **self.trainer.progress_bar_metrics}
         shown.pop("budget/fraction", None)
-        parts = [f"{name.removeprefix('train/').replace('/', ' ')} {value:.3f}" for name, value in shown.items()]
+        parts = [
+            f"{name.removeprefix('train/').replace('/', ' ')} {round(float(value), 3) + 0.0:.3f}"
+            for name, value in shown.items()
+        ]
         if self._budget is None or self._began is None:
             return ", ".join(parts)
         seconds, tokens = time.monotonic() - self._began[0], self._budget.tokens - self._began[1]

@@ -8,6 +8,7 @@ init_args: …}``, says the same as ``model_class: …`` with ``model: …``, an
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ BASE = "base.yaml"
 SHIPPED = "lightning_configs"  # what the folder of the shipped configs is called in commands
 PATHS = "--data.predict_paths"
 FLAGS = ("--overwrite",)
+VALUELESS = (*FLAGS, "--help", "-h", "--print_config")  # options that no value need follow
+NUMBERS = ("--budget.max_tokens", "--data.batch_tokens", "--data.batch_pairs")  # that may be written as 5M or 5e6
 TRUTH_VALUES = ("true", "false", "yes", "no")
 NOT_PATHS = ("best", "last", "hpc", "registry")  # what Lightning takes for ckpt_path beside a path
 CONFIG = ("--config", "-c")
@@ -122,7 +125,58 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
     ``--overwrite`` becomes true.
     """
     _check_sizes(arguments)
-    return _resolve_flags(_resolve_configs(_gather_paths(arguments)))
+    asked_all = "--help" in arguments or "-h" in arguments  # --help all: what Lightning's parser has to say
+    given = [word for word in arguments if not (asked_all and word == "all")]
+    return _resolve_flags(_resolve_configs(_gather_paths(_write_out(_name_paths(given)))))
+
+
+def _name_paths(arguments: Sequence[str]) -> list[str]:
+    """Write what stands alone after ``predict`` as its paths, and a checkpoint (.ckpt) as ``--ckpt_path``."""
+    if list(arguments[:1]) != ["predict"]:
+        return list(arguments)
+    named, option = ["predict"], ""  # the option whose value comes next
+    for argument in arguments[1:]:
+        if argument.startswith("-"):
+            option = "" if "=" in argument or argument in VALUELESS else argument
+            named.append(argument)
+        elif option or (named[-1] in FLAGS and argument.lower() in TRUTH_VALUES):
+            option = option if option == PATHS else ""
+            named.append(argument)
+        else:
+            named += ["--ckpt_path" if argument.endswith(".ckpt") else PATHS, argument]
+    return named
+
+
+def _write_out(arguments: Sequence[str]) -> list[str]:
+    """Write values as people give them the way the parser takes them: 5M, ``npz,html``, the folder of a run."""
+    written: list[str] = []
+    for argument in arguments:
+        option, has_value, value = argument.partition("=")
+        if has_value and option.startswith("--"):
+            written.append(f"{option}={_written(arguments[0], option, value)}")
+        else:
+            written.append(_written(arguments[0], written[-1] if written else "", argument))
+    return written
+
+
+def _written(command: str, option: str, value: str) -> str:
+    if option in NUMBERS and (number := re.fullmatch(r"([\d_]+(?:\.\d+)?(?:[eE]\+?\d+)?)([kKMG]?)", value)):
+        count = float(number[1]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[number[2]]
+        return str(int(count)) if count == int(count) else value
+    if option == "--formats" and value:
+        return json.dumps([word.strip(" '\"") for word in value.strip("[]").split(",")])
+    if option == "--ckpt_path":
+        return checkpoint_of(value, "last" if command == "fit" else "best")
+    return value
+
+
+def checkpoint_of(path: str, kind: str = "best") -> str:
+    """The newest best (or last) checkpoint of a run's folder, or of the runs in a folder; else the path itself."""
+    folder = Path(path)
+    places = ("", "checkpoints/", "version_*/checkpoints/") if folder.is_dir() else ()
+    found = (list(folder.glob(f"{place}{kind}*.ckpt")) for place in places)
+    newest = next((max(files, key=lambda file: file.stat().st_mtime) for files in found if files), None)
+    return path if newest is None else str(newest)
 
 
 def _resolve_configs(arguments: Sequence[str]) -> list[str]:

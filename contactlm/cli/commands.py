@@ -67,19 +67,9 @@ COMMANDS = {
     "predict": Command(
         "write contact maps of sequences and structures",
         (
-            (
-                "contactlm predict --ckpt_path best.ckpt --data.predict_paths a.fa b.cif.gz dir/ --out maps",
-                "to maps/",
-            ),
-            ("contactlm predict --data.predict_paths a.fasta", "with the published contact head"),
-            (
-                "contactlm predict --ckpt_path best.ckpt --data.predict_paths a.fa --formats '[rr]'",
-                "CASP format only",
-            ),
-            (
-                "contactlm predict --ckpt_path best.ckpt --data.predict_paths b.cif --formats '[npz,html,pml]'",
-                "a page, and a PyMOL script; index.html shows all",
-            ),
+            ("contactlm predict best.ckpt a.fa b.cif.gz dir/ --out maps", "to maps/; or --ckpt_path best.ckpt"),
+            ("contactlm predict a.fasta", "with the published contact head"),
+            ("contactlm predict best.ckpt b.cif --formats npz,html,pml", "a page, and a PyMOL script"),
         ),
     ),
     "plan": Command(
@@ -178,7 +168,13 @@ def answer(arguments: Sequence[str]) -> int | None:
         sys.stderr.write(f"{overview()}\n")
         return BAD_ARGUMENTS
     if first in COMMANDS or first.startswith("-"):
-        return None
+        wants_short = {"-h", "--help"} & set(arguments) and "all" not in arguments
+        if first not in COMMANDS or COMMANDS[first].entry or not wants_short:
+            return None
+        from contactlm.cli.help import short_help  # it takes descriptions from here
+
+        sys.stdout.write(f"{short_help(first)}\n")
+        return 0
     near = difflib.get_close_matches(first, COMMANDS, n=1)
     meant = f"; did you mean {near[0]}?" if near else ""
     sys.stderr.write(f"contactlm: error: there is no command {first!r}{meant} (commands: {', '.join(COMMANDS)})\n")
@@ -190,12 +186,27 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Write the line, and end the process; ``ex`` is jsonargparse's, of a subcommand's parser."""
-        parser = getattr(ex, "subcommand_parser", None) or self
+        parser, message = getattr(ex, "subcommand_parser", None) or self, in_short(message)
         name, near = parser.prog.replace(" [options]", ""), ""
         if unknown := re.search(r"unrecognized arguments:.*?(--[\w.-]+)", message):
             options = sorted(set(re.findall(r"(?<![\w-])--\w[\w.]*", parser.format_help())))
             near = f"; the nearest option is {max(options, key=lambda option: _likeness(unknown[1], option))}"
         self.exit(BAD_ARGUMENTS, f"{name}: error: {message}{near}; see {name} --help\n")
+
+
+def in_short(message: str) -> str:
+    """What jsonargparse says of a wrong value in one line: the option, the value, and what it can be."""
+    found = re.search(r'Parser key "([\w.]+)":(.*?)(?:Got value|Given value): (.*)', message, re.DOTALL)
+    if found is None:
+        return " ".join(message.split())[:600]
+    option, kinds, value = found.groups()
+    listed = [choice.strip(" '") for each in re.findall(r"Literal\[(.*?)\]", kinds) for choice in each.split(",")]
+    named = [_KINDS[kind] for kind in re.findall(r"class '(\w+)'", kinds) if kind in _KINDS]
+    choices = ", ".join(dict.fromkeys([*listed, *named])) or "what --help says"
+    return f"--{option} {' '.join(value.split())[:200]}: no such value; give one of: {choices}"
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true, false", "NoneType": "null", "list": "a list"}
 
 
 def _likeness(given: str, option: str) -> float:

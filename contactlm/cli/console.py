@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from contactlm.types import singular
+
 if TYPE_CHECKING:
     import lightning as L
 
@@ -29,6 +31,7 @@ SHOWN_SCORES = (
     "intra_mcc_sep6",
     "inter_mcc",
 )
+FAR_BELOW = 0.1  # copying its hits, of mcc_sep6: where a model that reads them is remarked on
 BESIDE = {"trivial": "trivial", "copying hits": "copy"}  # predictors that learn nothing: how they are called and logged
 # Third parties' remarks that a user of the command line can do nothing about.
 QUIET_WARNINGS = (
@@ -50,7 +53,7 @@ class _StandardError(logging.Handler):
     """Writes to whatever standard error is at the moment, above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(singular(self.format(record)), file=sys.stderr)
         sys.stderr.flush()
 
 
@@ -91,7 +94,7 @@ def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", thres
     if not rows:
         return f"{prefix:<4}  not scored"
     proteins, tuned = metrics.get(f"{prefix}/proteins"), metrics.get(f"{prefix}/tuned_threshold")
-    number = "" if proteins is None else f" of {float(proteins):.0f} proteins"
+    number = "" if proteins is None else singular(f" of {float(proteins):.0f} proteins")
     head = f"scores{number}{remark}"
     width = max(len(head) - 6, *(len(name) for name, _ in rows))
     lines = [f"{head:<{width + 6}}  at {threshold:g}" + ("" if tuned is None else f"  at {float(tuned):.3f} (tuned)")]
@@ -102,6 +105,12 @@ def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", thres
         known = [f"{kind} {_number(value)}" for kind, value in others.items() if value is not None]
         beside = f"({', '.join(known)})" if known else ""
         lines.append(f"{prefix:<4}  {name:<{width}}  {cells}{beside}".rstrip())
+    ours, copied = (metrics.get(f"{prefix}/{of}mcc_sep6") for of in ("", "copy_"))
+    if ours is not None and copied is not None and float(ours) < float(copied) - FAR_BELOW:
+        lines.append(
+            f"The model lies far below copying its hits (mcc_sep6 {_number(ours)} against {_number(copied)}): it makes "
+            "little use of them yet; train longer, or copy."
+        )
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -29,7 +30,7 @@ from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
 from contactlm.callbacks.memory import MemoryAdvice
-from contactlm.callbacks.prediction_files import DEFAULT_FORMATS, FORMATS
+from contactlm.callbacks.prediction_files import DEFAULT_FORMATS, FORMATS, INDEX
 from contactlm.callbacks.progress import BudgetProgressBar, ThroughputMeter
 from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.writer import PredictionWriter
@@ -49,7 +50,7 @@ from contactlm.runs.directory import RUN_NAME, RunConfig, claim_directory, make_
 from contactlm.shipped import OPTION, config_folder
 from contactlm.structure.contacts import contact_labels
 from contactlm.structure.files import split_name
-from contactlm.types import ModelError
+from contactlm.types import ModelError, singular
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,11 @@ class ContactParser(CommandParser, LightningArgumentParser):
 
     A default of our own, since a name that was given may be that of the class (``lightning_logs``), or none.
     """
+
+    def format_help(self) -> str:
+        """All options, without addresses of functions and marks of other documentation."""
+        text = re.sub(r"<(?:function|class) '?([\w.]+)'?[^>]*>", r"\1", super().format_help())
+        return re.sub(r":\w+:`~?([^`]+)`", r"\1", text)
 
     def add_class_arguments(self, theclass: type, *args: Any, **options: Any) -> list[str]:
         """Add the arguments of a class; see jsonargparse. Each class that a config names has a parser of its own."""
@@ -294,7 +300,8 @@ class ContactCLI(LightningCLI):
         if self._given("test_after_fit") and "test" in self.datamodule.chains:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
             lines.append(self._scores("test", ", best checkpoint" if checkpoint else ""))
-            lines.append(f"map         {self._draw_example()}")
+            told = f"contacts above {self.model.call_threshold:.3f}, {self.model.threshold_kind}"
+            lines.append(f"map         {self._draw_example()}  ({told})")
         if checkpoint:
             saver = self.trainer.checkpoint_callback
             best = getattr(saver, "best_model_score", None)
@@ -316,12 +323,14 @@ class ContactCLI(LightningCLI):
         return str(path) if path.is_file() else None
 
     def after_test(self) -> None:
-        """Show the test scores."""
-        self.say(self._scores("test"))
+        """Show the test scores, and say where they lie."""
+        self.say(
+            f"{self._scores('test')}\nlogs        {run_directory(self.trainer)}  (test_scores.csv: a line a protein)"
+        )
 
     def after_validate(self) -> None:
-        """Show the dev scores."""
-        self.say(self._scores("dev"))
+        """Show the dev scores, and say where they lie."""
+        self.say(f"{self._scores('dev')}\nlogs        {run_directory(self.trainer)}")
 
     def _scores(self, prefix: str, remark: str = "") -> str:
         threshold = self._made("evaluation").threshold
@@ -337,7 +346,9 @@ class ContactCLI(LightningCLI):
         kept = f", {self.writer.kept} were there already" if self.writer.kept else ""
         kept += f" ({self.writer.completed} in fewer formats)" if self.writer.completed else ""
         skipped = f", {problems} inputs skipped (named above)" if problems else ""
-        self.say(f"{self.writer.written} maps written to {self.writer.out}{kept}{skipped}")
+        where = f"{self.writer.out}: open {self.writer.out / INDEX}"
+        self.say(f"{self.writer.written} maps written to {where}{kept}{skipped}")
+        self.say(f"contacts are pairs above {self.model.call_threshold:.3f} ({self.model.threshold_kind})")
         self.status = SOME_SKIPPED if problems else 0
 
     def _draw_example(self) -> str:
@@ -368,7 +379,7 @@ class ContactCLI(LightningCLI):
     def say(self, text: str) -> None:
         """Print, from one process only."""
         if self.trainer.is_global_zero:
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(f"{singular(text)}\n")
             sys.stdout.flush()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from contactlm.cli.arguments import checkpoint_of
 from contactlm.cli.commands import CommandParser
 from contactlm.runs.record_file import RUN_FILE, read_run
 
@@ -14,7 +15,7 @@ from contactlm.runs.record_file import RUN_FILE, read_run
 def export_command(arguments: Sequence[str]) -> int:
     """Run ``contactlm export``; the exit status is 0."""
     parser = CommandParser("contactlm export", description="Write a trained model for others to load.")
-    parser.add_argument("--ckpt_path", required=True, help="Checkpoint of a run.")
+    parser.add_argument("--ckpt_path", required=True, help="Checkpoint of a run, or its folder: the best.")
     parser.add_argument("--out", required=True, help="Directory to write.")
     parser.add_argument(
         "--merge", action="store_true", help="Write a plain Hugging Face checkpoint instead of a PEFT adapter."
@@ -26,6 +27,7 @@ def export_command(arguments: Sequence[str]) -> int:
     from contactlm.modules.contact import ContactModule
     from contactlm.modules.export import export_adapter, export_merged, require_contact_head, require_free
 
+    given.ckpt_path = checkpoint_of(given.ckpt_path)
     checkpoint = check_checkpoint(given.ckpt_path)
     about = checkpoint[CHECKPOINT_KEY]
     require_contact_head(about.get("head", CONTACT_HEAD))

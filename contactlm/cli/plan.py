@@ -194,16 +194,19 @@ class PlanCLI(ContactCLI):
 
     def _what_fits(self, seen: Seen, memory: int) -> list[str]:
         """The largest batch of this length in so much memory, as it is and with what makes it smaller."""
-        lines: list[str] = []
-        for way in ways(self.new_module, self._device, self._precision):
-            how = f"with {way.options}" if way.options else "as it is"
-            title = "" if lines else f"fits {told_size(memory)}"
-            lines.append(f"{title:<11} {how}: {self._most(way, seen.largest, memory)}")
-        return lines
+        found = {way: most_rows(way, seen.largest, memory, self._device) for way in self._ways()}
+        ordered = sorted(found, key=lambda way: (bool(way.options), found[way]))  # as it is, then from small to large
+        told = [f"{f'with {way.options}' if way.options else 'as it is'}: " for way in ordered]
+        most = [self._most(way, seen.largest, memory, found[way]) for way in ordered]
+        titles = [f"fits {told_size(memory)}", *("" for _ in ordered[1:])]
+        return [f"{title:<11} {how}{rows}" for title, how, rows in zip(titles, told, most, strict=True)]
 
-    def _most(self, way: Way, batch: dict[str, Any], memory: int) -> str:
+    def _ways(self) -> list[Way]:
+        return ways(self.new_module, self._device, self._precision)
+
+    def _most(self, way: Way, batch: dict[str, Any], memory: int, rows: int) -> str:
         longest = batch["tokens"].shape[1]
-        if rows := most_rows(way, batch, memory, self._device):
+        if rows:
             return f"up to {rows} x {longest} tokens"
         one = resized(batch, 1)
         crop = shorter_crop(way, one, memory, self._device)

@@ -186,14 +186,18 @@ def _read_structures(
     store, report = cache.load(paths)
     inputs.problems.update(report.problems)
     store = join_chains(store) if join else store
+    copies: dict[str, int] = {}
     bounds = np.searchsorted(store.meta["file_of_chain"], np.arange(len(report.read) + 1))
     for path, first, last in zip(report.read, bounds, bounds[1:], strict=False):  # one bound more
         chains[path] = of_file = store.select(np.arange(first, last))
         if not join:  # of chains of equal sequence the one with most resolved residues
             chains[path] = each_once = of_file.select(best_copies(of_file.sequence_keys(), of_file.resolved_counts()))
             if len(each_once) < len(of_file):
-                copies = len(of_file) - len(each_once)
-                inputs.notes.append(f"{path}: {copies} chains are copies of another in the file: taken once")
+                copies[str(path)] = len(of_file) - len(each_once)
+    if copies:
+        first, *others = copies
+        where = first if not others else f"{len(copies)} files ({first}, …)"
+        inputs.notes.append(f"{where}: {sum(copies.values())} chains are copies of another in the file: taken once")
     return chains
 
 

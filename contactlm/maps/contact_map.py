@@ -7,7 +7,6 @@ the old file or the new one.
 from __future__ import annotations
 
 import base64
-import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -184,11 +183,9 @@ class ContactMap(MapValues):
 
     def _repr_png_(self) -> bytes:
         """What notebooks show: the map drawn."""
-        from contactlm.maps.figure import make_figure
+        from contactlm.maps.picture import png_of
 
-        buffer = io.BytesIO()
-        make_figure(self).savefig(buffer, format="png")
-        return buffer.getvalue()
+        return png_of(self)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the map: probability above the diagonal, true contacts (or else the mirrored probability) below.
@@ -260,12 +257,11 @@ def write_npz(contact_map: ContactMap, path: str | Path, dtype: str = "float32")
 
 
 def write_png(contact_map: ContactMap, path: str | Path) -> None:
-    """Draw the map (see :meth:`ContactMap.plot`), with at least one pixel per residue up to 1,600 residues."""
-    from contactlm.maps.figure import make_figure
+    """Draw the map as :meth:`ContactMap.plot` does, with at least one pixel per residue up to 1,600 residues."""
+    from contactlm.maps.picture import png_of
 
-    figure = make_figure(contact_map)
     with atomic_path(Path(path).expanduser()) as temporary:
-        figure.savefig(temporary, format="png")
+        temporary.write_bytes(png_of(contact_map))
 
 
 def _late(module: str, name: str) -> Callable[..., None]:
@@ -295,15 +291,9 @@ MOST_SHOWN = 60  # maps of a list
 
 def thumbnail(contact_map: ContactMap) -> str:
     """The map as a PNG of at most 56 × 56 pixels in a ``data:`` URL, each pixel the highest value of its block."""
-    from matplotlib.image import imsave  # slow to import, and not every run draws
+    from contactlm.maps.picture import thumbnail_png
 
-    from contactlm.maps.figure import COLORS, block_maximum
-
-    block = max(1, -(-len(contact_map) // SIDE))
-    buffer = io.BytesIO()
-    pixels = block_maximum(contact_map.probability, block) if len(contact_map) else np.zeros((1, 1), np.float32)
-    imsave(buffer, pixels, cmap=COLORS, vmin=0, vmax=1, format="png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(thumbnail_png(contact_map, SIDE)).decode()}"
 
 
 class ContactMaps(list["ContactMap"]):

@@ -27,6 +27,8 @@ COLUMNS = (
     *("rank", "i", "j", "letter_i", "letter_j", "chain_i", "chain_j", "number_i", "number_j"),
     *("separation", "probability", "called", "distance", "contact"),
 )
+# Keys of ``how``: in what the map lies outside what dev had, and what kind of number the threshold is, in words
+OUTSIDE, THRESHOLD_KIND = "outside_dev", "threshold_kind"
 DIGITS = {"probability": 5, "distance": 2}  # decimals in a table
 
 

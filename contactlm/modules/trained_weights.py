@@ -51,6 +51,7 @@ class TrainedWeights(L.LightningModule):
         self._made_trainable: set[str] | None = None  # once there is a trainer, whose callbacks may freeze some
         self._frozen: set[str] | None = None  # of the run that goes on, in the end
         self.calibration: Calibration | None = None
+        self._trained_before = False  # whether its weights are those of a checkpoint after some steps
         self.applies_calibration = True  # to predicted maps
         self.chain_jump = CHAIN_JUMP  # positions between chains: what the data say, or a checkpoint
 
@@ -95,6 +96,12 @@ class TrainedWeights(L.LightningModule):
             found = found_backbone(check_checkpoint(checkpoint_path))
             options |= {} if found is None else {"pretrained": found}
         return super().load_from_checkpoint(checkpoint_path, *arguments, **options)
+
+    @property
+    def was_trained(self) -> bool:
+        """Whether a step of training was made, here or by the run whose checkpoint was loaded."""
+        trainer = self.attached_trainer
+        return self._trained_before or (trainer is not None and trainer.global_step > 0)
 
     def own_draws(self) -> AbstractContextManager[None]:
         """Draw what belongs to this step and process: what overrides ``training_step`` and draws puts that into it."""
@@ -155,6 +162,7 @@ class TrainedWeights(L.LightningModule):
         check_fits(about, self.head, self.hparams.get("pretrained"), self.backbone_checksum)
         self.tuned_threshold = about["tuned_threshold"]
         self.chain_jump = self._given("chain_jump") or about.get("chain_jump", CHAIN_JUMP)
+        self._trained_before = bool(checkpoint.get("global_step"))
         fitted = about.get("calibration")  # older checkpoints have none
         self.calibration = None if fitted is None else Calibration.from_dict(fitted)
         saved = self._made_trainable = self.saved_names().union(about.get(UNFROZEN, []))
