@@ -38,6 +38,7 @@ from contactlm.cli.console import run_line, score_table
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.data.sources import check_sources
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE
+from contactlm.maps.restraints import RestraintOptions
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint, found_backbone
 from contactlm.modules.predict import DEFAULT, OPTION
@@ -52,7 +53,8 @@ log = logging.getLogger(__name__)
 
 HOW_HELD = ("pretrained", "backbone_dtype", "quantization")  # of the backbone: flags come before a checkpoint's
 KINDS = (
-    "Files of a map; html: a page; csv: its pairs; pml, cxc, pdb: on its structure, for PyMOL, ChimeraX, as B-factors."
+    "Files of a map; html: a page; csv: its pairs; pml, cxc, pdb: on its structure, for PyMOL, ChimeraX, as B-factors; "
+    "boltz, chai, protenix, haddock, rosetta, pairs: restraints for these programs, and for others."
 )
 
 
@@ -153,6 +155,7 @@ class ContactCLI(LightningCLI):
             parser.add_argument(
                 "--structure", type=str | None, default=None, help="Structure file to show the maps of sequences on."
             )
+            parser.add_class_arguments(RestraintOptions, "restraints")
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # we have a table of our own
         parser.usage = USAGE.format(name=subcommand)
@@ -198,7 +201,8 @@ class ContactCLI(LightningCLI):
         check_strategy_options(self._get(self.config, "trainer"))
         if self.subcommand == "predict":
             names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue", "structure")
-            self.writer = PredictionWriter(*(self._get(self.config, option) for option in names))
+            restraints = RestraintOptions(**self._get(self.config, "restraints"))
+            self.writer = PredictionWriter(*(self._get(self.config, option) for option in names), restraints)
         name = self._get(self.config, "name")
         others = names_instead(self._get(self.config, "trainer")["logger"], name)
         if others and name != self._parser(self.subcommand).get_default("name"):
