@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +108,34 @@ class Chain:
 
     def __len__(self) -> int:
         return len(self.sequence)
+
+
+@dataclass(frozen=True)
+class ContactDefinition:
+    """When two residues touch.
+
+    Attributes:
+        atom: Between which atoms distances are: virtual C-betas (``cb``) or C-alphas (``ca``).
+        below: A contact is a distance strictly below this, in Å: 6 to 12.
+    """
+
+    atom: Literal["cb", "ca"] = "cb"
+    below: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.atom not in ("cb", "ca") or not 6 <= self.below <= 12:
+            raise DataError(
+                f"contact: atom {self.atom}, below {self.below} given; atom is cb or ca, and below is 6 to 12 (Å)"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.atom} < {self.below:g} Å"
+
+    @classmethod
+    def from_text(cls, text: str) -> ContactDefinition:
+        """Read what :meth:`__str__` gives; another text raises :class:`DataError` or ValueError."""
+        atom, _, below, _ = text.split()
+        return cls(atom, float(below))  # type: ignore[arg-type]  # checked above
 
 
 # A complex is one sequence of L residues, one chain after another. The model knows chains apart by positions alone.

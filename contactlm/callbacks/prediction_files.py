@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from contactlm.atomic import FileNames, write_csv
 from contactlm.callbacks.record import module_facts
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
+from contactlm.maps.restraints import RESTRAINTS, TOOLS, RestraintOptions, endings
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.pages.frame import escape, write_frame
 from contactlm.types import CHAIN_JUMP, ContactLMError, DataError, StructureError, residue_positions, singular
@@ -35,13 +36,15 @@ COLUMNS = (
     *("id", "file", "length", "threshold", "contacts_sep6", "confidence", "hits", "seconds"),
     *(*SCORES, CONFIDENCE, "formats", "input", "model", "options"),
 )
-FILE_OPTIONS = frozenset(["dtype", "pairs_per_residue"])  # decide no map but a kind of file, which results may lack
+FILE_OPTIONS = frozenset(
+    ["dtype", "pairs_per_residue", "restraints"]
+)  # decide no map but a kind of file, which results may lack
 DIGITS = 16  # hexadecimal, of a checksum
 NAMED = 5  # proteins that a message names
-FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITERS)
+FORMATS = (*(suffix.removeprefix(".") for suffix in WRITERS), *TOOLS)
 DEFAULT_FORMATS = ("npz", "rr", "png")
 ON_STRUCTURES = frozenset(["pml", "cxc", "pdb"])  # cannot be without a structure
-NUMBERED = ON_STRUCTURES | {"html", "csv"}  # show a structure's residue numbers where there is one
+NUMBERED = ON_STRUCTURES | {"html", "csv", "haddock"}  # show a structure's residue numbers where there is one
 DRAWN = frozenset(["png", "html"])
 DRAWING = threading.Lock()  # the libraries that draw promise nothing to several threads
 
@@ -229,6 +232,7 @@ class MapFiles:
         dtype: Literal["float16", "float32"] = "float32",
         pairs_per_residue: float | None = RR_PAIRS_PER_RESIDUE,
         structure: str | Path | None = None,
+        restraints: RestraintOptions = RestraintOptions(),  # noqa: B008 - frozen
     ) -> None:
         if not formats or not set(formats) <= set(FORMATS):
             raise ContactLMError(f"formats: {list(formats)} given; choose from {', '.join(FORMATS)}")
@@ -242,6 +246,7 @@ class MapFiles:
             load_bokeh()  # before anything is predicted
         self.out, self.formats = out, tuple(formats)
         self.dtype, self.pairs_per_residue = dtype, pairs_per_residue
+        self.restraints = restraints
         self.structure = None if structure is None else Path(structure).expanduser()
         self.names = FileNames()
         self.origins: Mapping[str, Path] = {}  # structure files of proteins that came from one, by id
@@ -251,10 +256,16 @@ class MapFiles:
     def options(self) -> dict[str, Any]:
         """What decides a kind of file."""
         options: dict[str, Any] = {"dtype": self.dtype} if "npz" in self.formats else {}
+        if TOOLS.keys() & set(self.formats):
+            options["restraints"] = "/".join(f"{value:g}" for value in vars(self.restraints).values())
         return options | ({"pairs_per_residue": str(self.pairs_per_residue)} if "rr" in self.formats else {})
 
     def path(self, name: str, kind: str) -> Path:
-        return self.out / f"{self.names.of(name)}.{kind}"
+        return self.paths(name, kind)[0]
+
+    def paths(self, name: str, kind: str) -> list[Path]:
+        """The files of a kind: programs may want two."""
+        return [self.out / f"{self.names.of(name)}{ending}" for ending in endings([kind])]
 
     def missing(self, line: Mapping[str, str]) -> list[str]:
         """The kinds that a protein lacks of those that it should have, by its line of the summary."""
@@ -284,6 +295,9 @@ class MapFiles:
                     write_npz(predicted, path, self.dtype)
                 elif kind == "rr":
                     write_rr(predicted, path, pairs_per_residue=self.pairs_per_residue)
+                elif kind in TOOLS:
+                    for each, ending in zip(self.paths(predicted.id, kind), TOOLS[kind], strict=True):
+                        RESTRAINTS[ending](predicted, each, self.restraints)
                 else:
                     predicted.save(path)
         except (DataError, StructureError) as error:  # it fits no PDB file, say
@@ -335,8 +349,12 @@ def _table(lines: Mapping[str, Mapping[str, str]], thumbnails: Mapping[str, str]
     ]
     rows = []
     for name, line in sorted(lines.items()):
-        there = [path for path in (files.path(name, kind) for kind in FORMATS) if path.is_file()]
-        links = {path.suffix[1:]: quote(path.name) for path in there}
+        paths = {
+            ending: path
+            for kind in FORMATS
+            for ending, path in zip(endings([kind]), files.paths(name, kind), strict=True)
+        }
+        links = {ending[1:]: quote(path.name) for ending, path in paths.items() if path.is_file()}
         opened = next((links[kind] for kind in OPENED if kind in links), None)
         numbers = [_number(line.get(key)) for key in ("length", "contacts_sep6", "confidence", *scores)]
         rows.append(

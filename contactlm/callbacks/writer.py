@@ -36,6 +36,7 @@ from contactlm.callbacks.prediction_files import (
 )
 from contactlm.data.store import ChainStore
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap, thumbnail
+from contactlm.maps.restraints import RestraintOptions
 from contactlm.types import ContactLMError, DataError
 
 log = logging.getLogger(__name__)
@@ -59,11 +60,13 @@ class PredictionWriter(L.Callback):
             names without the suffix: letters that files cannot have are replaced. ``index.html`` lists all of them,
             with thumbnails of those that are predicted now.
         formats: What to write of each protein: ``npz``, ``rr`` (CASP), ``png``, ``html`` (a page), ``csv`` (the pairs),
-            and on its structure ``pml`` (PyMOL), ``cxc`` (ChimeraX) and ``pdb`` (contact numbers as B-factors).
+            and on its structure ``pml`` (PyMOL), ``cxc`` (ChimeraX) and ``pdb`` (contact numbers as B-factors);
+            restraints for ``boltz``, ``chai``, ``protenix``, ``haddock``, ``rosetta``, and plain ``pairs``.
         overwrite: Predict and write again what exists.
         dtype: Of the probabilities in ``.npz`` files: ``"float32"``, or ``"float16"`` for half the space.
         pairs_per_residue: Most pairs in an ``.rr`` file, in units of L; None: all that are at all probable.
         structure: A structure file, of the protein or a relative, to show maps on whose input is a sequence.
+        restraints: Which pairs become restraints.
 
     Raises:
         ContactLMError: An unknown format, none, or one whose library is not installed; ``pairs_per_residue`` that is
@@ -78,9 +81,10 @@ class PredictionWriter(L.Callback):
         dtype: Literal["float16", "float32"] = "float32",
         pairs_per_residue: float | None = RR_PAIRS_PER_RESIDUE,
         structure: str | Path | None = None,
+        restraints: RestraintOptions = RestraintOptions(),  # noqa: B008 - frozen
     ) -> None:
         self.out = Path(out).expanduser()
-        self.files = MapFiles(self.out, formats, dtype, pairs_per_residue, structure)
+        self.files = MapFiles(self.out, formats, dtype, pairs_per_residue, structure, restraints)
         self.overwrite = overwrite
         self.kept = self.completed = self.written = 0
         self._began = 0.0

@@ -41,6 +41,7 @@ from contactlm.data.datamodule import ContactDataModule
 from contactlm.data.files import find_structures
 from contactlm.data.sources import check_sources, find_sources
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap
+from contactlm.maps.restraints import RestraintOptions
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import check_checkpoint, found_backbone
 from contactlm.modules.predict import DEFAULT
@@ -56,7 +57,8 @@ log = logging.getLogger(__name__)
 
 HOW_HELD = ("pretrained", "backbone_dtype", "quantization")  # of the backbone: flags come before a checkpoint's
 KINDS = (
-    "Files of a map; html: a page; csv: its pairs; pml, cxc, pdb: on its structure, for PyMOL, ChimeraX, as B-factors."
+    "Files of a map; html: a page; csv: its pairs; pml, cxc, pdb: on its structure, for PyMOL, ChimeraX, as B-factors; "
+    "boltz, chai, protenix, haddock, rosetta, pairs: restraints for these programs, and for others."
 )
 
 
@@ -113,6 +115,7 @@ class ContactParser(CommandParser, LightningArgumentParser):
             parser.add_argument(
                 "--structure", type=str | None, default=None, help="Structure file to show the maps of sequences on."
             )
+            parser.add_class_arguments(RestraintOptions, "restraints")
         if themethod in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # we have a table of our own
         self.usage = USAGE.format(name=themethod)
@@ -210,7 +213,8 @@ class ContactCLI(LightningCLI):
         check_strategy_options(self._given("trainer"))
         if self.subcommand == "predict":
             names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue", "structure")
-            self.writer = PredictionWriter(*(self._given(option) for option in names))
+            restraints = RestraintOptions(**self._given("restraints"))
+            self.writer = PredictionWriter(*(self._given(option) for option in names), restraints)
         name = self._given("name")
         others = names_instead(self._given("trainer")["logger"], name)
         if others and name != self._own_parser.get_default("name"):

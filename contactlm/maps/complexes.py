@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, combinations, pairwise
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from contactlm.maps.pairs import LEAST_SEPARATION
+from contactlm.maps.pairs import LEAST_SEPARATION, MapValues, highest
 
 MERGED = "chains of one sequence have the mean of their blocks"
 DISCOUNTED = f"{MERGED}; p between them is multiplied by 1 - p within one, of pairs {LEAST_SEPARATION} or more apart"
+
+TOP = 10  # pairs
 
 
 def chain_spans(chain_lengths: Sequence[int]) -> list[slice]:
@@ -58,3 +62,36 @@ def merge_copies(
             for b in spans:
                 merged[a, b] = within if a is b else between
     return merged, DISCOUNTED if discount else MERGED
+
+
+class Interface(NamedTuple):
+    """What a map says of two chains.
+
+    Attributes:
+        chains: Their names.
+        highest: The highest probability of a pair between them.
+        expected: The sum of all: how many contacts are to be expected.
+        top10: The mean of the ten highest.
+        residues: Residues of either chain, counted from 0 through all chains, that are in a pair above the threshold.
+    """
+
+    chains: tuple[str, str]
+    highest: float
+    expected: float
+    top10: float
+    residues: tuple[list[int], list[int]]
+
+
+def find_interfaces(contact_map: MapValues, threshold: float | None = None) -> list[Interface]:
+    """The interface of every two chains of a map; ``threshold`` None: the map's own."""
+    least = np.float32(contact_map.threshold if threshold is None else threshold)
+    found = []
+    chains = list(zip(contact_map.chain_names, chain_spans(contact_map.chain_lengths), strict=True))
+    for (first, a), (second, b) in combinations(chains, 2):
+        p = contact_map.probability[a, b]
+        top = p.ravel()[highest(p.ravel(), TOP)]
+        called = p > least
+        residues = tuple((np.flatnonzero(called.any(1 - axis)) + (a, b)[axis].start).tolist() for axis in (0, 1))
+        total = float(p.sum(dtype=np.float64))
+        found.append(Interface((first, second), float(top[0]), total, float(top.mean()), residues))
+    return found

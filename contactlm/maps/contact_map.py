@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from contactlm.atomic import atomic_path
+from contactlm.maps.complexes import Interface, find_interfaces
 from contactlm.maps.pairs import (
     LEAST_SEPARATION,
     RANKED,
@@ -32,6 +33,7 @@ from contactlm.maps.pairs import (
     write_pairs,
     write_rr,
 )
+from contactlm.maps.restraints import RESTRAINTS, RestraintOptions
 from contactlm.metrics.ranked import check_probability
 from contactlm.pages.frame import escape
 from contactlm.structure.numbered import FileResidues, find_residues
@@ -114,6 +116,20 @@ class ContactMap(MapValues):
         pairs = top_contacts(self, None, min_separation, least)
         return [pair for pair in pairs if np.float32(pair.probability) > np.float32(least)]
 
+    def interfaces(self, threshold: float | None = None) -> list[Interface]:
+        """What the map says of every two chains of a complex; None: residues are in pairs above the map's threshold.
+
+        Examples:
+            >>> import numpy as np
+            >>> from contactlm import ContactMap
+            >>> p = np.zeros((6, 6))
+            >>> p[1, 5] = p[5, 1] = 0.75
+            >>> found = ContactMap("two", "MKVLAG", p, how={"chain_lengths": [3, 3]}).interfaces()
+            >>> found[0].chains, found[0].highest, found[0].residues
+            (('A', 'B'), 0.75, ([1], [5]))
+        """
+        return find_interfaces(self, threshold)
+
     def to_pandas(self, min_separation: int = LEAST_SEPARATION) -> DataFrame:
         """All pairs as a pandas data frame, with the columns of ``.csv`` files, the most probable pair first.
 
@@ -144,7 +160,10 @@ class ContactMap(MapValues):
         ``.npz`` (everything, to be read again), ``.rr`` (CASP), ``.png``, ``.html`` (a page for the browser), ``.csv``
         (the pairs as a table), ``.pml`` and ``.cxc`` (scripts that draw the pairs on the structure in PyMOL and
         ChimeraX), ``.pdb`` (the structure, with each residue's predicted number of contacts as B-factor). Folders that
-        are missing are made. :func:`write_npz`, :func:`write_rr` and :func:`write_png` have options.
+        are missing are made. Restraints for other programs: ``.boltz.yaml``, ``.chai.fasta``, ``.chai.restraints``,
+        ``.protenix.json``, ``.unambig.tbl`` and ``.ambig.tbl`` (HADDOCK3), ``.cst`` (Rosetta), ``.pairs.json``
+        (Helico); see :mod:`contactlm.maps.restraints`. :func:`write_npz`, :func:`write_rr` and :func:`write_png` have
+        options.
 
         Args:
             path: The file.
@@ -171,9 +190,13 @@ class ContactMap(MapValues):
             ContactMap('mine', 5 residues)
         """
         path = Path(path).expanduser()
+        for_tool = next((ending for ending in RESTRAINTS if path.name.lower().endswith(ending)), None)
+        if for_tool is not None and beside is None:
+            RESTRAINTS[for_tool](self if structure is None else self.on_structure(structure), path, RestraintOptions())
+            return path
         writer = WRITERS.get(path.suffix.lower())
         if writer is None:
-            known = ", ".join(WRITERS)
+            known = ", ".join((*WRITERS, *RESTRAINTS))
             raise ValueError(f"{path}: cannot tell the format from the suffix {path.suffix!r}; use one of {known}")
         contact_map = self if structure is None else self.on_structure(structure)
         if beside is not None and path.suffix.lower() != ".html":

@@ -18,7 +18,7 @@ from contactlm.metrics.scores import score_protein
 from contactlm.shipped import __version__
 from contactlm.structure.contacts import contact_map as contacts_of
 from contactlm.structure.numbered import FileResidues
-from contactlm.types import chain_letters, chain_numbers
+from contactlm.types import ContactDefinition, chain_letters, chain_numbers
 
 LEAST_SEPARATION = 6  # of listed pairs within a chain: nearer ones touch whatever the fold
 CSV_PER_RESIDUE = 5.0  # most pairs in a table, in units of L
@@ -62,6 +62,12 @@ class MapValues:
                 found[chain] |= {name} - {""}
         named = [next(iter(names)) for names in found if len(names) == 1]
         return named if len(set(named)) == len(lengths) else chain_letters(len(lengths))
+
+    @property
+    def contact(self) -> ContactDefinition:
+        """When two residues touch, of which the probabilities are."""
+        said = self.how.get("contact")
+        return ContactDefinition() if said is None else ContactDefinition.from_text(said)
 
     @property
     def is_ranked(self) -> bool:
