@@ -214,7 +214,7 @@ class ContactCLI(LightningCLI):
         if self.subcommand == "predict":
             names = ("out", "formats", "overwrite", "dtype", "pairs_per_residue", "structure")
             restraints = RestraintOptions(**self._given("restraints"))
-            self.writer = PredictionWriter(*(self._given(option) for option in names), restraints)
+            self.writer = PredictionWriter(**{name: self._given(name) for name in names}, restraints=restraints)
         name = self._given("name")
         others = names_instead(self._given("trainer")["logger"], name)
         if others and name != self._own_parser.get_default("name"):

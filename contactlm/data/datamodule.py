@@ -392,7 +392,7 @@ class ContactDataModule(L.LightningDataModule):
     @property
     def jump(self) -> int:
         """Positions left free between chains: those given, else the module's, which a checkpoint keeps."""
-        module = None if self.trainer is None else self.trainer.lightning_module
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
         return self.chain_jump or getattr(module, "chain_jump", CHAIN_JUMP)
 
     @property

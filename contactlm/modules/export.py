@@ -80,9 +80,9 @@ def _save_tokenizer(module: ContactModule, directory: Path) -> None:
     """Write the tokenizer of ESM's alphabet; of other families, copy the files of a local backbone."""
     pretrained = module.hparams["pretrained"]
     if module.family.tokens.letters is None and module.backbone.esm.config.model_type == "esm":
-        vocabulary = directory / "vocab.txt"
-        vocabulary.write_text("\n".join(VOCABULARY), encoding="utf-8")
-        EsmTokenizer(str(vocabulary)).save_pretrained(str(directory))
+        file = directory / "vocab.txt"
+        file.write_text("\n".join(VOCABULARY), encoding="utf-8")
+        EsmTokenizer(str(file)).save_pretrained(str(directory))
         return
     for name in TOKENIZER_FILES:
         if pretrained is not None and (file := Path(located(pretrained)).expanduser() / name).is_file():
