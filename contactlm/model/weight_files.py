@@ -99,6 +99,8 @@ def _read(path: Path) -> Any:
             return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to run the file's code
+            reason = "it is damaged, or holds Python objects, which are not loaded from files"
         raise ModelError(f"{path}: cannot be read as weights alone: {reason}; copy or download it again") from error
 
 
