@@ -158,8 +158,7 @@ class ContactEvaluation(L.Callback):
     def _copied(trainer: L.Trainer, nearest: NearestChain, outputs: Any) -> dict[str, Any]:
         store = trainer.datamodule.chains["test"]  # type: ignore[attr-defined]  # a connector sets it
         found = [nearest.copy(store.sequence_of(index)) for index in outputs["indices"]]
-        maps = zip(found, outputs["labels"], strict=True)
-        copied = [torch.from_numpy(own).to(labels.device) for (own, _), labels in maps]
+        copied = [torch.from_numpy(own).to(outputs["labels"][0].device) for own, _ in found]
         return {"copied": copied, "nearest": [near for _, near in found]}
 
     def _of_parts(self, trainer: L.Trainer, role: str) -> dict[str, float]:

@@ -56,8 +56,7 @@ class ContactDataModule(L.LightningDataModule):
     Args:
         train_dir: Folder with structure files (PDB, mmCIF, BinaryCIF, also compressed; searched recursively), or a
             text file that lists their paths; or folder or URL (``s3://…``, ``https://…``) of a set that
-            ``contactlm pack`` wrote; or ``antibodies/train``, which comes with the package. A part of it is held out as
-            the dev set.
+            ``contactlm pack`` wrote; or ``antibodies/train``, a shipped one. A part of it is held out as the dev set.
         test_dir: The same for the test set; None: no test set.
         train_ids: Text file with a PDB id a line, with a chain (``1abc_A``) or without; the structures are fetched from
             the Protein Data Bank. Used when neither ``train_dir`` nor ``test_dir`` is given. Lists that are shipped

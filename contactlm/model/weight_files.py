@@ -33,6 +33,7 @@ SUFFIXES = (".pt", ".pth")
 _VERSION = 1  # of what is made; raise it whenever that changes
 _REGRESSION = "-contact-regression.pt"
 _LAYER = r"^layers\.(\d+)\."
+_OF_ATTENTION = ("query", "key", "value")
 _ESM = (  # names of fair-esm, and of transformers
     (r"^(encoder\.)?(sentence_encoder\.)?", ""),
     (r"^embed_tokens\.", "esm.embeddings.word_embeddings."),
@@ -40,14 +41,13 @@ _ESM = (  # names of fair-esm, and of transformers
     (r"^emb_layer_norm_before\.", "esm.embeddings.layer_norm."),
     (r"^emb_layer_norm_after\.", "esm.encoder.emb_layer_norm_after."),
     (r"^contact_head\.", "esm.contact_head."),
-    (rf"{_LAYER}self_attn\.([qkv])_proj\.", r"esm.encoder.layer.\1.attention.self.\2."),
+    *((rf"{_LAYER}self_attn\.{a[0]}_proj\.", rf"esm.encoder.layer.\1.attention.self.{a}.") for a in _OF_ATTENTION),
     (rf"{_LAYER}self_attn\.out_proj\.", r"esm.encoder.layer.\1.attention.output.dense."),
     (rf"{_LAYER}self_attn_layer_norm\.", r"esm.encoder.layer.\1.attention.LayerNorm."),
     (rf"{_LAYER}fc1\.", r"esm.encoder.layer.\1.intermediate.dense."),
     (rf"{_LAYER}fc2\.", r"esm.encoder.layer.\1.output.dense."),
     (rf"{_LAYER}final_layer_norm\.", r"esm.encoder.layer.\1.LayerNorm."),
-    (r"\.self\.q\.", ".self.query."), (r"\.self\.k\.", ".self.key."), (r"\.self\.v\.", ".self.value."),
-)  # fmt: skip
+)
 _BLOCK = r"^transformer\.blocks\.(\d+)\."
 _ESMC = (
     (r"^embed\.", "esmc.embed_tokens."),
@@ -88,9 +88,8 @@ def model_folder(path: Path) -> Path:
         config, weights = _esmc(loaded)
     else:
         raise ModelError(f"{path}: neither fair-esm's ESM2, ESM-1b or ESM-1v nor an ESM C of the esm package")
-    _write(folder, config, weights)
     log.info(f"{path}: made into a folder that transformers loads, once: {folder}")
-    return folder
+    return _write(folder, config, weights)
 
 
 def _read(path: Path) -> Any:
@@ -100,6 +99,8 @@ def _read(path: Path) -> Any:
             return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to run the file's code
+            reason = "it is damaged, or holds Python objects, which are not loaded from files"
         raise ModelError(f"{path}: cannot be read as weights alone: {reason}; copy or download it again") from error
 
 
@@ -107,11 +108,10 @@ def _esm(path: Path, loaded: Mapping[str, Any], head: Mapping[str, Tensor]) -> t
     """Config and weights of fair-esm's ESM2 (``cfg``), ESM-1b and ESM-1v (``args``)."""
     said = loaded["cfg"]["model"] if "cfg" in loaded else loaded["args"]
     options = dict(said) if isinstance(said, Mapping) else vars(said)
-    kind = options.get("arch", "esm2")
     weights = _renamed({**loaded["model"], **head}, _ESM)
     embedded = weights.get("esm.embeddings.word_embeddings.weight")
-    if "cfg" not in loaded and kind != "roberta_large":
-        raise ModelError(f"{path}: arch {kind!r}; of fair-esm's models ESM2, ESM-1b and ESM-1v have maps to read here")
+    if "cfg" not in loaded and options.get("arch") != "roberta_large":
+        raise ModelError(f"{path}: arch {options.get('arch')!r}; of fair-esm's, ESM2, ESM-1b and ESM-1v are read here")
     if embedded is None or "encoder_attention_heads" not in options:
         raise ModelError(f"{path}: no ESM2, ESM-1b or ESM-1v of fair-esm, whose layers are known here")
     learned = weights.get("esm.embeddings.position_embeddings.weight")
@@ -166,7 +166,7 @@ def _renamed(weights: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) 
     return renamed
 
 
-def _write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+def _write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Path:
     """Write the folder whole, or not at all; of two processes at once the first has it."""
     temporary = folder.with_name(f".{folder.name}.{uuid4().hex}")
     try:
@@ -185,3 +185,4 @@ def _write(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor
                 f"{folder} cannot be written ({error.strerror or error}); weights in this format are made into a "
                 "folder first: give room there, or another CONTACTLM_CACHE"
             ) from error
+    return folder

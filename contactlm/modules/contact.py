@@ -29,8 +29,9 @@ class ContactModule(LanguageModelModule):
     """Predicts contacts from sequence; usable right after construction, with or without a Trainer.
 
     Args:
-        pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format. None: a randomly
-            initialised backbone from ``architecture``.
+        pretrained: Name on the Hugging Face hub, a local directory in its format, fair-esm's or ESM C's own file
+            (``.pt``, ``.pth``), or an installed package with weights (``antiberty``). None: a randomly initialised
+            backbone from ``architecture``.
         architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
             out: ``esm``); needs ``pretrained`` to be None.
         head: A contact head's file, as ``contactlm head fit`` writes it, in the place of the backbone's own. It goes
