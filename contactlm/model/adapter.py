@@ -22,6 +22,7 @@ from contactlm.model.families.family import family_of
 from contactlm.model.frozen_weights import whole_weights
 from contactlm.model.loading import ADAPTER_FILE, OWN_HEAD, quiet_transformers
 from contactlm.model.lora import ALL_LINEAR, BIASES, INITS, LoraOptions
+from contactlm.model.pair_head import PairOptions, read_pair_head
 from contactlm.types import ModelError
 
 ABOUT_FILE = "contactlm.json"  # what an export says about itself
@@ -49,6 +50,7 @@ class Adapter:
     calibration: Calibration | None  # fitted on dev
     held: dict[str, str]  # backbone_dtype and quantization it was trained on, where that was not float32
     weights: dict[str, Tensor]  # by their names in the file
+    pair: tuple[PairOptions, dict[str, Tensor]] | None = None  # a pair head's options and weights
 
 
 def has_adapters(esm: Any) -> bool:
@@ -127,7 +129,8 @@ def read_adapter(directory: str | Path) -> Adapter:
     about = read_about(directory)
     checksum, threshold, held = about.get("backbone_checksum"), about.get("tuned_threshold"), about.get("held", {})
     options, calibration = _lora_options(directory, config), calibration_of(about)
-    return Adapter(backbone, checksum, options, threshold, calibration, dict(held), weights)
+    pair = read_pair_head(directory)
+    return Adapter(backbone, checksum, options, threshold, calibration, dict(held), weights, pair)
 
 
 def load_adapter(esm: Any, adapter: Adapter) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from contactlm.model.adapter import ABOUT_FILE, has_adapters, save_adapter, save_merged, write_about
+from contactlm.model.pair_head import write_pair_head
 from contactlm.modules.checkpoint import CONTACT_HEAD
 from contactlm.modules.contact import ContactModule
 from contactlm.shipped import __version__
@@ -28,6 +29,7 @@ _STOCK_ADAPTER = (
     'Stock PEFT: `esm = EsmModel.from_pretrained("{backbone}", add_pooling_layer=False, attn_implementation="eager"); '
     'PeftModel.from_pretrained(esm, "{name}").predict_contacts(tokens, attention_mask)`.'
 )
+_STOCK_WITHOUT_PAIR = " It reads the contact head alone, without the pair head."
 _LOAD_MERGED = 'from contactlm import predict_contacts; contact_map = predict_contacts("MKTAYIAK", model="{name}")'
 _STOCK_MERGED = 'Stock transformers: `EsmModel.from_pretrained("{name}").predict_contacts(tokens, attention_mask)`.'
 _STOCK_HEADLESS = "{library} loads the weights; {family} has no contact head there, and ours is left aside."
@@ -45,6 +47,8 @@ def export_adapter(module: ContactModule, out: str | Path, overwrite: bool = Fal
     backbone = str(folder.resolve()) if folder.is_dir() else pretrained
     with _new_directory(Path(out), overwrite) as (directory, final):
         save_adapter(module.backbone.esm, backbone, directory)
+        if module.pair is not None:
+            write_pair_head(directory, module.pair)
         names = {"name": final.name, "backbone": backbone, "library": "PEFT"}
         _describe(module, directory, f"LoRA adapter for {backbone}", _LOAD_ADAPTER, _STOCK_ADAPTER, names)
     return final
@@ -56,6 +60,11 @@ def export_merged(module: ContactModule, out: str | Path, overwrite: bool = Fals
     Arguments and errors are those of :func:`export_adapter`; the module may be one without LoRA.
     """
     require_contact_head(module.head)
+    if module.pair is not None:
+        raise ModelError(
+            "a pair head fits into no plain checkpoint: export the adapter (leave out --merge), or give the run's "
+            "checkpoint itself to `contactlm predict`"
+        )
     pretrained = module.hparams["pretrained"]
     with _new_directory(Path(out), overwrite) as (directory, final):
         save_merged(module.backbone.esm, directory)
@@ -83,6 +92,8 @@ def _describe(
     tuned, family = module.tuned_threshold, module.family.name
     if not hasattr(module.family.stock_class, "predict_contacts"):
         stock = _STOCK_HEADLESS
+    elif module.pair is not None:
+        stock += _STOCK_WITHOUT_PAIR
     texts = {"kind": kind, "load": load.format(**names), "stock": stock.format(family=family, **names)}
     threshold = (
         "No threshold was tuned on a dev set: pairs above 0.5 are called contacts."

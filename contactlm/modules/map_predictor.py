@@ -151,7 +151,8 @@ class MapPredictor(TrainedWeights):
             how["calibration"] = {name: fitted.to_dict()[name] for name in ("kind", "slope", "bias")}
             if (expected := fitted.predicted_precision(full.probability, chain_of)) is not None:
                 how[CONFIDENCE] = round(expected, 4)
-        return ContactMap(id, sequence, probability.numpy(), truth, self.call_threshold, how)
+        distance = None if full.distance is None else full.distance.numpy()
+        return ContactMap(id, sequence, probability.numpy(), truth, self.call_threshold, how, distance=distance)
 
     @property
     def applied_calibration(self) -> Calibration | None:
