@@ -27,6 +27,8 @@ SHOWN_SCORES = (
     "auprc_sep6",
     "intra_mcc_sep6",
     "inter_mcc",
+    "distance_mae",
+    "distance_lddt",
 )
 BESIDE = {"trivial": "trivial", "copying hits": "copy"}  # predictors that learn nothing: how they are called and logged
 # Third parties' remarks that a user of the command line can do nothing about.
