@@ -272,7 +272,7 @@ class PairHead(nn.Module):
     def _distances(self, channels: Tensor) -> Tensor:
         """Corrections, and expected distances of contacts and of others."""
         correction, bins = self._bins(channels)
-        near, far = bins.exp().mul_(bin_centres(bins)).tensor_split([NEAR_BINS], -1)
+        near, far = (bins.exp() * bin_centres(bins)).tensor_split([NEAR_BINS], -1)
         return torch.cat([correction, near.sum(-1, keepdim=True), far.sum(-1, keepdim=True)], -1)
 
     @staticmethod
