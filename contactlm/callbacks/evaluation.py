@@ -15,6 +15,7 @@ from contactlm.atomic import atomic_path, write_csv
 from contactlm.metrics import ContactScores
 from contactlm.metrics.calibration import Calibration
 from contactlm.metrics.calibration_scores import CONFIDENCE, SCORED, CalibrationScores
+from contactlm.metrics.distances import DistanceScores
 from contactlm.metrics.part_scores import ComplexScores, HitScores, training_stratum
 from contactlm.metrics.protein_states import RankedBatch
 from contactlm.metrics.scores import MAIN_NAMES, means_by, nan_mean
@@ -49,6 +50,9 @@ class ContactEvaluation(L.Callback):
     - Copying, where steps also return ``copied`` (one (L, L) map a protein, carried over from relatives of known
       structure) and ``nearest`` (pair identity and coverage of the best hit, or NaN): ``copy_…``, and the scores of
       both by that identity: ``test/mcc_sep6@nohit``, ``…@hit<30``, ``…@hit30-50``, ``…@hit>=50``.
+    - Distances, where steps also return ``distance`` (expected ones, one (L, L) a protein) and ``cb`` (true C-betas):
+      ``distance_mae`` over pairs truly below 22 Å, ``distance_lddt``, and what sequence separation tells alone as
+      ``trivial_…``.
     - How far probabilities can be believed, over pairs at least 6 apart and by range: ``ece_…`` (expected calibration
       error), ``brier_…`` and ``log_loss_…``. A calibration is fitted on every look at dev and put into the module's
       attribute ``calibration``, if it has one. Scores stay those of the probabilities as they are; a test adds those of
@@ -84,6 +88,7 @@ class ContactEvaluation(L.Callback):
     def rows(self) -> list[dict[str, Any]]:
         """Every protein's scores of the last evaluation."""
         rows = self._hits.with_columns(self._complexes.with_columns(self._scores.rows))
+        rows = self._distances.with_columns(rows)
         return self._reliability[1].with_columns(rows) if len(self._reliability) == 2 else rows
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -96,6 +101,7 @@ class ContactEvaluation(L.Callback):
         self._complexes = ComplexScores(self.threshold, tuned, device)
         self._hits = HitScores(self.threshold, device)
         self._nearest: NearestChain | None = None
+        self._distances = DistanceScores().to(device)
         # of probabilities as they are; and calibrated, where that can be
         kinds = [None] if fitted is None or self.calibration is None else [None, fitted]
         self._reliability = [CalibrationScores(kind).to(device) for kind in kinds]
@@ -122,6 +128,7 @@ class ContactEvaluation(L.Callback):
         self._complexes.update(probability, labels, ids, indices, chain_of)
         of_copied = None if copied is None else ranked.rank(copied, labels)
         self._hits.update(copied, labels, ids, indices, chain_of, outputs.get("nearest", ()), of_copied)
+        self._distances.update(outputs.get("distance", ()), outputs.get("cb", ()), indices, chain_of)
         for scores in self._reliability:
             scores.update(probability, labels, ids, indices, chain_of, ranked.maps)
 
@@ -164,7 +171,7 @@ class ContactEvaluation(L.Callback):
     def _of_parts(self, trainer: L.Trainer, role: str) -> dict[str, float]:
         """Scores of complexes, of copying, of probabilities as they are and calibrated, and of strata."""
         plain, *calibrated = self._reliability
-        scores = self._complexes.compute() | self._hits.compute() | plain.compute()
+        scores = self._complexes.compute() | self._hits.compute() | plain.compute() | self._distances.compute()
         for each in calibrated:
             scores |= {f"{name}_calibrated": value for name, value in each.compute().items()}
             scores |= each.confidence_scores()

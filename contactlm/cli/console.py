@@ -30,6 +30,8 @@ SHOWN_SCORES = (
     "auprc_sep6",
     "intra_mcc_sep6",
     "inter_mcc",
+    "distance_mae",
+    "distance_lddt",
 )
 FAR_BELOW = 0.1  # copying its hits, of mcc_sep6: where a model that reads them is remarked on
 BESIDE = {"trivial": "trivial", "copying hits": "copy"}  # predictors that learn nothing: how they are called and logged

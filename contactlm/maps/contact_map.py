@@ -59,6 +59,8 @@ class ContactMap(MapValues):
         how: How the map was made, in JSON values: window, overlap, passes, model, version; of a complex also
             ``chain_lengths``, the residues of each chain, whose sequences follow one another in ``sequence``.
         residues: The residues' numbers, positions and secondary structure in a structure file, where there is one.
+        distance: float32 (L, L), expected distances of virtual C-betas in Å, symmetric, 0 on the diagonal; None where
+            the model predicts none.
 
     Raises:
         ValueError: Shapes, values or symmetry are not as above, or ``how`` holds something JSON cannot.
@@ -68,10 +70,14 @@ class ContactMap(MapValues):
         self.probability = np.ascontiguousarray(self.probability, dtype=np.float32)
         if self.labels is not None:
             self.labels = np.ascontiguousarray(self.labels, dtype=np.int8)
+        if self.distance is not None:
+            self.distance = np.array(self.distance, dtype=np.float32)
+            if self.distance.ndim == 2 and len(self.distance) == self.distance.shape[1]:
+                np.fill_diagonal(self.distance, 0)
         L = len(self.sequence)
         if self.residues is not None and len(self.residues.numbers) != L:
             raise ValueError(f"{self.id}: {L} residues, but {len(self.residues.numbers)} of {self.residues.file}")
-        for name, values in (("probability", self.probability), ("labels", self.labels)):
+        for name, values in (("probability", self.probability), ("labels", self.labels), ("distance", self.distance)):
             if values is not None and values.shape != (L, L):
                 raise ValueError(
                     f"{self.id}: {name} is {values.shape}, but the sequence has {L} residues: expected ({L}, {L})"
@@ -237,6 +243,7 @@ class ContactMap(MapValues):
                     threshold=float(data["threshold"]),
                     how=json.loads(str(data["how"])),
                     residues=_residues(data) if "residues_file" in data else None,
+                    distance=data.get("distance"),
                 )
         except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: cannot be read as a contact map (.npz) of contactlm: {error}") from error
@@ -255,7 +262,9 @@ def _residues(data: Any) -> FileResidues:
 
 
 def write_npz(contact_map: ContactMap, path: str | Path, dtype: str = "float32") -> None:
-    """Write ``probability``, ``sequence``, ``id``, ``threshold``, ``how`` (JSON), ``labels`` and ``residues_…`` if any.
+    """Write ``probability``, ``sequence``, ``id``, ``threshold``, ``how`` (JSON).
+
+    If any, also ``labels``, ``distance`` and, of a structure file, ``residues_…``.
 
     Args:
         contact_map: The map.
@@ -271,6 +280,8 @@ def write_npz(contact_map: ContactMap, path: str | Path, dtype: str = "float32")
         "threshold": np.array(contact_map.threshold),
         "how": np.array(json.dumps(contact_map.how)),
     }
+    if contact_map.distance is not None:
+        arrays["distance"] = contact_map.distance.astype(dtype)
     if contact_map.labels is not None:
         arrays["labels"] = contact_map.labels
     if contact_map.residues is not None:

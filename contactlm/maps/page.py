@@ -37,6 +37,11 @@ def pack_probability(probability: NDArray[np.float32]) -> str:
     return _packed(steps.astype(np.uint8))
 
 
+def pack_distance(distance: NDArray[np.float32]) -> str:
+    """The upper triangle of distances in Å as bytes, likewise: tenths of Å, at most 25."""
+    return _packed(np.rint(10 * _upper(distance)).clip(0, STEPS).astype(np.uint8))
+
+
 def pack_labels(labels: NDArray[np.int8]) -> str:
     """The upper triangle of labels as bytes, likewise: 0 unknown, 1 no contact, 2 contact."""
     return _packed((_upper(labels) + 1).astype(np.uint8))
@@ -187,6 +192,7 @@ def page_data(maps: list[MapValues]) -> dict[str, Any]:
         "threshold": first.threshold,
         "names": names(maps),
         "maps": [pack_probability(each.probability) for each in maps],
+        "distances": [None if each.distance is None else pack_distance(each.distance) for each in maps],
         "truth": None if truth is None else pack_labels(truth),
         "positions": None
         if residues is None

@@ -43,6 +43,7 @@ class MapValues:
     threshold: float = 0.5
     how: dict[str, Any] = field(default_factory=dict)
     residues: FileResidues | None = None
+    distance: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -198,7 +199,8 @@ def write_rr(
 ) -> None:
     """Write the residue-residue format of CASP (predictioncenter.org, format RR), most probable pairs first.
 
-    One line ``i j 0 8 p`` per pair, i < j counted from 1, p with five decimals; pairs of equal p by i, then j. By
+    One line ``i j 0 8 p`` per pair, i < j counted from 1, p with five decimals; pairs of equal p by i, then j. Where
+    distances were predicted, the expected one in Å follows as a sixth column, and a REMARK says so. By
     default pairs less than 6 residues apart (local, which CASP leaves out) and those less probable than 0.01 are not
     listed, and of the others the 20 L most probable; REMARKs say so. In a complex, residues are counted through all
     chains, and pairs between chains are listed whatever |i - j| is. The AUTHOR record, in CASP a registration code,
@@ -217,6 +219,7 @@ def write_rr(
         raise ValueError(f"pairs_per_residue is {pairs_per_residue}: give a positive number, or None for all pairs")
     i, j, p = listed_pairs(contact_map, min_separation, min_probability)
     remarks = [f"p is the {RANKED}"] if contact_map.is_ranked else []
+    remarks += ["last column: expected distance of the C-betas in A"] if contact_map.distance is not None else []
     remarks += [f"pairs at least {min_separation} residues apart with p >= {min_probability:g}"]
     most = len(p) if pairs_per_residue is None else math.ceil(pairs_per_residue * len(contact_map))
     order = highest(p, most)
@@ -230,8 +233,11 @@ def write_rr(
         temporary.open("x", encoding="utf-8", newline="\n") as handle,
     ):
         handle.writelines(f"{line}\n" for line in _rr_header(contact_map, remarks))
-        for a, b, value in zip(i[order] + 1, j[order] + 1, p[order], strict=True):
-            handle.write(f"{a} {b} 0 8 {value:.5f}\n")
+        ends = [""] * len(order)
+        if contact_map.distance is not None:
+            ends = [f" {d:.2f}" for d in contact_map.distance[i[order], j[order]]]
+        for a, b, value, end in zip(i[order] + 1, j[order] + 1, p[order], ends, strict=True):
+            handle.write(f"{a} {b} 0 8 {value:.5f}{end}\n")
         handle.write("END\n")
 
 

@@ -32,6 +32,7 @@ from contactlm.model.loading import (
     require_hub,
 )
 from contactlm.model.lora import ALL_LINEAR, BIASES, INITS, LoraOptions
+from contactlm.model.pair_head import PairOptions, read_pair_head
 from contactlm.types import ModelError
 
 ABOUT_FILE = "contactlm.json"  # what an export says about itself
@@ -59,6 +60,7 @@ class Adapter:
     calibration: Calibration | None  # fitted on dev
     held: dict[str, str]  # backbone_dtype and quantization it was trained on, where that was not float32
     weights: dict[str, Tensor]  # by their names in the file
+    pair: tuple[PairOptions, dict[str, Tensor]] | None = None  # a pair head's options and weights
 
 
 def has_adapters(esm: Any) -> bool:
@@ -137,7 +139,8 @@ def read_adapter(directory: str | Path) -> Adapter:
     about = read_about(directory)
     checksum, threshold, held = about.get("backbone_checksum"), about.get("tuned_threshold"), about.get("held", {})
     options, calibration = _lora_options(directory, config), calibration_of(about)
-    return Adapter(backbone, checksum, options, threshold, calibration, dict(held), weights)
+    pair = read_pair_head(directory)
+    return Adapter(backbone, checksum, options, threshold, calibration, dict(held), weights, pair)
 
 
 def fetched(name: str | Path, *files: str) -> Path:

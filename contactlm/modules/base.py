@@ -22,7 +22,14 @@ from contactlm.structure.contacts import contact_labels
 from contactlm.types import ModelError
 
 
-class Evaluated(TypedDict):
+class Distances(TypedDict, total=False):
+    """What they return beside of a model that predicts distances, one entry a protein."""
+
+    distance: list[Tensor]  # float32 (L, L), expected, in Å, where the model is
+    cb: list[Tensor]  # float32 (L, 3), true C-betas in Å, likewise
+
+
+class Evaluated(Distances):
     """What validation and test steps return, one entry a protein."""
 
     ids: list[str]
@@ -180,7 +187,12 @@ class MapModule(MapPredictor):
         if chain_of is not None:
             chain_of = [numbers.to(own.device) for numbers, own in zip(chain_of, probability, strict=True)]
         ids, indices = batch["ids"], batch["indices"].tolist()
-        return Evaluated(ids=ids, indices=indices, probability=probability, labels=labels, chain_of=chain_of)
+        made = Evaluated(ids=ids, indices=indices, probability=probability, labels=labels, chain_of=chain_of)
+        distance = [full.distance for full in maps if full.distance is not None]
+        if distance and len(distance) == len(maps):
+            made["distance"] = distance
+            made["cb"] = [cb[: len(own)].to(own.device) for cb, own in zip(batch["cb"], distance, strict=True)]
+        return made
 
     def _logits_of_pass(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
         return self.contact_logits(self.own_tokens(tokens), attention_mask, positions)

@@ -126,6 +126,10 @@ def _stock(module: ContactModule, merged: bool, name: str, backbone: str | None)
     library = "transformers" if merged else "PEFT"
     if not hasattr(module.family.stock_class, "predict_contacts"):
         return _HEADLESS.format(library=library, family=module.family.name)
+    if module.pair is not None:
+        return (
+            f"{library} loads the adapter and the contact head, without the pair head: maps differ from those above.\n"
+        )
     tuned, fitted = module.tuned_threshold, module.calibration
     told = f"Contacts are above {tuned or 0.5:.4g}, "
     told += "the usual threshold: none was tuned." if tuned is None else "the threshold tuned on dev for these."

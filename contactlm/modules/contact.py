@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ from contactlm.model.backbone import AttentionName, ContactBackbone
 from contactlm.model.families.family import family_of
 from contactlm.model.frozen_weights import DtypeName, QuantizationName
 from contactlm.model.lora import LoraOptions, contact_regression
+from contactlm.model.pair_head import PairOptions
 from contactlm.modules.checkpoint import CONTACT_HEAD
-from contactlm.modules.language_model import ESM2, LanguageModelModule
+from contactlm.modules.language_model import ESM2
 from contactlm.modules.optimization import FRESH_HEAD_LR_FACTOR, adam
+from contactlm.modules.pair import PairedModule, pair_head, pair_options
 from contactlm.types import ModelError
 
 PRIOR_LOGIT = -3.0  # about one pair in twenty touches: where a contact head that knows nothing starts
 
 
-class ContactModule(LanguageModelModule):
+class ContactModule(PairedModule):
     """Predicts contacts from sequence; usable right after construction, with or without a Trainer.
 
     Args:
@@ -61,6 +64,8 @@ class ContactModule(LanguageModelModule):
         overlap: Residues that neighbouring windows share; None: half a window.
         threshold: Probability above which predicted pairs are called contacts; None: the threshold tuned on dev that
             travels with a checkpoint, 0.5 where there is none.
+        pair: A pair head on top of the contact head, which looks at neighbouring pairs and predicts distances as well;
+            None: the contact head alone.
 
     Raises:
         ModelError: Options that do not fit together, or a backbone that cannot be loaded.
@@ -99,9 +104,11 @@ class ContactModule(LanguageModelModule):
         head: str | None = None,
         backbone_dtype: DtypeName | None = "float32",
         quantization: QuantizationName | None = None,
+        pair: PairOptions | None = None,
     ) -> None:
+        pair = pair_options(pair)
         super().__init__(
-            partial(_network, attention, train_head, pretrained is None and head is None),
+            partial(_network, attention, train_head, pretrained is None and head is None, pair, init_seed),
             pretrained,
             architecture,
             lora,
@@ -119,7 +126,7 @@ class ContactModule(LanguageModelModule):
             overlap=overlap,
             threshold=threshold,
         )
-        self.save_hyperparameters({"train_head": train_head})
+        self.save_hyperparameters({"train_head": train_head, "pair": None if pair is None else asdict(pair)})
         if not head:
             self.take_published()
 
@@ -137,7 +144,8 @@ class ContactModule(LanguageModelModule):
             ModelError: No such adapter, one of another kind than LoRA, or another backbone than it was trained on.
         """
         adapter = read_adapter(directory)
-        options = {"head_lr_factor": 1.0, **adapter.held, **options}  # the adapter's head is a trained one
+        pair = {} if adapter.pair is None else {"pair": adapter.pair[0]}
+        options = {"head_lr_factor": 1.0, **adapter.held, **pair, **options}  # the adapter's head is a trained one
         module = cls(pretrained or adapter.backbone, lora=adapter.lora, **options)
         if adapter.backbone_checksum not in (None, module.backbone_checksum):
             raise ModelError(
@@ -145,6 +153,8 @@ class ContactModule(LanguageModelModule):
                 f"but {module.hparams['pretrained']} has other weights (checksum {module.backbone_checksum})"
             )
         load_adapter(module.backbone.esm, adapter)
+        if adapter.pair is not None and module.pair is not None:
+            module.pair.load(adapter.pair[1])
         module.tuned_threshold, module.calibration = adapter.tuned_threshold, adapter.calibration
         return module
 
@@ -161,7 +171,7 @@ class ContactModule(LanguageModelModule):
         Warns:
             UserWarning: The contact head is zero, so that the map says nothing.
         """
-        if not self.head_parameters()[0].any():
+        if self.pair is None and not self.head_parameters()[0].any():
             warnings.warn(
                 f"the contact head of this {self.family.name} reads no attention map, and all pairs are alike: fit one "
                 "with `contactlm head fit` and give it as `head` (--model.head), or train it",
@@ -181,6 +191,8 @@ def prepare_head(esm: Any, train_head: bool, fresh: bool) -> None:
         nn.init.constant_(head.bias, PRIOR_LOGIT)
 
 
-def _network(attention: AttentionName, train_head: bool, fresh: bool, esm: Any) -> ContactBackbone:
+def _network(
+    attention: AttentionName, train_head: bool, fresh: bool, pair: PairOptions | None, seed: int, esm: Any
+) -> ContactBackbone:
     prepare_head(esm, train_head, fresh)
-    return ContactBackbone(esm, attention)
+    return ContactBackbone(esm, attention, pair=pair_head(esm, pair, seed))

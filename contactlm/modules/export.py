@@ -13,6 +13,7 @@ from contactlm.alphabet import VOCABULARY
 from contactlm.model.adapter import ABOUT_FILE, has_adapters, save_adapter, save_merged, write_about
 from contactlm.model.families.vocabulary import VOCABULARY_FILES
 from contactlm.model.loading import located
+from contactlm.model.pair_head import write_pair_head
 from contactlm.modules.card import Record, model_card
 from contactlm.modules.checkpoint import CONTACT_HEAD
 from contactlm.modules.contact import ContactModule
@@ -47,6 +48,8 @@ def export_adapter(
     backbone = str(folder.resolve()) if folder.is_dir() else pretrained
     with _new_directory(Path(out), overwrite) as (directory, final):
         save_adapter(module.backbone.esm, backbone, directory)
+        if module.pair is not None:
+            write_pair_head(directory, module.pair)
         _save_tokenizer(module, directory)
         _describe(module, directory, model_card(module, False, final.name, backbone, record))
     return final
@@ -60,6 +63,11 @@ def export_merged(
     Arguments and errors are those of :func:`export_adapter`; the module may be one without LoRA.
     """
     require_contact_head(module.head)
+    if module.pair is not None:
+        raise ModelError(
+            "a pair head fits into no plain checkpoint: export the adapter (leave out --merge), or give the run's "
+            "checkpoint itself to `contactlm predict`"
+        )
     with _new_directory(Path(out), overwrite) as (directory, final):
         save_merged(module.backbone.esm, directory)
         _save_tokenizer(module, directory)

@@ -162,7 +162,8 @@ class MapPredictor(TrainedWeights):
         probability, merged = merge_copies(probability, sequence, how.get("chain_lengths", ()), not self.gives_ranks)
         how |= {"copies": merged} if merged else {}
         how[THRESHOLD_KIND] = self.threshold_kind
-        return ContactMap(id, sequence, probability.numpy(), truth, self.call_threshold, how)
+        distance = None if full.distance is None else full.distance.numpy()
+        return ContactMap(id, sequence, probability.numpy(), truth, self.call_threshold, how, distance=distance)
 
     @property
     def _random_weights(self) -> str:

@@ -19,10 +19,11 @@
     for (let i = 0, at = 0; i < L; i++) for (let j = i + 1; j < L; j++, at++) full[i * L + j] = full[j * L + i] = upper[at];
     return full;
   }
-  const [Bokeh, truth, positions, ...maps] = await Promise.all([
+  const [Bokeh, truth, positions, expected, ...maps] = await Promise.all([
     page.library(),
     D.truth && square(D.truth),
     D.positions && unpack(D.positions).then((bytes) => new Float32Array(bytes.buffer)),
+    Promise.all(D.distances.map((packed) => packed && square(packed))), // tenths of Å
     ...D.maps.map(square),
   ]);
 
@@ -38,10 +39,11 @@
   const state = { step: Math.min(STEPS - 1, Math.round(D.threshold * STEPS)), on: [true, true, true, true, true], lower: "same", called: false };
   const LOWER = {
     ...(maps.length > 1 ? { difference: "difference of the two models", other: "the other model" } : {}),
+    ...(expected[0] ? { distance: "expected distance" } : {}),
     ...(truth ? { verdict: "right, wrong and missed pairs", truth: "true contacts" } : {}),
     same: "the same, mirrored",
   };
-  state.lower = Object.keys(LOWER)[0];
+  state.lower = Object.keys(LOWER).find((kind) => kind !== "distance");
 
   // Colours that readers with colour-vision deficiency tell apart (Okabe and Ito's), in light and dark.
   const COLOURS = {
@@ -62,6 +64,10 @@
   // Each way to paint: a value for a pair, of which a block shows the strongest, and a colour for the value.
   function painter(kind, which) {
     const c = colours(), map = maps[which], other = maps[1 - which], step = state.step, shade = (hex) => packed(rgb(hex));
+    if (kind === "distance") { // near pairs are the strong ones
+      const apart = expected[which] || expected[0];
+      return { value: (at) => STEPS - apart[at], colour: Uint32Array.from({ length: STEPS + 1 }, (_, v) => between(c.ramp, v / STEPS)) };
+    }
     if (kind === "truth") {
       return { value: (at) => truth[at], colour: [c.unknown, c.blank, c.contact].map(shade) };
     }
@@ -195,7 +201,7 @@
       const j = Math.round(x) - 1, i = Math.round(y) - 1;
       if (i < 0 || j < 0 || i >= L || j >= L) return "";
       if (what === "pair") return `${residue(i)} – ${residue(j)}`;
-      if (what === "probability") return i === j ? "the diagonal" : maps.map((map, at) => `p${maps.length > 1 ? ` ${"AB"[at]}` : ""} ${probability(map[i * L + j])}`).join(", ");
+      if (what === "probability") return i === j ? "the diagonal" : maps.map((map, at) => `p${maps.length > 1 ? ` ${"AB"[at]}` : ""} ${probability(map[i * L + j])}${expected[at] ? ` (${(expected[at][i * L + j] / 10).toFixed(1)} Å expected)` : ""}`).join(", ");
       const apart = distance(i, j), range = RANGES[rangeOf(i, j)];
       return [chainOf[i] === chainOf[j] ? `${Math.abs(i - j)} apart (${range})` : range, apart >= 0 ? `${apart.toFixed(1)} Å` : "", truth ? TRUTH[truth[i * L + j]] : ""].filter(Boolean).join(" · ");
     },
@@ -225,6 +231,7 @@
     const ramp = page.make("span", {}, "contact probability 0 ", page.make("i", { className: "ramp", style: `background:linear-gradient(90deg, ${c.ramp.join(",")})` }), "1");
     const second = {
       verdict: [[c.right, "right"], [c.wrong, "wrong"], [c.missed, "missed"], [c.unknown, "unknown"]],
+      distance: [[c.ramp.at(-1), "near"], [c.blank, `${STEPS / 10} Å`]],
       truth: [[c.contact, "contact"], [c.unknown, "unknown"]],
       difference: [[c.first, "A higher"], [c.second, "B higher"]],
     }[state.lower] || [];
