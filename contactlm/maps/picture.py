@@ -25,12 +25,12 @@ COMPRESSION = 3  # of zlib: a third of the time of the usual 6, and a few kiloby
 BELOW = "above the diagonal: probability; below: true contacts (grey: unknown)"
 
 
-def draw_picture(contact_map: MapValues) -> Image.Image:
+def draw_picture(contact_map: MapValues, ems: int = EMS) -> Image.Image:
     """Draw probability above the diagonal and the truth (else the same) below, with axes, scale and threshold."""
     cells = map_colors(contact_map)
     scale = max(1, round(SIDE / max(1, len(cells))))
     side = scale * len(cells)
-    em = max(14, side // EMS)
+    em = max(14, side // ems)
     left, top, width, height = round(4.4 * em), round(3.4 * em), side + 12 * em, side + round(9.8 * em)
     picture = Image.new("RGB", (width, height), "white")
     enlarged = np.repeat(np.repeat(cells, scale, 0), scale, 1)
