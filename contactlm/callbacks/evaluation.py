@@ -199,12 +199,11 @@ def _figure(rows: Sequence[dict[str, Any]], proteins: Sequence[dict[str, float]]
     for ax, name in zip(axes, scored, strict=False):
         for color, state in zip(COLORS, STATES, strict=True):
             own = [row for row in rows if (row["range"], row["probabilities"]) == (name, state)]
-            for row, faint in ((row, row["pairs"] < FEW_PAIRS) for row in own):
-                dim = {"alpha": 0.3 if faint else 1.0, "fillstyle": "none" if faint else "full"}
-                ax.plot(row["mean_probability"], row["contacts"], "o", markersize=4, color=color, **dim)
-            points = [row["mean_probability"] for row in own], [row["contacts"] for row in own]
-            if own:
-                ax.plot(*points, color=color, linewidth=1, alpha=0.6, label=state)
+            x, y = ([row[name] for row in own] for name in ("mean_probability", "contacts"))
+            sure = [value if row["pairs"] >= FEW_PAIRS else math.nan for value, row in zip(y, own, strict=True)]
+            line = {"marker": "o", "markersize": 4, "linewidth": 1, "color": color}
+            ax.plot(x, y, alpha=0.3, fillstyle="none", **line)
+            ax.plot(x, sure, label=state, **line)
         ax.set(title=PANELS[name], xlabel="mean probability")
     axes[0].set_ylabel("share of contacts")
     axes[0].legend(fontsize="small", title=f"faint: bins of < {FEW_PAIRS} pairs", title_fontsize="x-small")
