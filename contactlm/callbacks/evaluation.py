@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 _OF_OTHERS = ("trivial_", "copy_")  # scores of predictors that are not the module
 _OF_PROBABILITIES = ("mcc", "ece_", "brier_", "log_loss_", "confidence_")  # parts of names of what ranks have not
 STATES = ("as predicted", "calibrated")
+COLORS = ("#0072B2", "#D55E00")
+FEW_PAIRS = 100  # in a bin of a reliability diagram, below which its point says little
+PANELS = {"sep6": "all pairs, |i − j| ≥ 6 (sep6)", "short": "short, |i − j| 6–11", "medium": "medium, |i − j| 12–23"}
+PANELS["long"] = "long, |i − j| ≥ 24"
 
 
 class ContactEvaluation(L.Callback):
@@ -229,21 +233,24 @@ def _figure(rows: Sequence[dict[str, Any]], proteins: Sequence[dict[str, float]]
     """Draw a panel a range, and one of predicted precisions where there are any."""
     from matplotlib.figure import Figure  # slow to import, and most commands draw nothing
 
-    told = [row for row in proteins if not math.isnan(row[CONFIDENCE])]
-    figure = Figure(figsize=(3 * (len(SCORED) + bool(told)), 3.2), layout="constrained", dpi=110)
-    axes = figure.subplots(1, len(SCORED) + bool(told), squeeze=False)[0]
-    for ax, name in zip(axes, SCORED, strict=False):
-        for state in STATES:
+    told = [row for row in proteins if not math.isnan(row[CONFIDENCE] + row["p_at_L_long"])]
+    scored = [name for name in SCORED if any(row["range"] == name for row in rows)]
+    figure = Figure(figsize=(3 * (len(scored) + bool(told)), 3.4), layout="constrained", dpi=110)
+    axes = figure.subplots(1, len(scored) + bool(told), squeeze=False)[0]
+    for ax, name in zip(axes, scored, strict=False):
+        for color, state in zip(COLORS, STATES, strict=True):
             own = [row for row in rows if (row["range"], row["probabilities"]) == (name, state)]
-            points = [row["mean_probability"] for row in own], [row["contacts"] for row in own]
-            if own:
-                ax.plot(*points, marker="o", markersize=3, label=state)
-        ax.set(title=name, xlabel="mean probability")
+            x, y = ([row[name] for row in own] for name in ("mean_probability", "contacts"))
+            sure = [value if row["pairs"] >= FEW_PAIRS else math.nan for value, row in zip(y, own, strict=True)]
+            line = {"marker": "o", "markersize": 4, "linewidth": 1, "color": color}
+            ax.plot(x, y, alpha=0.3, fillstyle="none", **line)
+            ax.plot(x, sure, label=state, **line)
+        ax.set(title=PANELS[name], xlabel="mean probability")
     axes[0].set_ylabel("share of contacts")
-    axes[0].legend(fontsize="small")
+    axes[0].legend(fontsize="small", title=f"faint: bins of < {FEW_PAIRS} pairs", title_fontsize="x-small")
     if told:
         axes[-1].plot([row[CONFIDENCE] for row in told], [row["p_at_L_long"] for row in told], "o", markersize=3)
-        axes[-1].set(title="proteins", xlabel="predicted long-range P@L", ylabel="long-range P@L")
+        axes[-1].set(title="each protein's long-range P@L", xlabel="predicted long-range P@L", ylabel="long-range P@L")
     for ax in axes:
         ax.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--", zorder=0)
         ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")

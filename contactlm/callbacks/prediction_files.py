@@ -24,6 +24,7 @@ from contactlm.atomic import FileNames, write_csv
 from contactlm.callbacks.record import module_facts
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
 from contactlm.maps.restraints import RESTRAINTS, TOOLS, RestraintOptions, endings
+from contactlm.maps.pairs import OUTSIDE
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.pages.frame import escape, write_frame
 from contactlm.types import CHAIN_JUMP, ContactLMError, DataError, StructureError, residue_positions, singular
@@ -34,7 +35,7 @@ SUMMARY = "summary.csv"
 SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
 COLUMNS = (
     *("id", "file", "length", "threshold", "contacts_sep6", "confidence", "hits", "seconds"),
-    *(*SCORES, CONFIDENCE, "formats", "input", "model", "options"),
+    *(*SCORES, CONFIDENCE, OUTSIDE, "formats", "input", "model", "options"),
 )
 FILE_OPTIONS = frozenset(
     ["dtype", "pairs_per_residue", "restraints"]
@@ -84,6 +85,7 @@ def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
         "hits": " ".join("_".join(str(hit).split()) for hit in predicted.how.get("hits", [])),
         "seconds": f"{seconds:.3f}",
     }
+    line[OUTSIDE] = predicted.how.get(OUTSIDE, "")
     if CONFIDENCE in predicted.how:
         line[CONFIDENCE] = f"{predicted.how[CONFIDENCE]:.4f}"
     if predicted.labels is not None:
@@ -251,6 +253,7 @@ class MapFiles:
         self.names = FileNames()
         self.origins: Mapping[str, Path] = {}  # structure files of proteins that came from one, by id
         self.without: dict[str, str] = {}  # why a protein has no structure, by id
+        self.outside: dict[str, str] = {}  # in what a protein lies outside what dev had, by id
         self.failed: dict[str, dict[str, str]] = {}  # why a protein has no file of a kind, by kind and id
 
     def options(self) -> dict[str, Any]:
@@ -281,6 +284,8 @@ class MapFiles:
 
     def write(self, predicted: ContactMap, kinds: Sequence[str]) -> list[str]:
         """Write some kinds of file; those that were written."""
+        if told := predicted.how.get(OUTSIDE):
+            self.outside[predicted.id] = told
         if NUMBERED & set(self.formats):  # also the .npz keeps the residues then
             self._find_structure(predicted)
         kinds = [kind for kind in kinds if kind not in ON_STRUCTURES or predicted.residues is not None]
@@ -318,6 +323,11 @@ class MapFiles:
 
     def tell(self) -> None:
         """Name the proteins that could not be shown on a structure, or written in a format."""
+        if self.outside:
+            first = next(iter(self.outside))
+            told = "their calibrated probabilities and expected long-range P@L may be far off"
+            count, reason = len(self.outside), self.outside[first]
+            log.warning("%d proteins lie outside what the dev set had (%s: %s): %s", count, first, reason, told)
         kinds = {"no": ON_STRUCTURES, "no residue numbers in": NUMBERED - ON_STRUCTURES}
         asked = {missing: [kind for kind in self.formats if kind in group] for missing, group in kinds.items()}
         what = ", and ".join(f"{missing} {', '.join(formats)}" for missing, formats in asked.items() if formats)

@@ -102,7 +102,7 @@ class PredictionWriter(L.Callback):
         self.out.mkdir(parents=True, exist_ok=True)
         self._lines = read_summary(self.out / SUMMARY)
         self.files.names = FileNames({name: line["file"] for name, line in self._lines.items() if line.get("file")})
-        self.files.without, self.files.failed = {}, {}
+        self.files.without, self.files.failed, self.files.outside = {}, {}, {}
         data = trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
         if hasattr(data, "leave_out"):  # it asks when the weights of a checkpoint are loaded
             data.leave_out(partial(self._finished, trainer, pl_module))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,26 @@ def benchmark_command(arguments: Sequence[str]) -> int:
     )
     options = BenchmarkOptions(source, cache_dir, given.out, given.database, given.head)
     results = run_benchmark(given.names, _named(given), options)
-    sys.stdout.write(f"{write_page(results)}\nwritten to {given.out / REPORT} and the tables beside it\n")
+    sys.stdout.write(f"{as_text(write_page(results))}\nwritten to {given.out / REPORT} and the tables beside it\n")
     return SOME_SKIPPED if any(len(result.found) < len(result.checked) for result in results) else 0
+
+
+def as_text(markdown: str) -> str:
+    """A page for a terminal: tables in columns, headings and code without marks."""
+    lines: list[str] = []
+    for is_table, block in groupby(markdown.splitlines(), lambda line: line.startswith("| ")):
+        if not is_table:
+            lines += [
+                line.lstrip("# ").replace("`", "") if line.startswith("#") else line.replace("`", "") for line in block
+            ]
+            continue
+        rows = [line[2:-2].replace("`", "").split(" | ") for line in block if not line.startswith("| :--")]
+        rows = [[cell.replace("\\|", "|") for cell in row] for row in rows]
+        widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+        for row in rows:
+            cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+            lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
 
 
 def list_text() -> str:

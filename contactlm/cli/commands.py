@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.resources import files
 from typing import NoReturn
 
 from contactlm.shipped import __version__
@@ -44,34 +45,10 @@ class Command:
 
 
 COMMANDS = {
-    "fit": Command(
-        "train within a budget of tokens, watch the dev set, score the test set",
-        (
-            ("contactlm fit --config quickstart", "minutes, offline: synthetic proteins"),
-            ("contactlm fit --config antibodies", "the same with real ones, and published weights"),
-            ("contactlm fit --config crop200 --data.train_dir my/train --data.test_dir my/test", "the real job"),
-            ("contactlm fit --config crop200 … --ckpt_path last", "go on where the newest run of this name stopped"),
-        ),
-    ),
-    "validate": Command(
-        "score a checkpoint on the dev set",
-        (("contactlm validate --ckpt_path best.ckpt --data.train_dir my/train", "the dev set is a part of train_dir"),),
-    ),
-    "test": Command(
-        "score a checkpoint on the test set",
-        (
-            ("contactlm test --ckpt_path best.ckpt --data.test_dir my/test", "a line a protein: test_scores.csv"),
-            ("contactlm test --data.test_dir my/test", "the published contact head, as it is"),
-        ),
-    ),
-    "predict": Command(
-        "write contact maps of sequences and structures",
-        (
-            ("contactlm predict best.ckpt a.fa b.cif.gz dir/ --out maps", "to maps/; or --ckpt_path best.ckpt"),
-            ("contactlm predict a.fasta", "with the published contact head"),
-            ("contactlm predict best.ckpt b.cif --formats npz,html,pml", "a page, and a PyMOL script"),
-        ),
-    ),
+    "fit": Command("train within a budget of tokens, watch the dev set, score the test set"),
+    "validate": Command("score a checkpoint on the dev set"),
+    "test": Command("score a checkpoint on the test set"),
+    "predict": Command("write contact maps of sequences and structures"),
     "plan": Command(
         "tell what a fit costs before it runs: steps, FLOPs, memory by part, and what fits",
         (("contactlm plan --config crop200 --data.train_dir my/train --memory 12GB", "the options are those of fit"),),
@@ -149,10 +126,15 @@ def overview() -> str:
 def description(name: str) -> str:
     """The top of a command's ``--help``: what it does, and examples."""
     command = COMMANDS[name]
-    lines = [f"{command.about[0].upper()}{command.about[1:]}.", "", "examples:"]
+    lines = [f"{command.about[0].upper()}{command.about[1:]}.", *(["", "examples:"] if command.examples else [])]
     for example, remark in command.examples:
         lines += [f"  {example}", f"      {remark}"]
     return "\n".join(lines)
+
+
+def short_help(name: str) -> str:
+    """What ``--help`` of Lightning's subcommands shows: a text with the options that people use."""
+    return files("contactlm.cli").joinpath("help_texts", f"{name}.txt").read_text(encoding="utf-8")
 
 
 def answer(arguments: Sequence[str]) -> int | None:
@@ -171,9 +153,7 @@ def answer(arguments: Sequence[str]) -> int | None:
         wants_short = {"-h", "--help"} & set(arguments) and "all" not in arguments
         if first not in COMMANDS or COMMANDS[first].entry or not wants_short:
             return None
-        from contactlm.cli.help import short_help  # it takes descriptions from here
-
-        sys.stdout.write(f"{short_help(first)}\n")
+        sys.stdout.write(f"{short_help(first)}\n{STATUSES}\n")
         return 0
     near = difflib.get_close_matches(first, COMMANDS, n=1)
     meant = f"; did you mean {near[0]}?" if near else ""

@@ -350,9 +350,9 @@ class ContactCLI(LightningCLI):
         kept = f", {self.writer.kept} were there already" if self.writer.kept else ""
         kept += f" ({self.writer.completed} in fewer formats)" if self.writer.completed else ""
         skipped = f", {problems} inputs skipped (named above)" if problems else ""
-        where = f"{self.writer.out}: open {self.writer.out / INDEX}"
-        self.say(f"{self.writer.written} maps written to {where}{kept}{skipped}")
+        there = f"{self.writer.written} maps written to {self.writer.out}{kept}{skipped}"
         self.say(f"contacts are pairs above {self.model.call_threshold:.3f} ({self.model.threshold_kind})")
+        self.say(f"{there}; open {self.writer.out / INDEX}")
         self.status = SOME_SKIPPED if problems else 0
 
     def _draw_example(self) -> str:

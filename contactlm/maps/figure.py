@@ -14,6 +14,7 @@ from contactlm.maps.pairs import THRESHOLD_KIND, MapValues
 from contactlm.maps.picture import (
     BELOW,
     BOUNDARY,
+    COLORS,
     CONTACT,
     DIAGONAL,
     LINE,
@@ -24,7 +25,6 @@ from contactlm.maps.picture import (
     title,
 )
 
-COLORS = "Blues"
 PIXELS_PER_INCH = 150
 MAP_SHARE = 0.72  # of the figure's width, what the axes leave to the map at least
 

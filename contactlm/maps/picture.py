@@ -8,13 +8,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps, get_data_path
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from contactlm.maps.pairs import THRESHOLD_KIND, MapValues
 
-# ColorBrewer's Blues, as of matplotlib: the anchors of 256 colours
-_ANCHORS = ("f7fbff", "deebf7", "c6dbef", "9ecae1", "6baed6", "4292c6", "2171b5", "08519c", "08306b")
+COLORS = "Blues"
 UNKNOWN, NO_CONTACT, CONTACT = "#e4e1dc", "#ffffff", "#b2182b"
 INK, DIAGONAL, BOUNDARY = "#222222", "#777777", "#555555"  # between chains
 LINE = "#b2182b"  # at the threshold, on the scale
@@ -25,12 +25,12 @@ COMPRESSION = 3  # of zlib: a third of the time of the usual 6, and a few kiloby
 BELOW = "above the diagonal: probability; below: true contacts (grey: unknown)"
 
 
-def draw_picture(contact_map: MapValues) -> Image.Image:
+def draw_picture(contact_map: MapValues, ems: int = EMS) -> Image.Image:
     """Draw probability above the diagonal and the truth (else the same) below, with axes, scale and threshold."""
     cells = map_colors(contact_map)
     scale = max(1, round(SIDE / max(1, len(cells))))
     side = scale * len(cells)
-    em = max(14, side // EMS)
+    em = max(14, side // ems)
     left, top, width, height = round(4.4 * em), round(3.4 * em), side + 12 * em, side + round(9.8 * em)
     picture = Image.new("RGB", (width, height), "white")
     enlarged = np.repeat(np.repeat(cells, scale, 0), scale, 1)
@@ -76,7 +76,7 @@ def map_colors(contact_map: MapValues) -> NDArray[np.uint8]:
     colors = _shade(block_maximum(contact_map.probability, block))
     if contact_map.labels is None:
         return colors
-    truth = np.array([_rgb(color) for color in (UNKNOWN, NO_CONTACT, CONTACT)], np.uint8)
+    truth = np.array([ImageColor.getrgb(color) for color in (UNKNOWN, NO_CONTACT, CONTACT)], np.uint8)
     lower = np.tri(len(colors), k=-1, dtype=bool)[:, :, None]
     return np.where(lower, truth[block_maximum(contact_map.labels, block) + 1], colors)
 
@@ -87,7 +87,7 @@ def _draw_ticks(pen: ImageDraw.ImageDraw, L: int, square: tuple[int, int, int], 
     for residue in range(step, L + 1, step):
         at, name = (residue - 0.5) * pixels, str(residue)
         pen.line((left + at, top + side, left + at, top + side + em // 3), fill=INK)
-        pen.line((left - em // 3, top + at, left, top + at), fill=INK)
+        pen.line((left - em // 3, top + at, left - 2, top + at), fill=INK)
         pen.text((left + at, top + side + em // 2), name, INK, _font(em), anchor="mt")
         pen.text((left - em // 2, top + at), name, INK, _font(em), anchor="rm")
 
@@ -147,23 +147,10 @@ def block_maximum(values: NDArray, block: int) -> NDArray:
     return np.maximum.reduceat(np.maximum.reduceat(values, starts, axis=0), starts, axis=1) if block > 1 else values
 
 
-def _rgb(color: str) -> tuple[int, ...]:
-    return tuple(bytes.fromhex(color.removeprefix("#")))
-
-
-@cache
-def _blues() -> NDArray[np.uint8]:
-    anchors = np.array([_rgb(color) for color in _ANCHORS], float)
-    at = np.linspace(0, len(anchors) - 1, 256)
-    return np.stack([np.interp(at, range(len(anchors)), part) for part in anchors.T], 1).round().astype(np.uint8)
-
-
 def _shade(values: NDArray) -> NDArray[np.uint8]:
-    return _blues()[np.minimum(values * 256, 255).astype(np.uint8)]
+    return colormaps[COLORS](np.asarray(values, np.float32), bytes=True)[..., :3]
 
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # brings the font; slow to import, and most runs draw nothing
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

@@ -134,7 +134,7 @@ def _runs_folder(trainer_config: Mapping[str, Any], name: str) -> tuple[Path, st
     if first is None or first is True:
         return root / "lightning_logs", "*/checkpoints/"
     kind = str(first.get("class_path", "")).rpartition(".")[2]
-    if kind not in ("CSVLogger", "TensorBoardLogger"):
+    if kind not in ("CSVLogger", "TensorBoardLogger", "RunBoard"):
         raise ModelError(
             f"ckpt_path: last: only a run itself knows where {kind} has its checkpoints; give the path of last.ckpt, "
             "choose a folder for checkpoints (checkpoint.dirpath), or put a CSVLogger first in trainer.logger"

@@ -141,7 +141,7 @@ def test_predict_without_a_checkpoint_uses_the_published_head(tmp_path: Path, ti
     (tmp_path / "a.fasta").write_text(f">one\n{random_sequence(0, 40)}\n")
     command = ["predict", f"--model.pretrained={tiny_esm}", "--data.predict_paths=[a.fasta]", "--formats=[npz]"]
     assert main([*command, "--trainer.accelerator=cpu"]) == 0
-    assert "1 maps written to predictions" in capsys.readouterr().out
+    assert "1 map written to predictions" in capsys.readouterr().out
     assert main([*command, "--trainer.accelerator=cpu"]) == 0
     assert "0 maps written to predictions, 1 were there already" in capsys.readouterr().out
 

@@ -19,7 +19,7 @@ from contactlm import ContactModule
 from contactlm.callbacks.writer import PredictionWriter
 from contactlm.cli.main import main
 from contactlm.maps.contact_map import ContactMap
-from contactlm.types import ContactLMError
+from contactlm.types import ContactLMError, singular
 from tests.conftest import make_tiny_esm, random_sequence, write_pdb
 from tests.modules.test_export import save_checkpoint
 from tests.processes import command, output, start, wait_until
@@ -168,7 +168,7 @@ def test_a_disk_that_fills_up(folder: Path, tiny_esm: Path, capsys, monkeypatch:
         patch.setattr(ContactMap, "save", full)
         message = run(predict(tiny_esm), capsys, status=1)
     assert "c cannot be written to results (No space left on device); 2 maps were written" in message
-    assert "1 maps written to results, 2 were there already" in run(predict(tiny_esm), capsys)
+    assert "1 map written to results, 2 were there already" in run(predict(tiny_esm), capsys)
 
 
 def test_a_protein_has_one_line_in_the_summary(folder: Path, tiny_esm: Path, capsys) -> None:
@@ -258,7 +258,7 @@ def told(arguments: list[str], capsys: pytest.CaptureFixture, written: int, kept
     assert main(arguments) == 0
     captured = capsys.readouterr()
     expected = f"{written} maps written to results" + (f", {kept} were there already" if kept else "")
-    assert captured.out.splitlines()[-1] == expected
+    assert captured.out.splitlines()[-1] == f"{singular(expected)}; open results/index.html"
     return [line for line in captured.err.splitlines() if "computed again" in line]
 
 
@@ -433,7 +433,7 @@ def test_files_of_an_older_model_are_not_taken_for_the_new_ones(folder: Path, ti
 def test_a_damaged_npz_is_predicted_again(folder: Path, tiny_esm: Path, capsys) -> None:
     run(predict_all(tiny_esm), capsys)
     (folder / "results" / "b.npz").write_bytes(b"PK")
-    assert "1 maps written to results, 2 were there already (2 in fewer formats)" in run(
+    assert "1 map written to results, 2 were there already (2 in fewer formats)" in run(
         predict(tiny_esm, "--formats=[npz,csv]"), capsys
     )
     assert ContactMap.load(folder / "results" / "b.npz").id == "b"

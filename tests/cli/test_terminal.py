@@ -24,7 +24,6 @@ from contactlm.callbacks.progress import BudgetProgressBar
 from contactlm.cli import commands
 from contactlm.cli.arguments import checkpoint_of, resolve_arguments
 from contactlm.cli.console import score_table
-from contactlm.cli.help import GROUPS, short_help
 from contactlm.cli.main import main
 from contactlm.types import singular
 from tests.callbacks.test_callbacks import ForeignModule, data_module, trainer
@@ -206,7 +205,7 @@ def test_help_of_every_command_is_readable(
         return
     top = shown.splitlines()[:15]
     assert len(top[0]) < 100 and any(line.startswith(f"  contactlm {name} ") for line in top)
-    assert shown.count("\n  contactlm ") == len(commands.COMMANDS[name].examples) >= 1
+    assert shown.count("\n  contactlm ") >= 1
     assert shown.rstrip().endswith(commands.STATUSES.splitlines()[-1].strip())
 
 
@@ -238,21 +237,24 @@ def test_an_unknown_option_is_one_line_with_the_nearest(
     assert line.endswith(f"; the nearest option is {nearest}; see contactlm {command} --help")
 
 
-@pytest.mark.parametrize("name", GROUPS)
-def test_the_short_help_is_short_and_true(name: str) -> None:
-    text = short_help(name)
-    assert text.count("\n") < 60 and max(map(len, text.splitlines())) <= 120
-    options = [option for group in GROUPS[name].values() for option in group]
-    assert len(options) <= 25 and len({option for option, *_ in options}) == len(options)
+SHORT = ("fit", "validate", "test", "predict")
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_the_short_help_is_short_and_true(name: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("\n") <= 60 and max(map(len, text.splitlines())) <= 120
+    options = re.findall(r"^  --([\w.]+) +(\S*)(?: +(.*))?$", text, re.MULTILINE)
+    assert 10 < len(options) <= 25 and len({option for option, *_ in options}) == len(options)
     values = parsed([name], ContactModule)
     for option, default, _ in options:
-        if option == "--config":
+        if option == "config":
             continue
         value: Any = values
-        for part in option.removeprefix("--").split("."):
+        for part in option.split("."):
             value = value[part]
-        shown = ",".join(value) if option == "--formats" else yaml.safe_load(default)
-        assert shown == (default if option == "--formats" else value), option
+        assert (",".join(value) if option == "formats" else value) == yaml.safe_load(default), option
 
 
 @pytest.mark.parametrize("name", ["fit", "predict"])
@@ -341,10 +343,11 @@ def test_a_model_far_below_copying_its_hits_is_remarked_on() -> None:
 
 
 def test_examples_of_the_help_can_be_parsed() -> None:
-    for command in ("fit", "validate", "test", "predict"):
-        for example, _ in commands.COMMANDS[command].examples:
-            words = [word.strip("'") for word in example.split()[1:] if word != "…" and not word.endswith(".ckpt")]
-            words = [word for word in words if word != "--ckpt_path"]
+    for command in SHORT:
+        for example in re.findall(r"^  contactlm (.+)$", commands.short_help(command), re.MULTILINE):
+            words = [
+                word for word in example.split() if not word.endswith(".ckpt") and word not in ("…", "--ckpt_path")
+            ]
             assert words[0] == command
             parsed(words, ContactModule)  # without the checkpoint, which says of which class it is
 
