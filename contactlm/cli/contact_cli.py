@@ -88,11 +88,12 @@ class ContactParser(CommandParser, LightningArgumentParser):
             self.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
             kinds = list[Literal[FORMATS]]  # type: ignore[valid-type]  # one list of them, for the writers too
             self.add_argument("--formats", type=kinds, default=list(DEFAULT_FORMATS), help=KINDS)
+            self.add_argument("--overwrite", type=bool, default=False, help="Recompute unchanged predictions.")
             self.add_argument(
-                "--overwrite", type=bool, default=False, help="Predict again also what would be the same."
-            )
-            self.add_argument(
-                "--dtype", type=Literal["float16", "float32"], default="float32", help="Of probabilities in .npz files."
+                "--dtype",
+                type=Literal["float16", "float32"],
+                default="float32",
+                help="Dtype of probabilities in .npz files.",
             )
             self.add_argument(
                 "--pairs_per_residue",
@@ -155,9 +156,7 @@ class ContactCLI(LightningCLI):
         parser.add_lightning_class_args(ThroughputMeter, "speed")
         parser.add_lightning_class_args(TensorBoardDashboard, "dashboard")
         parser.add_lightning_class_args(SafeCheckpoint, "checkpoint")
-        parser.add_argument(
-            "--name", type=str, help="Of the run: in its loggers (if not given there), and its directory."
-        )
+        parser.add_argument("--name", type=str, help="Run name, for loggers and directory.")
         parser.add_argument(f"--{OPTION}", type=str, default=DEFAULT, help="The LightningModule, as package.Class.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="After fit, score the test set, if any.")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_plain_seed)
@@ -189,7 +188,7 @@ class ContactCLI(LightningCLI):
         path, folder = find_last(config["trainer"], config["name"], config["checkpoint"]["dirpath"], seed)
         if path is None and self.config["subcommand"] != "fit":
             raise ModelError(f"ckpt_path: last: no last.ckpt in {folder} and below; give the path of a checkpoint")
-        tell("ckpt_path: %s", f"no last.ckpt in {folder} and below: a new run begins" if path is None else path)
+        tell("ckpt_path: %s", f"no last.ckpt in {folder} and below: starting a new run" if path is None else path)
         return None if path is None else str(path)
 
     def before_instantiate_classes(self) -> None:
@@ -329,7 +328,7 @@ class ContactCLI(LightningCLI):
     def after_predict(self) -> None:
         """Say what was written, and let the exit status tell of inputs that could not be used."""
         problems = len(self.datamodule.problems)
-        kept = f", {self.writer.kept} were there already" if self.writer.kept else ""
+        kept = f", {self.writer.kept} already present" if self.writer.kept else ""
         kept += f" ({self.writer.completed} in fewer formats)" if self.writer.completed else ""
         skipped = f", {problems} inputs skipped (named above)" if problems else ""
         self.say(f"{self.writer.written} maps written to {self.writer.out}{kept}{skipped}")
