@@ -244,7 +244,7 @@ class ContactDataModule(L.LightningDataModule):
             self._look_for_leaks(lambda: kept.sequences, kept.sequences)
         elif kept is not None and self._is_main_process:
             log.warning(
-                "the %s beside %s is of other chains than it was trained on, and is not used: no scores by identity to "
+                "the %s next to %s lists other chains than it was trained on and is ignored: no scores by identity to "
                 "training chains", KEPT_TRAINING, path,
             )  # fmt: skip
 

@@ -187,7 +187,7 @@ def _read_structures(
             chains[path] = each_once = of_file.select(best_copies(of_file.sequence_keys(), of_file.resolved_counts()))
             if len(each_once) < len(of_file):
                 copies = len(of_file) - len(each_once)
-                inputs.notes.append(f"{path}: {copies} chains are copies of another in the file: taken once")
+                inputs.notes.append(f"{path}: {copies} duplicate chains skipped")
     return chains
 
 
