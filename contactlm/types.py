@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 class ContactLMError(Exception):
-    """Something the user can mend: one message with what was given and what to do. The CLI shows no traceback."""
+    """A user error: one message with what was given and what to do. The CLI shows no traceback."""
 
 
 class StructureError(ContactLMError, ValueError):

@@ -37,7 +37,7 @@ LAYOUT = {  # of the custom scalars: the two panels of the report, and how score
     "dev by tokens": {
         "MCC by range": [f"{BY_TOKENS}{name}" for name in ("mcc_short", "mcc_medium", "mcc_long")],
         "long-range precision at L, L/5": [f"{BY_TOKENS}{name}" for name in ("p_at_L_long", "p_at_L5_long")],
-        "MCC of all pairs, the trivial predictor beside": [f"{BY_TOKENS}{name}" for name in ("mcc", "trivial_mcc")],
+        "MCC of all pairs, with the trivial predictor": [f"{BY_TOKENS}{name}" for name in ("mcc", "trivial_mcc")],
     },
     "training": {
         "loss": ["train/loss"],

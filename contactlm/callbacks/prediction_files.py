@@ -180,7 +180,7 @@ def input_checksum(
 def what_differs(line: Mapping[str, str], maker: Maker, made_from: str) -> str | None:
     """Why the result of a line cannot be kept, if it would be made by `maker` from `made_from` now; None: it can."""
     if not all(line.get(name) for name in ("input", "model", "options")):
-        return "does not say what it was made from"
+        return "does not record its input"
     reasons = []
     if line["input"] != made_from:
         reasons.append("another sequence or structure")
@@ -295,7 +295,7 @@ class MapFiles:
         file = self.origins.get(predicted.id, self.structure)
         if file is None:
             if ON_STRUCTURES & set(self.formats):
-                self.without[predicted.id] = "it came from no structure file, and --structure names none"
+                self.without[predicted.id] = "sequence-only input; pass --structure"
             return
         try:
             predicted.residues = predicted.on_structure(file).residues

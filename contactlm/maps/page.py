@@ -246,7 +246,7 @@ def _notes(maps: list[MapValues]) -> list[str]:
     for name, each in zip(names(maps), maps, strict=True):
         how = {key: value for key, value in each.how.items() if key != "chain_lengths"}
         told = ", ".join(f"{key.replace('_', ' ')} {_word(value)}" for key, value in how.items() if value)
-        notes.append(f"{name}: {told or 'not said how'}")
+        notes.append(f"{name}: {told or 'unknown'}")
     residues = _first_residues(maps)
     if residues is not None:
         kind = "the protein's own" if residues.is_own else f"a relative's ({residues.identity:.0%} the same residues)"

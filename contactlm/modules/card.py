@@ -78,7 +78,7 @@ slope, bias = torch.tensor({slope}), torch.tensor({bias})
 calibrated = torch.sigmoid(slope[band] * raw.logit(eps=2**-23) + bias[band])
 ```
 """
-_HEADLESS = "{library} loads the weights; {family} has no contact head there, and ours is left aside.\n"
+_HEADLESS = "{library} loads the weights; {family} has no contact head there, so ours is not used.\n"
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
 SHOWN = ("mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
 _CONTRACT = """\
@@ -142,7 +142,7 @@ def _trained_on(backbone: str | None, record: Record) -> str:
     begin = "random weights" if backbone is None else f"{Path(backbone).name if Path(backbone).is_dir() else backbone}"
     equal = record.get("equal") or {}
     if not (chains := equal.get("train")):
-        return f"From {begin}; its run left no record of chains beside the checkpoint."
+        return f"From {begin}; no record of chains is next to the checkpoint."
     kind = "synthetic proteins, of which scores say nothing about biology" if equal.get("synthetic") else "structures"
     lines = f"{chains['chains']:,} chains ({chains['residues']:,} residues) of {kind}, from {begin}"
     return f"{lines}: {record['tokens']:,} tokens in {record['steps']:,} steps."
@@ -151,7 +151,7 @@ def _trained_on(backbone: str | None, record: Record) -> str:
 def _scores(record: Record) -> str:
     sets = {name: record[name] for name in ("dev", "test") if record.get(name)}
     if not sets:
-        return "None of this checkpoint are known; `contactlm test --ckpt_path` gives them."
+        return "Unknown for this checkpoint; run `contactlm test --ckpt_path`."
     rows = ["| set | proteins | score | value | trivial |", "|---|---|---|---|---|"]
     for name, scores in sets.items():
         for score in (score for score in SHOWN if scores.get(score) is not None):
