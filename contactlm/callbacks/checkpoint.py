@@ -44,7 +44,7 @@ class SafeCheckpoint(ModelCheckpoint):
     Args:
         last_every_n_minutes: Minutes between two writes of ``last.ckpt``; null: no such writes.
         last_every_n_steps: Optimizer steps between two writes of ``last.ckpt``; null: no such writes.
-        stop_on_signals: Take SIGTERM and Ctrl-C while training.
+        stop_on_signals: Save and stop on SIGTERM and Ctrl-C while training.
         options: Arguments of ``lightning.pytorch.callbacks.ModelCheckpoint``.
 
     Raises:

@@ -67,8 +67,8 @@ class TensorBoardDashboard(L.Callback):
     number.
 
     Args:
-        lengths: Residues; for each of these lengths the dev protein nearest to it is drawn. Empty: no pictures.
-        pictures: How often they are drawn, at most, over a budget of tokens.
+        lengths: Residues; for each length, the dev protein of the nearest length is drawn. Empty: no pictures.
+        pictures: Maximum number of times that they are drawn over the token budget.
 
     Raises:
         ContactLMError: A length or number below 1.

@@ -51,16 +51,14 @@ from contactlm.types import ModelError
 log = logging.getLogger(__name__)
 
 HOW_HELD = ("pretrained", "backbone_dtype", "quantization")  # of the backbone: flags come before a checkpoint's
-KINDS = (
-    "Files of a map; html: a page; csv: its pairs; pml, cxc, pdb: on its structure, for PyMOL, ChimeraX, as B-factors."
-)
+KINDS = "Files per map; html: a page; csv: its pairs; pml, cxc, pdb: on its structure (PyMOL, ChimeraX, B-factors)."
 
 
 USAGE = "contactlm {name} [--config NAME_OR_FILE ...] [--GROUP.OPTION VALUE ...]"
 MORE = """\
-Options may be collected in a YAML file for --config, alone or on top of a shipped one; what comes later counts.
-A file whose first line is config: OTHER.yaml is laid over that one. A group may also be given as a file:
---data my_data.yaml. --print_config shows what a command would run with."""
+Options can go into a YAML file for --config, alone or after a shipped config; later values override earlier ones.
+A file whose first line is config: OTHER.yaml extends that file. A group can be a file, too: --data my_data.yaml.
+--print_config shows the resulting options."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -99,7 +97,7 @@ class ContactParser(CommandParser, LightningArgumentParser):
                 "--pairs_per_residue",
                 type=float | None,
                 default=RR_PAIRS_PER_RESIDUE,
-                help="Most pairs in an .rr file, times L, the most probable first; null: all with p at least 0.01.",
+                help="Maximum pairs in an .rr file, times L, most probable first; null: all with p at least 0.01.",
             )
             self.add_argument(
                 "--structure", type=str | None, default=None, help="Structure file to show the maps of sequences on."

@@ -73,7 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--cluster_program", choices=PROGRAMS, default=DEFAULTS.program, help="As data.cluster.program.")
     add(
         "--cache_dir",
-        help="Cache folder, from which a clustering that was ended goes on; by default $CONTACTLM_CACHE or "
-        "~/.cache/contactlm.",
+        help="Cache folder, also for interrupted clusterings; default: $CONTACTLM_CACHE or ~/.cache/contactlm.",
     )
     return parser
