@@ -66,8 +66,8 @@ class ContactDataModule(L.LightningDataModule):
         base_url: Server to download from, as ``<base_url>/1ABC.cif.gz``.
         predict_paths: FASTA and structure files, or folders of them, as input of ``predict``. In FASTA ``SEQ1:SEQ2`` is
             a complex.
-        pairs: CSV file with one complex per line: the ids of its chains, such as ``1abc_H,1abc_L``. Only these are used.
-            Training and tests need structures in one frame; ``predict`` needs sequences only.
+        pairs: CSV file with one complex per line: the ids of its chains, such as ``1abc_H,1abc_L``. Only these are
+            used. Training and tests need structures in one frame; ``predict`` needs sequences only.
         crop_length: Residues per training sample, L'.
         crop: ``"random"``: L' consecutive residues, fresh each epoch, uniform over all starts; ``"cut"``: the first L';
             ``"two_segments"``: two segments of half a crop each, at their true positions, uniform over all positions;
