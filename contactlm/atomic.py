@@ -55,7 +55,7 @@ def if_it_can_be(what: str, folder: Path) -> Iterator[None]:
         if (what, folder) not in _TOLD:
             _TOLD.add((what, folder))
             log.warning(
-                f"{what} cannot be kept in {folder} ({error.strerror or error}) and will be made again; set "
+                f"{what} cannot be kept in {folder} ({error.strerror or error}) and will be recomputed; set "
                 "cache_dir or CONTACTLM_CACHE to a folder that can be written"
             )
 

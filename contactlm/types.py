@@ -24,7 +24,7 @@ def singular(text: str) -> str:
 
 
 class ContactLMError(Exception):
-    """Something the user can mend: one message with what was given and what to do. The CLI shows no traceback."""
+    """A user error: one message with what was given and what to do. The CLI shows no traceback."""
 
 
 class StructureError(ContactLMError, ValueError):

@@ -132,7 +132,7 @@ def read_list(path: Path) -> tuple[AskedChain, ...]:
     chains = [_asked(f"{path}, line {line}", row, parts) for line, row in rows]
     repeated = [name for name, count in Counter(chain.id for chain in chains).items() if count > 1]
     if repeated:
-        raise DataError(f"{path}: {repeated[0]} is listed twice; tell its parts apart in a column target")
+        raise DataError(f"{path}: {repeated[0]} is listed twice; name its parts in a column target")
     return tuple(chains)
 
 

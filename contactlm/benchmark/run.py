@@ -59,8 +59,8 @@ def run_benchmark(names: Sequence[str], models: Mapping[str, str], options: Benc
     for result in results:
         unknown = [each.name for each in result.predictors if each.identity is None]
         if unknown:
-            missing = "no train.fasta.gz lies beside"
-            result.remarks.append(f"identity to training chains is not known of {', '.join(unknown)}: {missing}")
+            missing = "there is no train.fasta.gz next to the checkpoint"
+            result.remarks.append(f"identity to training chains is unknown for {', '.join(unknown)}: {missing}")
         result.predictors.append(score_trivial(result.found, result.contracts))
         if database is not None and result.found:
             result.predictors.append(score_copy(result.found, result.contracts, database, options.cache_dir))

@@ -73,7 +73,7 @@ def obtain_structures(chains: Sequence[AskedChain], source: StructureSource, out
             "score what is there with --offline"
         ) from error
     problems = {
-        entry: f"{reason}; obsolete entries are gone from there" if "404" in reason else reason
+        entry: f"{reason}; obsolete entries are not available there" if "404" in reason else reason
         for entry, reason in report.problems.items()
     }
     return FoundFiles(_by_stem(report.paths), problems)

@@ -44,7 +44,7 @@ class SafeCheckpoint(ModelCheckpoint):
     Args:
         last_every_n_minutes: Minutes between two writes of ``last.ckpt``; null: no such writes.
         last_every_n_steps: Optimizer steps between two writes of ``last.ckpt``; null: no such writes.
-        stop_on_signals: Take SIGTERM and Ctrl-C while training.
+        stop_on_signals: Save and stop on SIGTERM and Ctrl-C while training.
         options: Arguments of ``lightning.pytorch.callbacks.ModelCheckpoint``.
 
     Raises:
@@ -190,7 +190,7 @@ class SafeCheckpoint(ModelCheckpoint):
             return
         if trainer.is_global_zero:
             name, where = signal.Signals(self._stopping).name, self.last_model_path or trainer.ckpt_path
-            advice = f"go on with --ckpt_path {where}" if where else "no checkpoint was written"
+            advice = f"resume with --ckpt_path {where}" if where else "no checkpoint was written"
             log.warning("%s: stopped after step %d; %s", name, trainer.global_step, advice)
         # a launcher takes a child's status other than 0 for a crash, and kills the process that launched it
         raise Stopped(128 + self._stopping if trainer.is_global_zero else 0)
@@ -245,7 +245,7 @@ class SafeCheckpoint(ModelCheckpoint):
             self.last_model_path = state_dict["last_model_path"]
         kept = {path: score for path, score in state_dict["best_k_models"].items() if Path(path).exists()}
         if len(kept) < len(state_dict["best_k_models"]):
-            log.warning("checkpoint: the best checkpoint of the resumed run is gone: the best from now on counts")
+            log.warning("checkpoint: the best checkpoint of the resumed run is missing; only later ones count")
         if not kept:
             return
         best, worst = (max, min) if self.mode == "max" else (min, max)

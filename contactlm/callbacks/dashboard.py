@@ -41,7 +41,7 @@ LAYOUT = {  # of the custom scalars: the two panels of the report, and how score
     "dev by tokens": {
         "MCC by range": [f"{BY_TOKENS}{name}" for name in ("mcc_short", "mcc_medium", "mcc_long")],
         "long-range precision at L, L/5": [f"{BY_TOKENS}{name}" for name in ("p_at_L_long", "p_at_L5_long")],
-        "MCC of all pairs, the trivial predictor beside": [f"{BY_TOKENS}{name}" for name in ("mcc", "trivial_mcc")],
+        "MCC of all pairs, with the trivial predictor": [f"{BY_TOKENS}{name}" for name in ("mcc", "trivial_mcc")],
     },
     "training": {
         "loss": ["train/loss"],
@@ -90,8 +90,8 @@ class TensorBoardDashboard(L.Callback):
     number.
 
     Args:
-        lengths: Residues; for each of these lengths the dev protein nearest to it is drawn. Empty: no pictures.
-        pictures: How often they are drawn, at most, over a budget of tokens.
+        lengths: Residues; for each length, the dev protein of the nearest length is drawn. Empty: no pictures.
+        pictures: Maximum number of times that they are drawn over the token budget.
 
     Raises:
         ContactLMError: A length or number below 1.

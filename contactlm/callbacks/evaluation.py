@@ -68,8 +68,8 @@ class ContactEvaluation(L.Callback):
 
     Args:
         threshold: A pair is called a contact when its probability is above it.
-        calibration: ``"platt"``: slope and bias of the log-odds, per range of sequence separation. None: none is
-            fitted, and one that a checkpoint brings is not applied.
+        calibration: ``"platt"``: slope and bias of the log-odds, per range of sequence separation. None: fit none,
+            and ignore the one of a checkpoint.
         copy_nearest: Also score, on the test set, copying the contacts of the nearest training chain (by alignment),
             where the training chains are at hand, as they are after ``fit``. It aligns every test chain with all.
         write_rows: Write each protein's scores to ``test_scores.csv`` in the run directory.

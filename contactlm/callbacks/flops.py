@@ -123,7 +123,7 @@ class FlopsMeter(L.Callback):
             return
         self._follows_length = self._by_its_length(batch) == counted
         if not self._follows_length:
-            log.info("a batch of %d x %d tokens takes other FLOPs than its length tells: every shape is counted", B, T)
+            log.info("a batch of %d x %d tokens has other FLOPs than its length predicts; counting every shape", B, T)
 
     def _by_its_length(self, batch: Any) -> Flops:
         B, T = batch["tokens"].shape

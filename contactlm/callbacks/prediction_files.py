@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from contactlm.atomic import FileNames, write_csv
 from contactlm.callbacks.record import module_facts
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
-from contactlm.maps.restraints import RESTRAINTS, TOOLS, RestraintOptions, endings
 from contactlm.maps.pairs import OUTSIDE
+from contactlm.maps.restraints import RESTRAINTS, TOOLS, RestraintOptions, endings
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.pages.frame import escape, write_frame
 from contactlm.types import CHAIN_JUMP, ContactLMError, DataError, StructureError, residue_positions, singular
@@ -185,7 +185,7 @@ def input_checksum(
 def what_differs(line: Mapping[str, str], maker: Maker, made_from: str) -> str | None:
     """Why the result of a line cannot be kept, if it would be made by `maker` from `made_from` now; None: it can."""
     if not all(line.get(name) for name in ("input", "model", "options")):
-        return "does not say what it was made from"
+        return "does not record its input"
     reasons = []
     if line["input"] != made_from:
         reasons.append("another sequence or structure")
@@ -314,7 +314,7 @@ class MapFiles:
         file = self.origins.get(predicted.id, self.structure)
         if file is None:
             if ON_STRUCTURES & set(self.formats):
-                self.without[predicted.id] = "it came from no structure file, and --structure names none"
+                self.without[predicted.id] = "sequence-only input; pass --structure"
             return
         try:
             predicted.residues = predicted.on_structure(file).residues

@@ -42,7 +42,7 @@ class ThroughputMeter(L.Callback):
     peak is known: that of many GPUs is, for dense matrix products at the trainer's precision; a CPU's is not.
 
     Args:
-        peak_flops: FLOPs a second that one device can do; None: looked up for the GPU at hand.
+        peak_flops: Peak FLOPs per second of one device; None: looked up for the GPU.
 
     Raises:
         ContactLMError: A peak that is not positive.

@@ -125,7 +125,7 @@ class PredictionWriter(L.Callback):
         if trainer.is_global_zero:
             reasons = {name: reason for name, reason in differing.items() if reason is not None}
             for reason, number, names in by_reason(reasons):
-                again = f"computed again, since what is there {reason}"
+                again = f"recomputing: the existing result {reason}"
                 log.warning("%s: %s: %d proteins (%s)", self.out, again, number, names)
             remove_temporaries(self.out)
             finished -= self._complete({name: missing[name] for name in sorted(finished) if missing[name]}, maker)
@@ -142,7 +142,7 @@ class PredictionWriter(L.Callback):
             try:
                 saved = ContactMap.load(self.files.path(name, "npz"))
             except DataError as error:
-                log.warning("%s; it is predicted again", error)
+                log.warning("%s; predicting it again", error)
                 damaged.add(name)
                 continue
             line = self._lines[name]
@@ -230,7 +230,7 @@ class PredictionWriter(L.Callback):
             self._waiting.clear()
             raise ContactLMError(
                 f"out: {name} cannot be written to {self.out} ({error.strerror}); {self.written} maps were "
-                "written, and the same command goes on from there"
+                "written; run the same command again to resume"
             ) from error
         self._thumbnails[name] = drawn
         self.written += 1
@@ -243,4 +243,4 @@ class PredictionWriter(L.Callback):
             with suppress(ContactLMError, CancelledError):  # what was not begun is left
                 self._take_finished()
         if interrupted and trainer.is_global_zero:
-            log.info("interrupted: %d maps written to %s; the same command goes on from there", self.written, self.out)
+            log.info("interrupted: %d maps written to %s; run the same command again to resume", self.written, self.out)

@@ -33,10 +33,10 @@ CONFIG = ("--config", "-c")
 _MODEL, _CLASS, _INIT = "--model", "--model.class_path", "--model.init_args"
 REMOVED: dict[str, str] = {
     "--beside": "predict with both models into two folders, and compare the .npz files",
-    "--data.batch_size=auto": "contactlm plan --memory 12GB tells the largest batch that fits; give that number",
+    "--data.batch_size=auto": "contactlm plan --memory 12GB prints the largest batch that fits; give that number",
     "--draws": "one set of chains is drawn; another --seed shows how stable the head is",
     "--evaluation.calibration=temperature": "give platt, or null for none",
-    "--measure": "contactlm plan tells memory and FLOPs without a step; a short contactlm fit logs speed/…",
+    "--measure": "contactlm plan estimates memory and FLOPs; a short contactlm fit logs speed/…",
     "--model.shuffled_hits": "the control experiment was removed",
     "--plain": "a checkpoint is always one file",
     "--trainer.strategy.save_distributed_checkpoint=true": "a checkpoint is always one file",
@@ -44,7 +44,7 @@ REMOVED: dict[str, str] = {
 }
 """Flags of earlier versions, by ``--flag`` or ``--flag=value``, with what to do instead."""
 REFUSED: dict[str, str] = {
-    "BatchSizeFinder": "give a size; contactlm plan --memory 12GB tells the largest batch that fits",
+    "BatchSizeFinder": "give a size; contactlm plan --memory 12GB prints the largest batch that fits",
     "LearningRateFinder": "it sets one rate for all weights; compare short runs by --model.optimizer.init_args.lr",
     "ModelPruning": "it masks frozen weights as well; prune what contactlm export --merge writes",
     "SpikeDetection": "no run with it resumes; give the guard of steps that are not finite (--guard.max_skipped)",

@@ -22,9 +22,9 @@ SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all o
 STATUSES = """\
 exit status:
   0    done
-  1    something you can mend, said in one message
-  2    arguments that cannot be understood
-  3    predict, index, benchmark: done, but some inputs had to be skipped (they are named)
+  1    user error, one message
+  2    invalid arguments
+  3    predict, index, benchmark: done, but some inputs were skipped (named above)
   130  interrupted by Ctrl-C (143: by SIGTERM)"""
 
 
@@ -50,7 +50,7 @@ COMMANDS = {
     "test": Command("score a checkpoint on the test set"),
     "predict": Command("write contact maps of sequences and structures"),
     "plan": Command(
-        "tell what a fit costs before it runs: steps, FLOPs, memory by part, and what fits",
+        "estimate the cost of a run: steps, FLOPs, memory by part, and what fits",
         (("contactlm plan --config crop200 --data.train_dir my/train --memory 12GB", "the options are those of fit"),),
         entry="contactlm.cli.plan:plan_command",
     ),
@@ -63,7 +63,7 @@ COMMANDS = {
         (
             (
                 "contactlm head fit --model.pretrained my/ESMC-300M --data.train_dir my/train --out head.safetensors",
-                "from 20 chains; says how stable it is",
+                "from 20 chains",
             ),
             ("contactlm predict --model.pretrained my/ESMC-300M --model.head head.safetensors …", "with that head"),
         ),
@@ -72,7 +72,7 @@ COMMANDS = {
     "pack": Command(
         "write the chains of many structure files as shards to train from, locally or by URL",
         (
-            ("contactlm pack --structures my/train --out my/train-packed --clusters", "goes on where it stopped"),
+            ("contactlm pack --structures my/train --out my/train-packed --clusters", "run again to resume"),
             ("contactlm fit --config crop200 --data.train_dir my/train-packed", "the same samples as from the folder"),
         ),
         entry="contactlm.cli.pack:pack_command",
@@ -83,7 +83,7 @@ COMMANDS = {
         entry="contactlm.cli.index:index_command",
     ),
     "benchmark": Command(
-        "score models on public test sets, beside published figures of the same chains and contract",
+        "score models on public test sets, with published figures of the same chains and contract",
         (
             ("contactlm benchmark list", "the sets, their sources and licences, and the contracts"),
             (

@@ -81,8 +81,8 @@ def file_trouble(error: OSError) -> str:
         return f"{name} cannot be read ({error.strerror}): give files and folders that this user may read"
     return (
         f"{name} cannot be written ({error.strerror}): give a folder that can be, with room (--out, save_dir of "
-        "trainer.logger, checkpoint.dirpath, cache_dir); packing goes on with the same command, a fit goes on with "
-        "--ckpt_path last"
+        "trainer.logger, checkpoint.dirpath, cache_dir); the same command resumes packing, and --ckpt_path last "
+        "resumes a fit"
     )
 
 

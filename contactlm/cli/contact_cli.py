@@ -57,16 +57,16 @@ log = logging.getLogger(__name__)
 
 HOW_HELD = ("pretrained", "backbone_dtype", "quantization")  # of the backbone: flags come before a checkpoint's
 KINDS = (
-    "Files of a map; html: a page; csv: its pairs; pml, cxc, pdb: on its structure, for PyMOL, ChimeraX, as B-factors; "
-    "boltz, chai, protenix, haddock, rosetta, pairs: restraints for these programs, and for others."
+    "Files per map; html: a page; csv: its pairs; pml, cxc, pdb: on its structure (PyMOL, ChimeraX, B-factors); "
+    "boltz, chai, protenix, haddock, rosetta, pairs: restraints for other programs."
 )
 
 
 USAGE = "contactlm {name} [--config NAME_OR_FILE ...] [--GROUP.OPTION VALUE ...]"
 MORE = """\
-Options may be collected in a YAML file for --config, alone or on top of a shipped one; what comes later counts.
-A file whose first line is config: OTHER.yaml is laid over that one. A group may also be given as a file:
---data my_data.yaml. --print_config shows what a command would run with."""
+Options can go into a YAML file for --config, alone or after a shipped config; later values override earlier ones.
+A file whose first line is config: OTHER.yaml extends that file. A group can be a file, too: --data my_data.yaml.
+--print_config shows the resulting options."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -100,17 +100,18 @@ class ContactParser(CommandParser, LightningArgumentParser):
             parser.add_argument("--out", type=str, default="predictions", help="Folder for maps and summary.csv.")
             kinds = list[Literal[FORMATS]]  # type: ignore[valid-type]  # one list of them, for the writers too
             parser.add_argument("--formats", type=kinds, default=list(DEFAULT_FORMATS), help=KINDS)
+            parser.add_argument("--overwrite", type=bool, default=False, help="Recompute unchanged predictions.")
             parser.add_argument(
-                "--overwrite", type=bool, default=False, help="Predict again also what would be the same."
-            )
-            parser.add_argument(
-                "--dtype", type=Literal["float16", "float32"], default="float32", help="Of probabilities in .npz files."
+                "--dtype",
+                type=Literal["float16", "float32"],
+                default="float32",
+                help="Dtype of probabilities in .npz files.",
             )
             parser.add_argument(
                 "--pairs_per_residue",
                 type=float | None,
                 default=RR_PAIRS_PER_RESIDUE,
-                help="Most pairs in an .rr file, times L, the most probable first; null: all with p at least 0.01.",
+                help="Maximum pairs in an .rr file, times L, most probable first; null: all with p at least 0.01.",
             )
             parser.add_argument(
                 "--structure", type=str | None, default=None, help="Structure file to show the maps of sequences on."
@@ -168,9 +169,7 @@ class ContactCLI(LightningCLI):
         parser.add_lightning_class_args(ThroughputMeter, "speed")
         parser.add_lightning_class_args(TensorBoardDashboard, "dashboard")
         parser.add_lightning_class_args(SafeCheckpoint, "checkpoint")
-        parser.add_argument(
-            "--name", type=str, help="Of the run: in its loggers (if not given there), and its directory."
-        )
+        parser.add_argument("--name", type=str, help="Run name, for loggers and directory.")
         parser.add_argument(f"--{OPTION}", type=str, default=DEFAULT, help="The LightningModule, as package.Class.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="After fit, score the test set, if any.")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_plain_seed)
@@ -202,7 +201,7 @@ class ContactCLI(LightningCLI):
         path, folder = find_last(config["trainer"], config["name"], config["checkpoint"]["dirpath"], seed)
         if path is None and self.config["subcommand"] != "fit":
             raise ModelError(f"ckpt_path: last: no last.ckpt in {folder} and below; give the path of a checkpoint")
-        tell("ckpt_path: %s", f"no last.ckpt in {folder} and below: a new run begins" if path is None else path)
+        tell("ckpt_path: %s", f"no last.ckpt in {folder} and below: starting a new run" if path is None else path)
         return None if path is None else str(path)
 
     def before_instantiate_classes(self) -> None:
@@ -347,7 +346,7 @@ class ContactCLI(LightningCLI):
     def after_predict(self) -> None:
         """Say what was written, and let the exit status tell of inputs that could not be used."""
         problems = len(self.datamodule.problems)
-        kept = f", {self.writer.kept} were there already" if self.writer.kept else ""
+        kept = f", {self.writer.kept} already present" if self.writer.kept else ""
         kept += f" ({self.writer.completed} in fewer formats)" if self.writer.completed else ""
         skipped = f", {problems} inputs skipped (named above)" if problems else ""
         there = f"{self.writer.written} maps written to {self.writer.out}{kept}{skipped}"

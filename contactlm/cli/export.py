@@ -20,7 +20,7 @@ def export_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--merge", action="store_true", help="Write a plain Hugging Face checkpoint instead of a PEFT adapter."
     )
-    parser.add_argument("--pretrained", help="The backbone, where it lies elsewhere than when the run was trained.")
+    parser.add_argument("--pretrained", help="Backbone, if it has moved since training.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
     given = parser.parse_args(arguments)
     from contactlm.modules.checkpoint import CHECKPOINT_KEY, CONTACT_HEAD, check_checkpoint  # these take seconds

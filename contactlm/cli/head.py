@@ -35,9 +35,9 @@ def head_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--model.pretrained", type=str, required=True, help="The backbone: hub name or directory.")
     parser.add_argument("--out", type=str, required=True, help="The file to write, such as head.safetensors.")
     parser.add_argument(
-        "--chain_ids", type=str, nargs="+", default=[], help="Chains to fit to, in place of drawn ones."
+        "--chain_ids", type=str, nargs="+", default=[], help="Chains to fit to, instead of random ones."
     )
-    parser.add_argument("--device", type=str, default="auto", help="Where to compute: auto, cpu, cuda, …")
+    parser.add_argument("--device", type=str, default="auto", help="Device: auto, cpu, cuda, …")
     parser.add_class_arguments(HeadFitOptions, as_group=True)
     parser.add_class_arguments(ContactDataModule, "data")
     given = list(arguments)

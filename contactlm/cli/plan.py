@@ -38,7 +38,7 @@ from contactlm.types import ContactLMError, ModelError
 
 MORE = """\
 options:
-  --memory SIZE  also tell the largest batch that fits in so much memory, such as 12GB
+  --memory SIZE  also print the largest batch that fits in this much memory, such as 12GB
   and all of contactlm fit --help; of --model.pretrained only config.json is read"""
 SEEN = 200  # batches that are made to learn how large they are
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}

@@ -28,9 +28,9 @@ from contactlm.report.table import curve_rows, markdown, table_rows
 
 MORE = """\
 Figures, tables and a statement of which arm wins, from the run.json that `contactlm fit` and `contactlm test` write.
-Runs of one arm (the run's name) that differ in their seed are averaged. Runs that differ in what should be equal
-(budget, chains, split, evaluation, precision, weights the training starts from) are named and reported apart, in set1/,
-set2/, ... Runs of several budgets, backbones and seeds are compared pair by pair, at equal tokens."""
+Runs of one arm (the run's name) that differ in their seed are averaged. Runs that differ in budget, chains, split,
+evaluation, precision or starting weights are named and reported separately, in set1/, set2/, ... Runs of several
+budgets, backbones and seeds are compared pair by pair, at equal tokens."""
 REPORT, PAIRED, USUAL_REFERENCE = "report.md", "paired", "crop200"
 FILES = (*(f"{name}.png" for name in FIGURES), "table.csv", "table.md", "curves.csv", PAGE)
 
@@ -44,10 +44,10 @@ def report_command(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN_DIR", help="Run directory, or a folder with some below it.")
+    add("runs", nargs="+", metavar="RUN_DIR", help="Run directory, or a folder of run directories.")
     add("--out", default="report", help="Folder to write (default: report).")
-    add("--mixed", action="store_true", help="One table for all runs, also where they are not equal.")
-    add("--reference", metavar="ARM", help="What arms are compared with, pair by pair (default: crop200, where it is).")
+    add("--mixed", action="store_true", help="One table for all runs, even if they are not comparable.")
+    add("--reference", metavar="ARM", help="Arm that the others are compared with (default: crop200).")
     sys.stdout.write("\n".join(write_report(**vars(parser.parse_args(arguments)))) + "\n")
     return 0
 

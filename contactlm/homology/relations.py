@@ -118,9 +118,9 @@ def find_relations(
     """
     chosen = options.chosen(len(pool))
     if options.program == "auto" and len(pool) > MANY_SEQUENCES:
-        builtin = "the built-in search; MMseqs2 is faster, and is taken where it is installed: "
+        builtin = "the built-in search; MMseqs2 is faster and is used if installed: "
         by = "MMseqs2" if chosen.program == "mmseqs" else f"{builtin}pip install 'contactlm[mmseqs]'"
-        log.info("%d sequences are compared by %s", len(pool), by)
+        log.info("comparing %d sequences by %s", len(pool), by)
     if sides is not None and sides[0].sum() > sides[1].sum():
         sides = sides[1], sides[0]
     search = SEARCHES[chosen.program](pool, chosen, sides, threads or processors())
@@ -159,7 +159,7 @@ def kept_array(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArr
     payload, kind = raw[16:], np.dtype(dtype).newbyteorder("<")
     fits = len(payload) % kind.itemsize == 0 and length in (None, len(payload) // kind.itemsize)
     if raw[:8] != MAGIC or not fits or zlib.crc32(payload).to_bytes(8, "little") != raw[8:16]:
-        log.warning("%s is damaged; the clusters are computed again.", path)
+        log.warning("%s is damaged; recomputing the clusters", path)
         return None
     return np.frombuffer(payload, kind).astype(dtype)
 

@@ -239,8 +239,8 @@ def _check_loaded(name: str, missing: set[str], family: Family, model: Any, own_
         )
     elif not family.published_head and not own_head:
         warnings.warn(
-            f"{name}: {family.name} has no published contact head, and what the checkpoint holds in its place was "
-            "never trained, unless you did so: fit one with `contactlm head fit`, or train it",
+            f"{name}: {family.name} has no published contact head, and the one in the checkpoint is untrained "
+            "unless you trained it: fit one with `contactlm head fit`, or train it",
             stacklevel=5,
         )
 
@@ -272,7 +272,7 @@ def _tell_what_is_left_out(name: str, keys: Iterable[str], family: Family, model
     """Name heads in the checkpoint that nobody here reads, and letters that are unknown to a vocabulary of its own."""
     heads = sorted({".".join(key.split(".")[:2]) for key in keys if not _KNOWN_HEAD.search(key)})
     if heads:
-        log.info(f"{name}: {', '.join(heads)} in the checkpoint: not read here, and left out")
+        log.info(f"{name}: {', '.join(heads)} in the checkpoint are not used")
     vocabulary, letters = getattr(model.config, "vocabulary", None), family.tokens.letters or {}
     if vocabulary and (lost := [letter for letter in LETTERS if letter not in letters]):
         log.info(

@@ -61,7 +61,7 @@ def _trained_on(backbone: str | None, record: Record) -> str:
     begin = "random weights" if backbone is None else Path(backbone).name if Path(backbone).is_dir() else backbone
     equal = record.get("equal") or {}
     if not (chains := equal.get("train")):
-        return f"From {begin}; its run left no record of chains beside the checkpoint."
+        return f"From {begin}; no record of chains is next to the checkpoint."
     kind = "synthetic proteins, of which scores say nothing about biology" if equal.get("synthetic") else "structures"
     lines = f"{chains['chains']:,} chains ({chains['residues']:,} residues) of {kind}, from {begin}"
     return f"{lines}: {record['tokens']:,} tokens in {record['steps']:,} steps."
@@ -78,4 +78,4 @@ def _scores(contract: str, record: Record) -> str:
         for number in ["" if count is None else f"{count:.0f}"]
         for beside in ["" if trivial is None else f"{trivial:.3f}"]
     ]
-    return contract + "\n".join(rows) if rows else "None of this checkpoint are known; `contactlm test` gives them."
+    return contract + "\n".join(rows) if rows else "Unknown for this checkpoint; run `contactlm test --ckpt_path`."

@@ -35,35 +35,33 @@ class ContactModule(PairedModule):
         pretrained: Name on the Hugging Face hub, a local directory in its format, fair-esm's or ESM C's own file
             (``.pt``, ``.pth``), or an installed package with weights (``antiberty``). None: a randomly initialised
             backbone from ``architecture``.
-        architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
-            out: ``esm``); needs ``pretrained`` to be None.
-        head: A contact head's file, as ``contactlm head fit`` writes it, in the place of the backbone's own. It goes
-            into checkpoints and exports, whose own comes before it.
-        lora: Low-rank adapters on the frozen backbone. None leaves LoRA out: then the whole backbone is trained,
-            unless ``freeze_backbone``.
-        freeze_backbone: Train no backbone weight (with ``lora=None``: the contact head alone learns).
-        train_head: Whether the contact head learns.
+        architecture: Configuration of a randomly initialised backbone; ``model_type`` defaults to ``esm``. Requires
+            ``pretrained=None``.
+        head: File of a contact head that ``contactlm head fit`` wrote, instead of the backbone's own. Checkpoints and
+            exports include it; a head in a checkpoint takes precedence.
+        lora: Low-rank adapters on the frozen backbone. None: train the whole backbone, unless ``freeze_backbone``.
+        freeze_backbone: Train no backbone weight (with ``lora=None``: only the contact head learns).
+        train_head: Train the contact head.
         optimizer: Makes the optimizer from the trainable parameters.
-        head_lr_factor: The contact head's learning rate over the others'. Its C weights act on attention maps, whose
-            entries are about 1 / L: a head that starts from nothing learns faster with a larger one. None: 1 for a
-            trained head (published, exported, or given by ``head``), 10 for one that starts from nothing.
+        head_lr_factor: Factor on the contact head's learning rate. Its C weights act on attention maps with entries of
+            about 1 / L, so a head that starts from nothing learns faster with a larger factor. None: 1 for a trained
+            head (published, exported, or given by ``head``), 10 for one that starts from nothing.
         scheduler: Makes a learning rate scheduler, any of torch's; see :class:`contactlm.MapModule`.
         attention: ``"streamed"``: contacts without storing attention maps; ``"fused"``: the same in Triton kernels, on
-            a GPU; ``"plain"``: maps stored, one layer at a time (slow; to check against). ``"auto"`` is ``"streamed"``
-            everywhere: the fused one was not measured on a GPU yet, and must be asked for.
-        activation_checkpointing: Keep only every layer's input for the backward pass and compute the rest again: the
-            same loss and gradients in less memory and more time.
+            a GPU; ``"plain"``: maps stored, one layer at a time (slow; to check against). ``"auto"`` is ``"streamed"``.
+        activation_checkpointing: Keep only every layer's input for the backward pass and recompute the rest: the same
+            loss and gradients in less memory and more time.
         init_seed: Seed of a randomly initialised backbone.
         loss_min_separation: Pairs closer in sequence, |i − j|, are left out of the loss.
-        backbone_dtype: Of the frozen weights, and of products with them: ``bfloat16`` takes half the memory. Adapters,
-            contact head, layer norms, positions, attention maps and loss stay float32. Null is float32.
-        quantization: Hold the frozen weights in 8 or 4 bits (``int8``, ``nf4``), for which ``contactlm[quant]`` is
-            installed; products are in ``backbone_dtype``.
-        window: Residues in one pass when whole chains are scored; None: one pass at any length. Families with learned
-            positions take as many as they reach.
+        backbone_dtype: Dtype of frozen weights and their products: ``bfloat16`` halves their memory. Adapters, contact
+            head, layer norms, positions, attention maps and loss stay float32. Null is float32.
+        quantization: Store frozen weights in 8 or 4 bits (``int8``, ``nf4``; needs ``contactlm[quant]``). Products are
+            in ``backbone_dtype``.
+        window: Residues per pass when whole chains are scored; None: one pass at any length. Families with learned
+            positions take at most as many as they reach.
         overlap: Residues that neighbouring windows share; None: half a window.
         threshold: Probability above which predicted pairs are called contacts; None: the threshold tuned on dev that
-            travels with a checkpoint, 0.5 where there is none.
+            the checkpoint stores, else 0.5.
         pair: A pair head on top of the contact head, which looks at neighbouring pairs and predicts distances as well;
             None: the contact head alone.
 

@@ -67,12 +67,12 @@ class JacobianModule(LanguageModelModule):
     Args:
         pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format, with the language-model
             head. None: a randomly initialised backbone from ``architecture``.
-        architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
-            out: ``esm``); needs ``pretrained`` to be None.
+        architecture: Configuration of a randomly initialised backbone; ``model_type`` defaults to ``esm``. Requires
+            ``pretrained=None``.
         symmetrise: ``"before"`` the norm, or None; with ``masked`` and ``substitutions`` for older checkpoints alone.
         masked: False.
         substitutions: None.
-        cache_dir: Where maps are kept; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
+        cache_dir: Folder for maps; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
         lora: None: there is nothing to adapt.
         freeze_backbone: True: nothing is trained.
         init_seed: Seed of a randomly initialised backbone.

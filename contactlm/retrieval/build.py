@@ -112,5 +112,5 @@ def _open_or_none(folder: Path) -> StructureDatabase | None:
     try:
         return StructureDatabase.open(folder)
     except DataError as error:
-        log.info("the database is made anew: %s", error)
+        log.info("rebuilding the database: %s", error)
         return None

@@ -30,7 +30,7 @@ def outlast_full_disk(what: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        log.warning("%s cannot be written (%s); the run goes on without it", what, error.strerror)
+        log.warning("%s cannot be written (%s); the run continues without it", what, error.strerror)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -58,7 +58,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             self.failures += 1
             self._last_failed = True
             log.warning(
-                "%s: the checkpoint cannot be written (%s; failure %d of this run). The run goes on, and older "
+                "%s: the checkpoint cannot be written (%s; failure %d of this run). The run continues, and older "
                 "checkpoints are kept; free some space, or end the run and resume it with checkpoint.dirpath elsewhere",
                 path,
                 error.strerror or error,

@@ -129,7 +129,7 @@ def test_predict_needs_nothing_but_a_checkpoint(tmp_path: Path, finished: Finish
     stamp = (tmp_path / "results" / "s_A.npz").stat().st_mtime_ns
     (tmp_path / "results" / "one.rr").unlink()  # as a killed run leaves it
     assert main(command) == 3
-    assert "0 maps written to results, 4 were there already (1 in fewer formats)" in capsys.readouterr().out
+    assert "0 maps written to results, 4 already present (1 in fewer formats)" in capsys.readouterr().out
     assert (tmp_path / "results" / "s_A.npz").stat().st_mtime_ns == stamp
     assert np.load(tmp_path / "results" / "one.npz")["probability"].dtype == np.float32
     assert main([*command, "--overwrite=true", "--dtype=float16"]) == 3
@@ -143,7 +143,7 @@ def test_predict_without_a_checkpoint_uses_the_published_head(tmp_path: Path, ti
     assert main([*command, "--trainer.accelerator=cpu"]) == 0
     assert "1 map written to predictions" in capsys.readouterr().out
     assert main([*command, "--trainer.accelerator=cpu"]) == 0
-    assert "0 maps written to predictions, 1 were there already" in capsys.readouterr().out
+    assert "0 maps written to predictions, 1 already present" in capsys.readouterr().out
 
 
 def complaint(capsys: pytest.CaptureFixture, arguments: list[str]) -> str:

@@ -140,7 +140,7 @@ def test_a_killed_packing_is_noticed_and_goes_on(tmp_path: Path) -> None:
         kills += 1
         assert not (out / MANIFEST).exists()
         if (out / "shard-000000.chains").exists():
-            with pytest.raises(DataError, match="packing did not end here"):
+            with pytest.raises(DataError, match="unfinished packed set"):
                 open_packed(str(out), tmp_path, "seqres", "train_dir")
         pack(folder, out, ClusterRule())
         assert bytes_of(out) == clean

@@ -131,8 +131,8 @@ def test_batches_by_cost_go_on_with_what_is_left(work: Path, tiny_esm: Path, pdb
     assert 2400 - 128 < saved["callbacks"]["TokenBudget"]["tokens"] <= 2400 + 128
     left = size - sum(map(len, steps[:5]))
     assert (
-        f"of at most 128 tokens in 1 processes, now of at most 128 tokens in 2: it goes on with the {left} s"
-        in texts[1]
+        f"of at most 128 tokens in 1 processes, now of at most 128 tokens in 2: "
+        f"it finishes the epoch with the remaining {left} s" in texts[1]
     )
     assert "128 tokens in 2 processes, now of at most 128 tokens in 1: " in texts[2]
-    assert "the run that goes on" not in texts[0]
+    assert "the resumed run had" not in texts[0]

@@ -78,7 +78,7 @@ def test_weights_and_the_vocabulary_beside_them_make_a_model(place, tmp_path, ca
     with caplog.at_level("INFO"):
         model = load_esm(str(folder))
     lines = [record.message for record in caplog.records]
-    assert sum("cls.species in the checkpoint: not read here" in line for line in lines) == 1
+    assert sum("cls.species in the checkpoint are not used" in line for line in lines) == 1
     assert sum("5 letters not in its vocabulary (X, B, U, Z, O), read as [UNK]" in line for line in lines) == 1
     assert torch.equal(model.embeddings.word_embeddings.weight, stock.bert.embeddings.word_embeddings.weight)
     family = family_of(model.config)

@@ -195,7 +195,7 @@ def test_the_card_tells_of_the_run(tmp_path: Path, tiny_esm: Path) -> None:
     assert "| test | 3 | `mcc_sep6` | 0.250 | 0.000 |" in card and "1,200 chains (345,678 residues)" in card
     assert "nothing about biology" in card and "5,000 tokens in 7 steps" in card
     card = (export_merged(trained(tiny_esm), tmp_path / "plain") / "README.md").read_text()
-    assert "no record" in card and "None of this checkpoint are known" in card
+    assert "no record" in card and "Unknown for this checkpoint" in card
 
 
 FROM_THE_HUB = """

@@ -50,7 +50,7 @@ class SetFolder:
             return Path(self.name, MANIFEST).read_bytes()
         reason = f"not a packed set (no {MANIFEST})"
         if Path(self.name, SHARD.format(0)).exists():
-            reason = f"packing did not end here (no {MANIFEST}); run the same `contactlm pack` again, which resumes"
+            reason = f"unfinished packed set (no {MANIFEST}); run the same `contactlm pack` again to resume"
         raise DataError(f"{self.name}: {reason}")
 
     def path(self, part: Part) -> Path:

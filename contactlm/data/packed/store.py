@@ -205,8 +205,8 @@ class PackedStore(ChainStore):
         if recorded is None or not rule.allows(recorded):
             made = "without clusters" if recorded is None else f"with clusters of another rule ({recorded})"
             log.info(
-                f"{self.packed.folder.name} was packed {made}: those asked for ({rule}) are computed from all its "
-                "sequences, once; `contactlm pack --clusters` with the options of the run records them"
+                f"{self.packed.folder.name} was packed {made}; computing them ({rule}) from all its sequences, "
+                "once; `contactlm pack --clusters` with the options of the run stores them"
             )
             return None
         return self.packed.index["clusters"][self.all_chains()[0]], recorded.options

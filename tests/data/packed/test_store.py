@@ -352,7 +352,7 @@ def test_what_cannot_be_used_is_said_with_path_and_remedy(own: Path, folder: Pat
     use_all(module(own, tmp_path))  # and all is well again
     manifest.unlink()
     (own / INDEX).unlink()
-    with pytest.raises(DataError, match=r"packing did not end here .*run the same `contactlm pack` again"):
+    with pytest.raises(DataError, match=r"unfinished packed set .*run the same `contactlm pack` again"):
         module(own, tmp_path)
     with pytest.raises(DataError, match=r"in/?\S*: not a packed set \(no manifest\.json"):
         module(f"file://{folder}", tmp_path)
