@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contactlm.maps.complexes import find_interfaces, residue_number
 from contactlm.maps.pairs import LEAST_SEPARATION, MapValues, top_contacts, truth_of
 from contactlm.metrics.ranked import BAND_STARTS
 from contactlm.pages.frame import escape, write_frame
@@ -179,6 +180,10 @@ def write_page(contact_map: MapValues, path: str | Path, beside: MapValues | Non
     """Write the page."""
     load_bokeh()
     maps = [contact_map] if beside is None else [contact_map, beside]
+    if contact_map.contact != maps[-1].contact:
+        raise DataError(
+            f"beside: {maps[-1].id} is of contacts {maps[-1].contact}, but this map of {contact_map.contact}"
+        )
     if any((each.sequence, each.chain_lengths) != (maps[0].sequence, maps[0].chain_lengths) for each in maps):
         raise DataError(
             f"beside: {maps[1].id} is another sequence ({len(maps[1])} residues) than {contact_map.id} "
@@ -247,6 +252,13 @@ def _notes(maps: list[MapValues]) -> list[str]:
         how = {key: value for key, value in each.how.items() if key != "chain_lengths"}
         told = ", ".join(f"{key.replace('_', ' ')} {_word(value)}" for key, value in how.items() if value)
         notes.append(f"{name}: {told or 'not said how'}")
+    for each in find_interfaces(maps[0]):
+        sides = zip(each.chains, each.residues, strict=True)
+        told = "; ".join(f"{name} {' '.join(residue_number(maps[0], i) for i in own) or '-'}" for name, own in sides)
+        notes.append(
+            f"interface {'-'.join(each.chains)}: highest probability {each.highest:.3f}, {each.expected:.1f} contacts "
+            f"expected, mean of the ten highest {each.top10:.3f}; residues above the threshold: {told}"
+        )
     residues = _first_residues(maps)
     if residues is not None:
         kind = "the protein's own" if residues.is_own else f"a relative's ({residues.identity:.0%} the same residues)"
