@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
@@ -40,14 +40,15 @@ from contactlm.data.sources import check_sources
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE
 from contactlm.maps.restraints import RestraintOptions
 from contactlm.modules.base import MapModule
-from contactlm.modules.checkpoint import check_checkpoint, found_backbone
+from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, found_backbone
 from contactlm.modules.predict import DEFAULT, OPTION
 from contactlm.modules.sharded import check_strategy_options
+from contactlm.modules.trained_weights import defined_contact
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last, outlast_full_disk
 from contactlm.runs.directory import RUN_NAME, RunConfig, claim_directory, make_logger, names_instead, run_directory
 from contactlm.shipped import config_folder
 from contactlm.structure.contacts import contact_labels
-from contactlm.types import ModelError
+from contactlm.types import ContactDefinition, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +172,10 @@ class ContactCLI(LightningCLI):
             path = self.config[subcommand]["ckpt_path"] = self._find_last(self.config[subcommand])
         if path and path not in NOT_PATHS:
             checkpoint = check_checkpoint(path)
+            kept = defined_contact(checkpoint[CHECKPOINT_KEY])
+            data = self.config[subcommand]["data"]
+            if data["contact"] is None and kept != ContactDefinition():  # files are read before the checkpoint is
+                data["contact"] = Namespace(vars(kept))
         model = self.config[subcommand]["model"]
         given = {name: model[name] for name in HOW_HELD if name in model}
         super()._parse_ckpt_path()
@@ -332,7 +337,8 @@ class ContactCLI(LightningCLI):
             id=store.ids[index],
             chain_lengths=None if store.chain_lengths is None else store.chain_lengths[index],
         )
-        predicted.labels = contact_labels(torch.tensor(store.cb_of(index))[None])[0].numpy()
+        labels = contact_labels(torch.tensor(store.cb_of(index))[None], self.model.contact.below)
+        predicted.labels = labels[0].numpy()
         path = Path(run_directory(self.trainer) or ".") / f"{file_name(store.ids[index])}.png"
         with outlast_full_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)

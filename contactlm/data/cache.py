@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -89,6 +89,7 @@ class StructureCache:
         workers: Processes that parse; 0 parses in this process, None takes one for each available processor.
         progress: Whether to show a progress bar while files are parsed.
         models: ``"first"`` or ``"copies"``, as for :func:`contactlm.read_chains`.
+        atom: ``"ca"``: keep C-alphas in the place of C-betas, for contacts between these.
     """
 
     def __init__(
@@ -98,9 +99,10 @@ class StructureCache:
         workers: int | None = None,
         progress: bool = True,
         models: str = "first",
+        atom: str = "cb",
     ) -> None:
         self.directory = Path(directory).expanduser() if directory else default_cache_dir()
-        self.sequence, self.models = sequence, models
+        self.sequence, self.models, self.atom = sequence, models, atom
         self.workers = processors() if workers is None else workers
         self.progress = progress
         self._warned = False
@@ -143,7 +145,8 @@ class StructureCache:
                 problems[str(path)] = f"cannot be read ({error.strerror or error})"
                 continue
             seen[name] = [*mark, content]
-            keys[path] = _digest(str(content), path.name, self.sequence, self.models, str(READER_VERSION))
+            other = [] if self.atom == "cb" else [self.atom]
+            keys[path] = _digest(str(content), path.name, self.sequence, self.models, str(READER_VERSION), *other)
         if any(known.get(name) != entry for name, entry in seen.items()):
             # other lists of the same folders share the index; what is gone is dropped
             now = _read_index(index_path).items()
@@ -175,7 +178,7 @@ class StructureCache:
 
     def _task(self) -> Task:
         """What reads some files, in this process or another."""
-        return partial(parse_task, sequence=self.sequence, models=self.models)
+        return partial(parse_task, sequence=self.sequence, models=self.models, atom=self.atom)
 
     def _parse(self, items: Sequence[Item]) -> Iterator[Result]:
         """Parse files, with a progress bar that shows files, rate and failures."""
@@ -220,14 +223,15 @@ def progress_bar(what: str, unit: str, total: int, shown: bool = True, initial: 
     return tqdm(total=total, initial=initial, desc=what, unit=unit, leave=False, dynamic_ncols=True, **hidden)
 
 
-def parse_task(task: Sequence[Item], sequence: str, models: str = "first") -> list[Result]:
+def parse_task(task: Sequence[Item], sequence: str, models: str = "first", atom: str = "cb") -> list[Result]:
     """Read some files; a file that cannot be read becomes an empty entry with the reason."""
     done = []
     for i, path in task:
         try:
-            done.append(
-                (i, ChainStore.from_chains(read_chains(path, sequence=sequence, models=models), {"problem": None}))
-            )
+            chains = read_chains(path, sequence=sequence, models=models)
+            if atom == "ca":
+                chains = [replace(chain, cb=chain.ca) for chain in chains]
+            done.append((i, ChainStore.from_chains(chains, {"problem": None})))
         except StructureError as error:
             done.append((i, ChainStore.from_chains([], {"problem": error.reason})))
         except MemoryError:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from contactlm.maps.contact_map import ContactMap
 from contactlm.maps.full_map import FullMap
-from contactlm.model.adapter import load_adapter, read_adapter
+from contactlm.model.adapter import load_adapter, read_about, read_adapter
 from contactlm.model.backbone import AttentionName, ContactBackbone
 from contactlm.model.families.family import family_of
 from contactlm.model.frozen_weights import DtypeName, QuantizationName
@@ -142,6 +142,7 @@ class ContactModule(LanguageModelModule):
             )
         load_adapter(module.backbone.esm, adapter)
         module.tuned_threshold, module.calibration = adapter.tuned_threshold, adapter.calibration
+        module.take_definition(read_about(directory))
         return module
 
     def setup(self, stage: str) -> None:
