@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count, islice, product
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Literal
 
 import numpy as np
@@ -156,16 +158,10 @@ def residue_positions(chain_lengths: Sequence[int], jump: int = CHAIN_JUMP) -> N
     return np.arange(len(numbers)) + jump * numbers
 
 
-def chain_letters(count: int) -> list[str]:
+def chain_letters(number: int) -> list[str]:
     """Names for chains that have none: A, B, … Z, AA, AB, …."""
-    names = []
-    for number in range(1, count + 1):
-        name = ""
-        while number:
-            number, letter = divmod(number - 1, 26)
-            name = chr(ord("A") + letter) + name
-        names.append(name)
-    return names
+    every = (product(ascii_uppercase, repeat=length) for length in count(1))
+    return ["".join(letters) for letters in islice(chain.from_iterable(every), number)]
 
 
 def split_chains(text: str) -> tuple[str, list[int] | None]:

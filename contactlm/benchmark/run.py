@@ -21,7 +21,7 @@ from contactlm.data.leakage import training_identity
 from contactlm.data.training_set import kept_training
 from contactlm.homology.relations import ClusterOptions
 from contactlm.modules.predict import load_model
-from contactlm.types import DataError
+from contactlm.types import ContactDefinition, ContactLMError, DataError
 
 if TYPE_CHECKING:
     from contactlm.retrieval.database import StructureDatabase
@@ -107,6 +107,11 @@ def _figures(asked: BenchmarkSet) -> list[PublishedFigure]:
 def _score(name: str, location: str, results: Sequence[SetResult], options: BenchmarkOptions) -> None:
     """Score a model on all sets, on a GPU where there is one."""
     module = load_model(location, options.head)
+    if module.contact != ContactDefinition():
+        raise ContactLMError(
+            f"{name}: {location} predicts contacts {module.contact}, and benchmarks score {ContactDefinition()}; two "
+            "definitions are never compared"
+        )
     if torch.accelerator.is_available():
         module = module.to(torch.accelerator.current_accelerator())
     remembered = kept_training(location) if location.endswith(".ckpt") else None

@@ -21,7 +21,9 @@ from contactlm.structure.contacts import contact_map
 if TYPE_CHECKING:
     from contactlm.retrieval.database import StructureDatabase
 
-SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long", "p_at_L2_long", "p_at_L5_long", "auprc_sep6")
+SCORES = (
+    *("mcc_sep6", "mcc", "mcc_long", "p_at_L_long", "p_at_L2_long", "p_at_L5_long", "auprc_sep6", "r_precision_long"),
+)
 TRIVIAL = "trivial (|i − j| ≤ 2)"
 COPY = "copy of the best hit"
 TUNED = "mcc_sep6_tuned"

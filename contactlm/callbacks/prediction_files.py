@@ -22,24 +22,32 @@ from numpy.typing import NDArray
 
 from contactlm.atomic import FileNames, write_csv
 from contactlm.callbacks.record import module_facts
+from contactlm.maps.complexes import Interface, residue_number
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
 from contactlm.maps.pairs import OUTSIDE
-from contactlm.maps.restraints import RESTRAINTS, TOOLS, RestraintOptions, endings
+from contactlm.maps.restraints import TOOLS, RestraintOptions, write_restraints
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.pages.frame import escape, write_frame
-from contactlm.types import CHAIN_JUMP, ContactLMError, DataError, StructureError, residue_positions, singular
+from contactlm.types import (
+    CHAIN_JUMP,
+    ContactDefinition,
+    ContactLMError,
+    DataError,
+    StructureError,
+    residue_positions,
+    singular,
+)
 
 log = logging.getLogger(__name__)
 
 SUMMARY = "summary.csv"
 SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
+INTERFACES = tuple(f"inter_{name}" for name in ("chains", "highest", "expected", "top10", "residues"))
 COLUMNS = (
     *("id", "file", "length", "threshold", "contacts_sep6", "confidence", "hits", "seconds"),
-    *(*SCORES, CONFIDENCE, OUTSIDE, "formats", "input", "model", "options"),
+    *(*SCORES, CONFIDENCE, OUTSIDE, *INTERFACES, "formats", "input", "model", "options"),
 )
-FILE_OPTIONS = frozenset(
-    ["dtype", "pairs_per_residue", "restraints"]
-)  # decide no map but a kind of file, which results may lack
+FILE_OPTIONS = frozenset(["dtype", "pairs_per_residue", "restraints"])  # decide no map but files that may be lacking
 DIGITS = 16  # hexadecimal, of a checksum
 NAMED = 5  # proteins that a message names
 FORMATS = (*(suffix.removeprefix(".") for suffix in WRITERS), *TOOLS)
@@ -88,10 +96,19 @@ def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
     line[OUTSIDE] = predicted.how.get(OUTSIDE, "")
     if CONFIDENCE in predicted.how:
         line[CONFIDENCE] = f"{predicted.how[CONFIDENCE]:.4f}"
+    found = predicted.interfaces()
+    rows = [("-".join(one.chains), *(f"{v:.4f}" for v in one[1:4]), _residues_of(predicted, one)) for one in found]
+    line |= {name: " ".join(values) for name, values in zip(INTERFACES, zip(*rows, strict=True), strict=False)}
     if predicted.labels is not None:
         scores = predicted.scores()
         line |= {name: f"{scores[name]:.4f}" for name in SCORES if not (predicted.is_ranked and "mcc" in name)}
     return line
+
+
+def _residues_of(predicted: ContactMap, interface: Interface) -> str:
+    """The residues of an interface in one word, such as ``A:52A,A:99,B:3``."""
+    sides = zip(interface.chains, interface.residues, strict=True)
+    return ",".join(f"{chain}:{residue_number(predicted, i)}" for chain, own in sides for i in own) or "-"
 
 
 def confidence(predicted: ContactMap) -> float:
@@ -139,12 +156,14 @@ class Maker:
 def find_maker(trainer: L.Trainer, module: L.LightningModule, more: Mapping[str, Any]) -> Maker:
     """Look up what predicts, with further options of files; a collective call where weights are spread out."""
     windows, fitted = getattr(module, "windows", None), getattr(module, "applied_calibration", None)
+    contact = getattr(module, "contact", ContactDefinition())
     options = {
         "window": getattr(windows, "window", None),
         "overlap": getattr(windows, "least_overlap", None),
         "threshold": getattr(module, "call_threshold", None),
         "calibration": None if fitted is None else _hash_of(fitted.to_dict()).hexdigest()[:DIGITS],
         "precision": str(trainer.precision),
+        "contact": None if contact == ContactDefinition() else str(contact).replace(" ", ""),
         "chain_jump": jump if (jump := getattr(module, "chain_jump", CHAIN_JUMP)) != CHAIN_JUMP else None,
         "structures": module_facts(module, "equal").get("structures", {}).get("checksum"),
         **module_facts(module, "reads"),
@@ -268,7 +287,7 @@ class MapFiles:
 
     def paths(self, name: str, kind: str) -> list[Path]:
         """The files of a kind: programs may want two."""
-        return [self.out / f"{self.names.of(name)}{ending}" for ending in endings([kind])]
+        return [self.out / f"{self.names.of(name)}{ending}" for ending in TOOLS.get(kind, (f".{kind}",))]
 
     def missing(self, line: Mapping[str, str]) -> list[str]:
         """The kinds that a protein lacks of those that it should have, by its line of the summary."""
@@ -302,7 +321,7 @@ class MapFiles:
                     write_rr(predicted, path, pairs_per_residue=self.pairs_per_residue)
                 elif kind in TOOLS:
                     for each, ending in zip(self.paths(predicted.id, kind), TOOLS[kind], strict=True):
-                        RESTRAINTS[ending](predicted, each, self.restraints)
+                        write_restraints(predicted, each, ending, self.restraints)
                 else:
                     predicted.save(path)
         except (DataError, StructureError) as error:  # it fits no PDB file, say
@@ -359,12 +378,8 @@ def _table(lines: Mapping[str, Mapping[str, str]], thumbnails: Mapping[str, str]
     ]
     rows = []
     for name, line in sorted(lines.items()):
-        paths = {
-            ending: path
-            for kind in FORMATS
-            for ending, path in zip(endings([kind]), files.paths(name, kind), strict=True)
-        }
-        links = {ending[1:]: quote(path.name) for ending, path in paths.items() if path.is_file()}
+        there = [path for kind in FORMATS for path in files.paths(name, kind) if path.is_file()]
+        links = {path.name[len(files.names.of(name)) + 1 :]: quote(path.name) for path in there}
         opened = next((links[kind] for kind in OPENED if kind in links), None)
         numbers = [_number(line.get(key)) for key in ("length", "contacts_sep6", "confidence", *scores)]
         rows.append(

@@ -25,6 +25,7 @@ from contactlm.runs.checkpoint_io import outlast_full_disk
 from contactlm.runs.directory import run_directory
 from contactlm.runs.record_file import RUN_FILE, write_run
 from contactlm.shipped import __version__
+from contactlm.types import ContactDefinition
 
 # Scores kept of every look at dev; the last look and the test keep all.
 HISTORY = ("mcc", "mcc_sep6", "mcc_short", "mcc_medium", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
@@ -232,6 +233,7 @@ def equal_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]
     """What has to be equal in runs that are compared; what a run does not have (a test run: a budget) is left out."""
     data, evaluation = _data_of(trainer), find_callback(trainer, ContactEvaluation)
     windows, family = getattr(module, "windows", None), getattr(module, "family", None)
+    contact = getattr(module, "contact", ContactDefinition())
     facts = {
         "test": chain_set(trainer, "test"),
         "synthetic": is_synthetic(trainer),
@@ -242,6 +244,7 @@ def equal_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]
         "min_length": getattr(data, "min_length", None),
         "precision": str(trainer.precision),
         **({} if family is None else {"family": family.name}),
+        **({} if contact == ContactDefinition() else {"contact": str(contact)}),
         **weights_facts(module),
         **module_facts(module, "equal"),
     }

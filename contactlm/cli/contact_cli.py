@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer
@@ -43,15 +43,16 @@ from contactlm.data.sources import check_sources, find_sources
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap
 from contactlm.maps.restraints import RestraintOptions
 from contactlm.modules.base import MapModule
-from contactlm.modules.checkpoint import check_checkpoint, found_backbone
-from contactlm.modules.predict import DEFAULT
+from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, found_backbone
+from contactlm.modules.predict import DEFAULT, OPTION
 from contactlm.modules.sharded import check_strategy_options
+from contactlm.modules.trained_weights import defined_contact
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last, outlast_full_disk
 from contactlm.runs.directory import RUN_NAME, RunConfig, claim_directory, make_logger, names_instead, run_directory
 from contactlm.shipped import OPTION, config_folder
 from contactlm.structure.contacts import contact_labels
 from contactlm.structure.files import split_name
-from contactlm.types import ModelError, singular
+from contactlm.types import ContactDefinition, ModelError, singular
 
 log = logging.getLogger(__name__)
 
@@ -181,8 +182,12 @@ class ContactCLI(LightningCLI):
         path = config.get("ckpt_path")
         if path == "last":
             path = config["ckpt_path"] = self._find_last(config)
-        self._backbone = found_backbone(check_checkpoint(path)) if path and path not in NOT_PATHS else None
+        checkpoint = check_checkpoint(path) if path and path not in NOT_PATHS else None
+        self._backbone = None if checkpoint is None else found_backbone(checkpoint)
         self._held = {name: config["model"][name] for name in HOW_HELD if name in config["model"]}
+        if checkpoint is not None and config["data"]["contact"] is None:  # files are read before the checkpoint is
+            kept = defined_contact(checkpoint[CHECKPOINT_KEY])
+            config["data"]["contact"] = None if kept == ContactDefinition() else Namespace(vars(kept))
 
     def _hold_as_asked(self) -> None:
         """Let flags come before a checkpoint's options of how the backbone is held."""
@@ -363,7 +368,8 @@ class ContactCLI(LightningCLI):
             id=store.ids[index],
             chain_lengths=None if store.chain_lengths is None else store.chain_lengths[index],
         )
-        predicted.labels = contact_labels(torch.tensor(store.cb_of(index))[None])[0].numpy()
+        labels = contact_labels(torch.tensor(store.cb_of(index))[None], self.model.contact.below)
+        predicted.labels = labels[0].numpy()
         path = Path(run_directory(self.trainer) or ".") / f"{file_name(store.ids[index])}.png"
         with outlast_full_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)

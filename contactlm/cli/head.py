@@ -30,7 +30,8 @@ def head_command(arguments: Sequence[str]) -> int:
     """Run ``contactlm head``; the exit status is 0."""
     parser = HeadParser(
         "contactlm head fit",
-        description="Fit a contact head: L1-regularised logistic regression on attention maps (Rao et al. 2021).",
+        description="Fit a contact head: L1-regularised logistic regression on attention maps (Rao et al. 2021), or, "
+        "with --method top, the mean of the best maps.",
     )
     parser.add_argument("--model.pretrained", type=str, required=True, help="The backbone: hub name or directory.")
     parser.add_argument("--out", type=str, required=True, help="The file to write, such as head.safetensors.")
@@ -38,7 +39,7 @@ def head_command(arguments: Sequence[str]) -> int:
         "--chain_ids", type=str, nargs="+", default=[], help="Chains to fit to, instead of random ones."
     )
     parser.add_argument("--device", type=str, default="auto", help="Device: auto, cpu, cuda, …")
-    parser.add_class_arguments(HeadFitOptions, as_group=True)
+    parser.add_class_arguments(HeadFitOptions, as_group=True, skip={"below"})
     parser.add_class_arguments(ContactDataModule, "data")
     given = list(arguments)
     if given[:1] == [_TASK]:
@@ -51,10 +52,11 @@ def head_command(arguments: Sequence[str]) -> int:
 
 def _fit(given: Any, config: Any) -> int:
     names = HeadFitOptions.__dataclass_fields__
-    options = HeadFitOptions(**{name: getattr(config, name) for name in names})
+    data: ContactDataModule = given.data
+    own = {name: getattr(config, name) for name in names if name != "below"}
+    options = HeadFitOptions(**own, below=data.definition.below)
     check_sources("fit", config.data)
     make_solver(1.0)  # or it is not installed: before anything is read
-    data: ContactDataModule = given.data
     data.prepare_data()
     data.setup("fit")
     if "dev" not in data.chains:
@@ -65,7 +67,8 @@ def _fit(given: Any, config: Any) -> int:
     fit = fit_head(backbone, data.chains["train"], data.chains["dev"], options, config.chain_ids)
     family = backbone.family
     about = {"version": __version__, "family": family.name, "backbone": pretrained, "backbone_checksum": checksum}
-    facts = {"chains": fit.ids, "strength": fit.strength, "held_out_p_at_L_long": fit.scores[fit.strength]}
+    about |= {"contact": str(data.definition), "method": options.method}
+    facts = {"chains": fit.ids, "strength": fit.strength, "held_out_p_at_L_long": fit.score}
     write_head(config.out, fit.head.weight[None], torch.tensor([fit.head.bias]), about | facts)
     sys.stdout.write(f"{_report(fit, family.name, options)}\n{config.out} written\n")
     return 0
@@ -82,11 +85,12 @@ def _device(name: str) -> torch.device:
 def _report(fit: HeadFit, family: str, options: HeadFitOptions) -> str:
     """What was fitted, on what, and how well it does."""
     maps, (pairs, contacts) = len(fit.head.weight), fit.pairs
+    by = "number of maps, on the fitting chains" if options.method == "top" else "strength"
     scores = ", ".join(f"{strength:g}: {score:.3f}" for strength, score in fit.scores.items())
     lines = [
         f"{family}: {len(fit.ids)} chains, {pairs} pairs at least {options.min_separation} apart, {contacts} contacts",
         f"heads used           {int(fit.head.weight.count_nonzero())} of {maps}, bias {fit.head.bias:.3f}",
-        f"P@L long, held out   {fit.scores[fit.strength]:.3f} ({fit.held_out} chains; by strength {scores})",
+        f"P@L long, held out   {fit.score:.3f} ({fit.held_out} chains; by {by} {scores})",
     ]
     if not math.isnan(fit.own_score):
         lines.append(f"the backbone's own   {fit.own_score:.3f}")

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -68,7 +68,7 @@ class StructureCache:
     """Reads structure files through a cache; where its folder cannot be written, a warning says so.
 
     ``sequence`` and ``models`` are those of :func:`contactlm.read_chains`. ``workers`` processes parse; 0 parses in
-    this process, None takes one for each available processor.
+    this process, None takes one for each available processor. ``atom="ca"`` keeps C-alphas in place of C-betas.
     """
 
     def __init__(
@@ -78,9 +78,10 @@ class StructureCache:
         workers: int | None = None,
         progress: bool = True,
         models: str = "first",
+        atom: str = "cb",
     ) -> None:
         self.directory = Path(directory).expanduser() if directory else default_cache_dir()
-        self.sequence, self.models = sequence, models
+        self.sequence, self.models, self.atom = sequence, models, atom
         self.workers = processors() if workers is None else workers
         self.progress = progress
 
@@ -118,7 +119,8 @@ class StructureCache:
                 problems[str(path)] = f"cannot be read ({error.strerror or error})"
                 continue
             seen[name] = [*mark, content]
-            keys[path] = _digest(str(content), path.name, self.sequence, self.models, str(READER_VERSION))
+            other = [] if self.atom == "cb" else [self.atom]
+            keys[path] = _digest(str(content), path.name, self.sequence, self.models, str(READER_VERSION), *other)
         if any(known.get(name) != entry for name, entry in seen.items()):
             # other lists of the same folders share the index; what is gone is dropped
             now = _read_index(index_path).items()
@@ -150,7 +152,7 @@ class StructureCache:
 
     def _task(self) -> Task:
         """What reads some files, in this process or another."""
-        return partial(parse_task, sequence=self.sequence, models=self.models)
+        return partial(parse_task, sequence=self.sequence, models=self.models, atom=self.atom)
 
     def _parse(self, items: Sequence[Item]) -> Iterator[Result]:
         """Parse files, with a progress bar that shows files, rate and failures."""
@@ -186,11 +188,14 @@ def progress_bar(what: str, unit: str, total: int, shown: bool = True, initial: 
     return tqdm(total=total, initial=initial, desc=what, unit=unit, leave=False, dynamic_ncols=True, **hidden)
 
 
-def parse_task(task: Sequence[Item], sequence: str, models: str = "first") -> list[Result]:
+def parse_task(task: Sequence[Item], sequence: str, models: str = "first", atom: str = "cb") -> list[Result]:
     """Read some files; a file that cannot be read becomes an empty entry with the reason."""
 
     def read(path: Path) -> ChainStore:
-        return ChainStore.from_chains(read_chains(path, sequence=sequence, models=models), {"problem": None})
+        chains = read_chains(path, sequence=sequence, models=models)
+        if atom == "ca":
+            chains = [replace(chain, cb=chain.ca) for chain in chains]
+        return ChainStore.from_chains(chains, {"problem": None})
 
     return [(i, entry_of(read, path)) for i, path in task]
 

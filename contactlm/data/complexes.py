@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,6 @@ from contactlm.types import SEPARATOR, DataError
 
 OPTION = "pairs"
 TABLE = "a CSV file with a line for each complex: the ids of its chains, such as 1abc_H,1abc_L"
-
-
-@dataclass
-class Assembled:
-    """Complexes, and the lines that named none."""
-
-    store: ChainStore
-    problems: dict[str, str] = field(default_factory=dict)  # by line
 
 
 def read_pairs(path: str | Path) -> dict[str, list[str]]:
@@ -45,13 +37,18 @@ def read_pairs(path: str | Path) -> dict[str, list[str]]:
     return rows
 
 
-def assemble(store: ChainStore, rows: dict[str, list[str]], keeps_coordinates: bool) -> Assembled:
+def assemble(
+    store: ChainStore, rows: dict[str, list[str]], keeps_coordinates: bool
+) -> tuple[ChainStore, dict[str, str]]:
     """Make an entry of the chains of each row, called ``first:second``; a chain may be in several.
 
     Args:
         store: Chains or complexes; ``file_of_chain`` in its meta data becomes the row's number.
         rows: Ids by line, as :func:`read_pairs` gives them; a file's only chain may be named by the file's stem.
         keeps_coordinates: Whether coordinates of different files are in one frame; else the complex has none.
+
+    Returns:
+        The complexes; and by line, why there is none.
     """
     stems = Counter(name.rpartition("_")[0] for name in store.ids)
     number_of = {stem: n for n, name in enumerate(store.ids) if stems[stem := name.rpartition("_")[0]] == 1}
@@ -68,17 +65,16 @@ def assemble(store: ChainStore, rows: dict[str, list[str]], keeps_coordinates: b
     laid = ChainStore.concatenate([replace(laid, chain_lengths=None)])
     ends = np.cumsum([0, *(len(row) for row in found)]).tolist()
     spans = [slice(*ends[k : k + 2]) for k in range(len(found))]
-    cb = laid.cb if keeps_coordinates else np.full_like(laid.cb, np.nan)
     joined = replace(
         laid,
         ids=[SEPARATOR.join(store.ids[number] for number in row) for row in found],
         starts=laid.starts[ends[:-1]],
         lengths=np.array([laid.lengths[span].sum() for span in spans], dtype=np.int64),
-        cb=cb,
+        cb=laid.cb if keeps_coordinates else np.full_like(laid.cb, np.nan),
         meta={**store.meta, "file_of_chain": list(range(len(found)))},
         chain_lengths=[tuple(length for part in each[span] for length in part) for span in spans],
     )
-    return Assembled(joined, problems)
+    return joined, problems
 
 
 def rows_of(rows: dict[str, list[str]], store: ChainStore) -> dict[str, list[str]]:

@@ -44,7 +44,7 @@ from contactlm.data.training_set import NAME as KEPT_TRAINING
 from contactlm.data.training_set import check_same_run, describe_chains, kept_training, other_chains
 from contactlm.homology.cluster import ClusterOptions
 from contactlm.structure.files import is_structure_name
-from contactlm.types import CHAIN_JUMP, DataError
+from contactlm.types import CHAIN_JUMP, ContactDefinition, DataError
 
 NEEDED = {"fit": ("train", "test"), "validate": ("train",), "test": ("test",), "predict": ()}  # sources, by stage
 log = logging.getLogger(__name__)
@@ -86,6 +86,8 @@ class ContactDataModule(L.LightningDataModule):
         cluster: When two sequences are related, for the split, the leak report and the scores by identity.
         min_length: Skip shorter chains, in training and evaluation.
         min_known: Skip chains with a smaller share of known residues (not X) among the resolved ones.
+        contact: When two residues touch: which atoms (``cb``, ``ca``) are how near (6 to 12 Å); None: as the checkpoint
+            was trained, C-betas below 8 Å in a new run. Two definitions are never compared.
         sequence: ``"seqres"``: full sequences, unresolved residues included; ``"observed"``: resolved residues only.
         assembly: ``"chain"``: each chain is a sample; ``"complex"``: all protein chains of a file (in a biological
             assembly, of all models) are one sample, with a jump in the positions between chains. Copies and short
@@ -137,6 +139,7 @@ class ContactDataModule(L.LightningDataModule):
         cluster: ClusterOptions = ClusterOptions(),  # noqa: B008 - frozen; shown by --help
         min_length: int = 30,
         min_known: float = MIN_KNOWN,
+        contact: ContactDefinition | None = None,
         sequence: Literal["seqres", "observed"] = "seqres",
         assembly: Literal["chain", "complex"] = "chain",
         chain_jump: int | None = None,
@@ -162,7 +165,8 @@ class ContactDataModule(L.LightningDataModule):
         check_positive(chain_jump=1 if chain_jump is None else chain_jump)
         self.assembly, self.predict_paths, self.pairs, self.chain_jump = assembly, predict_paths, pairs, chain_jump
         models = "copies" if assembly == "complex" else "first"
-        self._cache = partial(StructureCache, cache_dir, sequence, read_workers, models=models)
+        self._reader = partial(StructureCache, cache_dir, sequence, read_workers, models=models)
+        self.contact = contact
         self.split, self.cluster, self.weights = split, cluster, weights
         self.bound = CostBound.of_options(batch_tokens, batch_pairs)
         self._train_clusters: NDArray[np.int64] | None = None
@@ -281,10 +285,8 @@ class ContactDataModule(L.LightningDataModule):
             raise DataError(f"{option}: {path}: {reason} (one of {len(report.problems)} files that cannot be read)")
         store = join_chains(store) if self.assembly == "complex" else source.wanted(store)
         if self.pairs is not None:
-            assembled = assemble(store, rows_of(read_pairs(self.pairs), store), keeps_coordinates=True)
-            store = assembled.store
-            if self._is_main_process:
-                name_problems(assembled.problems)
+            store, problems = assemble(store, rows_of(read_pairs(self.pairs), store), keeps_coordinates=True)
+            name_problems(problems if self._is_main_process else {})
         selection = select_chains(store, report, self.min_length, self.min_known)
         if self._is_main_process:
             selection.tell(option, source.location)
@@ -384,7 +386,22 @@ class ContactDataModule(L.LightningDataModule):
         return self._whole(left) if len(left) else []
 
     def _whole(self, store: ChainStore) -> DataLoader[Any]:
+        learnt = self.definition if self.trainer is None else getattr(self.trainer.lightning_module, "contact", None)
+        if learnt not in (None, self.definition):
+            raise DataError(
+                f"contact: {self.definition} given, but the model predicts contacts {learnt}; leave it out, or "
+                "train with it"
+            )
         return whole_loader(store, self.evaluation_size, *self._rank(), self.jump, **self._loader_options())
+
+    def _cache(self, **options: Any) -> StructureCache:
+        return self._reader(atom=self.definition.atom, **options)
+
+    @property
+    def definition(self) -> ContactDefinition:
+        """When two residues touch: what is given, else the module's."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return self.contact or getattr(module, "contact", ContactDefinition())
 
     @property
     def jump(self) -> int:

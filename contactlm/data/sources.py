@@ -70,6 +70,11 @@ class Source:
             fetched = [self.folder / f"{entry}.cif.gz" for entry in entries]
             return cache.load([path for path in fetched if path.is_file()])
         if is_packed(self.location):
+            if cache.atom != "cb":
+                raise DataError(
+                    f"{self.option}: {self.location}: packed sets hold C-betas, and contact.atom is {cache.atom}; give "
+                    "the structure files"
+                )
             return open_packed(self.location, cache.directory, cache.sequence, self.option)
         paths = find_structures(self.location, self.option)
         store, report = cache.load(paths)
@@ -170,9 +175,9 @@ def read_predict_inputs(
     origins = [path for path, store in zip(paths, stores, strict=True) for _ in store.ids]
     inputs.files = {id: path for id, path in zip(inputs.store.ids, origins, strict=True) if is_structure_name(path)}
     if pairs is not None:  # which need no common frame: they are predicted from their sequences
-        assembled = assemble(inputs.store, read_pairs(pairs), keeps_coordinates=False)
-        inputs.store, inputs.files = _with_distinct_ids(assembled.store, inputs.notes), {}
-        inputs.problems |= assembled.problems
+        store, problems = assemble(inputs.store, read_pairs(pairs), keeps_coordinates=False)
+        inputs.store, inputs.files = _with_distinct_ids(store, inputs.notes), {}
+        inputs.problems |= problems
     return inputs
 
 

@@ -14,7 +14,6 @@ from contactlm.maps.pairs import LEAST_SEPARATION, MapValues, highest
 
 MERGED = "chains of one sequence have the mean of their blocks"
 DISCOUNTED = f"{MERGED}; p between them is multiplied by 1 - p within one, of pairs {LEAST_SEPARATION} or more apart"
-
 TOP = 10  # pairs
 
 
@@ -80,6 +79,13 @@ class Interface(NamedTuple):
     expected: float
     top10: float
     residues: tuple[list[int], list[int]]
+
+
+def residue_number(contact_map: MapValues, i: int) -> str:
+    """A residue's number in its structure, or else in its chain, counted from 1."""
+    if contact_map.residues is not None and contact_map.residues.numbers[i]:
+        return contact_map.residues.numbers[i]
+    return str(next(i - span.start + 1 for span in chain_spans(contact_map.chain_lengths) if i < span.stop))
 
 
 def find_interfaces(contact_map: MapValues, threshold: float | None = None) -> list[Interface]:

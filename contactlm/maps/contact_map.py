@@ -33,7 +33,7 @@ from contactlm.maps.pairs import (
     write_pairs,
     write_rr,
 )
-from contactlm.maps.restraints import RESTRAINTS, RestraintOptions
+from contactlm.maps.restraints import RESTRAINTS, write_restraints
 from contactlm.metrics.ranked import check_probability
 from contactlm.pages.frame import escape
 from contactlm.structure.numbered import FileResidues, find_residues
@@ -53,7 +53,8 @@ class ContactMap(MapValues):
     Attributes:
         id: The sequence's name.
         sequence: L one-letter codes.
-        probability: float32 (L, L) in [0, 1], symmetric: that virtual C-betas are less than 8 Å apart.
+        probability: float32 (L, L) in [0, 1], symmetric: that virtual C-betas are less than 8 Å apart, unless ``how``
+            says otherwise.
         labels: int8 (L, L), the truth where it is known: 1 contact, 0 none, -1 unknown; or None.
         threshold: The probability above which a pair is called a contact.
         how: How the map was made, in JSON values: window, overlap, passes, model, version; of a complex also
@@ -158,7 +159,9 @@ class ContactMap(MapValues):
         Raises:
             StructureError: The file cannot be read, or has no chain that is related to the sequence.
         """
-        return replace(self, residues=find_residues(path, self.sequence, self.chain_lengths, self.id))
+        return replace(
+            self, residues=find_residues(path, self.sequence, self.chain_lengths, self.id, self.contact.atom)
+        )
 
     def save(self, path: str | Path, *, beside: ContactMap | None = None, structure: str | Path | None = None) -> Path:
         """Write the map; the suffix chooses the format.
@@ -198,7 +201,7 @@ class ContactMap(MapValues):
         path = Path(path).expanduser()
         for_tool = next((ending for ending in RESTRAINTS if path.name.lower().endswith(ending)), None)
         if for_tool is not None and beside is None:
-            RESTRAINTS[for_tool](self if structure is None else self.on_structure(structure), path, RestraintOptions())
+            write_restraints(self if structure is None else self.on_structure(structure), path, for_tool)
             return path
         writer = WRITERS.get(path.suffix.lower())
         if writer is None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contactlm.maps.complexes import find_interfaces, residue_number
 from contactlm.maps.pairs import LEAST_SEPARATION, OUTSIDE, THRESHOLD_KIND, MapValues, top_contacts, truth_of
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.metrics.ranked import BAND_STARTS
@@ -160,6 +161,10 @@ def write_page(contact_map: MapValues, path: str | Path, beside: MapValues | Non
     """Write the page."""
     load_bokeh()
     maps = [contact_map] if beside is None else [contact_map, beside]
+    if contact_map.contact != maps[-1].contact:
+        raise DataError(
+            f"beside: {maps[-1].id} is of contacts {maps[-1].contact}, but this map of {contact_map.contact}"
+        )
     if any((each.sequence, each.chain_lengths) != (maps[0].sequence, maps[0].chain_lengths) for each in maps):
         raise DataError(
             f"beside: {maps[1].id} is another sequence ({len(maps[1])} residues) than {contact_map.id} "
@@ -229,6 +234,15 @@ def notes_of(maps: list[MapValues]) -> list[str]:
     """What the foot of a page says: how each map was made, and where truth and structure come from."""
     lead = "Model: " if len(maps) == 1 else ""
     notes = [f"{lead}{name}; {made_in_words(each)}" for name, each in zip(names(maps), maps, strict=True)]
+    for each in find_interfaces(maps[0]):
+        sides = zip(each.chains, each.residues, strict=True)
+        residues = "; ".join(
+            f"{name} {' '.join(residue_number(maps[0], i) for i in own) or '-'}" for name, own in sides
+        )
+        notes.append(
+            f"interface {'-'.join(each.chains)}: highest probability {each.highest:.3f}, {each.expected:.1f} contacts "
+            f"expected, mean of the ten highest {each.top10:.3f}; residues above the threshold: {residues}"
+        )
     residues = _first_residues(maps)
     if residues is not None:
         kind = "the protein's own" if residues.is_own else f"a relative's ({residues.identity:.0%} the same residues)"

@@ -132,7 +132,7 @@ def top_contacts(
 def truth_of(contact_map: MapValues) -> NDArray[np.int8] | None:
     """The labels; where there are none, the contacts in the map's structure; else None."""
     if contact_map.labels is None and contact_map.residues is not None:
-        return contacts_of(contact_map.residues.cb)
+        return contacts_of(contact_map.residues.cb, contact_map.contact.below)
     return contact_map.labels
 
 
@@ -142,12 +142,12 @@ def pair_columns(
     """The columns of a table of n pairs, as :data:`COLUMNS` names them; what is not known is NaN, or an empty text."""
     truth, residues = truth_of(contact_map), contact_map.residues
     chain, letters = chain_numbers(contact_map.chain_lengths), np.array(list(contact_map.sequence))
-    named, counted = np.array([""] * len(letters)), np.array([""] * len(letters))
-    if len(contact_map.chain_lengths) > 1:
-        named = np.array(contact_map.chain_names)[chain]
-        counted = np.concatenate([np.arange(1, length + 1) for length in contact_map.chain_lengths]).astype(str)
-    chains = named if residues is None else np.array(residues.chains)
-    numbers = counted if residues is None else np.array(residues.numbers)
+    chains = numbers = np.array([""] * len(letters))
+    if residues is not None:
+        chains, numbers = np.array(residues.chains), np.array(residues.numbers)
+    elif len(contact_map.chain_lengths) > 1:
+        chains = np.array(contact_map.chain_names)[chain]
+        numbers = np.concatenate([np.arange(1, length + 1) for length in contact_map.chain_lengths]).astype(str)
     unknown = np.full(len(p), np.nan)
     labels = unknown if truth is None else truth[i, j].astype(np.float64)
     cb = None if residues is None else residues.cb.astype(np.float64)
@@ -199,12 +199,12 @@ def write_rr(
 ) -> None:
     """Write the residue-residue format of CASP (predictioncenter.org, format RR), most probable pairs first.
 
-    One line ``i j 0 8 p`` per pair, i < j counted from 1, p with five decimals; pairs of equal p by i, then j. Where
-    distances were predicted, the expected one in Å follows as a sixth column, and a REMARK says so. By
-    default pairs less than 6 residues apart (local, which CASP leaves out) and those less probable than 0.01 are not
-    listed, and of the others the 20 L most probable; REMARKs say so. In a complex, residues are counted through all
-    chains, and pairs between chains are listed whatever |i - j| is. The AUTHOR record, in CASP a registration code,
-    holds the package's name.
+    One line ``i j 0 8 p`` per pair, i < j counted from 1, p with five decimals (the upper bound of another contact
+    definition in the place of 8); pairs of equal p by i, then j. Where distances were predicted, the expected one in Å
+    follows as a sixth column, and a REMARK says so. By default pairs less than 6 residues apart (local, which CASP
+    leaves out) and those less probable than 0.01 are not listed, and of the others the 20 L most probable; REMARKs say
+    so. In a complex, residues are counted through all chains, and pairs between chains are listed whatever |i - j| is.
+    The AUTHOR record, in CASP a registration code, holds the package's name.
 
     Args:
         contact_map: The map; whitespace in its id becomes ``_``.
@@ -236,8 +236,9 @@ def write_rr(
         ends = [""] * len(order)
         if contact_map.distance is not None:
             ends = [f" {d:.2f}" for d in contact_map.distance[i[order], j[order]]]
+        below = f"{contact_map.contact.below:g}"
         for a, b, value, end in zip(i[order] + 1, j[order] + 1, p[order], ends, strict=True):
-            handle.write(f"{a} {b} 0 8 {value:.5f}{end}\n")
+            handle.write(f"{a} {b} 0 {below} {value:.5f}{end}\n")
         handle.write("END\n")
 
 

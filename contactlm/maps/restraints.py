@@ -31,14 +31,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from contactlm.atomic import atomic_path, write_csv
+from contactlm.atomic import atomic_path
 from contactlm.maps.complexes import chain_spans, find_interfaces
 from contactlm.maps.pairs import LEAST_SEPARATION, MapValues, highest, listed_pairs
 from contactlm.types import ContactLMError, DataError, chain_letters, chain_numbers
 
 STANDARD = frozenset("ACDEFGHIKLMNPQRSTVWY")
 TOLERANCE = 2.0  # Å, on both sides of a predicted distance
-BOLTZ_BOUNDS = (4.0, 20.0)  # Å, that Boltz supports
+CHAI_COLUMNS = (
+    *("restraint_id", "chainA", "res_idxA", "chainB", "res_idxB", "connection_type", "confidence"),
+    *("min_distance_angstrom", "max_distance_angstrom", "comment"),
+)
 AMBIGUOUS = "2.0 2.0 0.0"  # of any atoms of two residues: up to 2 Å, on HADDOCK's effective distance
 
 
@@ -57,12 +60,10 @@ class RestraintOptions:
     min_probability: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 < self.top < math.inf:
-            raise ContactLMError(f"restraints.top: {self.top} given; it must be positive")
-        if self.min_separation < 1:
-            raise ContactLMError(f"restraints.min_separation: {self.min_separation} given; it must be at least 1")
-        if not 0 <= self.min_probability <= 1:
-            raise ContactLMError(f"restraints.min_probability: {self.min_probability} given; it must be in [0, 1]")
+        bounds = {"top": (1e-9, 1e9), "min_separation": (1, 10**9), "min_probability": (0, 1)}
+        for name, (least, most) in bounds.items():
+            if not least <= getattr(self, name) <= most:
+                raise ContactLMError(f"restraints.{name}: {getattr(self, name)} given; it must be {least} to {most}")
 
 
 class Restraint(NamedTuple):
@@ -73,9 +74,6 @@ class Restraint(NamedTuple):
     probability: float
     lower: float
     upper: float
-
-
-Writer = Callable[[MapValues, Path, RestraintOptions], None]
 
 
 def chosen_pairs(
@@ -107,88 +105,67 @@ def chosen_pairs(
     return [Restraint(*row) for row in zip(*columns, strict=True)]
 
 
-class _Numbering:
-    """Chain and number in its chain, from 1, of each residue; and the sequences with 20 letters and X."""
+class _Chains:
+    """Chain and number in its chain, from 1, of each residue; and sequences of 20 letters and X."""
 
     def __init__(self, contact_map: MapValues) -> None:
-        self.spans = chain_spans(contact_map.chain_lengths)
-        self.chain = chain_numbers(contact_map.chain_lengths).tolist()
+        self.spans, self.names = chain_spans(contact_map.chain_lengths), contact_map.chain_names
+        self.of = chain_numbers(contact_map.chain_lengths).tolist()
         self.sequence = "".join(letter if letter in STANDARD else "X" for letter in contact_map.sequence)
-        self.sequences = [self.sequence[span] for span in self.spans]
-        self.names = contact_map.chain_names
         self.atom = contact_map.contact.atom.upper()
-        copies: dict[str, list[int]] = {}
-        for chain, sequence in enumerate(self.sequences):
-            copies.setdefault(sequence, []).append(chain)
-        self.entities = list(copies.items())  # distinct sequences, each with its chains
+        self.entities: dict[str, list[int]] = {}  # chains by their sequence
+        for chain, span in enumerate(self.spans):
+            self.entities.setdefault(self.sequence[span], []).append(chain)
 
-    def number(self, i: int) -> int:
-        return i - self.spans[self.chain[i]].start + 1
+    def place(self, i: int, first: int = 1) -> list[Any]:
+        return [self.names[self.of[i]], i - self.spans[self.of[i]].start + first]
 
     def atom_of(self, i: int) -> str:
         """The atom that stands for a residue: glycine, and what is unknown, have no C-beta."""
         return "CA" if self.sequence[i] in "GX" else self.atom
 
 
-def write_boltz(contact_map: MapValues, path: Path, options: RestraintOptions) -> None:
-    """Write sequences and contacts for Boltz; its ``max_distance`` is held between 4 and 20 Å."""
-    at, names = _Numbering(contact_map), contact_map.chain_names
-
-    def token(i: int) -> list[Any]:
-        return [names[at.chain[i]], at.number(i)]
-
+def _boltz(contact_map: MapValues, options: RestraintOptions) -> str:
+    at = _Chains(contact_map)
     contacts = [
-        {"token1": token(i), "token2": token(j), "max_distance": round(float(np.clip(upper, *BOLTZ_BOUNDS)), 2)}
+        {"contact": {"token1": at.place(i), "token2": at.place(j), "max_distance": float(np.clip(upper, 4.0, 20.0))}}
         for i, j, _, _, upper in chosen_pairs(contact_map, options)
     ]
-    proteins = [{"protein": {"id": [names[c] for c in own], "sequence": text}} for text, own in at.entities]
-    content = {"version": 1, "sequences": proteins, "constraints": [{"contact": contact} for contact in contacts]}
-    _write(path, yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=10**6))
+    proteins = [{"protein": {"id": [at.names[c] for c in own], "sequence": text}} for text, own in at.entities.items()]
+    content = {"version": 1, "sequences": proteins, "constraints": contacts}
+    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=10**6)
 
 
-def write_chai_fasta(contact_map: MapValues, path: Path, options: RestraintOptions) -> None:
-    """Write the chains for Chai, which calls them A, B, … in their order."""
-    sequences, names = _Numbering(contact_map).sequences, contact_map.chain_names
-    stem = "_".join(contact_map.id.split())
-    _write(path, "".join(f">protein|name={stem}_{n}\n{s}\n" for n, s in zip(names, sequences, strict=True)))
+def _chai_fasta(contact_map: MapValues, options: RestraintOptions) -> str:
+    at, stem = _Chains(contact_map), "_".join(contact_map.id.split())
+    named = zip(at.names, at.spans, strict=True)
+    return "".join(f">protein|name={stem}_{name}\n{at.sequence[span]}\n" for name, span in named)
 
 
-def write_chai_restraints(contact_map: MapValues, path: Path, options: RestraintOptions) -> None:
-    """Write the contacts between chains for Chai."""
-    at = _Numbering(contact_map)
+def _chai_restraints(contact_map: MapValues, options: RestraintOptions) -> str:
+    at, lines = _Chains(contact_map), [",".join(CHAI_COLUMNS)]
     letters = chain_letters(len(at.spans))
-    rows: list[dict[str, Any]] = []
-    for i, j, p, lower, upper in chosen_pairs(contact_map, options, only_inter=True):
-        places = [(letters[at.chain[k]], f"{at.sequence[k]}{at.number(k)}") for k in (i, j)]
-        ends = {f"{key}{side}": value for side, place in zip("AB", places, strict=True)
-                for key, value in zip(("chain", "res_idx"), place, strict=True)}  # fmt: skip
-        about = {"connection_type": "contact", "confidence": f"{p:.4f}", "min_distance_angstrom": f"{lower:.2f}"}
-        more = {"max_distance_angstrom": f"{upper:.2f}", "comment": "contactlm"}
-        rows.append({"restraint_id": f"restraint{len(rows)}", **ends, **about, **more})
-    write_csv(path, rows)
+    for n, (i, j, p, lower, upper) in enumerate(chosen_pairs(contact_map, options, only_inter=True)):
+        ends = ",".join(f"{letters[at.of[k]]},{at.sequence[k]}{at.place(k)[1]}" for k in (i, j))
+        lines.append(f"restraint{n},{ends},contact,{p:.4f},{lower:.2f},{upper:.2f},contactlm")
+    return _joined(lines)
 
 
-def write_protenix(contact_map: MapValues, path: Path, options: RestraintOptions) -> None:
-    """Write sequences and contacts between chains for Protenix."""
-    at = _Numbering(contact_map)
-    place = {c: (entity, copy) for entity, (_, own) in enumerate(at.entities, 1) for copy, c in enumerate(own, 1)}
-    contacts = []
+def _protenix(contact_map: MapValues, options: RestraintOptions) -> str:
+    at, contacts = _Chains(contact_map), []
+    copies = {c: (e, copy) for e, own in enumerate(at.entities.values(), 1) for copy, c in enumerate(own, 1)}
     for i, j, _, lower, upper in chosen_pairs(contact_map, options, only_inter=True):
-        contact: dict[str, Any] = {}
+        contact: dict[str, Any] = {"max_distance": round(upper, 2), "min_distance": round(lower, 2)}
         for end, k in ((1, i), (2, j)):
-            entity, copy = place[at.chain[k]]
+            entity, copy = copies[at.of[k]]
             contact |= {f"entity{end}": entity, f"copy{end}": copy}
-            contact |= {f"position{end}": at.number(k), f"atom{end}": at.atom_of(k)}
-        contacts.append({**contact, "max_distance": round(upper, 2), "min_distance": round(lower, 2)})
-    names = contact_map.chain_names
+            contact |= {f"position{end}": at.place(k)[1], f"atom{end}": at.atom_of(k)}
+        contacts.append(contact)
     proteins = [
-        {"proteinChain": {"sequence": text, "count": len(own), "id": [names[c] for c in own]}}
-        for text, own in at.entities
+        {"proteinChain": {"sequence": text, "count": len(own), "id": [at.names[c] for c in own]}}
+        for text, own in at.entities.items()
     ]
-    _write(
-        path,
-        json.dumps([{"name": contact_map.id, "sequences": proteins, "constraint": {"contact": contacts}}], indent=1),
-    )
+    return json.dumps([{"name": contact_map.id, "sequences": proteins, "constraint": {"contact": contacts}}], indent=1)
 
 
 def haddock_numbers(contact_map: MapValues) -> list[int | None]:
@@ -196,12 +173,12 @@ def haddock_numbers(contact_map: MapValues) -> list[int | None]:
 
     A number that came before in its chain (52, 52A) is one higher than the last, and all that follow are moved on.
     """
-    at, residues = _Numbering(contact_map), contact_map.residues
+    at, residues = _Chains(contact_map), contact_map.residues
     if residues is None:
-        return [at.number(i) for i in range(len(contact_map))]
+        return [at.place(i)[1] for i in range(len(contact_map))]
     found: list[int | None] = []
     seen, moved, before = set[int](), 0, -1
-    for chain, text, resolved in zip(at.chain, residues.numbers, np.isfinite(residues.cb[:, 0]).tolist(), strict=True):
+    for chain, text, resolved in zip(at.of, residues.numbers, np.isfinite(residues.cb[:, 0]).tolist(), strict=True):
         if chain != before:
             seen, moved, before = set(), 0, chain
         if text:
@@ -212,21 +189,20 @@ def haddock_numbers(contact_map: MapValues) -> list[int | None]:
     return found
 
 
-def write_unambiguous(contact_map: MapValues, path: Path, options: RestraintOptions) -> None:
-    """Write the pairs between chains as unambiguous restraints of HADDOCK3, between C-betas."""
-    at, numbers = _Numbering(contact_map), haddock_numbers(contact_map)
+def _unambiguous(contact_map: MapValues, options: RestraintOptions) -> str:
+    at, numbers = _Chains(contact_map), haddock_numbers(contact_map)
     there = np.array([number is not None for number in numbers])
-    ends = [f"(resid {n} and name {at.atom_of(i)} and segid {at.names[at.chain[i]]})" for i, n in enumerate(numbers)]
-    lines = [_remark(contact_map)]
+    ends = [f"(resid {n} and name {at.atom_of(i)} and segid {at.place(i)[0]})" for i, n in enumerate(numbers)]
+    lines = []
     for i, j, _, lower, upper in chosen_pairs(contact_map, options, only_inter=True, there=there):
-        wanted = (lower + upper) / 2 if lower else upper  # of distances: d, and how far below and above it may be
+        wanted = (lower + upper) / 2 if lower else upper  # a distance, and how far below and above it may be
         lines.append(f"assign {ends[i]} {ends[j]} {wanted:.2f} {wanted - lower:.2f} {upper - wanted:.2f}")
-    _write(path, "\n".join([*lines, ""]))
+    return _joined(lines)
 
 
-def write_ambiguous(contact_map: MapValues, path: Path, options: RestraintOptions) -> None:
-    """Write the residues of interfaces as ambiguous restraints of HADDOCK3: each touches some of the other chain."""
-    numbers, lines = haddock_numbers(contact_map), [_remark(contact_map)]
+def _ambiguous(contact_map: MapValues, options: RestraintOptions) -> str:
+    """Each residue of an interface touches some residue of the other side."""
+    numbers, lines = haddock_numbers(contact_map), list[str]()
     for interface in find_interfaces(contact_map, options.min_probability):
         sides = [[numbers[i] for i in side if numbers[i] is not None] for side in interface.residues]
         for own, other in ((0, 1), (1, 0)):
@@ -234,59 +210,54 @@ def write_ambiguous(contact_map: MapValues, path: Path, options: RestraintOption
             for number in sides[own] if partners else ():
                 lines.append(f"assign (resid {number} and segid {interface.chains[own]})\n      (")
                 lines.append("\n     or\n".join(partners) + f"\n      ) {AMBIGUOUS}")
-    if len(lines) == 1:
-        raise DataError(f"no pair between chains has a probability of {options.min_probability:g} or more")
-    _write(path, "\n".join([*lines, ""]))
+    if not lines:
+        raise DataError(f"no pair between chains has a probability above {options.min_probability:g}")
+    return _joined(lines)
 
 
-def _remark(contact_map: MapValues) -> str:
-    return f"! {' '.join(contact_map.id.split())}, predicted by contactlm"
-
-
-def write_rosetta(contact_map: MapValues, path: Path, options: RestraintOptions) -> None:
-    """Write the pairs as bounded constraints of Rosetta, between C-betas."""
-    at = _Numbering(contact_map)
-    lines = [
+def _rosetta(contact_map: MapValues, options: RestraintOptions) -> str:
+    at = _Chains(contact_map)
+    return _joined(
         f"AtomPair {at.atom_of(i)} {i + 1} {at.atom_of(j)} {j + 1} BOUNDED {lower:.2f} {upper:.2f} 1.0 0.5 contact"
         for i, j, _, lower, upper in chosen_pairs(contact_map, options)
-    ]
-    _write(path, "\n".join([*lines, ""]))
+    )
 
 
-def write_pair_list(contact_map: MapValues, path: Path, options: RestraintOptions) -> None:
-    """Write sequences by chain, pairs counted from 0 in their chains, and their probabilities, as JSON."""
-    at, names, chosen = _Numbering(contact_map), contact_map.chain_names, chosen_pairs(contact_map, options)
-    several = len(names) > 1
-
-    def place(i: int) -> list[Any]:
-        return [names[at.chain[i]], at.number(i) - 1] if several else [i]
-
+def _pair_list(contact_map: MapValues, options: RestraintOptions) -> str:
+    at, chosen = _Chains(contact_map), chosen_pairs(contact_map, options)
+    used = slice(0 if len(at.spans) > 1 else 1, None)  # of one chain numbers alone
     content = {
         "id": contact_map.id,
-        "sequences": {name: contact_map.sequence[span] for name, span in zip(names, at.spans, strict=True)},
+        "sequences": {name: contact_map.sequence[span] for name, span in zip(at.names, at.spans, strict=True)},
         "contact": str(contact_map.contact),
         "one_indexed": False,
-        "pairs": [[*place(each.i), *place(each.j)] for each in chosen],
+        "pairs": [[*at.place(each.i, 0)[used], *at.place(each.j, 0)[used]] for each in chosen],
         "probability": [round(each.probability, 5) for each in chosen],
         "max_distance": [round(each.upper, 2) for each in chosen],
     }
-    _write(path, json.dumps(content))
+    return json.dumps(content)
 
 
-def _write(path: Path, text: str) -> None:
+def _joined(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def write_restraints(contact_map: MapValues, path: Path, ending: str, options: RestraintOptions | None = None) -> None:
+    """Write the file of an ending of :data:`RESTRAINTS`; :class:`DataError` where no pair may be listed."""
+    text = RESTRAINTS[ending](contact_map, options or RestraintOptions())
     with atomic_path(path) as temporary, temporary.open("x", encoding="utf-8", newline="\n") as handle:
         handle.write(text)
 
 
-RESTRAINTS: dict[str, Writer] = {
-    ".boltz.yaml": write_boltz,
-    ".chai.fasta": write_chai_fasta,
-    ".chai.restraints": write_chai_restraints,
-    ".protenix.json": write_protenix,
-    ".unambig.tbl": write_unambiguous,
-    ".ambig.tbl": write_ambiguous,
-    ".cst": write_rosetta,
-    ".pairs.json": write_pair_list,
+RESTRAINTS: dict[str, Callable[[MapValues, RestraintOptions], str]] = {
+    ".boltz.yaml": _boltz,
+    ".chai.fasta": _chai_fasta,
+    ".chai.restraints": _chai_restraints,
+    ".protenix.json": _protenix,
+    ".unambig.tbl": _unambiguous,
+    ".ambig.tbl": _ambiguous,
+    ".cst": _rosetta,
+    ".pairs.json": _pair_list,
 }
 TOOLS: dict[str, tuple[str, ...]] = {
     "boltz": (".boltz.yaml",),
@@ -297,8 +268,3 @@ TOOLS: dict[str, tuple[str, ...]] = {
     "pairs": (".pairs.json",),
 }
 """The files of each format; the first fails where there is nothing to write."""
-
-
-def endings(kinds: Iterable[str]) -> list[str]:
-    """What the files of some formats end in."""
-    return [ending for kind in kinds for ending in TOOLS.get(kind, (f".{kind}",))]

@@ -318,7 +318,7 @@ class ContactScores(ProteinStates):
 
 
 def _protein_row(residues: int, counts: Tensor, ranking: Tensor, tuned: bool) -> dict[str, float]:
-    """One protein's scores from its states: counts int64 (3, 4, 2, 2), ranking float32 (13,)."""
+    """One protein's scores from its states: counts int64 (3, 4, 2, 2), ranking float32 (16,)."""
     ranked = dict(zip(RANKING_NAMES, ranking.tolist(), strict=True))
     row = {"residues": float(residues)} | mcc_scores(counts[0]) | ranked
     if tuned:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from contactlm.metrics.classes import ContactScores
 from contactlm.metrics.protein_states import Maps
-from contactlm.metrics.ranked import RankedMap
-from contactlm.metrics.scores import MAIN_NAMES, MCC_NAMES, RANKING_NAMES, means_by
+from contactlm.metrics.ranked import RankedMap, precision_at, rank_maps
+from contactlm.metrics.scores import MAIN_NAMES, MCC_NAMES, RANKING_NAMES, means_by, nan_mean
 
 IDENTITY_BOUNDS = (0.3, 0.5)  # a template bias has a weight for each range: checkpoints depend on them
 TRAINING_STRATA = ("id<30", "id30-50", "id>=50")
@@ -27,9 +27,15 @@ INTER_NAMES = {
     **{f"p_at_{top}_long": f"p_at_{top}" for top in ("L", "L2", "L5")},
     **{f"p_at_{top}_long_undefined": f"p_at_{top}_undefined" for top in ("L", "L2", "L5")},
     **{"auprc_long": "auprc", "auprc_long_undefined": "auprc_undefined", "trivial_p_at_L_long": "trivial_p_at_L"},
+    **{"trivial_p_at_L5_long": "trivial_p_at_L5", "r_precision_long": "r_precision"},
 }
+INTERFACE = ("interface_auc", "top10")  # of the residues of interfaces, and the precision of the ten highest pairs
+TOP = 10
 INTRA_COLUMNS = {name: f"intra_{name}" for name in (*MCC_NAMES, *RANKING_NAMES)}
-INTER_COLUMNS = {name: f"inter_{INTER_NAMES[name]}" for name in ("mcc", "p_at_L_long", "p_at_L5_long", "auprc_long")}
+INTER_COLUMNS = {
+    **{name: f"inter_{INTER_NAMES[name]}" for name in ("mcc", "p_at_L_long", "p_at_L5_long", "auprc_long")},
+    **{name: f"inter_{name}" for name in INTERFACE},
+}
 
 
 def training_stratum(identity: float) -> str:
@@ -54,13 +60,33 @@ def inter_labels(labels: Tensor, chain_of: Tensor) -> Tensor:
     return labels.masked_fill(chain_of[:, None] == chain_of, -1)
 
 
+def interface_scores(probability: Tensor, labels: Tensor, ranked: RankedMap) -> Tensor:
+    """The scores of :data:`INTERFACE`, float64 (2,).
+
+    A residue is of the interface where it touches another chain, and scores the highest probability of that. The area
+    under the ROC curve of these is 1/2 for guessing, NaN where all residues are alike.
+
+    Args:
+        probability: (L, L), in [0, 1].
+        labels: (L, L), known between chains alone, as :func:`inter_labels` gives them.
+        ranked: The same pairs in order.
+    """
+    known = labels >= 0
+    touches, resolved = (labels == 1).any(1), known.any(1)
+    scores = torch.where(known, probability.to(labels.device), -1.0).amax(1)
+    pairs = (touches[:, None] & (resolved & ~touches)).double()
+    wins = (scores[:, None] > scores).double() + (scores[:, None] == scores).double() / 2
+    top = precision_at([ranked.bands[-1]], [TOP])[0]
+    return torch.cat([((wins * pairs).sum() / pairs.sum())[None], top])
+
+
 class ComplexScores:
     """Scores of the complexes among a set of proteins, within and between chains; single chains are left out.
 
     Within chains (``intra_…``) all scores of :class:`contactlm.metrics.ContactScores` are given. Sequence separation
     means nothing between chains, so there (``inter_…``) all pairs are taken together: ``mcc``, ``p_at_L``, ``p_at_L2``,
     ``p_at_L5``, ``auprc``, and as ``trivial_p_at_L`` the share of contacts among the pairs, what guessing gives. L is
-    the number of resolved residues of the complex.
+    the number of resolved residues of the complex. ``interface_auc`` and ``top10``: see :func:`interface_scores`.
 
     Thresholds are those of :class:`contactlm.metrics.ContactScores`; processes exchange their scores on the device.
     """
@@ -69,7 +95,7 @@ class ComplexScores:
         self, threshold: float = 0.5, tuned_threshold: float | None = None, device: torch.device | str = "cpu"
     ) -> None:
         self.intra = ContactScores(threshold, tuned_threshold).to(device)
-        self.inter = ContactScores(threshold, tuned_threshold).to(device)
+        self.inter = ContactScores(threshold, tuned_threshold, INTERFACE).to(device)
 
     def update(
         self,
@@ -85,14 +111,15 @@ class ComplexScores:
         """
         numbers = chain_of or []
         chosen = [k for k in range(len(numbers)) if (inter_labels(labels[k], numbers[k]) >= 0).any()]
-        for part, of_part in ((self.intra, intra_labels), (self.inter, inter_labels)):
-            part.update(  # without any, too: a metric that was never updated warns
-                [probability[k] for k in chosen],
-                [of_part(labels[k], numbers[k]) for k in chosen],
-                [ids[k] for k in chosen],
-                None if indices is None else [indices[k] for k in chosen],
-                [numbers[k] for k in chosen],
-            )
+        maps, own = ([values[k] for k in chosen] for values in (probability, numbers))
+        about = [ids[k] for k in chosen], None if indices is None else [indices[k] for k in chosen], own
+        intra, inter = (
+            [of(labels[k], numbers[k].to(labels[k].device)) for k in chosen] for of in (intra_labels, inter_labels)
+        )
+        self.intra.update(maps, intra, *about)  # without any, too: a metric that was never updated warns
+        ranked = rank_maps(maps, inter, own)
+        notes = [interface_scores(*each).tolist() for each in zip(maps, inter, ranked, strict=True)]
+        self.inter.update(maps, inter, *about, notes, ranked)
 
     def compute(self) -> dict[str, float]:
         """Scores as ``intra_…`` and ``inter_…``; empty without any complex. On several ranks a collective call."""
@@ -100,6 +127,7 @@ class ComplexScores:
         if not inter["proteins"]:
             return {}
         scores = {f"intra_{name}": value for name, value in intra.items()}
+        scores |= {f"inter_{name}": nan_mean([row[name] for row in self.inter.rows]) for name in INTERFACE}
         return scores | {f"inter_{new}": inter[old] for old, new in INTER_NAMES.items() if old in inter}
 
     def with_columns(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -138,6 +138,7 @@ MAIN_NAMES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "aup
 RANKING_NAMES: tuple[str, ...] = (
     *(precision_name(fraction, name) for name in RANKED_RANGES for fraction in TOP_FRACTIONS),
     *(f"auprc_{name}" for name in ("sep6", *RANKED_RANGES)),
+    *(f"r_precision_{name}" for name in RANKED_RANGES),
 )
 
 
@@ -147,11 +148,12 @@ def range_counts(bands: Tensor) -> Tensor:
 
 
 def ranking_values(ranked: RankedMap) -> Tensor:
-    """The scores that need no threshold, float64 (13,), as :data:`RANKING_NAMES` has them; NaN where undefined."""
+    """The scores that need no threshold, float64 (16,), as :data:`RANKING_NAMES` has them; NaN where undefined."""
     far = ranked.bands[RANGES["sep6"]]
     taken = torch.stack([ranked.residues // fraction for fraction in TOP_FRACTIONS])
     areas = [average_precision(far), *(average_precision([band]) for band in far)]
-    return torch.cat([precision_at(far, taken).flatten(), torch.stack(areas)])
+    as_many = [precision_at([band], band.sizes[1:]).flatten() for band in far]
+    return torch.cat([precision_at(far, taken).flatten(), torch.stack(areas), *as_many])
 
 
 def mcc_scores(bands: Tensor) -> dict[str, float]:
@@ -176,7 +178,8 @@ def score_protein(
     Returns:
         ``residues`` (resolved ones); ``mcc`` (|i−j| >= 1), ``mcc_sep6``, ``mcc_short``, ``mcc_medium``, ``mcc_long``,
         each with ``…_undefined`` (1 where MCC's denominator is 0, and MCC then 0); ``p_at_L_short``,
-        ``p_at_L2_short``, ``p_at_L5_short`` and the same for medium and long; ``auprc_sep6``, ``auprc_short``,
+        ``p_at_L2_short``, ``p_at_L5_short``, ``r_precision_short`` (the precision of as many pairs as there are
+        contacts) and the same for medium and long; ``auprc_sep6``, ``auprc_short``,
         ``auprc_medium``, ``auprc_long``. A precision is NaN where the range has no pairs or ⌊L/k⌋ is 0, an AUPRC
         where the range has no contacts.
     """

@@ -139,7 +139,7 @@ class MapModule(MapPredictor):
         Args:
             cb: float32 (B, L, 3), C-beta coordinates in Å; NaN where unresolved or padding.
         """
-        return contact_labels(cb)
+        return contact_labels(cb, self.contact.below)
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Masked binary cross-entropy, averaged per protein; override it to train another objective.
@@ -183,7 +183,7 @@ class MapModule(MapPredictor):
     def _with_labels(self, batch: dict[str, Any], maps: Sequence[FullMap]) -> Evaluated:
         probability, chain_of = [full.probability for full in maps], of_residues(batch, "chain_of")
         with_cb = zip(batch["cb"], probability, strict=True)
-        labels = [contact_labels(cb[: len(own)].to(own.device)) for cb, own in with_cb]
+        labels = [contact_labels(cb[: len(own)].to(own.device), self.contact.below) for cb, own in with_cb]
         if chain_of is not None:
             chain_of = [numbers.to(own.device) for numbers, own in zip(chain_of, probability, strict=True)]
         ids, indices = batch["ids"], batch["indices"].tolist()
@@ -242,6 +242,8 @@ class MapModule(MapPredictor):
         """Refuse what would not do what it promises (true half precision, torch.compile); on a CPU, save memory."""
         check_execution(self, str(self.trainer.precision))
         self.chain_jump = self._given("chain_jump") or self.chain_jump
+        if stage == "fit":
+            self.contact = self._given("contact") or self.contact
         if self.trainer.strategy.root_device.type == "cpu":
             give_large_blocks_back(self)
         # A remark of Lightning's on the way: it takes the hooks of this module and not the data module's, as it should

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from contactlm.metrics.calibration import Calibration
 from contactlm.model.loading import ADAPTER_FILE
-from contactlm.types import ModelError
+from contactlm.types import ContactDefinition, ModelError
 
 CONTACT_HEAD = "contact head"  # what most models read maps from
 CHECKPOINT_KEY = "contactlm"  # under which a checkpoint says what it belongs to
@@ -88,9 +88,10 @@ def _fault(checkpoint: Mapping[str, Any]) -> str | None:
     if threshold is not None and not (isinstance(threshold, float | int) and 0 <= threshold <= 1):
         return f"tuned_threshold is {threshold!r}"
     try:
+        ContactDefinition.from_text(about.get("contact", "cb < 8 Å"))
         if about.get("calibration") is not None:
             Calibration.from_dict(about["calibration"])
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:
         return str(error)
     return None
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contactlm.maps.contact_map import ContactMap
 from contactlm.maps.full_map import FullMap
-from contactlm.model.adapter import load_adapter, read_adapter
+from contactlm.model.adapter import load_adapter, read_about, read_adapter
 from contactlm.model.backbone import AttentionName, ContactBackbone
 from contactlm.model.families.family import family_of
 from contactlm.model.frozen_weights import DtypeName, QuantizationName
@@ -154,6 +154,7 @@ class ContactModule(PairedModule):
         if adapter.pair is not None and module.pair is not None:
             module.pair.load(adapter.pair[1])
         module.tuned_threshold, module.calibration = adapter.tuned_threshold, adapter.calibration
+        module.take_definition(read_about(directory))
         return module
 
     def setup(self, stage: str) -> None:

@@ -105,6 +105,7 @@ def _describe(module: ContactModule, directory: Path, card: str) -> None:
     fitted = None if module.calibration is None else module.calibration.to_dict()
     about = {"version": __version__, "tuned_threshold": module.tuned_threshold, "calibration": fitted}
     about |= {"trained_on": module.hparams["pretrained"], "held": module.held}
+    about |= {"contact": str(module.contact), "chain_jump": module.chain_jump}
     write_about(directory, {**about, "backbone_checksum": module.backbone_checksum})
 
 

@@ -1,9 +1,12 @@
-"""A contact head as the field makes one: sparse logistic regression over attention maps (Rao et al. 2021).
+"""A contact head as the field makes one: sparse logistic regression over attention maps (Rao et al. 2021), or a mean.
 
 Features are the C average-product corrected, symmetrised attention maps of pairs at least six residues apart. All
 contacts of some chains are kept, and a share f of their other pairs, the same for all; the sampled odds are 1 / f of
 the true ones, so that the fitted bias is log f too high and is lowered by it. The L1 penalty leaves most heads out; its
 strength is the one with the best long-range P@L on held-out chains.
+
+Without fitting weights: the mean of the K maps that rank these pairs best (by average precision), K the one with the
+best long-range P@L on the fitting chains. Slope and bias of the mean alone are fitted, so that it gives probabilities.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,16 +24,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contactlm.data.store import ChainStore
+from contactlm.metrics.ranked import Ranked, average_precision
 from contactlm.metrics.scores import nan_mean, precision_at_l, select_pairs
 from contactlm.model.backbone import ContactBackbone
 from contactlm.model.contact_head import logits_of_heads, pair_features
 from contactlm.model.lora import contact_regression
-from contactlm.structure.contacts import contact_labels
+from contactlm.structure.contacts import CONTACT_THRESHOLD, contact_labels
 from contactlm.types import DataError, MissingExtraError, ModelError
 
 log = logging.getLogger(__name__)
 LONG_RANGE = 24
+_Fit = tuple[NDArray[np.floating], float]
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+NUMBERS = (1, 2, 3, 5, 8, 13, 21, 34, 55)  # of maps
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class HeadFitOptions:
     held_out: int = 20  # chains to choose the strength on, at most
     strengths: Sequence[float] = STRENGTHS  # inverse ones of the penalty, of features scaled to a mean square of 1
     max_length: int = 1022  # longer chains are left out
+    method: Literal["logistic", "top"] = "logistic"  # weights for all maps, or the mean of the best ones
+    below: float = CONTACT_THRESHOLD  # Å: a contact
 
     def __post_init__(self) -> None:
         counts = ("chains", "min_separation", "negatives", "max_pairs", "held_out", "max_length")
@@ -67,9 +75,10 @@ class HeadFit:
 
     head: Head  # the one of the chosen strength
     ids: list[str]  # the chains it was fitted to
-    strength: float  # the chosen one
+    strength: float  # the chosen one; of a mean, the number of maps
     pairs: tuple[int, int]  # how many it was fitted to, and how many of them are contacts
-    scores: dict[float, float]  # mean long-range P@L on the held-out chains by strength
+    scores: dict[float, float]  # mean long-range P@L by strength, on the chains it was chosen on
+    score: float  # that of the head on the held-out chains
     own_score: float  # the same of the head that the backbone came with; NaN where that reads no map
     held_out: int  # number of held-out chains
 
@@ -89,17 +98,21 @@ def fit_head(
     drawn = np.random.default_rng((options.seed, 0)).permutation(len(usable))[: options.chains]
     chains = _named(train, ids) if ids else sorted(usable[index] for index in drawn.tolist())
     pairs, fits = _fit(backbone, train, chains, options)
+    settings = options.strengths if options.method == "logistic" else NUMBERS[: len(fits)]
     regression = contact_regression(backbone.esm)
     own = Head(regression.weight.detach().flatten().cpu(), float(regression.bias.detach()))
-    scores = _score(backbone, held_out, judges, [*fits, own])
-    best = max(range(len(fits)), key=lambda k: (np.nan_to_num(scores[k], nan=-1.0), -options.strengths[k]))
+    at_last = scores = _score(backbone, held_out, judges, [*fits, own], options.below)
+    if options.method == "top":
+        scores = _score(backbone, train, chains, [*fits, own], options.below)
+    best = max(range(len(fits)), key=lambda k: (np.nan_to_num(scores[k], nan=-1.0), -settings[k]))
     return HeadFit(
         head=fits[best],
         ids=[train.ids[index] for index in chains],
-        strength=options.strengths[best],
+        strength=settings[best],
         pairs=pairs,
-        scores=dict(zip(options.strengths, scores[:-1], strict=True)),
-        own_score=scores[-1] if own.weight.any() else math.nan,
+        scores=dict(zip(settings, scores[:-1], strict=True)),
+        score=at_last[best],
+        own_score=at_last[-1] if own.weight.any() else math.nan,
         held_out=len(judges),
     )
 
@@ -131,15 +144,35 @@ def _fit(
     features, contact, share = _sample(backbone, store, chains, options)
     scale = max(float(np.sqrt(np.mean(np.square(features)))), 1e-30)
     features /= scale
-    heads = []
-    for strength in options.strengths:
+    fits = _means(features, contact) if options.method == "top" else _weighted(features, contact, options.strengths)
+    heads = [Head(torch.from_numpy(weight / scale).float(), bias + math.log(share)) for weight, bias in fits]
+    return (len(contact), int(contact.sum())), heads
+
+
+def _weighted(features: NDArray[np.float32], contact: NDArray[np.bool_], strengths: Sequence[float]) -> list[_Fit]:
+    """Weights (C,) and bias of a logistic regression of each strength."""
+    fits = []
+    for strength in strengths:
         solver = make_solver(strength)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*failed to converge.*")  # it is judged by what it predicts
             solver.fit(features, contact)
-        weight = torch.from_numpy(solver.coef_[0] / scale).float()
-        heads.append(Head(weight, float(solver.intercept_[0]) + math.log(share)))
-    return (len(contact), int(contact.sum())), heads
+        fits.append((solver.coef_[0], float(solver.intercept_[0])))
+    return fits
+
+
+def _means(features: NDArray[np.float32], contact: NDArray[np.bool_]) -> list[_Fit]:
+    """Weights (C,) of the mean of the best maps, so many as each of :data:`NUMBERS`, and bias."""
+    touch, columns = torch.from_numpy(contact), torch.from_numpy(features - features.min()).T
+    order = np.argsort([-float(average_precision([Ranked.of(column, touch)])) for column in columns], kind="stable")
+    fits = []
+    for number in NUMBERS:
+        best = order[:number]
+        if len(best) == number:
+            (slope, bias), weight = _weighted(features[:, best].mean(1, keepdims=True), contact, [1.0])[0], order * 0.0
+            weight[best] = slope[0] / number
+            fits.append((weight, bias))
+    return fits
 
 
 def make_solver(strength: float) -> Any:
@@ -158,7 +191,7 @@ def _sample(
     backbone: ContactBackbone, store: ChainStore, chains: Sequence[int], options: HeadFitOptions
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], float]:
     """Features (N, C) of sampled pairs, whether they touch (N,), and the share of the others that was kept."""
-    pairs = [_known_pairs(store, index, options.min_separation) for index in chains]
+    pairs = [_known_pairs(store, index, options) for index in chains]
     contacts = sum(int(contact.sum()) for _, _, contact in pairs)
     others = sum(len(contact) for _, _, contact in pairs) - contacts
     room = min(options.negatives * contacts, options.max_pairs - contacts)
@@ -177,10 +210,10 @@ def _sample(
     return np.concatenate(features), np.concatenate(touch), share
 
 
-def _known_pairs(store: ChainStore, index: int, min_separation: int) -> tuple[Tensor, Tensor, Tensor]:
+def _known_pairs(store: ChainStore, index: int, options: HeadFitOptions) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs i < j of a chain whose label is known: rows, columns int64 (N,), and whether they touch."""
-    labels = contact_labels(torch.from_numpy(np.array(store.cb_of(index))))
-    rows, columns = torch.nonzero(torch.triu(labels >= 0, min_separation), as_tuple=True)
+    labels = contact_labels(torch.from_numpy(np.array(store.cb_of(index))), options.below)
+    rows, columns = torch.nonzero(torch.triu(labels >= 0, options.min_separation), as_tuple=True)
     return rows, columns, labels[rows, columns] == 1
 
 
@@ -191,13 +224,15 @@ def residue_tokens(backbone: ContactBackbone, store: ChainStore, index: int) -> 
     return torch.cat([torch.tensor([own.cls]), residues, torch.tensor([own.eos])]).unsqueeze(0)
 
 
-def _score(backbone: ContactBackbone, store: ChainStore, chains: Sequence[int], heads: Sequence[Head]) -> list[float]:
+def _score(
+    backbone: ContactBackbone, store: ChainStore, chains: Sequence[int], heads: Sequence[Head], below: float
+) -> list[float]:
     """Mean long-range P@L of heads, in one pass of each chain."""
     device = next(backbone.parameters()).device
     weights, biases = torch.stack([head.weight for head in heads]), torch.tensor([head.bias for head in heads])
     found: list[list[float]] = [[] for _ in heads]
     for index in chains:
-        labels = contact_labels(torch.from_numpy(np.array(store.cb_of(index))))
+        labels = contact_labels(torch.from_numpy(np.array(store.cb_of(index))), below)
         tokens = residue_tokens(backbone, store, index).to(device)
         logits = logits_of_heads(backbone, tokens, weights.to(device), biases.to(device))
         for scores, own in zip(found, logits.cpu(), strict=True):

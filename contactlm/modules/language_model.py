@@ -15,7 +15,7 @@ from contactlm.maps.full_map import FullMap
 from contactlm.maps.windows import WindowOptions
 from contactlm.model.adapter import ABOUT_FILE, calibration_of, fetched, read_about
 from contactlm.model.backbone import backbone_checksum, load_esm
-from contactlm.model.contact_head import put_head
+from contactlm.model.contact_head import put_head, read_head
 from contactlm.model.families.family import Family, family_of
 from contactlm.model.frozen_weights import DtypeName, QuantizationName, check_frozen, is_narrow, narrow
 from contactlm.model.loading import EXPORTED
@@ -23,6 +23,7 @@ from contactlm.model.lora import LoraOptions, add_lora, contact_regression, lora
 from contactlm.model.trunk import checkpoint_layers
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import CHECKPOINT_KEY
+from contactlm.modules.trained_weights import defined_contact
 from contactlm.types import ModelError
 
 FITTED_HEAD = "fitted_head"  # where a checkpoint says that it holds one, trained further or not
@@ -97,6 +98,8 @@ class LanguageModelModule(MapModule):
         super().__init__(network(esm), **options)
         self.backbone_checksum = checksum
         self._head_is_fitted, self._chose_lr_factor = head is not None, head_lr_factor is None
+        if head is not None:
+            self.take_definition(read_head(head)[2])
         self.windows = self._within_reach(self.windows)
         # Inference options are no hyperparameters: they are free to differ from what a checkpoint was trained with.
         self.save_hyperparameters(
@@ -119,6 +122,11 @@ class LanguageModelModule(MapModule):
             on_hub = getattr(self.backbone.esm.config, EXPORTED, False)
             about = read_about(fetched(pretrained, ABOUT_FILE) if on_hub else pretrained)
             self.tuned_threshold, self.calibration = about.get("tuned_threshold"), calibration_of(about)
+            self.take_definition(about)
+
+    def take_definition(self, about: Mapping[str, Any]) -> None:
+        """Take over, from what an export or a head says of itself, when residues touch, and the jump between chains."""
+        self.contact, self.chain_jump = defined_contact(about), int(about.get("chain_jump", self.chain_jump))
 
     def saved_names(self) -> set[str]:
         """The trained weights, and a fitted contact head."""

@@ -25,7 +25,7 @@ from contactlm.modules.memory import sized
 from contactlm.modules.sharded import Lockstep, is_last_step
 from contactlm.modules.trained_weights import TrainedWeights
 from contactlm.structure.contacts import contact_labels
-from contactlm.types import ModelError, chain_numbers, residue_positions, split_chains
+from contactlm.types import ContactDefinition, ModelError, chain_numbers, residue_positions, split_chains
 
 _STEPS: dict[RunningStage | None, str] = {
     RunningStage.PREDICTING: "predict_step",
@@ -94,7 +94,7 @@ class MapPredictor(TrainedWeights):
         for row, full in enumerate(maps):
             length = len(full.probability)
             cb, sequence = batch["cb"][row, :length], decode(batch["tokens"][row, 1 : length + 1].cpu().numpy())
-            labels = contact_labels(cb) if torch.isfinite(cb).any() else None
+            labels = contact_labels(cb, self.contact.below) if torch.isfinite(cb).any() else None
             if chain_of is not None:
                 full.how["chain_lengths"] = chain_of[row].bincount().tolist()
             predicted.append(self.as_contact_map(batch["ids"][row], sequence, full, labels))
@@ -149,6 +149,8 @@ class MapPredictor(TrainedWeights):
     def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
         """Put a full-length map together with its sequence, its truth and a note of how it was made."""
         how = {**full.how, "model": self.hparams.get("pretrained") or self._random_weights}
+        if self.contact != ContactDefinition():
+            how["contact"] = str(self.contact)
         truth = None if labels is None else labels.cpu().numpy()
         probability, fitted = full.probability, self.applied_calibration
         if fitted is not None:

@@ -101,15 +101,13 @@ def _predicted(
     number = 0
     for group in _groups(sequences):
         ids = [name.format(number + n) for n in range(1, len(group) + 1)]
-        parts = list(map(_split, group, ids))
-        chains = [_encoded(sequence, id) for (sequence, _), id in zip(parts, ids, strict=True)]
-        lengths = [own for _, own in parts]
+        bare, lengths, chains = zip(*map(_parsed, group, ids), strict=True)
         positions = list(map(module.positions_of, lengths)) if any(lengths) else None
         number += len(group)
         with _ready(module, device) as there:
             cost = min(windows.bound, CPU_COST) if there.type == "cpu" else windows.max_cost
             maps = list(module.chain_maps(ids, chains, replace(windows, max_cost=cost), positions))
-        for id, (sequence, own), full in zip(ids, parts, maps, strict=True):
+        for id, sequence, own, full in zip(ids, bare, lengths, maps, strict=True):
             if own is not None:
                 full.how["chain_lengths"] = own
             yield module.as_contact_map(id, sequence, full)
@@ -127,16 +125,11 @@ def _groups(sequences: Iterable[str]) -> Iterator[list[str]]:
         yield group
 
 
-def _split(text: str, id: str) -> tuple[str, list[int] | None]:
+def _parsed(text: str, id: str) -> tuple[str, list[int] | None, Tensor]:
+    """Sequence, lengths of chains (None of one), and tokens."""
     try:
-        return split_chains(text)
-    except ValueError as error:
-        raise ValueError(f"{id}: {error}") from error
-
-
-def _encoded(sequence: str, id: str) -> Tensor:
-    try:
-        return torch.from_numpy(encode(sequence))
+        sequence, lengths = split_chains(text)
+        return sequence, lengths, torch.from_numpy(encode(sequence))
     except ValueError as error:
         raise ValueError(f"{id}: {error}") from error
 

@@ -37,7 +37,7 @@ from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
 from contactlm.retrieval.evidence import ChainEvidence, CropEvidence, EvidenceSource, collate_evidence
 from contactlm.retrieval.exclude import Exclusion
 from contactlm.retrieval.search import StructureSearch, check_phmmer
-from contactlm.types import ModelError
+from contactlm.types import ContactDefinition, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +179,10 @@ class RetrievalModule(LanguageModelModule):
     def setup(self, stage: str) -> None:
         """Take note of the dev and test proteins, which must not be evidence unless for predictions."""
         super().setup(stage)
+        if self.contact != ContactDefinition():
+            raise ModelError(
+                f"data.contact: {self.contact} given, but known structures are read as contacts of C-betas"
+            )
         self._evaluated = stage != "predict"
         for role, store in self._stores().items():
             if role in HELD_OUT_ROLES:

@@ -23,7 +23,7 @@ from contactlm.modules.checkpoint import (
     found_backbone,
     public_name,
 )
-from contactlm.types import CHAIN_JUMP, ModelError
+from contactlm.types import CHAIN_JUMP, ContactDefinition, ModelError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -32,6 +32,11 @@ CHECKPOINT_FORMAT = 1
 UNFROZEN = "unfrozen"  # where a checkpoint says which weights were trained that are frozen when the module is made
 FROZEN = "frozen"  # and which were not trained at the moment
 NOT_AVERAGED = "current_model_state"  # where Lightning's WeightAveraging keeps the weights behind their average
+
+
+def defined_contact(about: Mapping[str, Any]) -> ContactDefinition:
+    """When two residues touch, by what a checkpoint, an export or a head says of itself; older ones say nothing."""
+    return ContactDefinition.from_text(about["contact"]) if "contact" in about else ContactDefinition()
 
 
 AverageOf = Callable[[Any, Any, Any], Any]
@@ -54,6 +59,7 @@ class TrainedWeights(L.LightningModule):
         self._trained_before = False  # whether its weights are those of a checkpoint after some steps
         self.applies_calibration = True  # to predicted maps
         self.chain_jump = CHAIN_JUMP  # positions between chains: what the data say, or a checkpoint
+        self.contact = ContactDefinition()  # likewise
 
     def on_train_start(self) -> None:
         """Freeze and unfreeze what the run that goes on had frozen; Lightning's callbacks begin with all frozen."""
@@ -149,6 +155,7 @@ class TrainedWeights(L.LightningModule):
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
             "chain_jump": self.chain_jump,
+            "contact": str(self.contact),
             UNFROZEN: sorted(names - (self._made_trainable or names)),
             FROZEN: sorted(names & {n for n, parameter in self.named_parameters() if not parameter.requires_grad}),
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
@@ -163,6 +170,13 @@ class TrainedWeights(L.LightningModule):
         self.tuned_threshold = about["tuned_threshold"]
         self.chain_jump = self._given("chain_jump") or about.get("chain_jump", CHAIN_JUMP)
         self._trained_before = bool(checkpoint.get("global_step"))
+        used = self._given("definition")
+        self.contact = defined_contact(about)
+        if used not in (None, self.contact):
+            raise ModelError(
+                f"the checkpoint predicts contacts {self.contact}, but those of the data are {used}; give data.contact "
+                "as it was trained"
+            )
         fitted = about.get("calibration")  # older checkpoints have none
         self.calibration = None if fitted is None else Calibration.from_dict(fitted)
         saved = self._made_trainable = self.saved_names().union(about.get(UNFROZEN, []))

@@ -10,13 +10,13 @@ import numpy as np
 from contactlm.report.compare import Spread, arm_spread, by_arm
 from contactlm.report.read import Run
 
-TEST_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6", "mcc_sep6_tuned")
+DEV_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long")
+TEST_SCORES = (*DEV_SCORES, "p_at_L5_long", "r_precision_long", "auprc_sep6", "mcc_sep6_tuned")
 PROBABILITY_SCORES = (  # "…_calibrated" beside each
     "ece_sep6", "brier_sep6", "log_loss_sep6", "ece_short", "ece_medium", "ece_long",
 )  # fmt: skip
 THRESHOLD_SCORES = ("mcc_sep6", "mcc_sep6_calibrated", "mcc_sep6_tuned")
 CONFIDENCE_SCORES = ("confidence_bias", "confidence_error")  # of each protein's predicted long-range P@L
-DEV_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long")
 TRIVIAL = "trivial (|i − j| ≤ 2)"
 
 Column = Callable[[Run], float | None]

@@ -32,7 +32,8 @@ class FileResidues:
         chains: L author chain ids; empty where the file leaves them blank, or has no such residue.
         numbers: L author residue numbers with insertion codes, such as ``52A``; empty where the file has no such
             residue.
-        cb: Virtual C-beta, float32 (L, 3), in Å; NaN where the file has no such residue.
+        cb: Virtual C-beta (C-alpha where contacts are between these), float32 (L, 3), in Å; NaN where the file has no
+            such residue.
         states: Secondary structure, L letters: H helix, E strand, - neither or unknown.
         identity: Share of the aligned residues that are the same; 1.0 where the file is the one the sequence came from.
     """
@@ -57,7 +58,7 @@ class FileResidues:
 
 
 def find_residues(
-    path: str | Path, sequence: str, chain_lengths: Sequence[int] | None = None, name: str = ""
+    path: str | Path, sequence: str, chain_lengths: Sequence[int] | None = None, name: str = "", atom: str = "cb"
 ) -> FileResidues:
     """Find the residues of a sequence in a structure file: by its chains' own sequences, else by alignment.
 
@@ -66,6 +67,7 @@ def find_residues(
         sequence: L letters.
         chain_lengths: Of a complex, residues of each chain; None: it is one chain.
         name: The map's id, such as ``1abc_B``, which chooses among copies of a chain.
+        atom: ``cb`` or ``ca``: whose coordinates to take.
 
     Returns:
         The residues. Each chain of a complex has a chain of the file for itself.
@@ -74,7 +76,9 @@ def find_residues(
     parts = [sequence[start:stop] for start, stop in pairwise(ends)]
     same = _same_sequences(path, parts, name)
     if same is not None:
-        return _joined(path, [(chain, np.arange(len(part))) for chain, part in zip(same, parts, strict=True)], 1.0)
+        return _joined(
+            path, [(chain, np.arange(len(part))) for chain, part in zip(same, parts, strict=True)], 1.0, atom
+        )
     left, found, equal = read_numbered(path), list[tuple[NumberedChain, NDArray[np.intp]]](), []
     for part in parts:
         if not left:
@@ -83,7 +87,7 @@ def find_residues(
         left = [other for other in left if other is not chain]
         found.append((chain, positions))
         equal.append(identity)
-    return _joined(path, found, float(np.mean(equal)))
+    return _joined(path, found, float(np.mean(equal)), atom)
 
 
 def _same_sequences(path: str | Path, parts: Sequence[str], name: str) -> list[NumberedChain] | None:
@@ -136,7 +140,9 @@ def _plain(sequence: str) -> str:
     return "".join(letter if letter in "ARNDCQEGHILKMFPSTWYVBZX" else "X" for letter in sequence)
 
 
-def _joined(path: str | Path, found: Sequence[tuple[NumberedChain, NDArray[np.intp]]], identity: float) -> FileResidues:
+def _joined(
+    path: str | Path, found: Sequence[tuple[NumberedChain, NDArray[np.intp]]], identity: float, atom: str
+) -> FileResidues:
     chains, numbers, states, cb = list[str](), list[str](), "", []
     for chain, positions in found:
         own = _states(chain)
@@ -144,7 +150,8 @@ def _joined(path: str | Path, found: Sequence[tuple[NumberedChain, NDArray[np.in
         numbers += there
         chains += [chain.name if number else "" for number in there]
         states += "".join(own[at] if at >= 0 else STATES[0] for at in positions.tolist())
-        cb.append(np.where((positions >= 0)[:, None], chain.chain.cb[positions], np.float32("nan")))
+        atoms = chain.chain.ca if atom == "ca" else chain.chain.cb
+        cb.append(np.where((positions >= 0)[:, None], atoms[positions], np.float32("nan")))
     return FileResidues(str(Path(path).absolute()), chains, numbers, np.concatenate(cb), states, identity)
 
 

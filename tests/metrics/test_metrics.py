@@ -90,6 +90,7 @@ def reference_scores(probability: torch.Tensor, labels: torch.Tensor) -> dict[st
             for k in (1, 2, 5):
                 top = best_first[: resolved // k]
                 scores[f"p_at_L{k if k > 1 else ''}_{name}"] = float(top.mean()) if len(top) else math.nan
+            scores[f"r_precision_{name}"] = float(best_first[: y.sum()].mean()) if y.any() else math.nan
     return scores
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +75,8 @@ def test_a_planted_head_is_found_and_the_bias_does_not_know_of_the_sampling(monk
     weight, bias = torch.zeros(15), -3.0
     weight[[4, 11]] = torch.tensor([60.0, -45.0])
 
-    def planted(store: ChainStore, index: int, min_separation: int) -> tuple[torch.Tensor, ...]:
-        rows, columns = torch.triu_indices(150, 150, min_separation)
+    def planted(store: ChainStore, index: int, options: HeadFitOptions) -> tuple[torch.Tensor, ...]:
+        rows, columns = torch.triu_indices(150, 150, options.min_separation)
         tokens = head_fit.residue_tokens(backbone, store, index)
         logits = pair_features(backbone, tokens, rows, columns) @ weight + bias
         drawn = torch.rand(len(rows), generator=torch.Generator().manual_seed(index)) < logits.sigmoid()
@@ -89,6 +90,35 @@ def test_a_planted_head_is_found_and_the_bias_does_not_know_of_the_sampling(monk
     torch.testing.assert_close(head.weight[[4, 11]], weight[[4, 11]], rtol=0.15, atol=0)
     assert head.bias == pytest.approx(bias, abs=0.25)  # log f is -1.7 here
     assert set(sparse.weight.nonzero().flatten().tolist()) <= {4, 11}
+
+
+def test_a_mean_of_the_best_maps_finds_those_that_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contacts drawn from the sum of three maps: these come first, alike, with a bias that gives probabilities."""
+    store, backbone = store_of([120] * 6), ContactBackbone(small_model("ESM2")).eval()
+    weight = torch.zeros(15)
+    weight[[2, 7, 12]] = 60.0
+
+    def planted(store: ChainStore, index: int, options: HeadFitOptions) -> tuple[torch.Tensor, ...]:
+        rows, columns = torch.triu_indices(120, 120, options.min_separation)
+        tokens = head_fit.residue_tokens(backbone, store, index)
+        logits = pair_features(backbone, tokens, rows, columns) @ weight - 3.0
+        drawn = torch.rand(len(rows), generator=torch.Generator().manual_seed(index)) < logits.sigmoid()
+        return rows, columns, drawn
+
+    monkeypatch.setattr(head_fit, "_known_pairs", planted)
+    _, heads = head_fit._fit(backbone, store, range(6), HeadFitOptions(method="top", max_pairs=10**6))
+    assert [int(head.weight.count_nonzero()) for head in heads] == [1, 2, 3, 5, 8, 13]
+    assert heads[2].weight.nonzero().flatten().tolist() == [2, 7, 12]
+    torch.testing.assert_close(heads[2].weight, weight, rtol=0.2, atol=1e-6)
+    assert heads[2].bias == pytest.approx(-3.0, abs=0.25)
+
+
+def test_the_number_of_maps_is_chosen_on_the_fitting_chains() -> None:
+    store, backbone = store_of([60] * 5), ContactBackbone(small_model("ESM2")).eval()
+    store = replace(store, cb=store.cb * 12)
+    fit = fit_head(backbone, store, store.select([3, 4]), HeadFitOptions(method="top", chains=3))
+    assert set(fit.scores) == {1, 2, 3, 5, 8, 13} and fit.scores[fit.strength] == max(fit.scores.values())
+    assert fit.head.weight.count_nonzero() == fit.strength and fit.held_out == 2
 
 
 def test_what_cannot_be_fitted_is_said() -> None:
