@@ -44,7 +44,7 @@ from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap
 from contactlm.maps.restraints import RestraintOptions
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, found_backbone
-from contactlm.modules.predict import DEFAULT, OPTION
+from contactlm.modules.predict import DEFAULT
 from contactlm.modules.sharded import check_strategy_options
 from contactlm.modules.trained_weights import defined_contact
 from contactlm.runs.checkpoint_io import AtomicCheckpointIO, find_last, outlast_full_disk

@@ -241,7 +241,7 @@ def notes_of(maps: list[MapValues]) -> list[str]:
         )
         notes.append(
             f"interface {'-'.join(each.chains)}: highest probability {each.highest:.3f}, {each.expected:.1f} contacts "
-            f"expected, mean of the ten highest {each.top10:.3f}; residues above the threshold: {residues}"
+            f"expected, mean of the ten highest {each.top10:.3f}; residues above the threshold: {called}"
         )
     residues = _first_residues(maps)
     if residues is not None:
