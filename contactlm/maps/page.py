@@ -236,9 +236,7 @@ def notes_of(maps: list[MapValues]) -> list[str]:
     notes = [f"{lead}{name}; {made_in_words(each)}" for name, each in zip(names(maps), maps, strict=True)]
     for each in find_interfaces(maps[0]):
         sides = zip(each.chains, each.residues, strict=True)
-        residues = "; ".join(
-            f"{name} {' '.join(residue_number(maps[0], i) for i in own) or '-'}" for name, own in sides
-        )
+        called = "; ".join(f"{name} {' '.join(residue_number(maps[0], i) for i in own) or '-'}" for name, own in sides)
         notes.append(
             f"interface {'-'.join(each.chains)}: highest probability {each.highest:.3f}, {each.expected:.1f} contacts "
             f"expected, mean of the ten highest {each.top10:.3f}; residues above the threshold: {called}"
