@@ -29,9 +29,7 @@ def main() -> int:
         gc.disable()  # while a million objects are imported, none of which is garbage
         from contactlm.cli.main import main as run
 
-        status = run()
-        gc.freeze()  # Python looks through all objects at the end otherwise
-        return status
+        return run()
     except KeyboardInterrupt:
         sys.stderr.write("contactlm: interrupted\n")
         sys.stderr.flush()
