@@ -66,9 +66,8 @@ class ContactDataModule(L.LightningDataModule):
         base_url: Where they are fetched from, as ``<base_url>/1ABC.cif.gz``.
         predict_paths: FASTA and structure files, and folders of them, whose contacts ``predict`` predicts. In FASTA
             ``SEQ1:SEQ2`` is a complex.
-        pairs: CSV file with a line for each complex: the ids of its chains, such as ``1abc_H,1abc_L``. Only these
-            complexes are used: in training and tests of structures that lie in one frame, in ``predict`` from sequences
-            alone.
+        pairs: CSV file with a line for each complex: the ids of its chains, such as ``1abc_H,1abc_L``. Only these are
+            used: in training and tests of structures that lie in one frame, in ``predict`` from sequences alone.
         crop_length: Residues of a training sample, L'.
         crop: ``"random"``: L' consecutive residues, fresh each epoch, uniform over all starts; ``"cut"``: the first L';
             ``"two_segments"``: two segments of half a crop each, at their true positions, uniform over all positions;
@@ -390,10 +389,7 @@ class ContactDataModule(L.LightningDataModule):
     def _whole(self, store: ChainStore) -> DataLoader[Any]:
         learnt = self.definition if self.trainer is None else getattr(self.trainer.lightning_module, "contact", None)
         if learnt not in (None, self.definition):
-            raise DataError(
-                f"contact: {self.definition} given, but the model predicts contacts {learnt}; leave it out, or "
-                "train with it"
-            )
+            raise DataError(f"contact: {self.definition} given, the model has {learnt}: leave it out, or train with it")
         return whole_loader(store, self.evaluation_size, *self._rank(), self.jump, **self._loader_options())
 
     def _cache(self, **options: Any) -> StructureCache:
