@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 
 from contactlm.cli import commands
 
+SPINCOUNT = "1000"  # rounds that an idle thread of OpenMP waits before it gives its core to others
 INTERRUPTED = 130  # what shells report of a command ended by Ctrl-C
 
 
@@ -16,15 +18,20 @@ def main() -> int:
     try:
         if (status := commands.answer(sys.argv[1:])) is not None:
             return status
+        if "OMP_WAIT_POLICY" not in os.environ:  # GNU OpenMP reads these when torch loads it
+            os.environ.setdefault("GOMP_SPINCOUNT", SPINCOUNT)
         if not sys.stderr.isatty():  # no bar, of ours or others', shall fill a log file; read when tqdm is imported
             os.environ.setdefault("TQDM_MININTERVAL", "30")
         # where bitsandbytes is installed, PEFT imports it, and on some CPUs it then asks for a package of kernels
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         # model_class and class_path may name a file in the folder at hand; last, so that it hides nothing
         sys.path.append("")
-        from contactlm.cli.main import main as run  # seconds may pass here
+        gc.disable()  # while a million objects are imported, none of which is garbage
+        from contactlm.cli.main import main as run
 
-        return run()
+        status = run()
+        gc.freeze()  # Python looks through all objects at the end otherwise
+        return status
     except KeyboardInterrupt:
         sys.stderr.write("contactlm: interrupted\n")
         sys.stderr.flush()

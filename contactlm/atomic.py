@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from typing import Any, BinaryIO
 
 LONGEST_NAME = 200  # characters of a file name, before its suffix; file systems allow about 255
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # names of devices on Windows
+log = logging.getLogger(__name__)
+_TOLD: set[tuple[str, Path]] = set()  # what this process could not write to which folder
 TEMPORARY_NAME = r"\.[0-9a-f]{32}\.tmp"  # regular expression
 
 
@@ -43,12 +46,35 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         yield handle
 
 
+@contextmanager
+def if_it_can_be(what: str, folder: Path) -> Iterator[None]:
+    """Go on where a cache cannot be written, which costs time and not the run; say so once."""
+    try:
+        yield
+    except OSError as error:
+        if (what, folder) not in _TOLD:
+            _TOLD.add((what, folder))
+            log.warning(
+                f"{what} cannot be kept in {folder} ({error.strerror or error}) and will be recomputed; set "
+                "cache_dir or CONTACTLM_CACHE to a folder that can be written"
+            )
+
+
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
     """Write a table."""
     with atomic_path(path) as temporary, temporary.open("x", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, columns or list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def is_temporary(path: Path) -> bool:

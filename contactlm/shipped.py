@@ -1,10 +1,12 @@
-"""What comes with the package: its version, and the folder of configs and lists of identifiers."""
+"""What comes with the package: its version, the folder of configs and lists of identifiers; and its cache folder."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 __version__ = "0.1.0"
+OPTION = "model_class"  # of commands and configs: names the LightningModule
 
 
 def config_folder() -> Path:
@@ -12,3 +14,10 @@ def config_folder() -> Path:
     package = Path(__file__).parent
     inside = package / "lightning_configs"
     return inside if inside.is_dir() else package.parent / "lightning_configs"
+
+
+def default_cache_dir() -> Path:
+    """``$CONTACTLM_CACHE``, or ``~/.cache/contactlm`` (following ``$XDG_CACHE_HOME``)."""
+    if "CONTACTLM_CACHE" in os.environ:
+        return Path(os.environ["CONTACTLM_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "contactlm"

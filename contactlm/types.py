@@ -6,6 +6,7 @@ D head width.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, count, islice, pairwise, product
@@ -16,9 +17,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+_ONE = re.compile(r"(?<![\d,.])\b1 ((?:\w+ )?)(chain|protein|file|map|input|shard|structure|residue|run)s\b( are\b)?")
+
+
+def singular(text: str) -> str:
+    """A message with ``1 chain`` in the place of ``1 chains``, whatever is counted."""
+    return _ONE.sub(lambda found: f"1 {found[1]}{found[2]}{' is' if found[3] else ''}", text)
+
 
 class ContactLMError(Exception):
-    """Something the user can mend: one message with what was given and what to do. The CLI shows no traceback."""
+    """A user error: one message with what was given and what to do. The CLI shows no traceback."""
 
 
 class StructureError(ContactLMError, ValueError):

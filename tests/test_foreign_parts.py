@@ -33,7 +33,6 @@ from transformers import EsmModel
 from transformers.models.esm.modeling_esm import EsmLayer
 
 import contactlm
-from contactlm.callbacks.checkpoint import BELIEFS
 from contactlm.model.lora import LoraOptions, add_lora
 from contactlm.modules.trained_weights import NOT_AVERAGED
 from contactlm.structure.pdb import BackboneBuilder
@@ -69,9 +68,9 @@ def loggers_take_a_version() -> None:
         assert logger.version == 7 and Path(logger.log_dir) == Path("folder/name/version_7")
 
 
-def a_checkpoint_callback_believes() -> None:
+def a_checkpoint_callback_saves() -> None:
     callback = ModelCheckpoint()
-    assert set(BELIEFS) <= vars(callback).keys()
+    assert parameters(callback._save_last_checkpoint) == TO_SAVE[1:]
     scores = ("best_k_models", "best_model_path", "best_model_score", "current_score", "kth_best_model_path")
     assert callback.state_dict().keys() == {*scores, "kth_value", "last_model_path", "dirpath", "monitor"}
 
@@ -89,7 +88,7 @@ def loops_count_batches() -> None:
 
 def a_trainer_has_what_its_connectors_set() -> None:
     names = ("callbacks", "datamodule", "fast_dev_run", "log_every_n_steps", "accumulate_grad_batches")
-    assert {*names, "gradient_clip_val", "val_check_batch", "_logger_connector"} <= vars(a_trainer()).keys()
+    assert {*names, "gradient_clip_val", "val_check_batch"} <= vars(a_trainer()).keys()
     assert (a_trainer().val_check_interval, a_trainer().check_val_every_n_epoch) == (1.0, 1)  # where left alone
 
 
@@ -200,33 +199,20 @@ def a_parser_lists_its_options() -> None:
 #     function above. What stands behind a colon is imported. ---
 
 Check = tuple[str, ...] | Callable[[], None] | None
-CLI, CHECKPOINT = "lightning.pytorch.cli:LightningCLI", "lightning.pytorch.callbacks:ModelCheckpoint"
-LOGS = "lightning.pytorch.trainer.connectors.logger_connector.logger_connector:_LoggerConnector"
+CHECKPOINT = "lightning.pytorch.callbacks:ModelCheckpoint"
 EPOCH_LOOP = "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop"
 SPEED = "lightning.fabric.utilities.throughput:get_available_flops"
 TO_SAVE = ("self", "trainer", "monitor_candidates")
 PARTS: list[tuple[str, str, str, Check]] = [
-    ("lightning", f"{CLI}._prepare_subcommand_parser", "cli/contact_cli.py", ("self", "klass", "subcommand", "kwargs")),
-    ("lightning", f"{CLI}._parse_ckpt_path", "cli/contact_cli.py", ("self",)),
-    ("lightning", f"{CLI}._instantiate_trainer", "cli/contact_cli.py", ("self", "config", "callbacks")),
-    ("lightning", f"{CLI}._get", "cli/contact_cli.py", ("self", "config", "key", "default")),
-    ("lightning", f"{CLI}._parser", "cli/contact_cli.py", ("self", "subcommand")),
     ("python", "ArgumentParser._action_groups", "cli/contact_cli.py", a_parser_lists_its_options),
     ("lightning", "CSVLogger._version", "runs/directory.py", loggers_take_a_version),
-    ("lightning", "lightning.fabric.utilities.rank_zero:rank_zero_only.rank", "cli/contact_cli.py", None),
-    ("lightning", f"{CHECKPOINT}._save_last_checkpoint", "callbacks/checkpoint.py", TO_SAVE),
+    ("lightning", f"{CHECKPOINT}._save_last_checkpoint", "callbacks/checkpoint.py", a_checkpoint_callback_saves),
     ("lightning", f"{CHECKPOINT}._save_topk_checkpoint", "callbacks/checkpoint.py", TO_SAVE),
-    ("lightning", "ModelCheckpoint._last_global_step_saved", "callbacks/checkpoint.py", a_checkpoint_callback_believes),
-    ("lightning", "ModelCheckpoint._last_checkpoint_saved", "callbacks/checkpoint.py", a_checkpoint_callback_believes),
     ("lightning", f"{EPOCH_LOOP}._should_check_val_fx", "callbacks/steps.py", ("self", "data_fetcher")),
     ("lightning", "fit_loop._data_fetcher", "callbacks/steps.py", loops_count_batches),
-    ("lightning", f"{LOGS}.should_update_logs", "callbacks/steps.py", None),
-    ("lightning", "Trainer._logger_connector", "callbacks/steps.py", a_trainer_has_what_its_connectors_set),
     ("lightning", "Trainer.val_check_batch", "callbacks/budget.py", a_trainer_has_what_its_connectors_set),
-    ("lightning", "fit_loop.epoch_loop.val_loop.batch_progress", "callbacks/checkpoint.py", loops_count_batches),
     ("lightning", "fit_loop.epoch_loop.batch_progress", "callbacks/budget.py", loops_count_batches),
     ("lightning", "fit_loop.epoch_loop.max_steps", "cli/contact_cli.py", loops_count_batches),
-    ("lightning", "lightning.pytorch.loops.fit_loop:_FitLoop._should_accumulate", "callbacks/steps.py", ("self",)),
     ("lightning", "fit_loop.epoch_progress", "data/datamodule.py", loops_count_batches),
     ("lightning", "Trainer.gradient_clip_val", "callbacks/guard.py", a_trainer_has_what_its_connectors_set),
     ("lightning", "Trainer.datamodule", "callbacks/record.py", a_trainer_has_what_its_connectors_set),
@@ -237,9 +223,8 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("transformers", "EsmLayer.attention", "model/families/esm.py", layers_have_these_parts),
     ("transformers", "EsmModel.encoder", "model/families/esm.py", a_backbone_has_these_parts),
     ("transformers", "EsmcLayer.self_attn", "model/families/esmc.py", other_layers_have_these_parts),
-    ("transformers", "BertLayer.intermediate", "model/families/protbert.py", other_layers_have_these_parts),
+    ("transformers", "BertLayer.intermediate", "model/families/bert.py", other_layers_have_these_parts),
     ("peft", "ModulesToSaveWrapper.modules_to_save", "model/lora.py", adapters_lie_in_the_backbone),
-    ("peft", "LoraLayer.get_delta_weight", "model/adapter.py", adapters_lie_in_the_backbone),
     ("biopython", "Bio.PDB.binary_cif:_decode", "structure/binary_cif.py", ("column",)),
     ("biopython", "Bio.PDB.MMCIF2Dict:MMCIF2Dict._splitline", "structure/mmcif.py", ("self", "line")),
     ("biopython", "MMCIF2Dict.__init__", "structure/mmcif.py", a_dictionary_reads_lines),
@@ -247,14 +232,11 @@ PARTS: list[tuple[str, str, str, Check]] = [
     ("biopython", "StructureBuilder.init_residue", "structure/pdb.py", a_builder_is_told_these),
     ("torch", "torch._softmax_backward_data", "model/contact_attention.py", softmax_goes_backward),
     ("torch", "torch._C._autograd._top_saved_tensors_default_hooks", "model/remade.py", saved_tensors_have_contexts),
-    ("torch", "torch.utils._pytree:tree_leaves", "callbacks/flops.py", ("tree", "is_leaf")),
     ("torch", "torch.utils._python_dispatch:TorchDispatchMode", "modules/memory.py", None),
     ("torch", "torch._subclasses.fake_tensor:FakeTensorMode", "modules/memory.py", None),
     ("torch", "torch._subclasses.fake_tensor:FakeTensor", "model/blocks.py", None),
-    ("lightning", f"{CLI}._run_subcommand", "cli/plan.py", ("self", "subcommand")),
     ("torch", "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu", "callbacks/flops.py", None),
     ("torch", "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu_backward", "callbacks/flops.py", None),
-    ("torch", "torch.utils.tensorboard:SummaryWriter._get_file_writer", "callbacks/dashboard.py", ("self",)),
 ]
 
 

@@ -21,7 +21,7 @@ BELOW = {
     "retrieval": {"structure", "homology", "data", "model"},
     "modules": {"structure", "metrics", "maps", "model", "retrieval", "data"},
     "runs": {"modules"},
-    "callbacks": {"structure", "metrics", "maps", "pages", "data", "modules", "runs"},
+    "callbacks": {"structure", "metrics", "maps", "pages", "data", "retrieval", "modules", "runs"},
     "report": {"pages", "runs"},
     "benchmark": {"structure", "homology", "metrics", "data", "model", "retrieval", "modules", "report"},
 }

@@ -1,6 +1,8 @@
 """The example projects of ``tests/projects``: users' code, run as it stands on tiny models and data."""
 
 import importlib
+import re
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +102,22 @@ def test_our_callbacks_and_metrics_with_neither() -> None:
     mine = trainer.lightning_module.mcc
     assert isinstance(mine, torch.nn.Module)
     assert sorted(path.name for path in Path("maps").glob("*.rr")) == [f"walk_{n}.rr" for n in range(80, 90)]
+
+
+@pytest.mark.parametrize("name", ["own_callbacks", "own_data", "own_module"])
+def test_what_a_project_says_to_type_can_be_typed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Path(f"{name}.py")
+    command = re.search(rf"``python ({name}\.py.*?)``", file.read_text())
+    assert command is not None
+    given: list[tuple[object, ...]] = []
+    start = file.read_text().rpartition("if __name__")
+    file.write_text(
+        f"{start[0]}import inspect\n\n{start[1]}{start[2].replace('main(', 'GIVEN(inspect.signature(main), ')}"
+    )
+    monkeypatch.setattr("sys.argv", command[1].split())
+    take = lambda signature, *arguments: given.append(signature.bind(*arguments).args)  # noqa: E731
+    runpy.run_path(str(file), {"GIVEN": take}, "__main__")
+    assert given == [tuple(command[1].split()[1:])]
 
 
 def test_metrics_by_hand_and_by_callback_agree() -> None:

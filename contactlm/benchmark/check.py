@@ -37,28 +37,17 @@ _Position = tuple[float, ...]
 
 @dataclass(frozen=True, eq=False)
 class CheckedChain:
-    """What became of one chain of a list.
+    """What became of one chain of a list; identity and coverage are NaN where the list has no sequence."""
 
-    Attributes:
-        asked: The chain that the list asks for.
-        state: ``found``; ``replaced``, by another chain or entry with the same sequence; or ``missing``.
-        reason: Why it is replaced or missing; empty when it was found.
-        path: Its file; None when missing.
-        chain: The chain of that file; None when missing.
-        positions: For each residue of the list's sequence (of the file's, where the list has none) its index in
-            ``chain``, int64 (L,); −1: the file lacks it.
-        identity: Share of the aligned residues that agree; NaN where the list has no sequence.
-        coverage: Share of the list's residues that the file has; NaN likewise.
-    """
-
-    asked: AskedChain
-    state: str
-    reason: str = ""
-    path: Path | None = None
-    chain: Chain | None = None
-    positions: NDArray[np.int64] | None = None
-    identity: float = float("nan")
-    coverage: float = float("nan")
+    asked: AskedChain  # the chain that the list asks for
+    state: str  # found; replaced, by another chain or entry with the same sequence; or missing
+    reason: str = ""  # why it is replaced or missing
+    path: Path | None = None  # its file; None when missing, as what follows
+    chain: Chain | None = None  # the chain of that file
+    # index in the chain of each residue of the list's sequence (of the file's, where the list has none); −1: none
+    positions: NDArray[np.int64] | None = None  # (L,)
+    identity: float = float("nan")  # share of the aligned residues that agree
+    coverage: float = float("nan")  # share of the list's residues that the file has
 
     @property
     def sequence(self) -> str:
@@ -165,8 +154,8 @@ def place(wanted: str, there: str) -> tuple[NDArray[np.int64], float, float]:
     """Find the L residues of a sequence in a longer, shorter or slightly different one.
 
     Returns:
-        The index in ``there`` of each residue, int64 (L,), −1 where it has none; the share of identical ones among
-        those aligned, and the share aligned, both without unknown residues (X) of either.
+        The index in ``there`` of each residue, int64 (L,), −1: none; the share of identical ones among those aligned,
+        and the share aligned, both without unknown residues (X) of either.
     """
     start = there.find(wanted)
     if start >= 0:

@@ -25,25 +25,15 @@ WHOLE = "all"
 
 @dataclass(frozen=True)
 class AskedChain:
-    """One chain of a list.
+    """One chain of a list."""
 
-    Attributes:
-        id: ``1abc_A``; with ``:target`` behind it where a list has several parts of one chain.
-        entry: PDB id in lower case.
-        chain: Chain id in the entry.
-        naming: Whether that is the author's (``auth``) or mmCIF's own (``label``).
-        sequence: The residues that are scored, L letters; None: those of the file.
-        length: Residues, where the list says; else None.
-        facts: All columns of its row, as text.
-    """
-
-    id: str
-    entry: str
-    chain: str
-    naming: str = "auth"
-    sequence: str | None = None
-    length: int | None = None
-    facts: Mapping[str, str] = field(default_factory=dict)
+    id: str  # 1abc_A; with :target behind it where a list has several parts of one chain
+    entry: str  # PDB id in lower case
+    chain: str  # chain id in the entry
+    naming: str = "auth"  # whether that is the author's (auth) or mmCIF's own (label)
+    sequence: str | None = None  # the residues that are scored, L letters; None: those of the file
+    length: int | None = None  # residues, where the list says
+    facts: Mapping[str, str] = field(default_factory=dict)  # all columns of its row
 
     @property
     def protein(self) -> str:
@@ -112,12 +102,11 @@ def published_figures() -> tuple[PublishedFigure, ...]:
 
 
 def load_set(name: str) -> BenchmarkSet:
-    """Read a test set.
+    """Read a shipped test set by its name, or a CSV file; ``NAME:SUBSET`` takes a part.
 
-    Args:
-        name: That of a shipped list, or the path of a CSV file with the columns ``pdb_id`` and ``chain`` and, where
-            they are known, ``sequence``, ``length``, ``chain_naming`` (``auth`` or ``label``), ``target``, ``role``,
-            ``submission_date``, ``release_date`` and ``scorable`` (0: not to be scored). ``NAME:SUBSET`` takes a part.
+    A file has the columns ``pdb_id`` and ``chain`` and, where they are known, ``sequence``, ``length``,
+    ``chain_naming`` (``auth`` or ``label``), ``target``, ``role``, ``submission_date``, ``release_date`` and
+    ``scorable`` (0: it is not).
     """
     known = shipped_sets()
     own = Path(name).expanduser()
@@ -143,7 +132,7 @@ def read_list(path: Path) -> tuple[AskedChain, ...]:
     chains = [_asked(f"{path}, line {line}", row, parts) for line, row in rows]
     repeated = [name for name, count in Counter(chain.id for chain in chains).items() if count > 1]
     if repeated:
-        raise DataError(f"{path}: {repeated[0]} is listed twice; tell its parts apart in a column target")
+        raise DataError(f"{path}: {repeated[0]} is listed twice; name its parts in a column target")
     return tuple(chains)
 
 
@@ -174,7 +163,7 @@ def _rows(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, Any]]]
             reader = csv.DictReader(handle)
             rows = [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
             columns = reader.fieldnames or ()
-    except (OSError, UnicodeDecodeError, csv.Error, AttributeError) as error:
+    except (UnicodeDecodeError, csv.Error, AttributeError) as error:
         raise DataError(f"{path}: cannot be read as a CSV file ({error})") from error
     if missing := [name for name in needed if name not in columns]:
         raise DataError(f"{path}: the list lacks the columns {', '.join(missing)}; its first line must name them")

@@ -235,7 +235,7 @@ def _overview(results: Sequence[SetResult], score: str) -> str:
 def _set_parts(result: SetResult) -> list[str]:
     number = counts(result.checked)
     numbers = (f"{number['asked']} chains asked", *(f"{number[state]} {state}" for state in (FOUND, MISSING, REPLACED)))
-    parts = [f"{result.set.about}. Source: {result.set.source or 'not said'}.", f"{', '.join(numbers)}."]
+    parts = [f"{result.set.about}. Source: {result.set.source or 'unknown'}.", f"{', '.join(numbers)}."]
     reasons = [f"- {each.asked.id} {each.state}: {each.reason}" for each in result.checked if each.state != FOUND]
     if len(reasons) > NAMED:
         reasons[NAMED:] = [f"- … and {len(reasons) - NAMED} more, named in chains_….csv"]

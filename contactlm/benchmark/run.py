@@ -31,27 +31,20 @@ REPORT = "report.md"
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """How to run a benchmark.
-
-    Attributes:
-        database: A structure database whose best hit is copied, for comparison.
-        head: A contact head's file for a published model, in the place of its own.
-    """
+    """How to run a benchmark."""
 
     structures: StructureSource
     cache_dir: Path
     out: Path
-    database: Path | None = None
-    head: str | None = None
+    database: Path | None = None  # a structure database whose best hit is copied, for comparison
+    head: str | None = None  # a contact head's file for a published model, in the place of its own
 
 
 def run_benchmark(names: Sequence[str], models: Mapping[str, str], options: BenchmarkOptions) -> list[SetResult]:
     """Score models on test sets, and write ``report.md``, ``table.csv``, ``differences.csv`` and tables by chain.
 
-    Args:
-        names: Of test sets; see :func:`contactlm.benchmark.lists.load_set`; ``smoke`` needs no network.
-        models: By the name that tables have: checkpoints, exported folders, or published models' names or folders.
-        options: Where things are.
+    ``names`` are those of :func:`contactlm.benchmark.lists.load_set`, or ``smoke``, which needs no network. ``models``
+    are checkpoints, exported folders, or published models' names or folders, by the name that tables have.
     """
     database = None if options.database is None else _open_database(options.database)  # before hours are spent
     results = [_obtain(name, options) for name in dict.fromkeys(names)]
@@ -66,8 +59,8 @@ def run_benchmark(names: Sequence[str], models: Mapping[str, str], options: Benc
     for result in results:
         unknown = [each.name for each in result.predictors if each.identity is None]
         if unknown:
-            missing = "no train.fasta.gz lies beside"
-            result.remarks.append(f"identity to training chains is not known of {', '.join(unknown)}: {missing}")
+            missing = "there is no train.fasta.gz next to the checkpoint"
+            result.remarks.append(f"identity to training chains is unknown for {', '.join(unknown)}: {missing}")
         result.predictors.append(score_trivial(result.found, result.contracts))
         if database is not None and result.found:
             result.predictors.append(score_copy(result.found, result.contracts, database, options.cache_dir))
@@ -141,14 +134,11 @@ def _write(results: Sequence[SetResult], out: Path) -> None:
         **{f"chains_{file_name(result.set.name)}.csv": chain_rows(result) for result in results},
         **{f"scores_{file_name(result.set.name)}.csv": score_rows(result) for result in results},
     }
-    try:
-        for name, rows in tables.items():
-            if rows:
-                write_csv(out / name, [{key: _known(value) for key, value in row.items()} for row in rows])
-        with atomic_path(out / REPORT) as temporary:
-            temporary.write_text(write_page(results), encoding="utf-8")
-    except OSError as error:
-        raise ContactLMError(f"out: {out} cannot be written ({error.strerror}); give another folder") from error
+    for name, rows in tables.items():
+        if rows:
+            write_csv(out / name, [{key: _known(value) for key, value in row.items()} for row in rows])
+    with atomic_path(out / REPORT) as temporary:
+        temporary.write_text(write_page(results), encoding="utf-8")
 
 
 def _known(value: Any) -> Any:

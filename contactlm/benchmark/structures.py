@@ -27,18 +27,12 @@ _HEADER_LINES = 200  # within which a file says which entry it is
 
 @dataclass(frozen=True)
 class StructureSource:
-    """Where structures come from.
+    """Where structures come from."""
 
-    Attributes:
-        cache: Folder of what was fetched.
-        folder: A folder of the user, in place of fetching; its files are called as their entries are.
-        base_url: Server and path before ``/1ABC.cif.gz``.
-    """
-
-    cache: Path
-    folder: Path | None = None
+    cache: Path  # folder of what was fetched
+    folder: Path | None = None  # of the user, in place of fetching; its files are called as their entries are
     offline: bool = False
-    base_url: str = RCSB
+    base_url: str = RCSB  # server and path before /1ABC.cif.gz
 
 
 @dataclass
@@ -79,7 +73,7 @@ def obtain_structures(chains: Sequence[AskedChain], source: StructureSource, out
             "score what is there with --offline"
         ) from error
     problems = {
-        entry: f"{reason}; obsolete entries are gone from there" if "404" in reason else reason
+        entry: f"{reason}; obsolete entries are not available there" if "404" in reason else reason
         for entry, reason in report.problems.items()
     }
     return FoundFiles(_by_stem(report.paths), problems)

@@ -2,7 +2,7 @@
 
 from contactlm.callbacks.budget import TokenBudget
 from contactlm.callbacks.checkpoint import SafeCheckpoint
-from contactlm.callbacks.dashboard import TensorBoardDashboard
+from contactlm.callbacks.dashboard import RunBoard, TensorBoardDashboard
 from contactlm.callbacks.evaluation import ContactEvaluation
 from contactlm.callbacks.flops import FlopsMeter
 from contactlm.callbacks.guard import LossGuard
@@ -17,6 +17,7 @@ __all__ = [
     "LossGuard",
     "MemoryAdvice",
     "PredictionWriter",
+    "RunBoard",
     "RunRecord",
     "SafeCheckpoint",
     "TensorBoardDashboard",

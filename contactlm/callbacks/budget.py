@@ -42,9 +42,9 @@ class TokenBudget(L.Callback):
     project of your own put this callback before those that ask the trainer how it validates (``EarlyStopping``).
 
     Args:
-        max_tokens: The budget; None counts without a limit.
+        max_tokens: The budget; None: count without a limit.
         count: Gives (tokens, residues) of a batch; the default reads batches of ``ContactDataModule``.
-        look_every: Share of the run between two looks at the dev set; None: Lightning's own rules alone.
+        look_every: Share of the run between two dev evaluations; None: Lightning's own rules.
 
     Raises:
         ContactLMError: The budget is not positive, or the share not above 0 and at most 1.

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,11 @@ from contactlm.callbacks.steps import StepSums, find_callback, validation_follow
 from contactlm.data.store import ChainStore
 from contactlm.data.training_set import NAME as KEPT_TRAINING
 from contactlm.data.training_set import keep_training
+from contactlm.runs.checkpoint_io import outlast_full_disk
 from contactlm.runs.signals import STOPPING, Stopped, StopSignals
 from contactlm.types import ContactLMError
 
 log = logging.getLogger(__name__)
-
-# What a ModelCheckpoint believes to lie on the disk.
-BELIEFS = (
-    "current_score",
-    "best_k_models",
-    "kth_best_model_path",
-    "kth_value",
-    "best_model_score",
-    "best_model_path",
-    "last_model_path",
-    "_last_global_step_saved",
-    "_last_checkpoint_saved",
-)
 
 
 class SafeCheckpoint(ModelCheckpoint):
@@ -57,7 +44,7 @@ class SafeCheckpoint(ModelCheckpoint):
     Args:
         last_every_n_minutes: Minutes between two writes of ``last.ckpt``; null: no such writes.
         last_every_n_steps: Optimizer steps between two writes of ``last.ckpt``; null: no such writes.
-        stop_on_signals: Take SIGTERM and Ctrl-C while training.
+        stop_on_signals: Save and stop on SIGTERM and Ctrl-C while training.
         options: Arguments of ``lightning.pytorch.callbacks.ModelCheckpoint``.
 
     Raises:
@@ -191,10 +178,8 @@ class SafeCheckpoint(ModelCheckpoint):
         is_local = self.dirpath is not None and "://" not in str(self.dirpath)
         if not isinstance(store, ChainStore) or not is_local or self._is_trial(trainer):
             return
-        try:  # a full disk shall not end the run
+        with outlast_full_disk(Path(str(self.dirpath)) / KEPT_TRAINING):
             keep_training(store, Path(str(self.dirpath)))
-        except OSError as error:
-            log.warning("%s: %s cannot be written (%s)", self.dirpath, KEPT_TRAINING, error.strerror or error)
 
     def _is_trial(self, trainer: L.Trainer) -> bool:
         return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # a connector sets it
@@ -205,7 +190,7 @@ class SafeCheckpoint(ModelCheckpoint):
             return
         if trainer.is_global_zero:
             name, where = signal.Signals(self._stopping).name, self.last_model_path or trainer.ckpt_path
-            advice = f"go on with --ckpt_path {where}" if where else "no checkpoint was written"
+            advice = f"resume with --ckpt_path {where}" if where else "no checkpoint was written"
             log.warning("%s: stopped after step %d; %s", name, trainer.global_step, advice)
         # a launcher takes a child's status other than 0 for a crash, and kills the process that launched it
         raise Stopped(128 + self._stopping if trainer.is_global_zero else 0)
@@ -218,10 +203,11 @@ class SafeCheckpoint(ModelCheckpoint):
             return
         self._tried_at = (trainer.global_step, time.monotonic())
         self._to_flush = True
-        best_saved_at = self._last_global_step_saved
+        believed = dict(vars(self))
         with self._taken_back_on_failure(trainer):
             super()._save_last_checkpoint(trainer, monitor_candidates)
-        self._last_global_step_saved = best_saved_at  # or Lightning would not look whether this step is the best
+        # or Lightning would not look whether this step is the best
+        vars(self).update({**believed, "last_model_path": self.last_model_path})
 
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         with self._taken_back_on_failure(trainer):
@@ -230,12 +216,11 @@ class SafeCheckpoint(ModelCheckpoint):
     @contextmanager
     def _taken_back_on_failure(self, trainer: L.Trainer) -> Iterator[None]:
         """Go on believing what was so before, when a checkpoint could not be written."""
-        before = {name: copy(getattr(self, name)) for name in BELIEFS}
+        before = {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
         failures = _failures(trainer)
         yield
         if trainer.strategy.broadcast(_failures(trainer) > failures):  # one process writes, and all must know
-            for name, value in before.items():
-                setattr(self, name, value)
+            vars(self).update(before)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note a validation that is due or under way: a resumed run then begins with it."""
@@ -260,7 +245,7 @@ class SafeCheckpoint(ModelCheckpoint):
             self.last_model_path = state_dict["last_model_path"]
         kept = {path: score for path, score in state_dict["best_k_models"].items() if Path(path).exists()}
         if len(kept) < len(state_dict["best_k_models"]):
-            log.warning("checkpoint: the best checkpoint of the resumed run is gone: the best from now on counts")
+            log.warning("checkpoint: the best checkpoint of the resumed run is missing; only later ones count")
         if not kept:
             return
         best, worst = (max, min) if self.mode == "max" else (min, max)

@@ -25,6 +25,10 @@ from contactlm.metrics.ranked import cuts_on, reaching
 from contactlm.types import ContactLMError
 
 OVER_TOKENS = (*HISTORY, "mcc_sep6_tuned", "trivial_mcc", "trivial_p_at_L_long")
+# Scalars of dev and test that RunBoard shows, and those that come first in TensorBoard, which sorts by name
+SHOWN = (*HISTORY, "mcc_sep6_tuned", "tuned_threshold", "trivial_mcc", "copy_mcc_sep6", "inter_mcc", "ece_sep6")
+FIRST = {name: f"1_watch/{name.replace('/', '_')}" for name in ("dev/mcc_sep6", "dev/p_at_L_long", "train/loss")}
+UNSEEN = ("budget/", "epoch")  # straight lines
 OVER_PROTEINS = ("mcc_sep6", "mcc", "p_at_L_long", "auprc_sep6")
 HPARAM_METRICS = ("dev/mcc_sep6", "test/mcc_sep6")
 GFLOPS = "flops/cumulative_gflops"
@@ -37,7 +41,7 @@ LAYOUT = {  # of the custom scalars: the two panels of the report, and how score
     "dev by tokens": {
         "MCC by range": [f"{BY_TOKENS}{name}" for name in ("mcc_short", "mcc_medium", "mcc_long")],
         "long-range precision at L, L/5": [f"{BY_TOKENS}{name}" for name in ("p_at_L_long", "p_at_L5_long")],
-        "MCC of all pairs, the trivial predictor beside": [f"{BY_TOKENS}{name}" for name in ("mcc", "trivial_mcc")],
+        "MCC of all pairs, with the trivial predictor": [f"{BY_TOKENS}{name}" for name in ("mcc", "trivial_mcc")],
     },
     "training": {
         "loss": ["train/loss"],
@@ -45,9 +49,28 @@ LAYOUT = {  # of the custom scalars: the two panels of the report, and how score
     },
 }
 PLAIN = (bool, int, float, str)
+DIGITS = 5  # of a number in TensorBoard's table of hyperparameters
 LENGTHS = (50, 100, 200, 400)  # residues: the proteins nearest to these lengths are drawn
-PICTURE_INCHES, PICTURE_DPI = (5.6, 5.25), 100
+EMS = 30  # letters' heights in a picture's side: a card shows it at half its size
 CURVE_POINTS = 201  # thresholds 0, 0.005, … 1
+
+
+class RunBoard(TensorBoardLogger):
+    """Lightning's TensorBoardLogger with the scalars that people look at, the main three first; CSV files have all.
+
+    Arguments are those of :class:`lightning.pytorch.loggers.TensorBoardLogger`.
+    """
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write the scalars that are shown; in the first process only."""
+        shown = {name: value for name, value in metrics.items() if is_shown(name)}
+        super().log_metrics({**shown, **{FIRST[name]: shown[name] for name in FIRST if name in shown}}, step)
+
+
+def is_shown(name: str) -> bool:
+    """Whether :class:`RunBoard` shows a scalar."""
+    group, _, score = name.partition("/")
+    return score in SHOWN if group in ("dev", "test") else not name.startswith(UNSEEN)
 
 
 class TensorBoardDashboard(L.Callback):
@@ -67,8 +90,8 @@ class TensorBoardDashboard(L.Callback):
     number.
 
     Args:
-        lengths: Residues; for each of these lengths the dev protein nearest to it is drawn. Empty: no pictures.
-        pictures: How often they are drawn, at most, over a budget of tokens.
+        lengths: Residues; for each length, the dev protein of the nearest length is drawn. Empty: no pictures.
+        pictures: Maximum number of times that they are drawn over the token budget.
 
     Raises:
         ContactLMError: A length or number below 1.
@@ -163,7 +186,7 @@ class TensorBoardDashboard(L.Callback):
             if writer.log_dir not in self._described:
                 self._described.add(writer.log_dir)
                 for summary in hparams(run_hparams(trainer, pl_module), metrics):
-                    writer._get_file_writer().add_summary(summary)
+                    writer.file_writer.add_summary(summary)
 
     def _write_distributions(self, trainer: L.Trainer, prefix: str) -> None:
         """Curve and histograms. On several processes a collective call."""
@@ -216,7 +239,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | 
         if isinstance(value, Mapping):
             result |= flat(value, f"{prefix}{name}.")
         elif isinstance(value, PLAIN):
-            result[prefix + name] = value
+            is_long = isinstance(value, int | float) and float(f"{value:.{DIGITS - 1}e}") != value
+            result[prefix + name] = str(value) if is_long else value  # a text is shown to the last digit
         elif isinstance(value, (list, tuple)) and all(isinstance(item, PLAIN) for item in value):
             result[prefix + name] = ", ".join(map(str, value))
         elif value is None:
@@ -263,18 +287,13 @@ class Exhibits:
 
 
 def draw(exhibit: Exhibit, threshold: float) -> NDArray[np.uint8]:
-    """Draw the predicted map above the diagonal and the true one below: RGB, uint8 (525, 560, 3)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and not every run draws
-    from matplotlib.figure import Figure
+    """Draw the predicted map above the diagonal and the true one below: RGB, uint8 (height, width, 3)."""
+    from contactlm.maps.picture import draw_picture  # not every run draws
 
-    figure = Figure(figsize=PICTURE_INCHES, dpi=PICTURE_DPI, layout="compressed")
-    canvas = FigureCanvasAgg(figure)
     probability, labels = (values.detach().cpu().numpy() for values in (exhibit.probability.float(), exhibit.labels))
     how = {"chain_lengths": list(exhibit.chain_lengths)} if exhibit.chain_lengths else {}
     predicted = ContactMap(exhibit.id, "X" * exhibit.length, probability, labels, threshold, how)
-    predicted.plot(figure.add_subplot())
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return np.asarray(draw_picture(predicted, EMS))
 
 
 class PrecisionRecall:

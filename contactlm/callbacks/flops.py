@@ -10,10 +10,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from contactlm.callbacks.steps import StepSums, is_time_to_log
+from contactlm.modules.memory import tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class FlopsMeter(L.Callback):
             return
         self._follows_length = self._by_its_length(batch) == counted
         if not self._follows_length:
-            log.info("a batch of %d x %d tokens takes other FLOPs than its length tells: every shape is counted", B, T)
+            log.info("a batch of %d x %d tokens has other FLOPs than its length predicts; counting every shape", B, T)
 
     def _by_its_length(self, batch: Any) -> Flops:
         B, T = batch["tokens"].shape
@@ -171,4 +171,4 @@ def flop_counter() -> FlopCounterMode:
 
 def shape_key(batch: Any) -> str:
     """Name the shapes of all tensors in a batch."""
-    return " ".join(str(tuple(leaf.shape)) for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor))
+    return " ".join(str(tuple(leaf.shape)) for leaf in tensors_in(batch))

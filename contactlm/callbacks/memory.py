@@ -110,12 +110,12 @@ def _told_plan(
 ) -> str:
     """Say what a step takes, by part, and what would fit."""
     wanted, cost = len(batch["tokens"]), step_cost(make, batch, device, precision, count_flops=False)
-    needs = f"by the plan (contactlm plan) the step takes {told_size(cost.total)} ({cost.told})"
+    needs = f"by contactlm plan the step takes {told_size(cost.total)} ({cost.told})"
     if memory is None:
         return f"{needs}; "
-    needs += f", and this process can have {told_size(memory)}"
+    needs += f", and {told_size(memory)} are available"
     if cost.total <= memory:
-        return f"{needs}: the plan does not see what else takes memory; "
+        return f"{needs}: other memory use is not included; "
     found, possible = [], ways(make, device, precision)
     for way in possible:
         if rows := most_rows(way, batch, memory, device):

@@ -20,14 +20,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from contactlm.atomic import FileNames, atomic_path
+from contactlm.atomic import FileNames, write_csv
 from contactlm.callbacks.record import module_facts
 from contactlm.maps.complexes import Interface, residue_number
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, WRITERS, ContactMap, write_npz, write_rr
+from contactlm.maps.pairs import OUTSIDE
 from contactlm.maps.restraints import TOOLS, RestraintOptions, write_restraints
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.pages.frame import escape, write_frame
-from contactlm.types import CHAIN_JUMP, ContactDefinition, ContactLMError, DataError, StructureError, residue_positions
+from contactlm.types import (
+    CHAIN_JUMP,
+    ContactDefinition,
+    ContactLMError,
+    DataError,
+    StructureError,
+    residue_positions,
+    singular,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +45,7 @@ SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_s
 INTERFACES = tuple(f"inter_{name}" for name in ("chains", "highest", "expected", "top10", "residues"))
 COLUMNS = (
     *("id", "file", "length", "threshold", "contacts_sep6", "confidence", "hits", "seconds"),
-    *(*SCORES, CONFIDENCE, *INTERFACES, "formats", "input", "model", "options"),
+    *(*SCORES, CONFIDENCE, OUTSIDE, *INTERFACES, "formats", "input", "model", "options"),
 )
 FILE_OPTIONS = frozenset(["dtype", "pairs_per_residue", "restraints"])  # decide no map but files that may be lacking
 DIGITS = 16  # hexadecimal, of a checksum
@@ -84,6 +93,7 @@ def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
         "hits": " ".join("_".join(str(hit).split()) for hit in predicted.how.get("hits", [])),
         "seconds": f"{seconds:.3f}",
     }
+    line[OUTSIDE] = predicted.how.get(OUTSIDE, "")
     if CONFIDENCE in predicted.how:
         line[CONFIDENCE] = f"{predicted.how[CONFIDENCE]:.4f}"
     found = predicted.interfaces()
@@ -111,18 +121,14 @@ def read_summary(path: Path) -> dict[str, dict[str, str]]:
     """Read the complete lines of a summary, by id; a line torn by a killed run is left out."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as handle:
-        text = handle.read()
+    text = path.read_bytes().decode("utf-8", "replace")
     rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     return {row["id"]: row for row in rows if row.get("id") and None not in row.values()}
 
 
 def write_summary(path: Path, lines: Iterable[dict[str, str]]) -> None:
     """Write a summary anew, at once."""
-    with atomic_path(path) as temporary, temporary.open("x", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(lines)
+    write_csv(path, [{name: line.get(name, "") for name in COLUMNS} for line in lines], COLUMNS)
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
@@ -198,7 +204,7 @@ def input_checksum(
 def what_differs(line: Mapping[str, str], maker: Maker, made_from: str) -> str | None:
     """Why the result of a line cannot be kept, if it would be made by `maker` from `made_from` now; None: it can."""
     if not all(line.get(name) for name in ("input", "model", "options")):
-        return "does not say what it was made from"
+        return "does not record its input"
     reasons = []
     if line["input"] != made_from:
         reasons.append("another sequence or structure")
@@ -266,6 +272,7 @@ class MapFiles:
         self.names = FileNames()
         self.origins: Mapping[str, Path] = {}  # structure files of proteins that came from one, by id
         self.without: dict[str, str] = {}  # why a protein has no structure, by id
+        self.outside: dict[str, str] = {}  # in what a protein lies outside what dev had, by id
         self.failed: dict[str, dict[str, str]] = {}  # why a protein has no file of a kind, by kind and id
 
     def options(self) -> dict[str, Any]:
@@ -296,6 +303,8 @@ class MapFiles:
 
     def write(self, predicted: ContactMap, kinds: Sequence[str]) -> list[str]:
         """Write some kinds of file; those that were written."""
+        if told := predicted.how.get(OUTSIDE):
+            self.outside[predicted.id] = told
         if NUMBERED & set(self.formats):  # also the .npz keeps the residues then
             self._find_structure(predicted)
         kinds = [kind for kind in kinds if kind not in ON_STRUCTURES or predicted.residues is not None]
@@ -324,7 +333,7 @@ class MapFiles:
         file = self.origins.get(predicted.id, self.structure)
         if file is None:
             if ON_STRUCTURES & set(self.formats):
-                self.without[predicted.id] = "it came from no structure file, and --structure names none"
+                self.without[predicted.id] = "sequence-only input; pass --structure"
             return
         try:
             predicted.residues = predicted.on_structure(file).residues
@@ -333,6 +342,11 @@ class MapFiles:
 
     def tell(self) -> None:
         """Name the proteins that could not be shown on a structure, or written in a format."""
+        if self.outside:
+            first = next(iter(self.outside))
+            told = "their calibrated probabilities and expected long-range P@L may be far off"
+            count, reason = len(self.outside), self.outside[first]
+            log.warning("%d proteins lie outside what the dev set had (%s: %s): %s", count, first, reason, told)
         kinds = {"no": ON_STRUCTURES, "no residue numbers in": NUMBERED - ON_STRUCTURES}
         asked = {missing: [kind for kind in self.formats if kind in group] for missing, group in kinds.items()}
         what = ", and ".join(f"{missing} {', '.join(formats)}" for missing, formats in asked.items() if formats)
@@ -343,7 +357,7 @@ class MapFiles:
 
 def write_index(files: MapFiles, lines: Mapping[str, Mapping[str, str]], thumbnails: Mapping[str, str]) -> None:
     """Write ``index.html``: a table of proteins, whose lines of the summary are given by id, with links to files."""
-    body = BODY.format(about=escape(f"{len(lines):,} proteins in {files.out.absolute().name}"))
+    body = BODY.format(about=escape(singular(f"{len(lines):,} proteins in {files.out.absolute().name}")))
     tables = {"tables": [_table(lines, thumbnails, files)]}
     write_frame(files.out / INDEX, "Predicted contact maps", body, tables, ["tables"], library=False)
 

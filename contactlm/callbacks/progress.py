@@ -42,7 +42,7 @@ class ThroughputMeter(L.Callback):
     peak is known: that of many GPUs is, for dense matrix products at the trainer's precision; a CPU's is not.
 
     Args:
-        peak_flops: FLOPs a second that one device can do; None: looked up for the GPU at hand.
+        peak_flops: Peak FLOPs per second of one device; None: looked up for the GPU.
 
     Raises:
         ContactLMError: A peak that is not positive.
@@ -113,9 +113,7 @@ class ThroughputMeter(L.Callback):
 def known_peak(device: torch.device, precision: str) -> float | None:
     """FLOPs a second that a GPU can do at a trainer's precision (``bf16-mixed``), by Lightning's table, if known."""
     dtype = DTYPES.get(precision.split("-")[0])
-    if device.type != "cuda" or dtype is None:
-        return None
-    return get_available_flops(device, dtype)
+    return None if device.type != "cuda" or dtype is None else get_available_flops(device, dtype)
 
 
 class BudgetProgressBar(TQDMProgressBar):
@@ -247,7 +245,10 @@ class BudgetProgressBar(TQDMProgressBar):
         """What stands behind the bar: loss, scores, speed, and the time left to the end of the budget."""
         shown = {**self._loss(), **self.trainer.progress_bar_metrics}
         shown.pop("budget/fraction", None)
-        parts = [f"{name.removeprefix('train/').replace('/', ' ')} {value:.3f}" for name, value in shown.items()]
+        parts = [
+            f"{name.removeprefix('train/').replace('/', ' ')} {round(float(value), 3) + 0.0:.3f}"
+            for name, value in shown.items()
+        ]
         if self._budget is None or self._began is None:
             return ", ".join(parts)
         seconds, tokens = time.monotonic() - self._began[0], self._budget.tokens - self._began[1]

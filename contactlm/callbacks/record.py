@@ -48,7 +48,7 @@ class RunRecord(L.Callback):
     the whole process; on a GPU what tensors take, else resident memory.
 
     Args:
-        arm: Name of the training scheme, shared by runs that differ in their seed only; None: that of the logger.
+        arm: Name of the training scheme, shared by runs that differ only in their seed; None: the logger's name.
     """
 
     def __init__(self, arm: str | None = None) -> None:

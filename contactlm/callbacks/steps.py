@@ -27,8 +27,11 @@ def is_time_to_log(trainer: L.Trainer) -> bool:
 
     Logging one number takes Lightning as long as several operations of a network: else it is left out.
     """
-    due = trainer._logger_connector.should_update_logs or trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector sets it
-    return bool(due) or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or validation_follows(trainer)
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector sets it
+    step = trainer.global_step + (not ends_with_step(trainer))  # the one that this batch is of
+    due = bool(every) and (step % every == 0 or trainer.should_stop)
+    due = due or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # likewise
+    return due or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or validation_follows(trainer)
 
 
 def validation_follows(trainer: L.Trainer) -> bool:
@@ -41,7 +44,10 @@ def validation_follows(trainer: L.Trainer) -> bool:
 
 def ends_with_step(trainer: L.Trainer) -> bool:
     """Whether an optimizer step comes with this training batch: no later batch is accumulated with it."""
-    return not trainer.fit_loop._should_accumulate()
+    batches, every = trainer.fit_loop.epoch_loop.batch_progress, trainer.accumulate_grad_batches
+    is_last = batches.is_last_batch or batches.current.ready == trainer.num_training_batches
+    steps_at_end = is_last and not trainer.strategy.handles_gradient_accumulation
+    return steps_at_end or batches.current.ready % every == 0
 
 
 class StepSums:

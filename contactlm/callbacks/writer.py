@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -99,17 +99,15 @@ class PredictionWriter(L.Callback):
         if stage != "predict":
             return
         self._maker, self._inputs = None, {}
-        with self._as_an_error():
-            self.out.mkdir(parents=True, exist_ok=True)
-            self._lines = read_summary(self.out / SUMMARY)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._lines = read_summary(self.out / SUMMARY)
         self.files.names = FileNames({name: line["file"] for name, line in self._lines.items() if line.get("file")})
-        self.files.without, self.files.failed = {}, {}
+        self.files.without, self.files.failed, self.files.outside = {}, {}, {}
         data = trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
         if hasattr(data, "leave_out"):  # it asks when the weights of a checkpoint are loaded
             data.leave_out(partial(self._finished, trainer, pl_module))
         elif trainer.is_global_zero and self._lines:  # lines of another version may have other columns
-            with self._as_an_error():
-                write_summary(self.out / SUMMARY, self._lines.values())
+            write_summary(self.out / SUMMARY, self._lines.values())
 
     def _finished(self, trainer: L.Trainer, pl_module: L.LightningModule, store: ChainStore) -> set[str]:
         """The chains whose results exist and would be the same; the summary keeps no line of the others."""
@@ -127,13 +125,12 @@ class PredictionWriter(L.Callback):
         if trainer.is_global_zero:
             reasons = {name: reason for name, reason in differing.items() if reason is not None}
             for reason, number, names in by_reason(reasons):
-                again = f"computed again, since what is there {reason}"
+                again = f"recomputing: the existing result {reason}"
                 log.warning("%s: %s: %d proteins (%s)", self.out, again, number, names)
-            with self._as_an_error():
-                remove_temporaries(self.out)
-                finished -= self._complete({name: missing[name] for name in sorted(finished) if missing[name]}, maker)
-                others = set(store.ids) - finished
-                write_summary(self.out / SUMMARY, [line for name, line in self._lines.items() if name not in others])
+            remove_temporaries(self.out)
+            finished -= self._complete({name: missing[name] for name in sorted(finished) if missing[name]}, maker)
+            others = set(store.ids) - finished
+            write_summary(self.out / SUMMARY, [line for name, line in self._lines.items() if name not in others])
         finished = trainer.strategy.broadcast(finished)
         self.kept = len(finished)
         return finished
@@ -145,7 +142,7 @@ class PredictionWriter(L.Callback):
             try:
                 saved = ContactMap.load(self.files.path(name, "npz"))
             except DataError as error:
-                log.warning("%s; it is predicted again", error)
+                log.warning("%s; predicting it again", error)
                 damaged.add(name)
                 continue
             line = self._lines[name]
@@ -155,15 +152,6 @@ class PredictionWriter(L.Callback):
             self._thumbnails[name] = self._draw(saved)
             self.completed += 1
         return damaged
-
-    @contextmanager
-    def _as_an_error(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, UnicodeDecodeError) as error:
-            raise ContactLMError(
-                f"out: {self.out} cannot be written ({getattr(error, 'strerror', error)}); give another folder"
-            ) from error
 
     def _made_by(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Maker:
         self._maker = self._maker or find_maker(trainer, pl_module, self.files.options())
@@ -202,8 +190,7 @@ class PredictionWriter(L.Callback):
             return
         self.files.tell()
         if trainer.is_global_zero:
-            with self._as_an_error():
-                write_index(self.files, read_summary(self.out / SUMMARY), self._thumbnails)
+            write_index(self.files, read_summary(self.out / SUMMARY), self._thumbnails)
 
     def _work(self, predicted: ContactMap, seconds: float) -> Callable[[], Written]:
         """What any thread can do for a protein; its file's name depends on those given before, and is given now."""
@@ -243,7 +230,7 @@ class PredictionWriter(L.Callback):
             self._waiting.clear()
             raise ContactLMError(
                 f"out: {name} cannot be written to {self.out} ({error.strerror}); {self.written} maps were "
-                "written, and the same command goes on from there"
+                "written; run the same command again to resume"
             ) from error
         self._thumbnails[name] = drawn
         self.written += 1
@@ -256,4 +243,4 @@ class PredictionWriter(L.Callback):
             with suppress(ContactLMError, CancelledError):  # what was not begun is left
                 self._take_finished()
         if interrupted and trainer.is_global_zero:
-            log.info("interrupted: %d maps written to %s; the same command goes on from there", self.written, self.out)
+            log.info("interrupted: %d maps written to %s; run the same command again to resume", self.written, self.out)

@@ -8,33 +8,35 @@ init_args: …}``, says the same as ``model_class: …`` with ``model: …``, an
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from contactlm.modules.base import MapModule
-from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, check_head
-from contactlm.modules.contact import ContactModule
-from contactlm.modules.predict import OPTION, checkpoint_class, import_module_class
-from contactlm.shipped import config_folder
+from contactlm.shipped import OPTION, config_folder
 from contactlm.types import ContactLMError
+
+if TYPE_CHECKING:
+    from contactlm.modules.base import MapModule
 
 BASE = "base.yaml"
 SHIPPED = "lightning_configs"  # what the folder of the shipped configs is called in commands
 PATHS = "--data.predict_paths"
 FLAGS = ("--overwrite",)
+VALUELESS = (*FLAGS, "--help", "-h", "--print_config")  # options that no value need follow
+NUMBERS = ("--budget.max_tokens", "--data.batch_tokens", "--data.batch_pairs")  # that may be written as 5M or 5e6
 TRUTH_VALUES = ("true", "false", "yes", "no")
 NOT_PATHS = ("best", "last", "hpc", "registry")  # what Lightning takes for ckpt_path beside a path
 CONFIG = ("--config", "-c")
 _MODEL, _CLASS, _INIT = "--model", "--model.class_path", "--model.init_args"
 REMOVED: dict[str, str] = {
     "--beside": "predict with both models into two folders, and compare the .npz files",
-    "--data.batch_size=auto": "contactlm plan --memory 12GB tells the largest batch that fits; give that number",
+    "--data.batch_size=auto": "contactlm plan --memory 12GB prints the largest batch that fits; give that number",
     "--draws": "one set of chains is drawn; another --seed shows how stable the head is",
     "--evaluation.calibration=temperature": "give platt, or null for none",
-    "--measure": "contactlm plan tells memory and FLOPs without a step; a short contactlm fit logs speed/…",
+    "--measure": "contactlm plan estimates memory and FLOPs; a short contactlm fit logs speed/…",
     "--model.shuffled_hits": "the control experiment was removed",
     "--plain": "a checkpoint is always one file",
     "--trainer.strategy.save_distributed_checkpoint=true": "a checkpoint is always one file",
@@ -42,7 +44,7 @@ REMOVED: dict[str, str] = {
 }
 """Flags of earlier versions, by ``--flag`` or ``--flag=value``, with what to do instead."""
 REFUSED: dict[str, str] = {
-    "BatchSizeFinder": "give a size; contactlm plan --memory 12GB tells the largest batch that fits",
+    "BatchSizeFinder": "give a size; contactlm plan --memory 12GB prints the largest batch that fits",
     "LearningRateFinder": "it sets one rate for all weights; compare short runs by --model.optimizer.init_args.lr",
     "ModelPruning": "it masks frozen weights as well; prune what contactlm export --merge writes",
     "SpikeDetection": "no run with it resumes; give the guard of steps that are not finite (--guard.max_skipped)",
@@ -60,9 +62,6 @@ def resolve_config(name: str) -> str:
 
     A path that is mistyped must not run something else: only a bare name and ``lightning_configs/NAME.yaml`` stand for
     shipped configs.
-
-    Args:
-        name: Such as ``my/own.yaml``, ``lightning_configs/crop200.yaml`` or ``quickstart``.
     """
     if Path(name).is_file():
         return name
@@ -126,7 +125,58 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
     ``--overwrite`` becomes true.
     """
     _check_sizes(arguments)
-    return _resolve_flags(_resolve_configs(_gather_paths(arguments)))
+    asked_all = "--help" in arguments or "-h" in arguments  # --help all: what Lightning's parser has to say
+    given = [word for word in arguments if not (asked_all and word == "all")]
+    return _resolve_flags(_resolve_configs(_gather_paths(_write_out(_name_paths(given)))))
+
+
+def _name_paths(arguments: Sequence[str]) -> list[str]:
+    """Write what stands alone after ``predict`` as its paths, and a checkpoint (.ckpt) as ``--ckpt_path``."""
+    if list(arguments[:1]) != ["predict"]:
+        return list(arguments)
+    named, option = ["predict"], ""  # the option whose value comes next
+    for argument in arguments[1:]:
+        if argument.startswith("-"):
+            option = "" if "=" in argument or argument in VALUELESS else argument
+            named.append(argument)
+        elif option or (named[-1] in FLAGS and argument.lower() in TRUTH_VALUES):
+            option = option if option == PATHS else ""
+            named.append(argument)
+        else:
+            named += ["--ckpt_path" if argument.endswith(".ckpt") else PATHS, argument]
+    return named
+
+
+def _write_out(arguments: Sequence[str]) -> list[str]:
+    """Write values as people give them the way the parser takes them: 5M, ``npz,html``, the folder of a run."""
+    written: list[str] = []
+    for argument in arguments:
+        option, has_value, value = argument.partition("=")
+        if has_value and option.startswith("--"):
+            written.append(f"{option}={_written(arguments[0], option, value)}")
+        else:
+            written.append(_written(arguments[0], written[-1] if written else "", argument))
+    return written
+
+
+def _written(command: str, option: str, value: str) -> str:
+    if option in NUMBERS and (number := re.fullmatch(r"([\d_]+(?:\.\d+)?(?:[eE]\+?\d+)?)([kKMG]?)", value)):
+        count = float(number[1]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[number[2]]
+        return str(int(count)) if count == int(count) else value
+    if option == "--formats" and value:
+        return json.dumps([word.strip(" '\"") for word in value.strip("[]").split(",")])
+    if option == "--ckpt_path":
+        return checkpoint_of(value, "last" if command == "fit" else "best")
+    return value
+
+
+def checkpoint_of(path: str, kind: str = "best") -> str:
+    """The newest best (or last) checkpoint of a run's folder, or of the runs in a folder; else the path itself."""
+    folder = Path(path)
+    places = ("", "checkpoints/", "version_*/checkpoints/") if folder.is_dir() else ()
+    found = (list(folder.glob(f"{place}{kind}*.ckpt")) for place in places)
+    newest = next((max(files, key=lambda file: file.stat().st_mtime) for files in found if files), None)
+    return path if newest is None else str(newest)
 
 
 def _resolve_configs(arguments: Sequence[str]) -> list[str]:
@@ -147,7 +197,7 @@ def _require_text(config: str) -> None:
     """Refuse a config that is no text, or holds a NUL, of which the parser would show a traceback."""
     try:
         text = Path(config).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ContactLMError(f"--config {config}: cannot be read as text ({error})") from error
     try:
         lines = [event.start_mark.line for event in yaml.parse(text) if "\0" in getattr(event, "value", "")]
@@ -196,14 +246,7 @@ def check_removed(arguments: Sequence[str]) -> None:
 
 
 def check_trainer_options(trainer: Mapping[str, Any]) -> None:
-    """Refuse callbacks and flags of a trainer that would not do here what they promise.
-
-    Args:
-        trainer: Its options, as a config has them.
-
-    Raises:
-        ContactLMError: One of :data:`REFUSED` is given.
-    """
+    """Refuse callbacks and flags of a trainer, as a config has them, that would not do here what they promise."""
     callbacks = trainer.get("callbacks") or []
     given = {name: f"trainer.{name}" for name in REFUSED if trainer.get(name)}
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -232,10 +275,12 @@ def _resolve_flags(arguments: Sequence[str]) -> list[str]:
 def chosen_class(arguments: Sequence[str]) -> type[MapModule]:
     """Find the class that a command line asks for, before its options can be parsed.
 
-    Args:
-        arguments: Of :func:`plain_arguments`. The last ``model_class`` of configs and flags decides; where none says,
-            the checkpoint does.
+    The last ``model_class`` of configs and flags decides; where none says, the checkpoint does.
     """
+    from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, check_head
+    from contactlm.modules.contact import ContactModule
+    from contactlm.modules.predict import checkpoint_class, import_module_class
+
     given: dict[str, Any] = {}
     for option, value in option_pairs(arguments):
         if option in CONFIG:

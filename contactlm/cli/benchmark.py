@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,26 @@ def benchmark_command(arguments: Sequence[str]) -> int:
     )
     options = BenchmarkOptions(source, cache_dir, given.out, given.database, given.head)
     results = run_benchmark(given.names, _named(given), options)
-    sys.stdout.write(f"{write_page(results)}\nwritten to {given.out / REPORT} and the tables beside it\n")
+    sys.stdout.write(f"{as_text(write_page(results))}\nwritten to {given.out / REPORT} and its tables\n")
     return SOME_SKIPPED if any(len(result.found) < len(result.checked) for result in results) else 0
+
+
+def as_text(markdown: str) -> str:
+    """A page for a terminal: tables in columns, headings and code without marks."""
+    lines: list[str] = []
+    for is_table, block in groupby(markdown.splitlines(), lambda line: line.startswith("| ")):
+        if not is_table:
+            lines += [
+                line.lstrip("# ").replace("`", "") if line.startswith("#") else line.replace("`", "") for line in block
+            ]
+            continue
+        rows = [line[2:-2].replace("`", "").split(" | ") for line in block if not line.startswith("| :--")]
+        rows = [[cell.replace("\\|", "|") for cell in row] for row in rows]
+        widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+        for row in rows:
+            cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+            lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
 
 
 def list_text() -> str:
@@ -111,14 +130,14 @@ def _parser() -> argparse.ArgumentParser:
     hub = "Published models by hub name or folder, with their own contact head."
     add("--model.pretrained", dest="pretrained", **several, metavar="NAME", help=hub)
     add("--model.head", dest="head", metavar="FILE", help="Contact head of `contactlm head fit`, for one of those.")
-    files = "Folder of structure files, called as entries are; no network."
+    files = "Folder of structure files, named by PDB id; no network."
     where("--structures", type=_folder, metavar="DIR", help=files)
-    where("--offline", action="store_true", help="Fetch nothing: score what was fetched before.")
-    copied = "Of `contactlm index build`: also score copying the best hit in it."
+    where("--offline", action="store_true", help="Download nothing; use cached structures.")
+    copied = "Database of `contactlm index build`: also score copying its best hit."
     add("--database", type=_folder, metavar="DB", help=copied)
     add("--out", type=_folder, default="benchmark", help="Folder to write (default: benchmark).")
     add("--base_url", default=RCSB, help="Server of mmCIF files (default: %(default)s).")
-    fetched = "Where fetched structures are kept; default: in the cache folder."
+    fetched = "Folder for downloaded structures; default: in the cache folder."
     add("--download_dir", type=_folder, metavar="DIR", help=fetched)
     cache = "Cache folder; default: $CONTACTLM_CACHE or ~/.cache/contactlm."
     add("--cache_dir", type=_folder, metavar="DIR", help=cache)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.resources import files
 from typing import NoReturn
 
 from contactlm.shipped import __version__
@@ -21,25 +22,20 @@ SOME_SKIPPED = 3  # exit status of a command that did its work, but not on all o
 STATUSES = """\
 exit status:
   0    done
-  1    something you can mend, said in one message
-  2    arguments that cannot be understood
-  3    predict, index, benchmark: done, but some inputs had to be skipped (they are named)
+  1    user error, one message
+  2    invalid arguments
+  3    predict, index, benchmark: done, but some inputs were skipped (named above)
   130  interrupted by Ctrl-C (143: by SIGTERM)"""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """One command."""
 
-    Attributes:
-        about: What it does, in one line.
-        examples: Lines to copy, each with what it does.
-        entry: ``module:function`` of a command with a parser of its own, which takes the arguments after the
-            command's name and gives the exit status; empty for LightningCLI's subcommands.
-    """
-
-    about: str
-    examples: tuple[tuple[str, str], ...] = ()
+    about: str  # what it does, in one line
+    examples: tuple[tuple[str, str], ...] = ()  # lines to copy, each with what it does
+    # `module:function` of a command with a parser of its own, which takes the arguments after the command's name and
+    # gives the exit status; empty for LightningCLI's subcommands
     entry: str = ""
 
     def load(self) -> Callable[[Sequence[str]], int]:
@@ -49,45 +45,12 @@ class Command:
 
 
 COMMANDS = {
-    "fit": Command(
-        "train within a budget of tokens, watch the dev set, score the test set",
-        (
-            ("contactlm fit --config quickstart", "minutes, offline: synthetic proteins"),
-            ("contactlm fit --config crop200 --data.train_dir my/train --data.test_dir my/test", "the real job"),
-            ("contactlm fit --config crop200 … --ckpt_path last", "go on where the newest run of this name stopped"),
-        ),
-    ),
-    "validate": Command(
-        "score a checkpoint on the dev set",
-        (("contactlm validate --ckpt_path best.ckpt --data.train_dir my/train", "the dev set is a part of train_dir"),),
-    ),
-    "test": Command(
-        "score a checkpoint on the test set",
-        (
-            ("contactlm test --ckpt_path best.ckpt --data.test_dir my/test", "a line a protein: test_scores.csv"),
-            ("contactlm test --data.test_dir my/test", "the published contact head, as it is"),
-        ),
-    ),
-    "predict": Command(
-        "write contact maps of sequences and structures",
-        (
-            (
-                "contactlm predict --ckpt_path best.ckpt --data.predict_paths a.fa b.cif.gz dir/ --out maps",
-                "to maps/",
-            ),
-            ("contactlm predict --data.predict_paths a.fasta", "with the published contact head"),
-            (
-                "contactlm predict --ckpt_path best.ckpt --data.predict_paths a.fa --formats '[rr]'",
-                "CASP format only",
-            ),
-            (
-                "contactlm predict --ckpt_path best.ckpt --data.predict_paths b.cif --formats '[npz,html,pml]'",
-                "a page, and a PyMOL script; index.html shows all",
-            ),
-        ),
-    ),
+    "fit": Command("train within a budget of tokens, watch the dev set, score the test set"),
+    "validate": Command("score a checkpoint on the dev set"),
+    "test": Command("score a checkpoint on the test set"),
+    "predict": Command("write contact maps of sequences and structures"),
     "plan": Command(
-        "tell what a fit costs before it runs: steps, FLOPs, memory by part, and what fits",
+        "estimate the cost of a run: steps, FLOPs, memory by part, and what fits",
         (("contactlm plan --config crop200 --data.train_dir my/train --memory 12GB", "the options are those of fit"),),
         entry="contactlm.cli.plan:plan_command",
     ),
@@ -100,7 +63,7 @@ COMMANDS = {
         (
             (
                 "contactlm head fit --model.pretrained my/ESMC-300M --data.train_dir my/train --out head.safetensors",
-                "from 20 chains; says how stable it is",
+                "from 20 chains",
             ),
             ("contactlm predict --model.pretrained my/ESMC-300M --model.head head.safetensors …", "with that head"),
         ),
@@ -109,7 +72,7 @@ COMMANDS = {
     "pack": Command(
         "write the chains of many structure files as shards to train from, locally or by URL",
         (
-            ("contactlm pack --structures my/train --out my/train-packed --clusters", "goes on where it stopped"),
+            ("contactlm pack --structures my/train --out my/train-packed --clusters", "run again to resume"),
             ("contactlm fit --config crop200 --data.train_dir my/train-packed", "the same samples as from the folder"),
         ),
         entry="contactlm.cli.pack:pack_command",
@@ -120,7 +83,7 @@ COMMANDS = {
         entry="contactlm.cli.index:index_command",
     ),
     "benchmark": Command(
-        "score models on public test sets, beside published figures of the same chains and contract",
+        "score models on public test sets, with published figures of the same chains and contract",
         (
             ("contactlm benchmark list", "the sets, their sources and licences, and the contracts"),
             (
@@ -163,18 +126,19 @@ def overview() -> str:
 def description(name: str) -> str:
     """The top of a command's ``--help``: what it does, and examples."""
     command = COMMANDS[name]
-    lines = [f"{command.about[0].upper()}{command.about[1:]}.", "", "examples:"]
+    lines = [f"{command.about[0].upper()}{command.about[1:]}.", *(["", "examples:"] if command.examples else [])]
     for example, remark in command.examples:
         lines += [f"  {example}", f"      {remark}"]
     return "\n".join(lines)
 
 
-def answer(arguments: Sequence[str]) -> int | None:
-    """Answer what needs no command: a call for help or the version, no command at all, or one that does not exist.
+def short_help(name: str) -> str:
+    """What ``--help`` of Lightning's subcommands shows: a text with the options that people use."""
+    return files("contactlm.cli").joinpath("help_texts", f"{name}.txt").read_text(encoding="utf-8")
 
-    Returns:
-        The exit status; None when there is a command to run.
-    """
+
+def answer(arguments: Sequence[str]) -> int | None:
+    """Answer a call for help or the version, no command, or one that does not exist; None when there is one to run."""
     first = arguments[0] if arguments else ""
     if first in ("-h", "--help", "help"):
         sys.stdout.write(f"{overview()}\n")
@@ -186,7 +150,11 @@ def answer(arguments: Sequence[str]) -> int | None:
         sys.stderr.write(f"{overview()}\n")
         return BAD_ARGUMENTS
     if first in COMMANDS or first.startswith("-"):
-        return None
+        wants_short = {"-h", "--help"} & set(arguments) and "all" not in arguments
+        if first not in COMMANDS or COMMANDS[first].entry or not wants_short:
+            return None
+        sys.stdout.write(f"{short_help(first)}\n{STATUSES}\n")
+        return 0
     near = difflib.get_close_matches(first, COMMANDS, n=1)
     meant = f"; did you mean {near[0]}?" if near else ""
     sys.stderr.write(f"contactlm: error: there is no command {first!r}{meant} (commands: {', '.join(COMMANDS)})\n")
@@ -197,18 +165,28 @@ class CommandParser(argparse.ArgumentParser):
     """Answers arguments that it cannot understand with one line: what is wrong, the nearest option, where help is."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Write the line, and end the process.
-
-        Args:
-            message: What is wrong.
-            ex: Of jsonargparse, where the parser of a subcommand finds it.
-        """
-        parser = getattr(ex, "subcommand_parser", None) or self
+        """Write the line, and end the process; ``ex`` is jsonargparse's, of a subcommand's parser."""
+        parser, message = getattr(ex, "subcommand_parser", None) or self, in_short(message)
         name, near = parser.prog.replace(" [options]", ""), ""
         if unknown := re.search(r"unrecognized arguments:.*?(--[\w.-]+)", message):
             options = sorted(set(re.findall(r"(?<![\w-])--\w[\w.]*", parser.format_help())))
             near = f"; the nearest option is {max(options, key=lambda option: _likeness(unknown[1], option))}"
         self.exit(BAD_ARGUMENTS, f"{name}: error: {message}{near}; see {name} --help\n")
+
+
+def in_short(message: str) -> str:
+    """What jsonargparse says of a wrong value in one line: the option, the value, and what it can be."""
+    found = re.search(r'Parser key "([\w.]+)":(.*?)(?:Got value|Given value): (.*)', message, re.DOTALL)
+    if found is None:
+        return " ".join(message.split())[:600]
+    option, kinds, value = found.groups()
+    listed = [choice.strip(" '") for each in re.findall(r"Literal\[(.*?)\]", kinds) for choice in each.split(",")]
+    named = [_KINDS[kind] for kind in re.findall(r"class '(\w+)'", kinds) if kind in _KINDS]
+    choices = ", ".join(dict.fromkeys([*listed, *named])) or "what --help says"
+    return f"--{option} {' '.join(value.split())[:200]}: no such value; give one of: {choices}"
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true, false", "NoneType": "null", "list": "a list"}
 
 
 def _likeness(given: str, option: str) -> float:

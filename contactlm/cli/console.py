@@ -9,13 +9,16 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 from tqdm import tqdm
 
+from contactlm.types import singular
+
+if TYPE_CHECKING:
+    import lightning as L
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, *NO_ROOM)
 SHOWN_SCORES = (
     "mcc_sep6",
     "mcc",
@@ -27,7 +30,10 @@ SHOWN_SCORES = (
     "auprc_sep6",
     "intra_mcc_sep6",
     "inter_mcc",
+    "distance_mae",
+    "distance_lddt",
 )
+FAR_BELOW = 0.1  # copying its hits, of mcc_sep6: where a model that reads them is remarked on
 BESIDE = {"trivial": "trivial", "copying hits": "copy"}  # predictors that learn nothing: how they are called and logged
 # Third parties' remarks that a user of the command line can do nothing about.
 QUIET_WARNINGS = (
@@ -49,7 +55,7 @@ class _StandardError(logging.Handler):
     """Writes to whatever standard error is at the moment, above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(singular(self.format(record)), file=sys.stderr)
         sys.stderr.flush()
 
 
@@ -67,34 +73,30 @@ def set_up_log() -> None:
 
 
 def file_trouble(error: OSError) -> str:
-    """What to tell of a file that cannot be written, or, where it is there and closed to this user, be read."""
+    """What to tell of a file that cannot be written, or, where it is not there or closed to this user, be read."""
     name = error.filename or "a file"
+    if wrong := {errno.ENOENT: "is not there", errno.EISDIR: "is a folder"}.get(error.errno or 0):
+        return f"{name} {wrong}; give another path"
     if error.errno not in NO_ROOM and error.filename and not os.access(name, os.R_OK) and os.path.lexists(name):
         return f"{name} cannot be read ({error.strerror}): give files and folders that this user may read"
     return (
-        f"{name} cannot be written ({error.strerror}): give a folder that can be, with room (save_dir of "
-        "trainer.logger, checkpoint.dirpath); a fit goes on with --ckpt_path last"
+        f"{name} cannot be written ({error.strerror}): give a folder that can be, with room (--out, save_dir of "
+        "trainer.logger, checkpoint.dirpath, cache_dir); the same command resumes packing, and --ckpt_path last "
+        "resumes a fit"
     )
 
 
 def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", threshold: float = 0.5) -> str:
     """The main scores of a set as a table, one line a score, those of predictors that learn nothing beside.
 
-    Args:
-        prefix: ``dev`` or ``test``.
-        metrics: Logged values, by their full names (``dev/mcc_sep6``).
-        remark: What to add to the head.
-        threshold: That of the scores that are not at the tuned one.
-
-    Returns:
-        Lines such as ``test  mcc_sep6   0.412   0.466   (trivial 0.000)``: the second number is that at the tuned
-        threshold, where there is one.
+    Lines such as ``test  mcc_sep6   0.412   0.466   (trivial 0.000)``: the second number is that at the tuned
+    threshold, where there is one. ``metrics`` are logged values by their full names, ``remark`` is added to the head.
     """
     rows = [(name, metrics[f"{prefix}/{name}"]) for name in SHOWN_SCORES if f"{prefix}/{name}" in metrics]
     if not rows:
         return f"{prefix:<4}  not scored"
     proteins, tuned = metrics.get(f"{prefix}/proteins"), metrics.get(f"{prefix}/tuned_threshold")
-    number = "" if proteins is None else f" of {float(proteins):.0f} proteins"
+    number = "" if proteins is None else singular(f" of {float(proteins):.0f} proteins")
     head = f"scores{number}{remark}"
     width = max(len(head) - 6, *(len(name) for name, _ in rows))
     lines = [f"{head:<{width + 6}}  at {threshold:g}" + ("" if tuned is None else f"  at {float(tuned):.3f} (tuned)")]
@@ -105,6 +107,12 @@ def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", thres
         known = [f"{kind} {_number(value)}" for kind, value in others.items() if value is not None]
         beside = f"({', '.join(known)})" if known else ""
         lines.append(f"{prefix:<4}  {name:<{width}}  {cells}{beside}".rstrip())
+    ours, copied = (metrics.get(f"{prefix}/{of}mcc_sep6") for of in ("", "copy_"))
+    if ours is not None and copied is not None and float(ours) < float(copied) - FAR_BELOW:
+        lines.append(
+            f"The model lies far below copying its hits (mcc_sep6 {_number(ours)} against {_number(copied)}): it makes "
+            "little use of them yet; train longer, or copy."
+        )
     return "\n".join(lines)
 
 

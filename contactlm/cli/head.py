@@ -27,11 +27,7 @@ class HeadParser(CommandParser, ArgumentParser):
 
 
 def head_command(arguments: Sequence[str]) -> int:
-    """Run ``contactlm head``.
-
-    Returns:
-        The exit status, 0. Arguments that cannot be parsed end the process with 2.
-    """
+    """Run ``contactlm head``; the exit status is 0."""
     parser = HeadParser(
         "contactlm head fit",
         description="Fit a contact head: L1-regularised logistic regression on attention maps (Rao et al. 2021), or, "
@@ -40,9 +36,9 @@ def head_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--model.pretrained", type=str, required=True, help="The backbone: hub name or directory.")
     parser.add_argument("--out", type=str, required=True, help="The file to write, such as head.safetensors.")
     parser.add_argument(
-        "--chain_ids", type=str, nargs="+", default=[], help="Chains to fit to, in place of drawn ones."
+        "--chain_ids", type=str, nargs="+", default=[], help="Chains to fit to, instead of random ones."
     )
-    parser.add_argument("--device", type=str, default="auto", help="Where to compute: auto, cpu, cuda, …")
+    parser.add_argument("--device", type=str, default="auto", help="Device: auto, cpu, cuda, …")
     parser.add_class_arguments(HeadFitOptions, as_group=True, skip={"below"})
     parser.add_class_arguments(ContactDataModule, "data")
     given = list(arguments)

@@ -14,17 +14,12 @@ log = logging.getLogger(__name__)
 
 
 def index_command(arguments: Sequence[str]) -> int:
-    """Run ``contactlm index``.
-
-    Returns:
-        The exit status: 0, or 3 when files had to be left out (they are named). Arguments that cannot be parsed end
-        the process with 2.
-    """
+    """Run ``contactlm index``; the exit status is 3 when files had to be left out, which are named."""
     parser = CommandParser(
         "contactlm index",
         description="Make a structure database, or bring it up to date: only new and changed files are read.",
     )
-    parser.add_argument("task", choices=("build",), metavar="build", help="The one task there is.")
+    parser.add_argument("task", choices=("build",), metavar="build", help="The only task.")
     parser.add_argument(
         "--structures",
         nargs="+",
@@ -33,7 +28,7 @@ def index_command(arguments: Sequence[str]) -> int:
         help="Folders of structure files (PDB, mmCIF, BinaryCIF, also compressed), single files, text files of paths.",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="The database.")
-    parser.add_argument("--workers", type=int, help="Processes that read; by default one a processor.")
+    parser.add_argument("--workers", type=int, help="Reader processes; default: one per core.")
     parser.add_argument("--cache_dir", help="Cache folder; by default $CONTACTLM_CACHE or ~/.cache/contactlm.")
     parser.add_argument(
         "--sequence",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-from contactlm.callbacks.memory import memory_advice
 from contactlm.cli.arguments import check_removed, plain_arguments, resolve_arguments
 from contactlm.cli.commands import COMMANDS, answer
-from contactlm.cli.console import CANNOT_WRITE, file_trouble, set_up_log
-from contactlm.cli.contact_cli import ContactCLI
+from contactlm.cli.console import NO_ROOM, file_trouble, set_up_log
 from contactlm.runs.signals import Stopped
 from contactlm.types import ContactLMError
 
@@ -31,14 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return status
         check_removed(given)
         if given[0] in COMMANDS and COMMANDS[given[0]].entry:
-            return COMMANDS[given[0]].load()(given[1:])
-        return ContactCLI(plain_arguments(resolve_arguments(given))).status
+            command = COMMANDS[given[0]].load()
+            gc.enable()
+            return command(given[1:])
+        return _run_lightning(plain_arguments(resolve_arguments(given)))
     except Stopped as stop:
         return int(stop.code or 0)
-    except (ContactLMError, MisconfigurationException) as error:
+    except _mendable() as error:
         return _tell_error(str(error))
     except OSError as error:
-        if error.errno not in CANNOT_WRITE:
+        if error.filename is None and error.errno not in NO_ROOM:
             raise
         return _tell_error(file_trouble(error))
     except SystemExit as end:
@@ -46,9 +45,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt from end
         raise
     except (RuntimeError, MemoryError) as error:
+        from contactlm.callbacks.memory import memory_advice
+
         if (advice := memory_advice(error)) is None:
             raise
         return _tell_error(advice)
+
+
+def _run_lightning(arguments: Sequence[str]) -> int:
+    """Run a command of LightningCLI, whose imports take seconds."""
+    from contactlm.cli.contact_cli import ContactCLI
+
+    gc.enable()
+    return ContactCLI(arguments).status
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """Errors that a user can mend, which are one message; Lightning's where it is loaded."""
+    loaded = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return (ContactLMError,) if loaded is None else (ContactLMError, loaded.MisconfigurationException)
 
 
 def _tell_error(text: str) -> int:

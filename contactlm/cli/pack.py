@@ -15,19 +15,14 @@ from contactlm.homology.relations import ClusterOptions
 from contactlm.types import DataError
 
 MORE = """\
-Training takes a packed set instead of the folder, from a local path or a URL, and draws the same samples. A packing
-that was ended goes on where it stopped when the same command is given again."""
+A run can train on a packed set instead of the folder, from a local path or a URL, and draws the same samples.
+Run an interrupted command again to resume it."""
 DEFAULTS = ClusterOptions()
 PROGRAMS = ("auto", "builtin", "mmseqs")
 
 
 def pack_command(arguments: Sequence[str]) -> int:
-    """Run ``contactlm pack``.
-
-    Returns:
-        The exit status, 0; files that could not be read are counted, named and recorded. Arguments that cannot be
-        parsed end the process with 2.
-    """
+    """Run ``contactlm pack``; the exit status is 0; files that could not be read are counted, named and recorded."""
     given = _parser().parse_args(arguments)
     if given.workers is not None and given.workers < 0:
         raise DataError(f"--workers is {given.workers}; give 0 (this process reads) or more")
@@ -61,17 +56,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, help="Folder of the set.")
     add(
         "--shard_residues", type=int, default=SHARD_RESIDUES,
-        help="Most residues of a shard, 13 bytes each (default %(default)s).",
+        help="Maximum residues per shard, 13 bytes each (default %(default)s).",
     )  # fmt: skip
     add("--sequence", choices=("seqres", "observed"), default="seqres", help="As data.sequence of the run.")
-    add("--workers", type=int, help="Processes that read files; default: one a processor.")
+    add("--workers", type=int, help="Reader processes; default: one per core.")
     clusters = parser.add_argument_group(
         "sequence clusters",
-        "Recorded clusters spare the run its clustering where its options are the same: data.min_length, data.assembly "
-        "and data.cluster.",
+        "A run with the same options uses the stored clusters: data.min_length, data.assembly and data.cluster.",
     )
     add = clusters.add_argument
-    add("--clusters", action="store_true", help="Compute and record them.")
+    add("--clusters", action="store_true", help="Compute and store clusters.")
     add("--min_length", type=int, default=30, help="As data.min_length (default %(default)s).")
     add("--assembly", choices=("chain", "complex"), default="chain", help="As data.assembly.")
     add("--identity", type=float, default=DEFAULTS.identity, help="As data.cluster.identity (default %(default)s).")
@@ -79,7 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--cluster_program", choices=PROGRAMS, default=DEFAULTS.program, help="As data.cluster.program.")
     add(
         "--cache_dir",
-        help="Cache folder, from which a clustering that was ended goes on; by default $CONTACTLM_CACHE or "
-        "~/.cache/contactlm.",
+        help="Cache folder, also for interrupted clusterings; default: $CONTACTLM_CACHE or ~/.cache/contactlm.",
     )
     return parser

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import Strategy
 
 from contactlm.callbacks.budget import count_tokens
@@ -39,7 +38,7 @@ from contactlm.types import ContactLMError, ModelError
 
 MORE = """\
 options:
-  --memory SIZE  also tell the largest batch that fits in so much memory, such as 12GB
+  --memory SIZE  also print the largest batch that fits in this much memory, such as 12GB
   and all of contactlm fit --help; of --model.pretrained only config.json is read"""
 SEEN = 200  # batches that are made to learn how large they are
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -103,10 +102,12 @@ class PlanCLI(ContactCLI):
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Make the trainer without a run's directory."""
-        return LightningCLI.instantiate_trainer(self, logger=False, **options)
+        return self.make_trainer(logger=False, **options)
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def fit(self, **_: Any) -> None:
         """Nothing is run."""
+
+    before_fit = after_fit = fit
 
     def lines(self, memory: int | None) -> list[str]:
         """The plan, as text."""
@@ -150,7 +151,7 @@ class PlanCLI(ContactCLI):
         ]
 
     def _of_steps(self, seen: Seen, cost: StepCost) -> list[str]:
-        budget = self._get(self.config_init, "budget").max_tokens
+        budget = self._made("budget").max_tokens
         processes = self.trainer.world_size
         a_batch = seen.tokens / seen.batches * processes
         accumulated = self.trainer.accumulate_grad_batches
@@ -167,9 +168,9 @@ class PlanCLI(ContactCLI):
         ]
 
     def _looks(self, batches: float) -> int:
-        every, share = self._get(self.config, "trainer")["val_check_interval"], None
+        every, share = self._given("trainer")["val_check_interval"], None
         if every is None:
-            share = self._get(self.config_init, "budget").look_every
+            share = self._made("budget").look_every
             return round(1 / share) if share else 0
         return int(batches // every) if isinstance(every, int) else 0
 
@@ -193,16 +194,19 @@ class PlanCLI(ContactCLI):
 
     def _what_fits(self, seen: Seen, memory: int) -> list[str]:
         """The largest batch of this length in so much memory, as it is and with what makes it smaller."""
-        lines: list[str] = []
-        for way in ways(self.new_module, self._device, self._precision):
-            how = f"with {way.options}" if way.options else "as it is"
-            title = "" if lines else f"fits {told_size(memory)}"
-            lines.append(f"{title:<11} {how}: {self._most(way, seen.largest, memory)}")
-        return lines
+        found = {way: most_rows(way, seen.largest, memory, self._device) for way in self._ways()}
+        ordered = sorted(found, key=lambda way: (bool(way.options), found[way]))  # as it is, then from small to large
+        told = [f"{f'with {way.options}' if way.options else 'as it is'}: " for way in ordered]
+        most = [self._most(way, seen.largest, memory, found[way]) for way in ordered]
+        titles = [f"fits {told_size(memory)}", *("" for _ in ordered[1:])]
+        return [f"{title:<11} {how}{rows}" for title, how, rows in zip(titles, told, most, strict=True)]
 
-    def _most(self, way: Way, batch: dict[str, Any], memory: int) -> str:
+    def _ways(self) -> list[Way]:
+        return ways(self.new_module, self._device, self._precision)
+
+    def _most(self, way: Way, batch: dict[str, Any], memory: int, rows: int) -> str:
         longest = batch["tokens"].shape[1]
-        if rows := most_rows(way, batch, memory, self._device):
+        if rows:
             return f"up to {rows} x {longest} tokens"
         one = resized(batch, 1)
         crop = shorter_crop(way, one, memory, self._device)

@@ -11,25 +11,26 @@ from contactlm.atomic import atomic_path, write_csv
 from contactlm.cli.commands import CommandParser, description
 from contactlm.report.compare import by_arm, confounds, group_equal
 from contactlm.report.figure import FIGURES, draw_score, save_figure
-from contactlm.report.page import PAGE, write_overview, write_page
+from contactlm.report.page import PAGE, Paired, outcome_of, write_overview, write_page
 from contactlm.report.read import Run, find_runs
 from contactlm.report.summary import (
     RULE,
     check_reference,
     group_lines,
+    group_names,
+    paired_markdown,
     paired_rows,
     paired_table,
     summarize,
     whole_experiments,
 )
 from contactlm.report.table import curve_rows, markdown, table_rows
-from contactlm.types import ContactLMError
 
 MORE = """\
 Figures, tables and a statement of which arm wins, from the run.json that `contactlm fit` and `contactlm test` write.
-Runs of one arm (the run's name) that differ in their seed are averaged. Runs that differ in what should be equal
-(budget, chains, split, evaluation, precision, weights the training starts from) are named and reported apart, in set1/,
-set2/, ... Runs of several budgets, backbones and seeds are compared pair by pair, at equal tokens."""
+Runs of one arm (the run's name) that differ in their seed are averaged. Runs that differ in budget, chains, split,
+evaluation, precision or starting weights are named and reported separately, in set1/, set2/, ... Runs of several
+budgets, backbones and seeds are compared pair by pair, at equal tokens."""
 REPORT, PAIRED, USUAL_REFERENCE = "report.md", "paired", "crop200"
 FILES = (*(f"{name}.png" for name in FIGURES), "table.csv", "table.md", "curves.csv", PAGE)
 
@@ -43,10 +44,10 @@ def report_command(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN_DIR", help="Run directory, or a folder with some below it.")
+    add("runs", nargs="+", metavar="RUN_DIR", help="Run directory, or a folder of run directories.")
     add("--out", default="report", help="Folder to write (default: report).")
-    add("--mixed", action="store_true", help="One table for all runs, also where they are not equal.")
-    add("--reference", metavar="ARM", help="What arms are compared with, pair by pair (default: crop200, where it is).")
+    add("--mixed", action="store_true", help="One table for all runs, even if they are not comparable.")
+    add("--reference", metavar="ARM", help="Arm that the others are compared with (default: crop200).")
     sys.stdout.write("\n".join(write_report(**vars(parser.parse_args(arguments)))) + "\n")
     return 0
 
@@ -54,13 +55,10 @@ def report_command(arguments: Sequence[str]) -> int:
 def write_report(
     runs: Sequence[str | Path], out: str | Path, mixed: bool = False, reference: str | None = None
 ) -> list[str]:
-    """Write figures (``mcc.png``, ``mcc_sep6.png``, ``p_at_L_long.png``), tables, curves and ``report.html`` of runs.
+    """Write figures, tables, curves and ``report.html`` of run directories, and of folders with some below them.
 
-    Args:
-        runs: Run directories, and folders with some below them.
-        out: Folder to write. Groups of runs that must not be mixed get folders below it.
-        mixed: Put all runs into one group.
-        reference: Arm that the others are compared with, pair by pair; None: ``crop200``, if it is there.
+    Groups of runs that must not be mixed get folders of their own, unless ``mixed``. The arm ``reference`` is what
+    others are compared with, pair by pair; None: ``crop200``, if it is there.
 
     Returns:
         The statements of ``report.md``, line by line.
@@ -69,34 +67,33 @@ def write_report(
     check_reference(found.runs, reference)
     groups = [found.runs] if mixed else group_equal(found.runs)
     sets = [f"set{number}" for number in range(1, len(groups) + 1)] if len(groups) > 1 else []
+    titles, outcomes = dict(zip(sets, group_names(groups), strict=False)), {}
+    last = [*(f"left out: {path}: {reason}" for path, reason in found.left_out.items()), RULE]
     lines = group_lines(groups)
     text = ["# Report of runs", *lines]
-    try:
-        _clear(folder)
-        for name, group in zip(sets or [""], groups, strict=True):
-            summary, tables = _write_group(group, folder / name)
-            lines += [*([f"{name}:"] if name else []), *summary]
-            text += [*([f"## {name}"] if name else []), _bullets(summary), tables]
-        for number, experiment in enumerate(whole_experiments(found.runs), start=1):
-            name = PAIRED if number == 1 else f"{PAIRED}{number}"
-            compared, table = _write_paired(experiment, folder / f"{name}.csv", reference)
-            lines += compared
-            text += [f"## {name}", _bullets(compared), *table]
-        last = [*(f"left out: {path}: {reason}" for path, reason in found.left_out.items()), RULE]
-        if sets:
-            write_overview([*lines, *last], sets, folder / PAGE)
-        with atomic_path(folder / REPORT) as temporary:
-            temporary.write_text("\n\n".join([*text, *last]) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ContactLMError(f"out: {folder} cannot be written ({error.strerror}); give another folder") from error
-    return [*lines, *last, f"report written to {folder}"]
+    _clear(folder)
+    compared, paired, paired_text = _write_experiments(whole_experiments(found.runs), folder, reference)
+    for name, group in zip(sets or [""], groups, strict=True):
+        beside = ([], []) if sets else ([*compared, *last], paired)
+        summary, tables = _write_group(group, folder / name, *beside)
+        outcomes[name] = (titles.get(name, ""), outcome_of(summary))
+        lines += [*([f"{name} ({titles[name]}):"] if name else []), *summary]
+        text += [*([f"## {name}: {titles[name]}"] if name else []), _bullets(summary), tables]
+    lines, text = [*lines, *compared], [*text, *paired_text]
+    if sets:
+        write_overview([*lines, *last], outcomes, folder / PAGE, paired)
+    with atomic_path(folder / REPORT) as temporary:
+        temporary.write_text("\n\n".join([*text, *last]) + "\n", encoding="utf-8")
+    return [*lines, *last, f"report written to {folder}: open {folder / PAGE}"]
 
 
 def _bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line.replace('|', chr(92) + '|')}" for line in lines)
 
 
-def _write_group(runs: Sequence[Run], folder: Path) -> tuple[list[str], str]:
+def _write_group(
+    runs: Sequence[Run], folder: Path, more: Sequence[str], paired: Sequence[Paired]
+) -> tuple[list[str], str]:
     """Write figures and tables of runs that may be compared; statements, and the tables as Markdown."""
     summary, tables = summarize(runs), markdown(runs)
     figures = [folder / f"{score}.png" for score in FIGURES]
@@ -107,20 +104,31 @@ def _write_group(runs: Sequence[Run], folder: Path) -> tuple[list[str], str]:
         write_csv(folder / "curves.csv", curves)
     with atomic_path(folder / "table.md") as temporary:
         temporary.write_text(tables + "\n", encoding="utf-8")
-    write_page(runs, [*summary, RULE], figures, folder / PAGE)
+    write_page(runs, [*summary, *(more or [RULE])], figures, folder / PAGE, paired)
     return summary, tables
 
 
-def _write_paired(runs: Sequence[Run], path: Path, wanted: str | None) -> tuple[list[str], list[str]]:
-    """Write the paired differences of an experiment; statements, and a table."""
-    arms = list(by_arm(runs))
-    reference = next((arm for arm in (wanted, USUAL_REFERENCE) if arm in arms), arms[0])
-    rows, lines = paired_rows(runs, reference), confounds(runs, reference)
-    if not rows:
-        return [*lines, f"nothing to compare with {reference}: no arm shares a backbone and a seed with it"], []
-    write_csv(path, rows)
-    ahead, table = paired_table(rows)
-    return [ahead, *lines], [table]
+def _write_experiments(
+    experiments: Sequence[Sequence[Run]], folder: Path, wanted: str | None
+) -> tuple[list[str], list[Paired], list[str]]:
+    """Write the paired differences of each; statements, tables, and both as parts of a Markdown text."""
+    lines: list[str] = []
+    tables: list[Paired] = []
+    text: list[str] = []
+    for number, runs in enumerate(experiments, start=1):
+        name, arms = PAIRED if number == 1 else f"{PAIRED}{number}", list(by_arm(runs))
+        reference = next((arm for arm in (wanted, USUAL_REFERENCE) if arm in arms), arms[0])
+        rows, own, table = paired_rows(runs, reference), confounds(runs, reference), []
+        if rows:
+            write_csv(folder / f"{name}.csv", rows)
+            ahead, title, cells = paired_table(rows)
+            own, table = [ahead, *own], [paired_markdown(title, cells)]
+            tables.append((title, cells))
+        else:
+            own.append(f"nothing to compare with {reference}: no arm shares a backbone and a seed with it")
+        lines += own
+        text += [f"## {name}", _bullets(own), *table]
+    return lines, tables, text
 
 
 def _clear(folder: Path) -> None:

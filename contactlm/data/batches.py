@@ -48,12 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CostBound:
-    """What one batch may cost, padding included: B × T tokens (T = L + 2), or B × L² residue pairs.
-
-    Attributes:
-        unit: What is counted.
-        most: The bound.
-    """
+    """What one batch may cost, padding included: B × T tokens (T = L + 2), or B × L² residue pairs."""
 
     unit: Literal["tokens", "pairs"]
     most: int
@@ -105,11 +100,7 @@ def padding(lengths: NDArray[np.int64], parts: Parts) -> float:
 def split(parts: Parts, lengths: NDArray[np.int64], count: int = 0, most_padding: float = 1.0) -> Parts:
     """Split batches in two, always where it saves most padding, until they are many enough and padded little enough.
 
-    Args:
-        parts: Batches of ``lengths``.
-        lengths: Residues of each sample in their order, int64 (N,).
-        count: So many batches at least (N at most).
-        most_padding: Largest fraction of padding.
+    They are parts of ``lengths``, int64 (N,); at least ``count`` (N at most), of which at most a share is padding.
     """
     done: Parts = []
     heap: list[Any] = []
@@ -256,10 +247,9 @@ class CostSampler(EpochSampler):
         _, _, number, taken, _ = self._from
         left = len(self.stream) - len(np.unique(self._gone(number, taken)))
         return (
-            f"the run that goes on had batches of at most {most} {unit} in {processes} processes, now of at most "
-            f"{self.bound.most} {self.bound.unit} in {self.num_replicas}: it goes on with the {left} samples that it "
-            "has not taken of its pass over the data, but a step is another one from here on (learning rate and "
-            "schedule were set for the steps before)"
+            f"the resumed run had batches of at most {most} {unit} in {processes} processes, now of at most "
+            f"{self.bound.most} {self.bound.unit} in {self.num_replicas}: it finishes the epoch with the remaining "
+            f"{left} samples, but steps differ from here on (learning rate and schedule were set for the earlier ones)"
         )
 
     def padding(self, epoch: int = 0) -> float:
@@ -271,9 +261,9 @@ class CostSampler(EpochSampler):
 
     def describe(self) -> str:
         """One line for the log."""
-        alone = f"; {self.alone} samples that alone cost more are batches alone" if self.alone else ""
+        alone = f"; {self.alone} samples above the limit are batches of one" if self.alone else ""
         twice = self.samples - len(self.stream)
-        again = f"; {twice} samples are taken twice an epoch, so that every process has a batch" if twice else ""
+        again = f"; {twice} samples are used twice an epoch to give every process a batch" if twice else ""
         return (
             f"batches of at most {self.bound.most} {self.bound.unit}: {self.batches} an epoch and process, "
             f"{self.mean_size:.1f} samples each on average, {self.padding():.1%} padding{alone}{again}"

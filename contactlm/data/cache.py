@@ -19,7 +19,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -33,9 +32,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from contactlm.atomic import atomic_file
+from contactlm.atomic import atomic_file, hash_file, if_it_can_be
 from contactlm.data.store import ChainStore
 from contactlm.homology.relations import processors
+from contactlm.shipped import default_cache_dir
 from contactlm.structure.parse import read_chains
 from contactlm.types import DataError, StructureError
 
@@ -55,41 +55,20 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ReadReport:
-    """What happened to a list of files.
+    """What happened to a list of files."""
 
-    Attributes:
-        files: Files asked for.
-        parsed: Files that had to be parsed now (the rest came from the cache).
-        problems: Skipped files with the reason.
-        read: The files that ``file_of_chain`` in the store's meta data counts: those that could be opened.
-        remark: On what else lay there; empty when there is nothing to say.
-    """
-
-    files: int = 0
-    parsed: int = 0
-    problems: dict[str, str] = field(default_factory=dict)
-    read: list[Path] = field(default_factory=list)
-    remark: str = ""
-
-
-def default_cache_dir() -> Path:
-    """``$CONTACTLM_CACHE``, or ``~/.cache/contactlm`` (following ``$XDG_CACHE_HOME``)."""
-    if "CONTACTLM_CACHE" in os.environ:
-        return Path(os.environ["CONTACTLM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "contactlm"
+    files: int = 0  # asked for
+    parsed: int = 0  # that had to be parsed now; the rest came from the cache
+    problems: dict[str, str] = field(default_factory=dict)  # skipped files with the reason
+    read: list[Path] = field(default_factory=list)  # those that could be opened, which `file_of_chain` counts
+    remark: str = ""  # on what else lay there
 
 
 class StructureCache:
-    """Reads structure files through a cache.
+    """Reads structure files through a cache; where its folder cannot be written, a warning says so.
 
-    Args:
-        directory: Where the cache lies; made when missing. When it cannot be written the chains are kept in memory
-            and a warning says so.
-        sequence: ``"seqres"`` or ``"observed"``, as for :func:`contactlm.read_chains`.
-        workers: Processes that parse; 0 parses in this process, None takes one for each available processor.
-        progress: Whether to show a progress bar while files are parsed.
-        models: ``"first"`` or ``"copies"``, as for :func:`contactlm.read_chains`.
-        atom: ``"ca"``: keep C-alphas in the place of C-betas, for contacts between these.
+    ``sequence`` and ``models`` are those of :func:`contactlm.read_chains`. ``workers`` processes parse; 0 parses in
+    this process, None takes one for each available processor. ``atom="ca"`` keeps C-alphas in place of C-betas.
     """
 
     def __init__(
@@ -105,14 +84,9 @@ class StructureCache:
         self.sequence, self.models, self.atom = sequence, models, atom
         self.workers = processors() if workers is None else workers
         self.progress = progress
-        self._warned = False
 
     def load(self, paths: Sequence[Path]) -> tuple[ChainStore, ReadReport]:
-        """Read all chains of some files, from the cache where it has them.
-
-        Returns:
-            The chains (memory-mapped when the cache can be written), and what happened.
-        """
+        """Read all chains of some files (memory-mapped where the cache can be written), and tell what happened."""
         keys, problems = self._keys(paths)
         readable = [path for path in paths if path in keys]
         joined_path = self.directory / "packs" / f"{_digest(*(keys[path] for path in readable))}.chains"
@@ -140,7 +114,7 @@ class StructureCache:
                 stat = path.stat()
                 mark = [stat.st_size, stat.st_mtime_ns]
                 entry = known.get(name)
-                content = entry[2] if entry and list(entry[:2]) == mark else _hash_file(path)
+                content = entry[2] if entry and list(entry[:2]) == mark else hash_file(path)
             except OSError as error:
                 problems[str(path)] = f"cannot be read ({error.strerror or error})"
                 continue
@@ -196,23 +170,14 @@ class StructureCache:
         return self.directory / "entries" / key[:2] / f"{key}.chains"
 
     def _try_write(self, what: ChainStore | bytes, path: Path) -> None:
-        """A cache that cannot be written costs time, not the run; say so once. A new one is its user's only."""
-        try:
+        """Write to a cache, a new one for its user only."""
+        with if_it_can_be("chains", self.directory):
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if isinstance(what, ChainStore):
                 what.write(path)
             else:
                 with atomic_file(path) as handle:
                     handle.write(what)
-        except OSError as error:
-            if not self._warned:
-                self._warned = True
-                log.warning(
-                    "The cache folder %s cannot be written (%s): chains are kept in memory, and the next start reads "
-                    "the structure files again. Set cache_dir or CONTACTLM_CACHE to a writable folder.",
-                    self.directory,
-                    error.strerror or error,
-                )
 
 
 def progress_bar(what: str, unit: str, total: int, shown: bool = True, initial: int = 0) -> tqdm[Any]:
@@ -225,26 +190,31 @@ def progress_bar(what: str, unit: str, total: int, shown: bool = True, initial: 
 
 def parse_task(task: Sequence[Item], sequence: str, models: str = "first", atom: str = "cb") -> list[Result]:
     """Read some files; a file that cannot be read becomes an empty entry with the reason."""
-    done = []
-    for i, path in task:
-        try:
-            chains = read_chains(path, sequence=sequence, models=models)
-            if atom == "ca":
-                chains = [replace(chain, cb=chain.ca) for chain in chains]
-            done.append((i, ChainStore.from_chains(chains, {"problem": None})))
-        except StructureError as error:
-            done.append((i, ChainStore.from_chains([], {"problem": error.reason})))
-        except MemoryError:
-            done.append((i, ChainStore.from_chains([], {"problem": LOST})))
-    return done
+
+    def read(path: Path) -> ChainStore:
+        chains = read_chains(path, sequence=sequence, models=models)
+        if atom == "ca":
+            chains = [replace(chain, cb=chain.ca) for chain in chains]
+        return ChainStore.from_chains(chains, {"problem": None})
+
+    return [(i, entry_of(read, path)) for i, path in task]
+
+
+def entry_of(read: Callable[[Path], ChainStore], path: Path) -> ChainStore:
+    """What a file holds; an empty entry with the reason where it cannot be read."""
+    try:
+        return read(path)
+    except StructureError as error:
+        return ChainStore.from_chains([], {"problem": error.reason})
+    except MemoryError:
+        return ChainStore.from_chains([], {"problem": LOST})
 
 
 def read_files(items: Sequence[Item], work: Task, processes: int) -> Iterator[Result]:
-    """Read files, in several processes where that pays.
+    """Read files in their order, in several processes where that pays.
 
-    Yields:
-        What the files hold, in their order; of a file whose process was killed, also where it read nothing else, an
-        empty store with the problem :data:`LOST`.
+    Of a file whose process was killed, also where it read nothing else, comes an empty store with the problem
+    :data:`LOST`.
     """
     if processes <= 1 or len(items) <= FILES_PER_TASK:
         for item in items:
@@ -288,14 +258,6 @@ def _read_alone(item: Item, work: Task) -> Result:
 def _context() -> BaseContext:
     # fork starts at once; the children only run numpy and Biopython, so threads of the parent do not matter
     return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _digest(*parts: str) -> str:

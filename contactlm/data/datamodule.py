@@ -54,55 +54,54 @@ class ContactDataModule(L.LightningDataModule):
     """Training crops and whole dev and test chains from structure files.
 
     Args:
-        train_dir: Folder with structure files (PDB, mmCIF, BinaryCIF, also compressed; searched recursively), or a
-            text file that lists their paths; or folder or URL (``s3://…``, ``https://…``) of a set that
-            ``contactlm pack`` wrote. A part of it is held out as the dev set.
+        train_dir: Folder with structure files (PDB, mmCIF, BinaryCIF, also compressed; searched recursively), text file
+            that lists their paths, folder or URL (``s3://…``, ``https://…``) of a set that ``contactlm pack`` wrote,
+            or ``antibodies/train``, a shipped one. A part of it is held out as the dev set.
         test_dir: The same for the test set; None: no test set.
-        train_ids: Text file with a PDB id a line, with a chain (``1abc_A``) or without; the structures are fetched from
-            the Protein Data Bank. Used when neither ``train_dir`` nor ``test_dir`` is given. Lists that are shipped
-            with the package can be named as ``ids/train.txt``.
+        train_ids: Text file with one PDB id per line, with a chain (``1abc_A``) or without. The structures are
+            downloaded from the Protein Data Bank. Used only without ``train_dir`` and ``test_dir``. ``ids/train.txt``
+            names a list of the package.
         test_ids: The same for the test set.
-        download_dir: Where fetched structures are kept; None: ``structures`` in the cache folder.
-        base_url: Where they are fetched from, as ``<base_url>/1ABC.cif.gz``.
-        predict_paths: FASTA and structure files, and folders of them, whose contacts ``predict`` predicts. In FASTA
-            ``SEQ1:SEQ2`` is a complex.
-        pairs: CSV file with a line for each complex: the ids of its chains, such as ``1abc_H,1abc_L``. Only these are
-            used: in training and tests of structures that lie in one frame, in ``predict`` from sequences alone.
-        crop_length: Residues of a training sample, L'.
+        download_dir: Folder for downloaded structures; None: ``structures`` in the cache folder.
+        base_url: Server to download from, as ``<base_url>/1ABC.cif.gz``.
+        predict_paths: FASTA and structure files, or folders of them, as input of ``predict``. In FASTA ``SEQ1:SEQ2`` is
+            a complex.
+        pairs: CSV file with one complex per line: the ids of its chains, such as ``1abc_H,1abc_L``. Only these are
+            used. Training and tests need structures in one frame; ``predict`` needs sequences only.
+        crop_length: Residues per training sample, L'.
         crop: ``"random"``: L' consecutive residues, fresh each epoch, uniform over all starts; ``"cut"``: the first L';
             ``"two_segments"``: two segments of half a crop each, at their true positions, uniform over all positions;
             ``"whole"``: whole chains.
-        true_ends: Keep ``<cls>`` and ``<eos>`` of a crop at the positions of the chain's real ends; otherwise they
-            stand next to the crop, as they do in the passes of the sliding window.
-        batch_size: Training samples a batch and device.
-        batch_tokens: Instead of ``batch_size``: as many training samples of like length as make at most so many tokens
-            in a batch of one device, padding included (for whole chains, whose lengths differ); fewer where lengths lie
-            so far apart that an epoch would be more than about 4 % padding. Every protein weighs the same in the loss,
-            in whichever batch it comes. A longer chain is a batch alone.
-        batch_pairs: The same with a bound on B × L², which memory grows with; one of the two can be given.
-        weights: ``"uniform"``: an epoch is every chain once; ``"cluster"``: one chain of each cluster, by turns.
-        eval_batch_size: Whole chains a dev, test or predict batch. None: as many as keep the device busy.
+        true_ends: Keep ``<cls>`` and ``<eos>`` of a crop at the positions of the chain's real ends; otherwise they are
+            next to the crop, as in the passes of the sliding window.
+        batch_size: Training samples per batch and device.
+        batch_tokens: Instead of ``batch_size``: maximum tokens per batch and device, padding included, for whole
+            chains. Batches hold chains of similar length, and fewer of them if an epoch would have more than about
+            4 % padding. Every protein has the same weight in the loss. A longer chain is a batch of its own.
+        batch_pairs: Instead of ``batch_tokens``: maximum of B × L², which memory grows with.
+        weights: ``"uniform"``: an epoch is every chain once; ``"cluster"``: one chain of each cluster, in turns.
+        eval_batch_size: Whole chains per dev, test or predict batch. None: as many as keep the device busy.
         dev_fraction: Fraction of the groups of training chains held out as the dev set.
-        split: What a group is: ``"cluster"``: chains related in sequence; ``"random"``: chains of identical sequence.
-        cluster: When two sequences are related: for the split, and for the report of leaks and the scores by identity.
-        min_length: Shorter chains are left out (and counted), in training and evaluation.
-        min_known: So are chains of whose resolved residues a smaller share is known (not X).
+        split: Groups of the split: ``"cluster"``: of related sequences; ``"random"``: of identical sequences.
+        cluster: When two sequences are related, for the split, the leak report and the scores by identity.
+        min_length: Skip shorter chains, in training and evaluation.
+        min_known: Skip chains with a smaller share of known residues (not X) among the resolved ones.
         contact: When two residues touch: which atoms (``cb``, ``ca``) are how near (6 to 12 Å); None: as the checkpoint
             was trained, C-betas below 8 Å in a new run. Two definitions are never compared.
         sequence: ``"seqres"``: full sequences, unresolved residues included; ``"observed"``: resolved residues only.
-        assembly: ``"chain"``: each chain is a sample; ``"complex"``: all protein chains of a file (of a biological
-            assembly those of all models) are one, copies and short ones included, with a jump in the positions between
-            chains. ``min_length`` is then that of the complex, and crops may span chains.
+        assembly: ``"chain"``: each chain is a sample; ``"complex"``: all protein chains of a file (in a biological
+            assembly, of all models) are one sample, with a jump in the positions between chains. Copies and short
+            chains are included, ``min_length`` applies to the complex, and crops may span chains.
         chain_jump: Positions left free between the chains of a complex; None: as the checkpoint was trained, 200 in a
             new run.
-        seed: Decides the order of chains and the crops.
-        split_seed: Decides which chains are held out as the dev set.
+        seed: Seed of the order of chains and of the crops.
+        split_seed: Seed of the split into training and dev chains.
         num_workers: Processes that prepare batches; one takes about a millisecond, so 0 is fine.
-        read_workers: Processes that read structure files when the cache lacks them; None: one a processor.
-        cache_dir: Where chains are cached; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
-        on_bad_file: ``"skip"``: a file that cannot be read is named, counted and left out; ``"raise"``: ends the run.
-        leak_report: Whether to score test and dev chains by identity to training chains: ``"auto"``: unless finding
-            that takes more than some minutes; ``"always"``; ``"never"``.
+        read_workers: Processes that read structure files that are not cached; None: one per core.
+        cache_dir: Cache folder; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
+        on_bad_file: ``"skip"``: name and skip unreadable files; ``"raise"``: end the run.
+        leak_report: Whether to score test and dev chains by identity to training chains. ``"auto"``: unless the
+            comparison takes more than some minutes; ``"always"``; ``"never"``.
         synthetic: Write a set of synthetic proteins first and use it instead of ``train_dir`` and ``test_dir``.
 
     Examples:
@@ -247,7 +246,7 @@ class ContactDataModule(L.LightningDataModule):
             self._look_for_leaks(lambda: kept.sequences, kept.sequences)
         elif kept is not None and self._is_main_process:
             log.warning(
-                "the %s beside %s is of other chains than it was trained on, and is not used: no scores by identity to "
+                "the %s next to %s lists other chains than it was trained on and is ignored: no scores by identity to "
                 "training chains", KEPT_TRAINING, path,
             )  # fmt: skip
 
@@ -404,7 +403,7 @@ class ContactDataModule(L.LightningDataModule):
     @property
     def jump(self) -> int:
         """Positions left free between chains: those given, else the module's, which a checkpoint keeps."""
-        module = None if self.trainer is None else self.trainer.lightning_module
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
         return self.chain_jump or getattr(module, "chain_jump", CHAIN_JUMP)
 
     @property

@@ -194,12 +194,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _positions(samples: Sequence[Sample], L: int) -> Tensor:
-    """Positions (B, L + 2) of a batch.
-
-    They count from ``<cls>`` = 0, right before the first residue or, with true ends, before the chain's first: rotary
-    attention sees differences only, and smaller angles lose less to rounding. ``<eos>`` follows the last residue of
-    the sample or of the chain.
-    """
+    """Positions (B, L + 2): ``<cls>`` is 0, right before the first residue shown (with true ends, the chain's)."""
     positions = torch.zeros(len(samples), L + 2, dtype=torch.int64)
     for row, sample in enumerate(samples):
         own = torch.from_numpy(sample["positions"])

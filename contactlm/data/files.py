@@ -21,12 +21,8 @@ NAMED = 5  # so many entries that are left out are named; beyond, the rest is co
 def existing_path(source: str | Path, option: str, wanted: str) -> Path:
     """A path that is there."""
     path = Path(source).expanduser()
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{option}: {path} does not exist; give {wanted}") from None
-    except OSError as error:
-        raise DataError(f"{option}: {path} cannot be read ({error.strerror}); give {wanted}") from error
+    if not path.exists():
+        raise DataError(f"{option}: {path} does not exist; give {wanted}")
     return path
 
 
@@ -41,9 +37,9 @@ class FoundFiles(list[Path]):
         """What was passed over, in one line; empty when nothing was."""
         named = [f"{path} ({reason})" for path, reason in list(self.passed_over.items())[:NAMED]]
         more = len(self.passed_over) - len(named)
-        many = "entries are" if len(self.passed_over) > 1 else "entry is"
+        many = "entries" if len(self.passed_over) > 1 else "entry"
         listed = ", ".join(named) + (f" and {more} more" if more else "")
-        return f"{len(self.passed_over)} {many} passed over: {listed}" if named else ""
+        return f"{len(self.passed_over)} {many} skipped: {listed}" if named else ""
 
 
 def is_fasta_file(path: Path) -> bool:
@@ -86,14 +82,11 @@ def _is_predictable(path: Path) -> bool:
 
 
 def search_folder(folder: Path, is_wanted: Callable[[Path], bool]) -> FoundFiles:
-    """Find the files of a folder and of all folders in it, links to folders included, each folder once.
+    """Find the files of a folder and of all folders in it, links to folders included, each folder once; sorted by path.
 
     Hidden files are passed over (macOS leaves ``._x.pdb`` beside ``x.pdb``), as are links to nothing, what is no
     regular file, structure files of formats that are not read, further files of one model, and folders that cannot be
     searched or were searched before. A folder is none, whatever its name.
-
-    Returns:
-        The files, sorted by path; what was passed over by its path from the folder.
     """
     found: list[Path] = []
     passed_over: dict[str, str] = {}
@@ -152,7 +145,7 @@ def _fault(path: Path) -> str | None:
         return "hidden"
     if path.is_file():
         return None
-    return "no regular file" if path.exists() else "a link to nothing"
+    return "no regular file" if path.exists() else "a dangling link"
 
 
 def _below(folder: Path, path: Path) -> str:
@@ -161,12 +154,12 @@ def _below(folder: Path, path: Path) -> str:
 
 def read_lines(path: Path, name: str) -> list[str]:
     """The lines of a text file in UTF-8, without a byte order mark."""
+    content = path.read_bytes()
+    if content.startswith(MARKS):
+        raise DataError(f"{name} is text in UTF-16: save it as UTF-8")
     try:
-        content = path.read_bytes()
-        if content.startswith(MARKS):
-            raise DataError(f"{name} is text in UTF-16: save it as UTF-8")
         return content.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DataError(f"{name} cannot be read as text ({error})") from error
 
 

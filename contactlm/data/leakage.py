@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.atomic import atomic_file
+from contactlm.atomic import atomic_file, if_it_can_be
 from contactlm.data.store import ChainStore, chain_sequences
 from contactlm.homology.cluster import best_identity
 from contactlm.homology.relations import ClusterOptions
@@ -37,18 +37,11 @@ def training_identity(
     keys: Sequence[str] | None = None,
     most_pairs: float = math.inf,
 ) -> NDArray[np.float32]:
-    """Best identity of each query to a related training sequence, kept in the cache folder.
+    """Best identity of each of n queries to a related training sequence, float32 (n,): 0 where there is none.
 
-    Args:
-        queries: n dev or test sequences.
-        training: The sequences trained on, or (with ``keys``) what gives them when the answer is not in the cache.
-        options: When two sequences are related.
-        cache_dir: The cache folder; one that cannot be written only costs time.
-        keys: What tells the training sequences from others, one each; None: the sequences themselves.
-        most_pairs: Do not compare more pairs of distinct sequences than this.
-
-    Returns:
-        float32 (n,): 0 where no training sequence is related, 1 where one is identical.
+    The answer is kept in the cache folder. With ``keys``, which tell the training sequences from others, ``training``
+    may be what gives these when the answer is not there. No more than ``most_pairs`` pairs of distinct sequences are
+    compared.
     """
     named: Sequence[str] = keys if keys is not None else training  # type: ignore[assignment]  # without keys sequences
     options = options.chosen(len(set(queries)) + len(set(named)))
@@ -61,11 +54,8 @@ def training_identity(
     if len(set(queries)) * len(set(named)) > most_pairs:
         raise TooManyPairsError(f"{len(set(queries))} x {len(set(named))} distinct sequences")
     identity = best_identity(queries, training() if callable(training) else training, options)
-    try:
-        with atomic_file(path) as handle:
-            np.save(handle, identity)
-    except OSError as error:
-        log.info("identities are not kept in %s (%s)", cache_dir, error.strerror or error)
+    with if_it_can_be("identities", cache_dir), atomic_file(path) as handle:
+        np.save(handle, identity)
     return identity
 
 
@@ -85,13 +75,9 @@ def best_of_chains(values: NDArray[np.float32], entries: NDArray[np.int64]) -> N
 
 @dataclass(frozen=True)
 class LeakSearch:
-    """Finds, and logs, how near dev and test chains are to what is trained on.
+    """Finds, and logs unless ``tells`` is false, how near dev and test chains are to what is trained on.
 
-    Attributes:
-        options: When two sequences are related.
-        cache_dir: The cache folder.
-        report: ``"auto"``: unless that takes more than some minutes; ``"always"``; ``"never"``.
-        tells: Whether to log what was found.
+    ``report``: ``"auto"``: unless that takes more than some minutes; ``"always"``; ``"never"``.
     """
 
     options: ClusterOptions
@@ -106,16 +92,10 @@ class LeakSearch:
         keys: Sequence[str],
         apart: Collection[str] = (),
     ) -> dict[str, NDArray[np.float32]]:
-        """Find the identity of each entry's chains to their nearest training relative.
+        """By role float32 (entries,): the identity of each entry's chains to their nearest training relative.
 
-        Args:
-            sets: Chains by role, ``dev`` and ``test``.
-            training: Gives the sequences trained on; not asked when the answer is in the cache.
-            keys: What tells them from others, one each.
-            apart: Roles whose relatives were held out with them.
-
-        Returns:
-            By role float32 (entries,); without those that are not computed.
+        ``training`` gives the sequences trained on, when the answer is not in the cache; ``keys`` tell these from
+        others. Relatives of the roles in ``apart`` were held out with them. Roles that are not computed are missing.
         """
         found = {}
         most = math.inf if self.report == "always" else MANY_PAIRS
@@ -139,8 +119,8 @@ class LeakSearch:
         terms = f"{self.options.identity:.0%} identity over {self.options.coverage:.0%} of the shorter chain"
         if self.tells and related:
             log.warning(
-                "%d of %d %s chains have a training relative (at least %s; nearest: %.0f%%): scores by identity are "
-                "logged beside the overall ones",
+                "%d of %d %s chains have a training relative (at least %s; nearest: %.0f%%): also logging scores "
+                "by identity",
                 related, len(identity), role, terms, 100 * identity.max(),
             )  # fmt: skip
         elif self.tells and len(identity):

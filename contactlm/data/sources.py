@@ -36,22 +36,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """Structure files of one option.
+    """Structure files of one option."""
 
-    Attributes:
-        option: The option that names it, for messages.
-        location: A folder, a structure file, a text file of paths or (``is_ids``) of PDB ids, or folder or URL of a
-            packed set.
-        is_ids: Whether ``location`` lists PDB ids.
-        folder: Where the files of PDB ids are kept.
-        base_url: Where they are fetched from.
-    """
-
-    option: str
-    location: str
-    is_ids: bool = False
-    folder: Path = Path()
-    base_url: str = RCSB
+    option: str  # that names it, for messages
+    location: str  # folder, structure file, text file of paths or of PDB ids; folder or URL of a packed set
+    is_ids: bool = False  # whether it lists PDB ids
+    folder: Path = Path()  # where the files of PDB ids are kept
+    base_url: str = RCSB  # where they are fetched from
 
     def check(self) -> None:
         """Raise :class:`DataError` for what is not there or no list of ids, before anything that takes time."""
@@ -111,31 +102,27 @@ class Source:
 
 
 def find_sources(data: Mapping[str, Any], cache_folder: Path) -> dict[str, Source]:
-    """Where the structures of each role come from.
-
-    Args:
-        data: Options of :class:`contactlm.ContactDataModule`.
-        cache_folder: Where fetched structures go, unless ``download_dir`` is given.
-    """
+    """Where the structures of each role come from, by options of the data module; what is fetched goes to the cache."""
     dirs, synthetic = {role: data[f"{role}_dir"] for role in ("train", "test")}, data["synthetic"]
     if synthetic is not None:
         if any(dirs.values()):
             raise DataError("synthetic stands for train_dir and test_dir: give one or the other")
         dirs = {role: str(Path(synthetic.folder).expanduser() / role) for role in dirs}
     if any(dirs.values()):
-        return {role: Source(f"{role}_dir", location) for role, location in dirs.items() if location}
+        return {role: Source(f"{role}_dir", _shipped(location)) for role, location in dirs.items() if location}
     folder = Path(data["download_dir"]).expanduser() if data["download_dir"] else cache_folder / "structures"
     ids = {role: data[f"{role}_ids"] for role in ("train", "test")}
     return {role: Source(f"{role}_ids", at, True, folder, data["base_url"]) for role, at in ids.items() if at}
 
 
-def check_sources(stage: str, data: Mapping[str, Any]) -> None:
-    """Raise :class:`DataError` for data that a command needs and lacks, before a backbone is looked for.
+def _shipped(location: str) -> str:
+    """A folder as it is given, or, where nothing lies there, the one of that name that comes with the package."""
+    shipped = config_folder() / location
+    return str(shipped) if not Path(location).expanduser().exists() and shipped.is_dir() else location
 
-    Args:
-        stage: ``fit``, ``validate``, ``test`` or ``predict``.
-        data: Options of :class:`contactlm.ContactDataModule`.
-    """
+
+def check_sources(stage: str, data: Mapping[str, Any]) -> None:
+    """Raise :class:`DataError` for data that a stage needs and lacks, before a backbone is looked for."""
     if stage == "predict":
         for path in need_predict_paths(data["predict_paths"]):
             existing_path(path, "predict_paths", PREDICTABLE)
@@ -204,14 +191,18 @@ def _read_structures(
     store, report = cache.load(paths)
     inputs.problems.update(report.problems)
     store = join_chains(store) if join else store
+    copies: dict[str, int] = {}
     bounds = np.searchsorted(store.meta["file_of_chain"], np.arange(len(report.read) + 1))
     for path, first, last in zip(report.read, bounds, bounds[1:], strict=False):  # one bound more
         chains[path] = of_file = store.select(np.arange(first, last))
         if not join:  # of chains of equal sequence the one with most resolved residues
             chains[path] = each_once = of_file.select(best_copies(of_file.sequence_keys(), of_file.resolved_counts()))
             if len(each_once) < len(of_file):
-                copies = len(of_file) - len(each_once)
-                inputs.notes.append(f"{path}: {copies} chains are copies of another in the file: taken once")
+                copies[str(path)] = len(of_file) - len(each_once)
+    if copies:
+        first, *others = copies
+        where = first if not others else f"{len(copies)} files ({first}, …)"
+        inputs.notes.append(f"{where}: {sum(copies.values())} duplicate chains skipped")
     return chains
 
 

@@ -55,13 +55,9 @@ class Selection:
 def select_chains(store: ChainStore, report: ReadReport, min_length: int, min_known: float = MIN_KNOWN) -> Selection:
     """Leave out what cannot be learned from or scored, and count it.
 
-    Chains of identical sequence in one file are taken once: the one with most resolved residues, of equals the first.
-
-    Args:
-        store: All chains read, with ``file_of_chain`` in its meta data.
-        report: What happened to the files.
-        min_length: Shorter chains are left out.
-        min_known: Chains are left out of whose resolved residues a smaller share is known.
+    That is chains below ``min_length`` residues, without a resolved pair, or of whose resolved residues a smaller share
+    than ``min_known`` is known (not X). Chains of identical sequence in one file are taken once: the one with most
+    resolved residues, of equals the first.
     """
     lengths, resolved = np.asarray(store.lengths), np.asarray(store.resolved_counts())
     known = np.asarray(store.known_counts())
@@ -107,11 +103,8 @@ def cluster_chains(
 ) -> tuple[NDArray[np.int64], ClusterOptions]:
     """Sequence cluster of each chain, those of complexes one by one, int64 (n,); and the options with the program used.
 
-    Args:
-        store: Chains that were selected as the rule says; clusters recorded in a packed set are taken where they are
-            what the rule asks for.
-        rule: When chains are related.
-        cache_dir: The cache folder, for what has to be computed; None: it is not kept.
+    Clusters recorded in a packed set are taken where they are what the rule asks for. What has to be computed is kept
+    in the cache folder, where one is given.
     """
     recorded = store.recorded_groups(rule) if isinstance(store, PackedStore) else None
     if recorded is not None:
@@ -130,12 +123,11 @@ def group_identical(sequences: Sequence[Hashable]) -> NDArray[np.int64]:
 def join_groups(groups: NDArray[np.int64], entries: NDArray[np.int64]) -> NDArray[np.int64]:
     """Group entries by their chains: two that have chains of one group are in one group, and so on from there.
 
-    Args:
-        groups: Group number of each of n chains, int64 (n,).
-        entries: The entry of each chain, int64 (n,), ascending, each entry at least once.
+    ``groups`` and ``entries``, int64 (n,), are the group and the entry of each chain; entries ascend, and none lacks
+    one.
 
     Returns:
-        Group number of each entry, 0 … G − 1 in order of appearance; ``groups`` itself where each is of one chain.
+        Group of each entry, 0 … G − 1 in order of appearance; ``groups`` itself where each entry is of one chain.
     """
     _, first = np.unique(entries, return_index=True)
     if len(first) == len(groups):
@@ -151,15 +143,11 @@ def join_groups(groups: NDArray[np.int64], entries: NDArray[np.int64]) -> NDArra
 
 
 def split_groups(groups: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Choose the dev chains by drawing whole groups until the fraction of groups is reached.
-
-    Args:
-        groups: Group number of each chain, int64 (n,); 0 … G − 1.
-        fraction: Fraction of the groups to hold out, 0 ≤ fraction < 1. A positive fraction takes at least one group.
-        seed: The split is a pure function of the seed and the groups.
+    """Choose the dev chains by drawing whole groups, int64 (n,) of 0 … G − 1, until a fraction of them is reached.
 
     Returns:
-        bool (n,), True for dev chains.
+        bool (n,), True for dev chains: a pure function of seed and groups. A positive fraction takes at least one
+        group.
     """
     if not 0 <= fraction < 1:
         raise DataError(f"dev_fraction is {fraction}; it must be at least 0 and below 1")

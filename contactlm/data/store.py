@@ -37,26 +37,16 @@ PREAMBLE = 24
 class ChainStore:
     """Chains that share two long arrays. Selecting chains copies no residue, and neither does pickling mapped ones.
 
-    An entry is a chain; in a store of complexes it is several chains end to end, with ``chain_lengths`` to tell them
-    apart.
-
-    Attributes:
-        ids: n chain ids.
-        starts: int64 (n,), first residue of each chain in ``cb`` and ``tokens``.
-        lengths: int64 (n,), residues of each chain.
-        cb: Virtual C-beta coordinates, float32 (N, 3), in Å; NaN where unresolved.
-        tokens: Residues as numbers of the ESM alphabet, uint8 (N,).
-        meta: Whatever the writer noted; plain JSON values.
-        chain_lengths: Of a store of complexes, n tuples: residues of each entry's chains. None: an entry is a chain.
+    An entry is a chain; in a store of complexes it is several chains end to end.
     """
 
-    ids: list[str]
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    cb: NDArray[np.float32]
-    tokens: NDArray[np.uint8]
-    meta: dict[str, Any] = field(default_factory=dict)
-    chain_lengths: list[tuple[int, ...]] | None = None
+    ids: list[str]  # of n entries
+    starts: NDArray[np.int64]  # (n,), first residue of each in `cb` and `tokens`
+    lengths: NDArray[np.int64]  # (n,), residues of each
+    cb: NDArray[np.float32]  # (N, 3), virtual C-beta coordinates, in Å; NaN where unresolved
+    tokens: NDArray[np.uint8]  # (N,), residues as numbers of the ESM alphabet
+    meta: dict[str, Any] = field(default_factory=dict)  # whatever the writer noted; plain JSON values
+    chain_lengths: list[tuple[int, ...]] | None = None  # of complexes: residues of each entry's chains
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -104,14 +94,12 @@ class ChainStore:
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> ChainStore:
         """Take some chains, in the order given; coordinates and tokens stay where they are."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return ChainStore(
-            [self.ids[i] for i in chosen],
-            self.starts[chosen],
-            self.lengths[chosen],
-            self.cb,
-            self.tokens,
-            self.meta,
-            None if self.chain_lengths is None else [self.chain_lengths[i] for i in chosen],
+        return replace(
+            self,
+            ids=[self.ids[i] for i in chosen],
+            starts=self.starts[chosen],
+            lengths=self.lengths[chosen],
+            chain_lengths=None if self.chain_lengths is None else [self.chain_lengths[i] for i in chosen],
         )
 
     @classmethod
@@ -142,11 +130,7 @@ class ChainStore:
         return cls([id for id, _, _ in entries], np.cumsum(lengths) - lengths, lengths, cb, tokens, meta or {})
 
     def write(self, path: Path) -> None:
-        """Write the store to a file, whole or not at all (temporary file, then rename).
-
-        Raises:
-            OSError: The file cannot be written; nothing is left behind.
-        """
+        """Write the store to a file, whole or not at all."""
         compact = ChainStore.concatenate([self], self.meta)
         about = {"n": len(self), "residues": len(compact.tokens), "ids": self.ids, "meta": self.meta}
         if self.chain_lengths is not None:
@@ -165,15 +149,7 @@ class ChainStore:
 
     @classmethod
     def open(cls, path: Path, memory_map: bool = True) -> ChainStore:
-        """Open a store and check it.
-
-        Args:
-            path: The file.
-            memory_map: Map the file, which stays open; False reads it into memory and closes it.
-
-        Raises:
-            DataError: The file is missing, cut short or damaged.
-        """
+        """Open a store by memory map, or read it into memory; a DataError where it is missing, cut short or damaged."""
         try:
             raw = np.memmap(path, np.uint8, "r") if memory_map else np.fromfile(path, np.uint8)
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
@@ -200,14 +176,10 @@ class ChainStore:
 
 
 def join_chains(store: ChainStore) -> ChainStore:
-    """Make one entry of the chains of each file, in file order; no residue is copied.
+    """Make one entry of the chains of each file, which lie end to end in file order; no residue is copied.
 
-    Args:
-        store: Chains as they were read: end to end, with ``file_of_chain`` in the meta data.
-
-    Returns:
-        A store with ``chain_lengths``. An entry is called as its file's stem, or as its chain when it has only one.
-        ``file_of_chain`` in its meta data holds the file of each entry.
+    An entry is called as its file's stem, or as its chain when it has only one. ``file_of_chain`` in the meta data is
+    the file of each chain, then of each entry.
     """
     files = np.asarray(store.meta["file_of_chain"], dtype=np.int64)
     is_first = np.diff(files, prepend=-1) != 0
@@ -243,8 +215,7 @@ def _name(ids: Sequence[str]) -> str:
 class MappedArray(NamedTuple):
     """Where the values of a memory-mapped array lie: what travels to loader processes in its place.
 
-    Processes that are forked share their parent's maps. Others (macOS, Windows, Python 3.14) get their data set by
-    pickle, which would copy all that a map holds.
+    Forked processes share their parent's maps; others (macOS, Windows, Python 3.14) would get a copy by pickle.
     """
 
     path: str

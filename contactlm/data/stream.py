@@ -43,8 +43,8 @@ class EpochSampler(DistributedSampler):  # a DistributedSampler, so that Lightni
         self._skip = (epoch, batch)
         if batches not in (None, self.batches) and batch and self.rank == 0:
             log.warning(
-                "the run that goes on had %d batches an epoch and process, this one has %d (other data, size of "
-                "batches or number of processes): chains of the epoch it stopped in may come twice or not at all",
+                "the resumed run had %d batches an epoch and process, this one has %d (other data, size of "
+                "batches or number of processes): chains of the interrupted epoch may repeat or be missed",
                 batches,
                 self.batches,
             )
@@ -99,14 +99,13 @@ class StreamSampler(EpochSampler):
 
     def _change(self, before: Mapping[str, int]) -> str:
         """Say what another number of processes, or another size of batches, changes."""
-        had = f"{before['processes']} x {before['batch_size']} samples a step"
-        has = f"{self.num_replicas} x {self.batch_size}"
+        had, has = f"{before['processes']} x {before['batch_size']}", f"{self.num_replicas} x {self.batch_size}"
+        change = f"the resumed run had {had} samples a step (processes x batch_size), now {has}"
         if before["processes"] * before["batch_size"] == self.num_replicas * self.batch_size:
-            return f"the run that goes on had {had} (processes x batch_size), now {has}: the same samples, step by step"
+            return f"{change}: the same samples, step by step"
         return (
-            f"the run that goes on had {had} (processes x batch_size), now {has}: it goes on with its sample "
-            f"{before['sample']}, but a step is another one from here on (learning rate and schedule were set for the "
-            "steps before)"
+            f"{change}: it continues with sample {before['sample']}, but steps differ from here on "
+            "(learning rate and schedule were set for the earlier ones)"
         )
 
 

@@ -47,12 +47,9 @@ def check_same_run(
 ) -> list[dict[str, Any]]:
     """Refuse to go on with a run of another seed or split: its steps would be counted, and reported, as those of this.
 
-    Args:
-        before: Options of the run that goes on, by name; as ``train`` its training chains (see
-            :func:`describe_chains`), and as ``trained_before`` the other sets that it was
-            trained on. What its checkpoint does not say, or what this version does not know, is not checked.
-        now: Those of this run.
-        checkpoint: The file, for the message.
+    ``before`` and ``now`` are options by name; as ``train`` the training chains (see :func:`describe_chains`), and as
+    ``trained_before`` the other sets that the run was trained on. What its checkpoint does not say, or what this
+    version does not know, is not checked.
 
     Returns:
         All other sets of training chains that the run was trained on: structures may come and go, but chains
@@ -62,8 +59,8 @@ def check_same_run(
         if now[name] != before[name]:
             option = "seed_everything" if name == "seed" else f"data.{name}"
             raise DataError(
-                f"{option} is {now[name]}, but {before[name]} in the run to go on with ({checkpoint}): give --{option} "
-                f"{before[name]}, or leave --ckpt_path out, which starts a run of its own"
+                f"{option} is {now[name]}, but {before[name]} in the run to resume ({checkpoint}): give --{option} "
+                f"{before[name]}, or leave out --ckpt_path to start a new run"
             )
     others = [*before.get("trained_before", []), before.get("train", now["train"])]
     return [chains for n, chains in enumerate(others) if chains != now["train"] and chains not in others[:n]]
@@ -74,9 +71,9 @@ def other_chains(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) ->
     had = " and ".join(f"{each['chains']} chains ({each['residues']} residues)" for each in before)
     same = "of other ids or lengths, " if any(each["chains"] == now["chains"] for each in before) else ""
     return (
-        f"the run that goes on was trained on {had}, {same}and now has {now['chains']} ({now['residues']} residues): "
+        f"the resumed run was trained on {had}, {same}and now has {now['chains']} ({now['residues']} residues): "
         "dev and test chains, or relatives of theirs, may have been trained on, and their scores flatter the model; "
-        "run.json says so, and scores by identity know the chains of now alone. Leave --ckpt_path out to start anew"
+        "run.json says so, and scores by identity use only the present chains. Leave out --ckpt_path to start a new run"
     )
 
 
@@ -89,15 +86,11 @@ class KeptTraining:
 
 
 def keep_training(store: ChainStore, folder: Path) -> Path | None:
-    """Write the training sequences of a run into the folder of its checkpoints, whole or not at all.
-
-    Returns:
-        The file; None where the sequences would have to be fetched first, which is told.
-    """
+    """Write the training sequences of a run beside its checkpoints, unless they would have to be fetched for it."""
     if isinstance(store, PackedStore) and store.packed.folder.is_remote:
         log.info(
-            "%s is not written, since all of %s would have to be fetched for it: a test elsewhere will know no "
-            "identities to training chains", NAME, store.packed.folder,
+            "%s is not written, since it would need a download of all of %s: later tests will have no scores by "
+            "identity to training chains", NAME, store.packed.folder.name,
         )  # fmt: skip
         return None
     path = folder / NAME
@@ -113,11 +106,7 @@ def keep_training(store: ChainStore, folder: Path) -> Path | None:
 
 
 def kept_training(checkpoint: str | Path) -> KeptTraining | None:
-    """Read the training sequences that lie beside a checkpoint.
-
-    Returns:
-        None where there are none, or where they cannot be read, which is told.
-    """
+    """Read the training sequences beside a checkpoint; None where there are none, or (logged) none that can be read."""
     path = Path(checkpoint).parent / NAME
     if "://" in str(checkpoint) or not path.is_file():
         return None
@@ -135,7 +124,7 @@ def kept_training(checkpoint: str | Path) -> KeptTraining | None:
             lengths[-1] += len(record)
             sequences.append(record.sequence)
     except (DataError, IndexError, ValueError) as error:
-        log.warning("%s; it is not used: no scores by identity to training chains", error)
+        log.warning("%s; ignored: no scores by identity to training chains", error)
         return None
     return KeptTraining(sequences, describe_chains(ids, lengths))
 

@@ -90,11 +90,10 @@ class Aligner:
         return identity, coverage
 
     def align(self, query: str, targets: NDArray[np.int64]) -> list[pyopal.FullResult]:
-        """Find the best local alignment of a query, not empty, with each of some sequences, int64 (m,).
+        """The best local alignment of a query, not empty, with each of some sequences, int64 (m,), in their order.
 
-        Returns:
-            m results of the library, in the order of ``targets``; ``alignment`` is empty when nothing scores above 0.
-            Its letters are M (match) and X (mismatch), I (a residue of the target only) and D (of the query only).
+        ``alignment`` is empty when nothing scores above 0; its letters are M (match) and X (mismatch), I (a residue of
+        the target only) and D (of the query only).
         """
         if not len(targets):
             return []

@@ -40,14 +40,9 @@ def best_identity(
     threads: int | None = None,
     progress: bool = False,
 ) -> NDArray[np.float32]:
-    """Find how near every query is to a set of sequences: for leak reports and scores by identity.
+    """Find how near each of n queries is to a set of sequences: for leak reports and scores by identity.
 
-    Args:
-        queries: n sequences of ESM letters.
-        targets: m sequences.
-        options: When two sequences are related. An ``identity`` of 0 asks for remote relatives as well.
-        threads: Threads that align; None takes one for each available processor.
-        progress: Whether to show a progress bar.
+    An ``identity`` of 0 in the options asks for remote relatives as well; ``threads`` None: one a processor.
 
     Returns:
         float32 (n,): the best identity to a related target, 0 where there is none, 1 where a target is identical.
@@ -75,16 +70,10 @@ def cluster_sequences(
     threads: int | None = None,
     progress: bool = False,
 ) -> NDArray[np.int64]:
-    """Cluster sequences by single linkage: related ones share a cluster, and so do the relatives of relatives.
+    """Cluster n sequences by single linkage: related ones share a cluster, and so do the relatives of relatives.
 
-    Args:
-        sequences: n sequences of ESM letters.
-        options: When two sequences are related.
-        cache_dir: The cache folder; the result is kept in ``clusters/`` below it, under a name made of the sequences'
-            content and the options, and what a computation that was ended had found so far beside it. None: nothing
-            is kept. A damaged file is computed again.
-        threads: Threads that align; None takes one for each available processor.
-        progress: Whether to show a progress bar.
+    The result is kept in ``clusters/`` below the cache folder, by the sequences and the options, with what a
+    computation that was ended had found beside it. A damaged file is computed again. ``threads`` None: one a processor.
 
     Returns:
         Cluster numbers in order of first appearance, int64 (n,). As a partition independent of the sequences' order.
@@ -97,7 +86,9 @@ def cluster_sequences(
     if of_pool is None:
         so_far = None if path is None else path.with_suffix("")
         of_pool = _link(len(pool), find_relations(pool, options, None, threads, progress, so_far))
-        if path is not None and keep_array(of_pool, path):
+        if path is not None:
+            keep_array(of_pool, path)
+        if path is not None and path.is_file():
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     cluster = dict(zip(pool, of_pool.tolist(), strict=True))
     numbers: dict[int, int] = {}

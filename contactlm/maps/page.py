@@ -8,9 +8,8 @@ i + 1, so that ticks fall on round numbers.
 from __future__ import annotations
 
 import base64
-import json
 import zlib
-from itertools import groupby
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.maps.complexes import find_interfaces, residue_number
-from contactlm.maps.pairs import LEAST_SEPARATION, MapValues, top_contacts, truth_of
+from contactlm.maps.pairs import LEAST_SEPARATION, OUTSIDE, THRESHOLD_KIND, MapValues, top_contacts, truth_of
+from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.metrics.ranked import BAND_STARTS
 from contactlm.pages.frame import escape, write_frame
 from contactlm.pages.library import load_bokeh, plot_item
@@ -38,6 +38,11 @@ def pack_probability(probability: NDArray[np.float32]) -> str:
     return _packed(steps.astype(np.uint8))
 
 
+def pack_distance(distance: NDArray[np.float32]) -> str:
+    """The upper triangle of distances in Å as bytes, likewise: tenths of Å, at most 25."""
+    return _packed(np.rint(10 * _upper(distance)).clip(0, STEPS).astype(np.uint8))
+
+
 def pack_labels(labels: NDArray[np.int8]) -> str:
     """The upper triangle of labels as bytes, likewise: 0 unknown, 1 no contact, 2 contact."""
     return _packed((_upper(labels) + 1).astype(np.uint8))
@@ -51,30 +56,30 @@ def _packed(values: NDArray[np.uint8]) -> str:
     return base64.b64encode(zlib.compress(values.tobytes(), 9 if len(values) < 1 << 20 else 6)).decode()
 
 
-SIDE, SIDE_OF_TWO = 640, 600  # pixels of a map's side, alone and beside another
-MARGIN = 0.022  # of the map's side, for helices and strands
-HELIX_COLOR, STRAND_COLOR, PICKED = "#CC79A7", "#009E73", "#D55E00"
+SIDE, SIDE_OF_TWO = 640, 540  # pixels of a map's side, alone and beside another: both fit 1,280 pixels
+PICKED = "#D55E00"
 HOVER = """<div style="font: 13px/1.45 system-ui, sans-serif; padding: 1px 3px">
 <b>@hover{pair}</b><br>@hover{probability}<br>@hover{where}</div>"""
 
 
-def map_figures(contact_map: MapValues, names: list[str]) -> Any:
-    """A layout of figures ``map0`` and ``map1`` for each model, whose axes move together.
+@cache
+def map_figures(titles: tuple[str, ...]) -> dict[str, Any]:
+    """A layout of figures ``map0`` and ``map1`` for each model, whose axes move together, as JSON values.
 
-    The sources of their cells are called ``cells0`` and ``cells1``, the picked pair ``picked``.
+    The page's script fills them: the sources of their cells are called ``cells0`` and ``cells1``, the picked pair
+    ``picked``, lines between chains ``lines``, helices and strands ``states``. So all maps share what takes long.
     """
     from bokeh.layouts import row
     from bokeh.models import ColumnDataSource, Range1d
 
-    L = len(contact_map)
-    margin = MARGIN * L if contact_map.residues is not None else 0.0
-    ranges = Range1d(0.5 - margin, L + 0.5), Range1d(L + 0.5, 0.5 - margin)
-    picked = ColumnDataSource({"x": [], "y": []}, name="picked")
-    titles = names if len(names) > 1 else [""]
-    return row(*(_figure(contact_map, number, title, ranges, picked) for number, title in enumerate(titles)))
+    ranges = Range1d(0.5, 1.5), Range1d(1.5, 0.5)
+    names = {"picked": ("x", "y"), "lines": ("x0", "y0", "x1", "y1")}
+    names["states"] = ("left", "right", "top", "bottom", "color")
+    sources = {name: ColumnDataSource({key: [] for key in keys}, name=name) for name, keys in names.items()}
+    return plot_item(row(*(_figure(number, title, ranges, sources) for number, title in enumerate(titles))))
 
 
-def _figure(contact_map: MapValues, number: int, title: str, ranges: Any, picked: Any) -> Any:
+def _figure(number: int, title: str, ranges: Any, sources: dict[str, Any]) -> Any:
     from bokeh.models import BasicTicker, ColumnDataSource, CustomJSTickFormatter
     from bokeh.plotting import figure
 
@@ -86,9 +91,12 @@ def _figure(contact_map: MapValues, number: int, title: str, ranges: Any, picked
     empty = {"image": [np.zeros((1, 1), np.uint32)], **{name: [0.5] for name in ("x", "y", "dw", "dh")}, "hover": [""]}
     cells = ColumnDataSource(empty, name=f"cells{number}")
     image = plot.image_rgba(image="image", x="x", y="y", dw="dw", dh="dh", source=cells)
-    _draw_chains(plot, contact_map)
-    _draw_states(plot, contact_map)
-    plot.scatter("x", "y", source=picked, marker="square", size=13, line_width=2.2, line_color=PICKED, fill_color=None)
+    plot.segment([0.5], [0.5], [1e6], [1e6], line_color="#888888", line_width=1, line_alpha=0.8)
+    dashes = {"line_color": "#888888", "line_dash": "dashed", "line_width": 1.4}
+    plot.segment("x0", "y0", "x1", "y1", source=sources["lines"], **dashes)
+    plot.quad("left", "right", "top", "bottom", fill_color="color", line_color=None, source=sources["states"])
+    picked = {"marker": "square", "size": 13, "line_width": 2.2, "line_color": PICKED, "fill_color": None}
+    plot.scatter("x", "y", source=sources["picked"], **picked)
     _add_tools(plot, image)
     plot.grid.visible = False
     for axis in (plot.xaxis, plot.yaxis):
@@ -108,33 +116,6 @@ def _add_tools(plot: Any, image: Any) -> None:
     )
     plot.toolbar.active_scroll = zoom
     plot.toolbar.logo = None
-
-
-def _draw_chains(plot: Any, contact_map: MapValues) -> None:
-    from bokeh.models import Span
-
-    L = len(contact_map)
-    plot.segment([0.5], [0.5], [L + 0.5], [L + 0.5], line_color="#888888", line_width=1, line_alpha=0.8)
-    style = {"line_color": "#888888", "line_dash": "dashed", "line_width": 1.4}
-    for start in np.cumsum(contact_map.chain_lengths)[:-1]:
-        for dimension in ("height", "width"):
-            plot.add_layout(Span(location=float(start) + 0.5, dimension=dimension, **style))
-
-
-def _draw_states(plot: Any, contact_map: MapValues) -> None:
-    """Helices and strands in the margin above and left of the map."""
-    if contact_map.residues is None:
-        return
-    margin = MARGIN * len(contact_map)
-    inner, outer = 0.5 - 0.15 * margin, 0.5 - 0.85 * margin
-    start = 0
-    for state, run in groupby(contact_map.residues.states):
-        stop = start + len(list(run))
-        if state in "HE":
-            ends, color = (start + 0.5, stop + 0.5), HELIX_COLOR if state == "H" else STRAND_COLOR
-            plot.quad(left=ends[0], right=ends[1], top=outer, bottom=inner, color=color, line_color=None)
-            plot.quad(left=outer, right=inner, top=ends[0], bottom=ends[1], color=color, line_color=None)
-        start = stop
 
 
 BODY = """\
@@ -191,7 +172,8 @@ def write_page(contact_map: MapValues, path: str | Path, beside: MapValues | Non
         )
     shown = {"title": escape(contact_map.id), "about": escape(_about(contact_map)), "steps": STEPS - 1}
     body = BODY.format(**shown, kind=("one", "two")[len(maps) - 1], top=len(_pairs(maps)))
-    data = page_data(maps) | {"plot": plot_item(map_figures(contact_map, names(maps)))}
+    titles = tuple(names(maps)) if len(maps) > 1 else ("",)
+    data = page_data(maps) | {"plot": map_figures(titles)}
     write_frame(path, f"{contact_map.id} – contact map", body, data, ["map"], library=True)
 
 
@@ -215,6 +197,7 @@ def page_data(maps: list[MapValues]) -> dict[str, Any]:
         "threshold": first.threshold,
         "names": names(maps),
         "maps": [pack_probability(each.probability) for each in maps],
+        "distances": [None if each.distance is None else pack_distance(each.distance) for each in maps],
         "truth": None if truth is None else pack_labels(truth),
         "positions": None
         if residues is None
@@ -222,8 +205,9 @@ def page_data(maps: list[MapValues]) -> dict[str, Any]:
         "numbers": None if residues is None else residues.numbers,
         "chains": None if residues is None else residues.chains,
         "chainNames": first.chain_names,
+        "states": None if residues is None else residues.states,
         "pairs": _pairs(maps),
-        "notes": _notes(maps),
+        "notes": notes_of(maps),
     }
 
 
@@ -238,38 +222,53 @@ def _pairs(maps: list[MapValues]) -> list[list[float]]:
 
 
 def _about(contact_map: MapValues) -> str:
-    lengths = contact_map.chain_lengths
+    lengths, kind = contact_map.chain_lengths, contact_map.how.get(THRESHOLD_KIND)
     parts = [f"{len(contact_map):,} residues" + (f" in {len(lengths)} chains" if len(lengths) > 1 else "")]
-    parts.append(f"threshold {contact_map.threshold:.3g}")
+    parts.append(f"threshold {contact_map.threshold:.3f}" + (f" ({kind})" if kind else ""))
     if contact_map.residues is not None:
         parts.append(f"numbered as in {Path(contact_map.residues.file).name}")
     return " · ".join(parts)
 
 
-def _notes(maps: list[MapValues]) -> list[str]:
-    notes = []
-    for name, each in zip(names(maps), maps, strict=True):
-        how = {key: value for key, value in each.how.items() if key != "chain_lengths"}
-        told = ", ".join(f"{key.replace('_', ' ')} {_word(value)}" for key, value in how.items() if value)
-        notes.append(f"{name}: {told or 'not said how'}")
+def notes_of(maps: list[MapValues]) -> list[str]:
+    """What the foot of a page says: how each map was made, and where truth and structure come from."""
+    lead = "Model: " if len(maps) == 1 else ""
+    notes = [f"{lead}{name}; {made_in_words(each)}" for name, each in zip(names(maps), maps, strict=True)]
     for each in find_interfaces(maps[0]):
         sides = zip(each.chains, each.residues, strict=True)
-        told = "; ".join(f"{name} {' '.join(residue_number(maps[0], i) for i in own) or '-'}" for name, own in sides)
+        called = "; ".join(f"{name} {' '.join(residue_number(maps[0], i) for i in own) or '-'}" for name, own in sides)
         notes.append(
             f"interface {'-'.join(each.chains)}: highest probability {each.highest:.3f}, {each.expected:.1f} contacts "
-            f"expected, mean of the ten highest {each.top10:.3f}; residues above the threshold: {told}"
+            f"expected, mean of the ten highest {each.top10:.3f}; residues above the threshold: {called}"
         )
     residues = _first_residues(maps)
     if residues is not None:
         kind = "the protein's own" if residues.is_own else f"a relative's ({residues.identity:.0%} the same residues)"
-        notes.append(f"structure: {Path(residues.file).name}, {kind}; helices and strands by its C-alpha trace (P-SEA)")
+        notes.append(
+            f"Structure: {Path(residues.file).name}, {kind}; helices and strands by its C-alpha trace (P-SEA)."
+        )
     if all(each.labels is None for each in maps) and residues is not None:
-        notes.append("truth: the contacts in that structure")
-    notes.append("Probabilities of the map are shown to within 0.002; counts are exact at every step of the threshold.")
-    return notes
+        notes.append("Truth: the contacts in that structure.")
+    return [*notes, "Probabilities of the map are shown to within 0.002; counts are exact at every threshold."]
 
 
-def _word(value: Any) -> str:
-    if isinstance(value, dict):
-        return " + ".join(f"{count} {name}".replace("_", " ") for name, count in value.items() if count)
-    return value if isinstance(value, str) else json.dumps(value)
+def made_in_words(contact_map: MapValues) -> str:
+    """How a map was made; numbers that only a program reads stay in its ``.npz``."""
+    how, told = contact_map.how, []
+    passes = sum((how.get("passes") or {}).values())
+    if passes:
+        window = f"windows of {how['window']:,} residues" if how.get("window") and passes > 1 else "the whole sequence"
+        told.append(f"{passes:,} passes over {window}" if passes > 1 else "one pass over the whole sequence")
+    if how.get("p"):
+        told.append(f"values are {how['p']}")
+    if hits := how.get("hits"):
+        told.append(f"{len(hits)} known structures were read: {', '.join(map(str, hits))}")
+    if how:
+        told.append("calibrated on the dev set" if "calibration" in how else "not calibrated")
+    if CONFIDENCE in how:
+        told.append(f"expected long-range P@L {how[CONFIDENCE]:.2f}")
+    if OUTSIDE in how:
+        told.append(f"outside what the dev set had ({how[OUTSIDE]}), so expectations may be far off")
+    if "version" in how:
+        told.append(f"contactlm {how['version']}")
+    return f"{'; '.join(told) or 'how it was made is not known'}."

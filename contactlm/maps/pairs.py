@@ -27,6 +27,8 @@ COLUMNS = (
     *("rank", "i", "j", "letter_i", "letter_j", "chain_i", "chain_j", "number_i", "number_j"),
     *("separation", "probability", "called", "distance", "contact"),
 )
+# Keys of ``how``: in what the map lies outside what dev had, and what kind of number the threshold is, in words
+OUTSIDE, THRESHOLD_KIND = "outside_dev", "threshold_kind"
 DIGITS = {"probability": 5, "distance": 2}  # decimals in a table
 
 
@@ -41,6 +43,7 @@ class MapValues:
     threshold: float = 0.5
     how: dict[str, Any] = field(default_factory=dict)
     residues: FileResidues | None = None
+    distance: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -192,11 +195,12 @@ def write_rr(
 ) -> None:
     """Write the residue-residue format of CASP (predictioncenter.org, format RR), most probable pairs first.
 
-    One line ``i j 0 8 p`` per pair, i < j counted from 1, p with five decimals (8 is what else defines a contact, where
-    that is so); pairs of equal p by i, then j. By default pairs less than 6 residues apart (local, which CASP leaves
-    out) and those less probable than 0.01 are not listed, and of the others the 20 L most probable; REMARKs say so. In
-    a complex, residues are counted through all chains, and pairs between chains are listed whatever |i - j| is. The
-    AUTHOR record, in CASP a registration code, holds the package's name.
+    One line ``i j 0 8 p`` per pair, i < j counted from 1, p with five decimals (the upper bound of another contact
+    definition in the place of 8); pairs of equal p by i, then j. Where distances were predicted, the expected one in Å
+    follows as a sixth column, and a REMARK says so. By default pairs less than 6 residues apart (local, which CASP
+    leaves out) and those less probable than 0.01 are not listed, and of the others the 20 L most probable; REMARKs say
+    so. In a complex, residues are counted through all chains, and pairs between chains are listed whatever |i - j| is.
+    The AUTHOR record, in CASP a registration code, holds the package's name.
 
     Args:
         contact_map: The map; whitespace in its id becomes ``_``.
@@ -211,6 +215,7 @@ def write_rr(
         raise ValueError(f"pairs_per_residue is {pairs_per_residue}: give a positive number, or None for all pairs")
     i, j, p = listed_pairs(contact_map, min_separation, min_probability)
     remarks = [f"p is the {RANKED}"] if contact_map.is_ranked else []
+    remarks += ["last column: expected distance of the C-betas in A"] if contact_map.distance is not None else []
     remarks += [f"pairs at least {min_separation} residues apart with p >= {min_probability:g}"]
     most = len(p) if pairs_per_residue is None else math.ceil(pairs_per_residue * len(contact_map))
     order = highest(p, most)
@@ -224,8 +229,12 @@ def write_rr(
         temporary.open("x", encoding="utf-8", newline="\n") as handle,
     ):
         handle.writelines(f"{line}\n" for line in _rr_header(contact_map, remarks))
-        for a, b, value in zip(i[order] + 1, j[order] + 1, p[order], strict=True):
-            handle.write(f"{a} {b} 0 {contact_map.contact.below:g} {value:.5f}\n")
+        ends = [""] * len(order)
+        if contact_map.distance is not None:
+            ends = [f" {d:.2f}" for d in contact_map.distance[i[order], j[order]]]
+        below = f"{contact_map.contact.below:g}"
+        for a, b, value, end in zip(i[order] + 1, j[order] + 1, p[order], ends, strict=True):
+            handle.write(f"{a} {b} 0 {below} {value:.5f}{end}\n")
         handle.write("END\n")
 
 

@@ -43,6 +43,7 @@ class WindowOptions:
         token_cost: What a token costs beside, in token pairs: B × (T² + ``token_cost`` T) is then bounded.
         progress: Show a progress bar for chains that take several passes.
         on_device: Leave the maps where the model is, for who reads them there; else they come to the CPU.
+        border: Residues at a cut whose pairs do not count: a model looks at so many neighbours of a pair.
 
     Raises:
         ModelError: A value makes no sense.
@@ -54,6 +55,7 @@ class WindowOptions:
     token_cost: int = 0
     progress: bool = False
     on_device: bool = False
+    border: int = 0
 
     def __post_init__(self) -> None:
         counts = (
@@ -71,6 +73,11 @@ class WindowOptions:
             raise ModelError(
                 f"overlap={self.overlap} with window={self.window}: windows that share all their residues never "
                 f"advance; give an overlap from 0 to {self.window - 1}, or None for half the window"
+            )
+        if self.window is not None and self.window < 4 * self.border + 2:
+            raise ModelError(
+                f"window={self.window}: a model that sees {self.border} residues to each side needs windows "
+                f"of at least {4 * self.border + 2}; give a longer one, or None for one pass"
             )
 
     @property
@@ -91,6 +98,7 @@ class Pass:
     """One sequence for the model: one contiguous segment, or two apart from each other in ascending order."""
 
     segments: tuple[Segment, ...]
+    border: int = 0  # residues next to a cut that do not count
 
     @property
     def residues(self) -> int:
@@ -114,6 +122,28 @@ def plan_passes(length: int, options: WindowOptions) -> list[Pass]:
     window, overlap = options.window, options.least_overlap
     if window is None or overlap is None or length <= window:
         return [Pass(((0, length),))]
+    if options.border:
+        return _with_borders(length, window, overlap if options.overlap is not None else None, options.border)
+    return _plan(length, window, overlap)
+
+
+def _with_borders(length: int, window: int, overlap: int | None, border: int) -> list[Pass]:
+    """Plan shorter passes, and widen each to what its window may hold, so that every pair counts somewhere."""
+    inner = window - 4 * border
+    least = inner - inner // 2 if overlap is None else min(max(0, overlap - 2 * border), inner - 1)
+    return [_widened(piece, length, border) for piece in _plan(length, inner, least)]
+
+
+def _widened(piece: Pass, length: int, border: int) -> Pass:
+    (start, stop), (first, last) = piece.block
+    if len(piece.segments) == 1:
+        return Pass(((max(0, start - 2 * border), min(length, stop + 2 * border)),), border)
+    if first - stop <= 2 * border:  # they would meet
+        return Pass(((max(0, start - border), min(length, last + border)),), border)
+    return Pass(((max(0, start - border), stop + border), (first - border, min(length, last + border))), border)
+
+
+def _plan(length: int, window: int, overlap: int) -> list[Pass]:
     count = -(-(length - window) // (window - overlap)) + 1
     starts = _even_starts(0, length - window, count)
     plans = (_distant_passes(length, window, starts, aligned) for aligned in (True, False))
@@ -227,13 +257,19 @@ def token_positions(own: Tensor) -> Tensor:
 
 
 def context_weights(segment: Segment, piece: Pass, length: int, device: torch.device | None = None) -> Tensor:
-    """Weight of each residue of a segment: residues to its nearest cut, in half windows, at most 1; float32 (n,)."""
+    """Weight of each residue of a segment: residues to its nearest cut, in half windows, at most 1; float32 (n,).
+
+    Those of a border have 0, and beyond it one begins to count.
+    """
     start, stop = segment
     most = (piece.residues + 1) // 2
     index = torch.arange(start, stop, dtype=torch.float32, device=device)
     left = index - start + 1 if start > 0 else torch.full_like(index, most)
     right = stop - index if stop < length else torch.full_like(index, most)
-    return torch.minimum(left, right).clamp_(max=most).div_(most)
+    nearest = torch.minimum(left, right)
+    if piece.border:
+        nearest = nearest.sub_(piece.border).clamp_(min=0)
+    return nearest.clamp_(max=most).div_(most)
 
 
 def how_made(length: int, plan: list[Pass], options: WindowOptions, blend: str) -> dict[str, Any]:
@@ -245,6 +281,7 @@ def how_made(length: int, plan: list[Pass], options: WindowOptions, blend: str) 
         "length": length,
         "window": options.window,
         "overlap": options.least_overlap,
+        **({"border": options.border} if options.border else {}),
         "passes": {"whole": whole, "window": len(plan) - whole - apart, "two_segments": apart},
         "blend": "none" if whole else blend,
     }

@@ -42,21 +42,21 @@ class Calibration:
     bias: tuple[float, ...]
     threshold: float = 0.5
     confidence: tuple[float, float] | None = None
+    lengths: tuple[float, float] | None = None
+    called: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        numbers = [*self.slope, *self.bias, self.threshold, *(self.confidence or ())]
-        lengths = (len(self.slope), len(self.bias), 2 if self.confidence is None else len(self.confidence))
-        fits = lengths == (BANDS, BANDS, 2) and all(isinstance(n, int | float) and abs(n) < 1e6 for n in numbers)
+        pairs = [pair for pair in (self.confidence, self.lengths, self.called) if pair is not None]
+        numbers = [*self.slope, *self.bias, self.threshold, *(number for pair in pairs for number in pair)]
+        sizes = [len(self.slope), len(self.bias), *(len(pair) for pair in pairs)]
+        fits = sizes == [BANDS, BANDS, *(2 for _ in pairs)] and all(
+            isinstance(n, int | float) and abs(n) < 1e6 for n in numbers
+        )
         if self.kind not in KINDS or not fits or min(self.slope) <= 0 or not 0 <= self.threshold <= 1:
             raise ValueError(f"no calibration: {asdict(self)}")
 
     def apply_map(self, probability: Tensor, chain_of: Tensor | None = None) -> Tensor:
-        """Calibrate a whole map, row block by row block.
-
-        Args:
-            probability: float32 (L, L), in [0, 1].
-            chain_of: Of a complex, each residue's chain number, (L,); None: a single chain.
-        """
+        """Calibrate a whole map, float32 (L, L) in [0, 1], row block by row block; ``chain_of`` (L,) of complexes."""
         position = torch.arange(len(probability), device=probability.device)
         slope, bias = (torch.tensor(values, device=probability.device) for values in (self.slope, self.bias))
         calibrated = torch.empty_like(probability)
@@ -88,6 +88,18 @@ class Calibration:
         mean = torch.where(there, top, 0.0).sum() / there.sum()
         slope, bias = self.confidence
         return torch.sigmoid(slope * logit(mean) + bias)
+
+    def outside(self, probability: Tensor) -> str:
+        """In what a calibrated map (L, L) lies outside what dev had, where expectations hold no longer; or nothing."""
+        L, told = len(probability), []
+        if self.lengths is not None and not self.lengths[0] <= L <= self.lengths[1]:
+            told.append(f"{L:,} residues, dev had {self.lengths[0]:,.0f} to {self.lengths[1]:,.0f}")
+        far = probability[torch.ones_like(probability, dtype=torch.bool).triu(BAND_STARTS[0])]
+        if self.called is not None and len(far):
+            share = float((far > self.threshold).float().mean())
+            if not self.called[0] <= share <= self.called[1]:
+                told.append(f"{share:.2%} of pairs called, dev had {self.called[0]:.2%} to {self.called[1]:.2%}")
+        return "; ".join(told)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: lists, numbers and text."""

@@ -59,6 +59,7 @@ class CalibrationScores(ProteinStates):
             "histogram": ((BANDS, 2, LOGIT_BINS), torch.int32),
             "counts": ((BANDS, 2, 2), torch.int64),  # at the threshold 0.5
             "top": ((2,), torch.float32),  # mean probability of the top L long-range pairs, and their precision
+            "residues": ((), torch.float32),  # that are resolved
             "expected": ((), torch.float32),  # that precision as the calibration foretells it
             "key": ((2,), torch.int64),  # index in the data set, and a checksum of the id
         }
@@ -92,6 +93,7 @@ class CalibrationScores(ProteinStates):
         taken = torch.minimum(ranked.residues, long.sizes[0])
         mean = _sum_of_places(long.pairs, len(long.pairs) - taken, len(long.pairs)) / taken
         self.append("top", torch.stack([mean, precision_at([long], ranked.residues[None])[0, 0]])[None])
+        self.append("residues", ranked.residues.float().reshape(1))
         if self.calibration is not None:
             ranked = _calibrated(self.calibration, ranked)
         self.append("bins", _reliability_sums(ranked.bands)[None])
@@ -168,7 +170,11 @@ class CalibrationScores(ProteinStates):
             return None
         plain = Calibration("platt", *fit_bands(histogram.sum(0, dtype=torch.int64)))
         confidence = fit_confidence(top[:, 0], top[:, 1])
-        return replace(plain, threshold=_calibrated_threshold(plain, histogram), confidence=confidence)
+        threshold, residues = _calibrated_threshold(plain, histogram), self._complete()["residues"]
+        predicted, totals = _called(plain, histogram, torch.tensor([threshold], dtype=torch.float64))
+        share = predicted.sum(1)[:, 0] / totals.sum((1, 2)).clamp(min=1)
+        lengths, called = ((float(values.min()), float(values.max())) for values in (residues, share))
+        return replace(plain, threshold=threshold, confidence=confidence, lengths=lengths, called=called)
 
     def _complete(self) -> dict[str, Tensor]:
         self.compute()
@@ -252,14 +258,18 @@ def _calibrated_threshold(calibration: Calibration, histogram: Tensor) -> float:
 
     The histogram is int32 (n proteins, 4, 2, 256), before calibration.
     """
-    bands = range(1, BANDS)
-    values = torch.cat([torch.sigmoid(calibration.slope[b] * bin_logits() + calibration.bias[b]) for b in bands])
-    called = (values > threshold_grid().double()[:, None]).float()  # (999, 3 · 256)
-    far = histogram[:, 1:].transpose(1, 2).flatten(2).float()  # (n, 2, 3 · 256)
-    predicted = (far @ called.T).round().long()  # (n, 2, 999)
-    totals = far.double().sum(-1, keepdim=True).long()
+    predicted, totals = _called(calibration, histogram, threshold_grid().double())
     counts = torch.stack([totals - predicted, predicted], dim=-1).transpose(1, 2)  # (n, 999, 2, 2)
     return tune_threshold(mcc(counts)[0])[0]
+
+
+def _called(calibration: Calibration, histogram: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs at |i − j| ≥ 6 above each of t thresholds, and all: int64 (n, 2, t) and (n, 2, 1), others and contacts."""
+    bands = range(1, BANDS)
+    values = torch.cat([torch.sigmoid(calibration.slope[b] * bin_logits() + calibration.bias[b]) for b in bands])
+    called = (values > thresholds[:, None]).float()  # (t, 3 · 256)
+    far = histogram[:, 1:].transpose(1, 2).flatten(2).float()  # (n, 2, 3 · 256)
+    return (far @ called.T).round().long(), far.double().sum(-1, keepdim=True).long()
 
 
 def _checksum(name: str) -> int:

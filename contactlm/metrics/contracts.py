@@ -9,15 +9,15 @@ their sort); and each pair counts once, by the upper triangle of the predicted m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from contactlm.metrics.ranked import BAND_STARTS, LengthRule, precision_at, rank_map
-from contactlm.metrics.scores import TOP_FRACTIONS, precision_name
 from contactlm.structure.contacts import CONTACT_THRESHOLD, contact_map
+
+if TYPE_CHECKING:
+    from contactlm.metrics.ranked import LengthRule
 
 Atom = Literal["virtual-cb", "ca", "cb"]
 
@@ -32,7 +32,7 @@ class Contract:
     length: LengthRule  # the L of P@L: resolved residues; last-resolved, all up to the last resolved one; full, all
     short_of_pairs: Literal["fewer", "missed"]  # precision of all there are, or the places that no pair takes are wrong
     source: str  # whose it is
-    min_separation: ClassVar[int] = BAND_STARTS[-1]  # of long-range pairs: the same in all
+    min_separation: ClassVar[int] = 24  # of long-range pairs: the same in all
 
 
 OURS = Contract("ours", "virtual-cb", CONTACT_THRESHOLD, "resolved", "fewer", "contactlm")
@@ -50,13 +50,15 @@ CONTRACTS = {
 def contract_scores(
     contract: Contract, probability: NDArray[np.floating], coordinates: NDArray[np.floating]
 ) -> dict[str, float]:
-    """Long-range precisions under a contract: ``p_at_L_long``, ``p_at_L2_long``, ``p_at_L5_long``.
+    """Long-range precisions under a contract, by name; NaN where there is nothing to rank.
 
-    Args:
-        contract: The contract.
-        probability: Predicted, (L, L), in [0, 1]; its upper triangle counts. NaN comes where there is nothing to rank.
-        coordinates: Of the contract's atom, (L, 3), in Å; NaN where unresolved.
+    Of probabilities (L, L) the upper triangle counts; coordinates (L, 3), in Å, are of the contract's atom.
     """
+    import torch  # here: `contactlm benchmark list` does not wait for it
+
+    from contactlm.metrics.ranked import precision_at, rank_map
+    from contactlm.metrics.scores import TOP_FRACTIONS, precision_name
+
     labels = torch.from_numpy(contact_map(coordinates, contract.cutoff))
     ranked = rank_map(torch.as_tensor(probability), labels, length=contract.length)
     long = ranked.bands[-1]

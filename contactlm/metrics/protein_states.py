@@ -23,12 +23,7 @@ def protein_lists(probability: Maps, labels: Maps) -> tuple[list[Tensor], list[T
 
 
 class ProteinStates(Metric):
-    """Keeps one row per protein in list states, and lets a rank take part that has seen no protein.
-
-    Args:
-        row_shapes: Each state's name, with the shape and dtype of one protein's row.
-        **kwargs: For ``torchmetrics.Metric``.
-    """
+    """Keeps one row per protein in list states, by name, shape and dtype; a rank without proteins takes part."""
 
     full_state_update = False
     is_differentiable = False

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
@@ -20,8 +22,17 @@ from torch import Tensor
 from contactlm.metrics.calibration import Calibration
 from contactlm.model.families.family import family_of
 from contactlm.model.frozen_weights import whole_weights
-from contactlm.model.loading import ADAPTER_FILE, OWN_HEAD, quiet_transformers
+from contactlm.model.loading import (
+    ADAPTER_FILE,
+    EXPORTED,
+    HUB_NAME,
+    LOCAL_COPY,
+    OWN_HEAD,
+    quiet_transformers,
+    require_hub,
+)
 from contactlm.model.lora import ALL_LINEAR, BIASES, INITS, LoraOptions
+from contactlm.model.pair_head import PairOptions, read_pair_head
 from contactlm.types import ModelError
 
 ABOUT_FILE = "contactlm.json"  # what an export says about itself
@@ -49,6 +60,7 @@ class Adapter:
     calibration: Calibration | None  # fitted on dev
     held: dict[str, str]  # backbone_dtype and quantization it was trained on, where that was not float32
     weights: dict[str, Tensor]  # by their names in the file
+    pair: tuple[PairOptions, dict[str, Tensor]] | None = None  # a pair head's options and weights
 
 
 def has_adapters(esm: Any) -> bool:
@@ -98,7 +110,7 @@ def save_merged(esm: Any, directory: Path) -> None:
     _let_others_read(directory)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config["attn_implementation"] = "eager"  # the one with attention maps, which stock predict_contacts needs
-    config["architectures"] = [family.stock_class.__name__]
+    config["architectures"], config[EXPORTED] = [family.stock_class.__name__], True
     if not family.published_head:
         config[OWN_HEAD] = True
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -112,8 +124,8 @@ def _let_others_read(directory: Path) -> None:
 
 
 def read_adapter(directory: str | Path) -> Adapter:
-    """Read an adapter directory, written by this package or by PEFT."""
-    directory = Path(directory).expanduser()
+    """Read an adapter, a directory or a hub name, written by this package or by PEFT."""
+    directory = fetched(directory, CONFIG_FILE, WEIGHTS_FILE, ABOUT_FILE)
     if not (directory / CONFIG_FILE).is_file():
         raise ModelError(f"{directory}: no {CONFIG_FILE} there; give a directory that `contactlm export` wrote")
     try:
@@ -127,7 +139,30 @@ def read_adapter(directory: str | Path) -> Adapter:
     about = read_about(directory)
     checksum, threshold, held = about.get("backbone_checksum"), about.get("tuned_threshold"), about.get("held", {})
     options, calibration = _lora_options(directory, config), calibration_of(about)
-    return Adapter(backbone, checksum, options, threshold, calibration, dict(held), weights)
+    pair = read_pair_head(directory)
+    return Adapter(backbone, checksum, options, threshold, calibration, dict(held), weights, pair)
+
+
+def fetched(name: str | Path, *files: str) -> Path:
+    """A directory; of a hub name the local copy with those of the files that are there."""
+    directory, name = Path(name).expanduser(), str(name)
+    if directory.is_dir() or not HUB_NAME.fullmatch(name):
+        return directory
+    known = [try_to_load_from_cache(name, file) for file in files]  # a path, that there is none, or None: never asked
+    if None in known:
+        require_hub(name)
+        known = [_downloaded(name, file) for file in files]
+    return next((Path(path).parent for path in known if isinstance(path, str)), directory)
+
+
+def _downloaded(name: str, file: str) -> str | None:
+    try:
+        return hf_hub_download(name, file)
+    except (HfHubHTTPError, OSError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None  # the hub has the repository, without such a file
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ModelError(f"{name}: {file} cannot be had from {constants.ENDPOINT}: {reason}; {LOCAL_COPY}") from error
 
 
 def load_adapter(esm: Any, adapter: Adapter) -> None:

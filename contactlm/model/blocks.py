@@ -133,8 +133,13 @@ def block_bytes(device: torch.device) -> int:
     return min(CPU_MAX_BYTES, CPU_BYTES_PER_THREAD * torch.get_num_threads())
 
 
-def plan_blocks(lengths: Sequence[int], heads: int, device: torch.device, entry_bytes: int) -> list[Block]:
-    """Cut a batch's attention maps into blocks: several short samples at a time, or parts of a long one."""
+def plan_blocks(
+    lengths: Sequence[int], heads: int, device: torch.device, entry_bytes: int, all_heads: bool = False
+) -> list[Block]:
+    """Cut a batch's attention maps into blocks: several short samples at a time, or parts of a long one.
+
+    ``all_heads``: no block has some heads only.
+    """
     entries = block_bytes(device) // entry_bytes
     blocks, start = [], 0
     while start < len(lengths):
@@ -146,14 +151,16 @@ def plan_blocks(lengths: Sequence[int], heads: int, device: torch.device, entry_
         if stop > start + 1:
             blocks.append(Block(samples, slice(0, heads), slice(0, longest), longest, biased))
         else:
-            blocks += _cut(samples, heads, longest, entries)
+            blocks += _cut(samples, heads, longest, entries, all_heads)
         start = stop
     return blocks
 
 
-def _cut(samples: slice, heads: int, tokens: int, entries: int) -> list[Block]:
+def _cut(samples: slice, heads: int, tokens: int, entries: int, all_heads: bool) -> list[Block]:
     """Cut one sample's maps: enough heads for every thread, then rows, in parts of nearly one size."""
-    group = min(heads, max(torch.get_num_threads(), entries // (min(tokens, _ROWS) * tokens)))
+    group = heads
+    if not all_heads:
+        group = min(heads, max(torch.get_num_threads(), entries // (min(tokens, _ROWS) * tokens)))
     step = max(8, min(tokens, entries // (group * tokens)))
     return [Block(samples, part, rows, tokens, False) for rows in _even(tokens, step) for part in _even(heads, group)]
 

@@ -7,9 +7,10 @@ S = P + P^T, and average-product corrected (Dunn et al. 2008), r = S 1, t = 1^T 
     logit = sum_c w_c (S_c - r_c r_c^T / t_c) + b = A + A^T - R^T diag(w / t) R + b,    A = sum_c w_c P_c.
 
 So a layer owes the head its share of A (T x T) and its margins r_c (H x T), no more. Both come out of the same blocks
-of P that give the layer's context P V; the backward pass computes the blocks again. Memory is O(B T^2 + B H T).
+of P that give the layer's context P V; the backward pass computes the blocks again. Memory is O(B T^2 + B H T). A head
+that reads K combinations of all maps, with weights (K, C), has K such A and the same margins: O(B K T^2 + B H T).
 
-Axis letters: B batch, T tokens, H heads, C layers x heads, D head width.
+Axis letters: B batch, T tokens, H heads, C layers x heads, D head width, K read-outs.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ def contact_attention(
         query: (B, H, T, D), already scaled and rotated; ``key`` alike.
         key: (B, H, T, D).
         value: (B, H, T, D'), or None when nobody reads the context (the last layer).
-        head_weight: (H,), the contact head's weights of this layer's maps.
+        head_weight: (H,), the contact head's weights of this layer's maps; or (K, H), those of K read-outs.
         layout: Which tokens are residues and which are padding.
 
     Returns:
         context (B, H, T, D') in value's dtype, or None; meaningless at padding tokens.
-        weighted (B, T, T), sum over heads of head_weight * P, not symmetrised; meaningless outside residue pairs.
+        weighted (B, T, T), or (B, K, T, T), sum over heads of head_weight * P, not symmetrised; meaningless outside
+        residue pairs.
         margins (B, H, T), row sums plus column sums of P over residues; 0 at other tokens.
         The last two are float32 (float64 for float64 inputs).
     """
@@ -66,7 +68,8 @@ def contact_attention_plain(
         residue = layout.residue.to(q)
         rows, columns = torch.einsum("bhij,bj->bhi", P, residue), torch.einsum("bhij,bi->bhj", P, residue)
         context = None if value is None else (P @ value.to(P)).to(value.dtype)
-        return context, torch.einsum("h,bhij->bij", w, P), (rows + columns) * residue[:, None]
+        terms = "h,bhij->bij" if w.ndim == 1 else "kh,bhij->bkij"
+        return context, torch.einsum(terms, w, P), (rows + columns) * residue[:, None]
 
 
 def contact_logits(weighted: Tensor, margins: Tensor, head_weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -85,6 +88,21 @@ def contact_logits(weighted: Tensor, margins: Tensor, head_weight: Tensor, bias:
         half = weighted - product  # halves, so that the sum of both is symmetric to the last bit
         logits = half + half.mT
         return logits if bias is None else logits + bias.to(logits)
+
+
+def read_outs(weighted: Tensor, margins: Tensor, head_weight: Tensor) -> Tensor:
+    """Put the layers' shares of K read-outs together, as :func:`contact_logits` does for one, without a bias.
+
+    Of ``weighted`` (B, K, L, L), ``margins`` (B, C, L) and ``head_weight`` (K, C), symmetric (B, K, L, L).
+    """
+    with torch.autocast(weighted.device.type, enabled=False):
+        B, K, L, _ = weighted.shape
+        totals = margins.sum(-1, keepdim=True)
+        empty = totals < _EMPTY
+        shares = (margins / totals.masked_fill(empty, 1)).masked_fill(empty, 0)
+        left = shares.mT.unsqueeze(1) * (0.5 * head_weight.to(totals))[:, None]  # (B, K, L, C)
+        half = torch.baddbmm(weighted.reshape(B, K * L, L), left.flatten(1, 2), margins, alpha=-1).view(B, K, L, L)
+        return half + half.mT
 
 
 def _forward(
@@ -114,8 +132,10 @@ def _backward(
     """The gradient of the streamed operation: the same blocks of maps again."""
     layout = TokenLayout(residue, key_bias, spans)
     query = query * _LOG2_E
-    # What is summed sample by sample: dq, dk, dv (B, H, T, .) and dw (B, H, 1).
-    shapes = (query.shape, key.shape, None if value is None else value.shape, (*query.shape[:2], 1))
+    several = head_weight.ndim == 2
+    # What is summed sample by sample: dq, dk, dv (B, H, T, .) and dw (B, H, 1), or (B, H, K).
+    of_weight = (*query.shape[:2], len(head_weight) if several else 1)
+    shapes = (query.shape, key.shape, None if value is None else value.shape, of_weight)
     made = [
         query.new_zeros(shape) if need and shape is not None else None
         for shape, need in zip(shapes, needs, strict=True)
@@ -123,19 +143,24 @@ def _backward(
     dq, dk, dv, dw = made
     with torch.autocast(query.device.type, enabled=False):
         left, right = _factors(d_context, value, d_margins, layout.residue.to(query))
-        scores = _Scores(query, key, layout, arrays=2)
+        scores = _Scores(query, key, layout, 2, head_weight)
         gradient = torch.empty_like(scores.memory)
         for block in scores.blocks:
             P = scores.of(block).sub_(log_sums[block.queries].unsqueeze(-1)).exp2_()
-            flat, dA = P.flatten(0, 1), d_weighted[block.samples, block.rows, : block.keys]
+            flat, dA = P.flatten(0, 1), d_weighted[block.samples, ..., block.rows, : block.keys]
             if dv is not None and d_context is not None:
                 _add_product(dv[block.columns].flatten(0, 1), flat.mT, d_context[block.queries].flatten(0, 1))
             if dw is not None:
-                _add_product(dw[block.samples, block.heads], P.flatten(2), dA.reshape(P.shape[0], -1, 1))
+                of_pairs = dA.flatten(-2).mT if several else dA.reshape(P.shape[0], -1, 1)
+                _add_product(dw[block.samples, block.heads], P.flatten(2), of_pairs)
             if dq is None and dk is None:
                 continue
             dS = gradient[: P.numel()].view(P.shape)
-            torch.mul(head_weight[block.heads, None, None], dA.unsqueeze(1), out=dS)
+            if several:
+                for own, pairs in zip(dS, dA, strict=True):
+                    torch.mm(head_weight.mT, pairs.flatten(1), out=own.flatten(1))
+            else:
+                torch.mul(head_weight[block.heads, None, None], dA.unsqueeze(1), out=dS)
             dS = dS.flatten(0, 1)
             _add_product(dS, left[block.queries].flatten(0, 1), right[block.columns].flatten(0, 1).mT)
             torch._softmax_backward_data(dS, flat, -1, dS.dtype, grad_input=dS)
@@ -145,7 +170,7 @@ def _backward(
                 _add_product(dk[block.columns].flatten(0, 1), dS.mT, query[block.queries].flatten(0, 1))
     # The query at hand is the given one times log2(e).
     dk = None if dk is None else dk.mul_(1 / _LOG2_E)
-    dw = None if dw is None else dw.sum((0, 2))
+    dw = None if dw is None else dw.sum(0).mT.contiguous() if several else dw.sum((0, 2))
     dq, dk, dv, dw = (query.new_empty(0) if x is None else x for x in (dq, dk, dv, dw))
     return dq, dk, dv, dw
 
@@ -162,11 +187,11 @@ def _attend(
     maximum off first, which only scores beyond float32's range of exponents need.
     """
     B, H, T, _ = query.shape
-    weighted, columns = query.new_zeros(B, T, T), query.new_zeros(B, H, T)
+    weighted, columns = query.new_zeros(B, *head_weight.shape[:-1], T, T), query.new_zeros(B, H, T)
     sums, inner, tops = query.new_ones(B, H, T), query.new_zeros(B, H, T), query.new_zeros(B, H, T)
     raw = None if value is None else value.new_zeros(value.shape)
     residue = layout.residue.to(query)
-    scores = _Scores(query, key, layout, arrays=1)
+    scores = _Scores(query, key, layout, 1, head_weight)
     for block in scores.blocks:
         E = scores.of(block)
         if shift:
@@ -177,10 +202,20 @@ def _attend(
         if value is not None and raw is not None:
             torch.bmm(flat, value[block.columns].flatten(0, 1), out=raw[block.queries].flatten(0, 1))
         scale = sums[block.queries].reciprocal()
-        weights = (scale * head_weight[block.heads, None]).transpose(1, 2).contiguous().unsqueeze(2)
-        for sample, maps, weight in zip(range(B)[block.samples], E, weights, strict=True):
-            share = weighted[sample, block.rows, : block.keys].unsqueeze(1)
-            _add_product(share, weight, maps.transpose(0, 1))
+        if head_weight.ndim == 2:  # one product for all pairs, once P is there
+            E.mul_(scale.unsqueeze(-1))
+            scale.fill_(1)
+            for sample, maps in zip(range(B)[block.samples], E, strict=True):
+                own = weighted[sample, :, block.rows, : block.keys]
+                if block.keys == T:
+                    torch.mm(head_weight, maps.flatten(1), out=own.flatten(1))
+                else:
+                    own.copy_((head_weight @ maps.flatten(1)).view(own.shape))
+        else:
+            weights = (scale * head_weight[block.heads, None]).transpose(1, 2).contiguous().unsqueeze(2)
+            for sample, maps, weight in zip(range(B)[block.samples], E, weights, strict=True):
+                share = weighted[sample, block.rows, : block.keys].unsqueeze(1)
+                _add_product(share, weight, maps.transpose(0, 1))
         scale *= residue[block.samples, None, block.rows]
         _add_product(columns[block.columns].flatten(0, 1).unsqueeze(1), scale.flatten(0, 1).unsqueeze(1), flat)
     margins = inner.div_(sums).add_(columns).mul_(residue.unsqueeze(1))
@@ -201,12 +236,16 @@ def _without_padding_rows(log_sums: Tensor, layout: TokenLayout) -> Tensor:
 class _Scores:
     """Blocks of query key^T, each written over the last one; the work needs so many ``arrays`` of a block's size.
 
-    Query and key are (B, H, T, D); the key is contiguous, so that no block of it is copied.
+    Query and key are (B, H, T, D); the key is contiguous, so that no block of it is copied. Where there are several
+    read-outs, a block has all heads, so that each is written once, and their pairs lie in the caches as well.
     """
 
-    def __init__(self, query: Tensor, key: Tensor, layout: TokenLayout, arrays: int) -> None:
+    def __init__(self, query: Tensor, key: Tensor, layout: TokenLayout, arrays: int, head_weight: Tensor) -> None:
         self.query, self.key, self.holes = query, key, layout.holes
-        self.blocks = plan_blocks(layout.lengths, query.shape[1], query.device, arrays * query.element_size())
+        heads, entry, several = query.shape[1], arrays * query.element_size(), head_weight.ndim == 2
+        if several:
+            entry += -(-len(head_weight) * query.element_size() // heads)
+        self.blocks = plan_blocks(layout.lengths, heads, query.device, entry, all_heads=several)
         self.memory = query.new_empty(max(math.prod(block.shape) for block in self.blocks))
         self.bias = layout.key_bias.to(query)
 

@@ -208,7 +208,7 @@ class RetrievalBackbone(ContactBackbone):
         ``evidence`` is what is known of the residues shown; None: nothing was found.
         """
         mask, layout, positions = self.read(tokens, attention_mask, positions)
-        logits, hidden = self.logits_and_hidden(tokens, mask, layout, positions, hidden=True)
+        logits, hidden, _ = self.logits_and_hidden(tokens, mask, layout, positions, hidden=True)
         if evidence is None:
             B, T = tokens.shape
             evidence = Evidence.none(B, T - 2, self.esm.config.hidden_size, device=tokens.device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from contactlm.model.blocks import TokenLayout
 from contactlm.model.contact_attention import Shares
 from contactlm.model.families.family import Family, LanguageModelHead, family_of
-from contactlm.model.loading import quiet_transformers
+from contactlm.model.loading import located, quiet_transformers
 from contactlm.model.trunk import read_batch
 from contactlm.types import ModelError
 
@@ -28,11 +28,7 @@ class ResidueEncoder(nn.Module):
     def __init__(self, esm: Any) -> None:
         super().__init__()
         self.esm, self.family = esm, family_of(esm.config)
-        if dropout := self.family.attention_dropout(esm.config):
-            raise ModelError(
-                f"attention_probs_dropout_prob is {dropout}: dropout on attention maps is not supported; set it "
-                "(ESM C: attention_dropout) to 0 in the model's config.json"
-            )
+        self.family.stop_attention_dropout(esm.config)
         for layer in self.family.layers(esm):
             layer.__class__ = self.family.layer_class
         for unread in (esm.contact_head, getattr(esm, "pooler", None)):
@@ -113,7 +109,7 @@ def load_language_model_head(esm: Any, pretrained: str | None, seed: int = 0) ->
         if pretrained is None:
             return _random_head(esm)
         whole, report = family.masked_lm_class.from_pretrained(
-            pretrained, output_loading_info=True, dtype=torch.float32
+            located(pretrained), output_loading_info=True, dtype=torch.float32
         )
     # A decoder that shares its weights with the embeddings is listed with those, if at all.
     own = {name for name, _ in whole.named_parameters() if not name.startswith(f"{whole.base_model_prefix}.")}

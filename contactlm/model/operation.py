@@ -4,7 +4,7 @@ An operation registered with ``torch.library`` is one node to ``torch.compile``,
 (``FakeTensorMode``) and is counted by ``torch.utils.flop_counter``, whatever its insides are made of: blocks worked off
 in PyTorch (:mod:`contactlm.model.contact_attention`) or Triton kernels (:mod:`contactlm.model.fused`).
 
-Axis letters: B batch, T tokens, H heads, D head width.
+Axis letters: B batch, T tokens, H heads, D head width, K read-outs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-# value (B, H, T, D') or none; head_weight (H,); residue bool and key_bias float (B, T); spans int32 (B, 2).
+# value (B, H, T, D') or none; head_weight (H,) or (K, H); residue bool and key_bias float (B, T); spans int32 (B, 2).
 # The first result is empty where there is no value; the last, sums over residues (B, H, T), where it is not kept.
 _FORWARD = """{}(Tensor query, Tensor key, Tensor? value, Tensor head_weight, Tensor residue, Tensor key_bias,
     Tensor spans, bool skip_idle) -> (Tensor context, Tensor weighted, Tensor margins, Tensor log_sums, Tensor inner)"""
@@ -80,7 +80,7 @@ def _forward_results(fused: bool) -> Forward:
         B, H, T, _D = query.shape
         kept = torch.promote_types(query.dtype, torch.float32)
         context = query.new_empty(0) if value is None else empty_context(value)
-        weighted = query.new_empty(B, T, T, dtype=kept)
+        weighted = query.new_empty(B, *head_weight.shape[:-1], T, T, dtype=kept)
         margins, log_sums = (query.new_empty(B, H, T, dtype=kept) for _ in range(2))
         inner = query.new_empty((B, H, T) if fused else (0,), dtype=kept)
         return context, weighted, margins, log_sums, inner
@@ -129,10 +129,10 @@ def _differentiate(gradient: Backward) -> Callable[..., tuple[Any, ...]]:
 def forward_flops(fused: bool) -> Callable[..., int]:
     """What the operation costs, from the shapes of its arguments."""
 
-    def flops(query: Shape, key: Shape, value: Shape | None, *_: Any, **__: Any) -> int:
-        """Scores, context, the heads' weighted sum of maps, and column sums."""
-        entries, D = _entries(query), query[-1]
-        return 2 * entries * ((2 if fused else 1) * D + _width(value) + 2)
+    def flops(query: Shape, key: Shape, value: Shape | None, head_weight: Shape, *_: Any, **__: Any) -> int:
+        """Scores, context, the heads' weighted sums of maps, and column sums."""
+        entries, D, K = _entries(query), query[-1], _read_outs(head_weight)
+        return 2 * entries * ((2 if fused else 1) * D + _width(value) + K + 1)
 
     return flops
 
@@ -142,17 +142,18 @@ def backward_flops(fused: bool) -> Callable[..., int]:
 
     def flops(
         d_context: Shape | None, d_weighted: Shape, d_margins: Shape, query: Shape, key: Shape, value: Shape | None,
-        *rest: Any, **_: Any,
+        head_weight: Shape, *rest: Any, **_: Any,
     ) -> int:  # fmt: skip
-        """Scores again; dv; dw; the maps' gradient from context and margins; dq and dk."""
+        """Scores again; dv; dw; the maps' gradient from context, margins and read-outs; dq and dk."""
         of_query, of_key, of_value, of_weight = rest[-1]
-        D, width, scores = query[-1], _width(value), of_query or of_key
+        D, width, scores, K = query[-1], _width(value), of_query or of_key, _read_outs(head_weight)
+        several = K if len(head_weight) == 2 else 0  # one weight is no product
         if not fused:
-            products = D + of_value * width + of_weight + scores * (width + 2) + (of_query + of_key) * D
+            products = D + of_value * width + of_weight * K + scores * (width + 2 + several) + (of_query + of_key) * D
             return 2 * _entries(query) * products
-        sums = (scores or of_weight) * (D + 2)
-        of_rows = of_query * (2 * D + width + 2)
-        of_columns = of_key * (2 * D + width + 2) + of_value * (width if of_key else D + width)
+        sums = (scores or of_weight) * (D + K + 1)
+        of_rows = of_query * (2 * D + width + 2 + several)
+        of_columns = of_key * (2 * D + width + 2 + several) + of_value * (width if of_key else D + width)
         return 2 * _entries(query) * (sums + of_rows + of_columns)
 
     return flops
@@ -166,3 +167,7 @@ def _entries(query: Shape) -> int:
 
 def _width(value: Shape | None) -> int:
     return 0 if value is None else value[-1]
+
+
+def _read_outs(head_weight: Shape) -> int:
+    return head_weight[0] if len(head_weight) == 2 else 1

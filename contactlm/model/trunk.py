@@ -135,7 +135,7 @@ def layer_shares(
         layer: A family's, with or without adapters.
         hidden: (B, T, E).
         angles: See :func:`rotary_angles`.
-        head_weight: (H,), the contact head's weights of this layer's maps.
+        head_weight: (H,), the contact head's weights of this layer's maps; (K, H) of K read-outs.
         layout: Which tokens are what.
         attention: The operation.
         last: Whether nobody reads the layer's own output: then only queries and keys are computed.

@@ -22,7 +22,14 @@ from contactlm.structure.contacts import contact_labels
 from contactlm.types import ModelError
 
 
-class Evaluated(TypedDict):
+class Distances(TypedDict, total=False):
+    """What they return beside of a model that predicts distances, one entry a protein."""
+
+    distance: list[Tensor]  # float32 (L, L), expected, in Å, where the model is
+    cb: list[Tensor]  # float32 (L, 3), true C-betas in Å, likewise
+
+
+class Evaluated(Distances):
     """What validation and test steps return, one entry a protein."""
 
     ids: list[str]
@@ -41,8 +48,7 @@ class MapModule(MapPredictor):
         backbone: The network, called with ``tokens`` int64 (B, T), ``attention_mask`` bool (B, T) or None, and
             ``positions`` int64 (B, T) or None, all as of :meth:`contact_logits`; gives logits (B, T − 2, T − 2).
         optimizer: Makes the optimizer from the trainable parameters.
-        head_lr_factor: The contact head's learning rate over the others'. Its C weights act on attention maps, whose
-            entries are about 1 / L: a backbone trained from scratch learns faster with a larger one.
+        head_lr_factor: The learning rate of :meth:`head_parameters` over the others'. None: 1.
         scheduler: Makes a learning rate scheduler, any of torch's (and
             ``contactlm.modules.optimization.CosineWithWarmup``), stepped after every optimizer step.
             ``ReduceLROnPlateau`` monitors a dev score (Lightning's its ``monitor``, torch's ``dev/mcc_sep6`` with mode
@@ -76,7 +82,7 @@ class MapModule(MapPredictor):
         self,
         backbone: nn.Module,
         optimizer: OptimizerCallable = adam,
-        head_lr_factor: float = 1.0,
+        head_lr_factor: float | None = None,
         scheduler: LRSchedulerCallable | None = None,
         loss_min_separation: int = 1,
         window: int | None = 1022,
@@ -85,7 +91,8 @@ class MapModule(MapPredictor):
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone
-        self.optimizer, self.scheduler, self.head_lr_factor = optimizer, scheduler, head_lr_factor
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.head_lr_factor = 1.0 if head_lr_factor is None else head_lr_factor
         self.loss_min_separation = loss_min_separation
         self.windows = WindowOptions(window, overlap)
         self.threshold = threshold
@@ -180,7 +187,12 @@ class MapModule(MapPredictor):
         if chain_of is not None:
             chain_of = [numbers.to(own.device) for numbers, own in zip(chain_of, probability, strict=True)]
         ids, indices = batch["ids"], batch["indices"].tolist()
-        return Evaluated(ids=ids, indices=indices, probability=probability, labels=labels, chain_of=chain_of)
+        made = Evaluated(ids=ids, indices=indices, probability=probability, labels=labels, chain_of=chain_of)
+        distance = [full.distance for full in maps if full.distance is not None]
+        if distance and len(distance) == len(maps):
+            made["distance"] = distance
+            made["cb"] = [cb[: len(own)].to(own.device) for cb, own in zip(batch["cb"], distance, strict=True)]
+        return made
 
     def _logits_of_pass(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
         return self.contact_logits(self.own_tokens(tokens), attention_mask, positions)

@@ -127,7 +127,7 @@ def found_backbone(checkpoint: Mapping[str, Any]) -> str | None:
     """Where a checkpoint's local backbone is, when its name, a relative path, leads nowhere from here."""
     about = checkpoint[CHECKPOINT_KEY]
     folder = about.get("backbone_folder")  # older checkpoints have none
-    if not isinstance(folder, str) or Path(about["backbone"]).is_dir() or not Path(folder).is_dir():
+    if not isinstance(folder, str) or Path(about["backbone"]).exists() or not Path(folder).exists():
         return None
     return folder
 

@@ -27,14 +27,14 @@ class ContrastiveModule(LanguageModelModule):
     is not used. Everything else is as in :class:`contactlm.ContactModule`.
 
     Args:
-        pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format. None: a randomly
-            initialised backbone from ``architecture``.
-        architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
-            out: ``esm``); needs ``pretrained`` to be None.
+        pretrained: Name on the Hugging Face hub, or a local directory in its format. None: a randomly initialised
+            backbone from ``architecture``.
+        architecture: Configuration of a randomly initialised backbone; ``model_type`` defaults to ``esm``. Requires
+            ``pretrained=None``.
         projection_dim: Width of the embeddings.
-        temperature: What cosine similarities are divided by in the loss.
-        positives: Contacts drawn a residue and step.
-        negatives: Residues known not to touch it, drawn a residue and step.
+        temperature: Divisor of the cosine similarities in the loss.
+        positives: Contacts drawn per residue and step.
+        negatives: Residues without contact drawn per residue and step.
         loss_min_separation: Pairs closer in sequence, |i − j|, are drawn neither as positives nor as negatives. Nearly
             all residues touch their neighbours in sequence, whatever the fold: from the default on, positives are
             contacts that have to be predicted, the ones that the primary score counts.

@@ -3,67 +3,75 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from transformers import EsmTokenizer
+
+from contactlm.alphabet import VOCABULARY
 from contactlm.model.adapter import ABOUT_FILE, has_adapters, save_adapter, save_merged, write_about
+from contactlm.model.families.vocabulary import VOCABULARY_FILES
+from contactlm.model.loading import located
+from contactlm.model.pair_head import write_pair_head
+from contactlm.modules.card import Record, model_card
 from contactlm.modules.checkpoint import CONTACT_HEAD
 from contactlm.modules.contact import ContactModule
 from contactlm.shipped import __version__
 from contactlm.types import ContactLMError, ModelError
 
-TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json", "added_tokens.json")
-
-_README = """\
-# {family} contact predictor ({kind})
-
-    {load}
-
-{stock}
-Written by contactlm {version}. {threshold}
-"""
-_LOAD_ADAPTER = 'from contactlm import ContactModule; module = ContactModule.from_adapter("{name}").eval()'
-_STOCK_ADAPTER = (
-    'Stock PEFT: `esm = EsmModel.from_pretrained("{backbone}", add_pooling_layer=False, attn_implementation="eager"); '
-    'PeftModel.from_pretrained(esm, "{name}").predict_contacts(tokens, attention_mask)`.'
-)
-_LOAD_MERGED = 'from contactlm import predict_contacts; contact_map = predict_contacts("MKTAYIAK", model="{name}")'
-_STOCK_MERGED = 'Stock transformers: `EsmModel.from_pretrained("{name}").predict_contacts(tokens, attention_mask)`.'
-_STOCK_HEADLESS = "{library} loads the weights; {family} has no contact head there, and ours is left aside."
+TOKENIZER_FILES = ("vocab.txt", *(f"{n}.json" for n in ("tokenizer_config", "special_tokens_map", "tokenizer")))
 
 
-def export_adapter(module: ContactModule, out: str | Path, overwrite: bool = False) -> Path:
-    """Write LoRA weights and contact head as an adapter directory of PEFT; the module is left as it is."""
+def export_adapter(
+    module: ContactModule, out: str | Path, overwrite: bool = False, record: Record | None = None
+) -> Path:
+    """Write LoRA weights and contact head as an adapter directory of PEFT; the module is left as it is.
+
+    Args:
+        module: A trained module.
+        out: The directory.
+        overwrite: Replace an earlier export.
+        record: What ``run.json`` says of the run, for the model card; see :func:`contactlm.modules.card.model_card`.
+
+    Raises:
+        ModelError: The module has no adapter, no named backbone, or another head than a contact head.
+        ContactLMError: The directory cannot be written, or holds something else.
+    """
     require_contact_head(module.head)
     if not has_adapters(module.backbone.esm):
         raise ModelError("no adapter to export: the model was trained without LoRA; use --merge for the whole model")
     pretrained = module.hparams["pretrained"]
     if pretrained is None:
         raise ModelError("an adapter must name its backbone, which is randomly initialised; use --merge instead")
-    folder = Path(pretrained).expanduser()
+    folder = Path(located(pretrained)).expanduser()
     backbone = str(folder.resolve()) if folder.is_dir() else pretrained
     with _new_directory(Path(out), overwrite) as (directory, final):
         save_adapter(module.backbone.esm, backbone, directory)
-        names = {"name": final.name, "backbone": backbone, "library": "PEFT"}
-        _describe(module, directory, f"LoRA adapter for {backbone}", _LOAD_ADAPTER, _STOCK_ADAPTER, names)
+        if module.pair is not None:
+            write_pair_head(directory, module.pair)
+        _save_tokenizer(module, directory)
+        _describe(module, directory, model_card(module, False, final.name, backbone, record))
     return final
 
 
-def export_merged(module: ContactModule, out: str | Path, overwrite: bool = False) -> Path:
-    """Write a plain Hugging Face checkpoint, LoRA merged into the weights, with a local backbone's vocabulary files.
+def export_merged(
+    module: ContactModule, out: str | Path, overwrite: bool = False, record: Record | None = None
+) -> Path:
+    """Write a plain Hugging Face checkpoint, LoRA merged into the weights, with its tokenizer.
 
     Arguments and errors are those of :func:`export_adapter`; the module may be one without LoRA.
     """
     require_contact_head(module.head)
-    pretrained = module.hparams["pretrained"]
+    if module.pair is not None:
+        raise ModelError(
+            "a pair head fits into no plain checkpoint: export the adapter (leave out --merge), or give the run's "
+            "checkpoint itself to `contactlm predict`"
+        )
     with _new_directory(Path(out), overwrite) as (directory, final):
         save_merged(module.backbone.esm, directory)
-        for name in ("vocab.txt", *TOKENIZER_FILES):
-            if pretrained is not None and (file := Path(pretrained).expanduser() / name).is_file():
-                shutil.copyfile(file, directory / name)
-        names = {"name": final.name, "library": "transformers"}
-        _describe(module, directory, "merged weights", _LOAD_MERGED, _STOCK_MERGED, names)
+        _save_tokenizer(module, directory)
+        _describe(module, directory, model_card(module, True, final.name, module.hparams["pretrained"], record))
     return final
 
 
@@ -76,23 +84,26 @@ def require_contact_head(head: str) -> None:
         )
 
 
-def _describe(
-    module: ContactModule, directory: Path, kind: str, load: str, stock: str, names: Mapping[str, str]
-) -> None:
-    """Say how to load the directory, for people and for programs; the tuned threshold travels with both."""
-    tuned, family = module.tuned_threshold, module.family.name
-    if not hasattr(module.family.stock_class, "predict_contacts"):
-        stock = _STOCK_HEADLESS
-    texts = {"kind": kind, "load": load.format(**names), "stock": stock.format(family=family, **names)}
-    threshold = (
-        "No threshold was tuned on a dev set: pairs above 0.5 are called contacts."
-        if tuned is None
-        else f"Threshold tuned on the dev set, above which pairs are called contacts: {tuned:.4g}."
-    )
-    readme = _README.format(family=family, version=__version__, threshold=threshold, **texts)
-    (directory / "README.md").write_text(readme, encoding="utf-8")
+def _save_tokenizer(module: ContactModule, directory: Path) -> None:
+    """Write the tokenizer of ESM's alphabet; of other families, copy the files of a local backbone."""
+    pretrained = module.hparams["pretrained"]
+    if module.family.tokens.letters is None and module.backbone.esm.config.model_type == "esm":
+        file = directory / "vocab.txt"
+        file.write_text("\n".join(VOCABULARY), encoding="utf-8")
+        EsmTokenizer(str(file)).save_pretrained(str(directory))
+        return
+    for name in TOKENIZER_FILES:
+        if pretrained is not None and (file := Path(located(pretrained)).expanduser() / name).is_file():
+            shutil.copyfile(file, directory / name)
+    if vocabulary := getattr(module.backbone.esm.config, "vocabulary", None):  # one folder up, or on the hub
+        (directory / VOCABULARY_FILES[0]).write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+
+
+def _describe(module: ContactModule, directory: Path, card: str) -> None:
+    """Write the card for people, and for programs the thresholds and the calibration."""
+    (directory / "README.md").write_text(card, encoding="utf-8")
     fitted = None if module.calibration is None else module.calibration.to_dict()
-    about = {"version": __version__, "tuned_threshold": tuned, "calibration": fitted}
+    about = {"version": __version__, "tuned_threshold": module.tuned_threshold, "calibration": fitted}
     about |= {"trained_on": module.hparams["pretrained"], "held": module.held}
     about |= {"contact": str(module.contact), "chain_jump": module.chain_jump}
     write_about(directory, {**about, "backbone_checksum": module.backbone_checksum})

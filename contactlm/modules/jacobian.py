@@ -67,12 +67,12 @@ class JacobianModule(LanguageModelModule):
     Args:
         pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format, with the language-model
             head. None: a randomly initialised backbone from ``architecture``.
-        architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
-            out: ``esm``); needs ``pretrained`` to be None.
-        symmetrise: ``"before"`` the norm, which None means too.
-        masked: False; older checkpoints name it.
-        substitutions: None, which is all; older checkpoints name it.
-        cache_dir: Where maps are kept; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
+        architecture: Configuration of a randomly initialised backbone; ``model_type`` defaults to ``esm``. Requires
+            ``pretrained=None``.
+        symmetrise: ``"before"`` the norm, or None; with ``masked`` and ``substitutions`` for older checkpoints alone.
+        masked: False.
+        substitutions: None.
+        cache_dir: Folder for maps; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
         lora: None: there is nothing to adapt.
         freeze_backbone: True: nothing is trained.
         init_seed: Seed of a randomly initialised backbone.
@@ -98,10 +98,11 @@ class JacobianModule(LanguageModelModule):
         init_seed: int = 0,
         **options: Any,
     ) -> None:
-        if lora is not None or not freeze_backbone:
-            raise ModelError("lora, freeze_backbone: the categorical Jacobian trains nothing; give null and true")
-        if options.get("head") is not None:
-            raise ModelError("head: the categorical Jacobian reads no contact head; leave it out")
+        if lora is not None or not freeze_backbone or options.get("head") is not None:
+            raise ModelError(
+                "lora, freeze_backbone, head: the categorical Jacobian trains nothing and reads no contact head; leave "
+                "them out"
+            )
         if symmetrise == "after" or masked or substitutions is not None:
             raise ModelError(
                 "symmetrise, masked, substitutions: the categorical Jacobian takes all substitutions, symmetric "
@@ -181,7 +182,8 @@ class JacobianModule(LanguageModelModule):
         """As of any module; where probabilities are ranks, the L highest at least 6 apart are called contacts."""
         made = super().as_contact_map(id, sequence, full, labels)
         if self.threshold is None and made.is_ranked:
-            made.threshold = threshold_of_top(full.probability, len(sequence))
+            far = full.probability[tuple(torch.triu_indices(len(made), len(made), LEAST_SEPARATION))]
+            made.threshold = float(far.sort(descending=True).values[len(made)]) if len(far) > len(made) else 0.0
         return made
 
     def on_fit_start(self) -> None:
@@ -267,10 +269,3 @@ def fit_logistic(
     start = 0.0, float(torch.log(contacts / (count - contacts)))
     slope, intercept = newton((x - mean) / scale, y, 1 - y, start, start, RIDGE, total=total)
     return Logistic(float(slope / scale), float(intercept - slope * mean / scale))
-
-
-def threshold_of_top(scores: Tensor, count: int, min_separation: int = LEAST_SEPARATION) -> float:
-    """A threshold that the ``count`` highest values, in [0, 1], of pairs at least so far apart are above."""
-    L = len(scores)
-    values = scores[tuple(torch.triu_indices(L, L, min_separation))].sort(descending=True).values
-    return float(values[count]) if len(values) > count else 0.0

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from contactlm.maps.contact_map import ContactMap
 from contactlm.maps.full_map import FullMap
 from contactlm.maps.windows import WindowOptions
-from contactlm.model.adapter import calibration_of, read_about
+from contactlm.model.adapter import ABOUT_FILE, calibration_of, fetched, read_about
 from contactlm.model.backbone import backbone_checksum, load_esm
 from contactlm.model.contact_head import put_head, read_head
 from contactlm.model.families.family import Family, family_of
 from contactlm.model.frozen_weights import DtypeName, QuantizationName, check_frozen, is_narrow, narrow
+from contactlm.model.loading import EXPORTED
 from contactlm.model.lora import LoraOptions, add_lora, contact_regression, lora_targets, read_options
 from contactlm.model.trunk import checkpoint_layers
 from contactlm.modules.base import MapModule
@@ -49,11 +50,15 @@ class LanguageModelModule(MapModule):
         loss_min_separation: Pairs closer in sequence, |i − j|, are left out of the loss.
         backbone_dtype: Of the frozen weights, and of products with them; null is float32.
         quantization: Hold the frozen weights in 8 or 4 bits (bitsandbytes, ``contactlm[quant]``).
+        head_lr_factor: The learning rate of what reads the language model over the others'; None:
+            ``fresh_head_lr_factor`` for a contact head that starts from nothing, else 1.
         options: As of :class:`contactlm.MapModule`: ``optimizer``, ``scheduler``, ``window``, ….
 
     Raises:
         ModelError: Options that do not fit together, or a backbone that cannot be loaded.
     """
+
+    fresh_head_lr_factor = 1.0
 
     def __init__(
         self,
@@ -68,12 +73,14 @@ class LanguageModelModule(MapModule):
         head: str | None = None,
         backbone_dtype: DtypeName | None = "float32",
         quantization: QuantizationName | None = None,
+        head_lr_factor: float | None = None,
         **options: Any,
     ) -> None:
         check_frozen(backbone_dtype, quantization, all_weights=lora is None and not freeze_backbone)
         lora = read_options(lora) if isinstance(lora, Mapping) else lora  # a checkpoint holds plain values
         esm = load_esm(pretrained, architecture, init_seed, as_stored=is_narrow(backbone_dtype, quantization))
         checksum = backbone_checksum(esm) if pretrained is not None else None
+        chosen = 1.0 if head is not None or esm.head_is_trained else self.fresh_head_lr_factor
         if head is not None:
             put_head(esm, head, checksum or backbone_checksum(esm))
         if lora is not None:
@@ -84,9 +91,13 @@ class LanguageModelModule(MapModule):
         narrow(esm, backbone_dtype, quantization)  # after the checksum, which is of the file's weights
         if activation_checkpointing:
             checkpoint_layers(family_of(esm.config).layers(esm))
-        super().__init__(network(esm), loss_min_separation=loss_min_separation, **options)
+        options |= {
+            "loss_min_separation": loss_min_separation,
+            "head_lr_factor": chosen if head_lr_factor is None else head_lr_factor,
+        }
+        super().__init__(network(esm), **options)
         self.backbone_checksum = checksum
-        self._head_is_fitted = head is not None
+        self._head_is_fitted, self._chose_lr_factor = head is not None, head_lr_factor is None
         if head is not None:
             self.take_definition(read_head(head)[2])
         self.windows = self._within_reach(self.windows)
@@ -101,13 +112,15 @@ class LanguageModelModule(MapModule):
                 "loss_min_separation": loss_min_separation,
                 "backbone_dtype": backbone_dtype,
                 "quantization": quantization,
+                "head_lr_factor": self.head_lr_factor,
             }
         )
 
     def take_published(self) -> None:
         """Take over the threshold and the calibration on dev that an exported model brings, if it is one."""
         if (pretrained := self.hparams["pretrained"]) is not None:
-            about = read_about(pretrained)
+            on_hub = getattr(self.backbone.esm.config, EXPORTED, False)
+            about = read_about(fetched(pretrained, ABOUT_FILE) if on_hub else pretrained)
             self.tuned_threshold, self.calibration = about.get("tuned_threshold"), calibration_of(about)
             self.take_definition(about)
 
@@ -133,6 +146,8 @@ class LanguageModelModule(MapModule):
         own, self._head_is_fitted = self._head_is_fitted, bool(about.get(FITTED_HEAD, False))
         super().on_load_checkpoint(checkpoint)
         self._head_is_fitted |= own
+        if self._chose_lr_factor and "head_lr_factor" not in checkpoint.get("hyper_parameters", {}):
+            self.head_lr_factor = self.hparams["head_lr_factor"] = 1.0  # it began before there was a choice
 
     @property
     def held(self) -> dict[str, str]:

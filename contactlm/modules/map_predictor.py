@@ -17,6 +17,7 @@ from contactlm.alphabet import decode, encode
 from contactlm.maps.complexes import merge_copies
 from contactlm.maps.contact_map import ContactMap
 from contactlm.maps.full_map import FullMap, full_maps
+from contactlm.maps.pairs import OUTSIDE, THRESHOLD_KIND
 from contactlm.maps.windows import WindowOptions
 from contactlm.metrics.calibration import Calibration
 from contactlm.metrics.calibration_scores import CONFIDENCE
@@ -147,7 +148,7 @@ class MapPredictor(TrainedWeights):
 
     def as_contact_map(self, id: str, sequence: str, full: FullMap, labels: Tensor | None = None) -> ContactMap:
         """Put a full-length map together with its sequence, its truth and a note of how it was made."""
-        how = {**full.how, "model": self.hparams.get("pretrained") or "randomly initialised"}
+        how = {**full.how, "model": self.hparams.get("pretrained") or self._random_weights}
         if self.contact != ContactDefinition():
             how["contact"] = str(self.contact)
         truth = None if labels is None else labels.cpu().numpy()
@@ -159,9 +160,17 @@ class MapPredictor(TrainedWeights):
             how["calibration"] = {name: fitted.to_dict()[name] for name in ("kind", "slope", "bias")}
             if (expected := fitted.predicted_precision(full.probability, chain_of)) is not None:
                 how[CONFIDENCE] = round(expected, 4)
+            how |= {OUTSIDE: told} if (told := fitted.outside(probability)) else {}
         probability, merged = merge_copies(probability, sequence, how.get("chain_lengths", ()), not self.gives_ranks)
         how |= {"copies": merged} if merged else {}
-        return ContactMap(id, sequence, probability.numpy(), truth, self.call_threshold, how)
+        how[THRESHOLD_KIND] = self.threshold_kind
+        distance = None if full.distance is None else full.distance.numpy()
+        return ContactMap(id, sequence, probability.numpy(), truth, self.call_threshold, how, distance=distance)
+
+    @property
+    def _random_weights(self) -> str:
+        """What a model is called that began with none of a hub or folder."""
+        return "trained from random weights" if self.was_trained else "randomly initialised"
 
     @property
     def applied_calibration(self) -> Calibration | None:
@@ -176,6 +185,15 @@ class MapPredictor(TrainedWeights):
         if self.applied_calibration is not None:
             return self.applied_calibration.threshold
         return 0.5 if self.tuned_threshold is None else self.tuned_threshold
+
+    @property
+    def threshold_kind(self) -> str:
+        """What kind of number :attr:`call_threshold` is, in words."""
+        if self.threshold is not None:
+            return "as given"
+        if self.applied_calibration is not None:
+            return "tuned on dev, for calibrated probabilities"
+        return "none was tuned" if self.tuned_threshold is None else "tuned on dev"
 
 
 def of_residues(batch: Mapping[str, Any], name: str, first: int = 0) -> list[Tensor] | None:

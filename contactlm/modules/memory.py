@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from contactlm.maps.windows import WindowOptions
@@ -82,12 +82,11 @@ class StorageMeter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                self._count(storage, storage.nbytes())
+        for leaf in tensors_in(made):
+            storage = leaf.untyped_storage()
+            self._count(storage, storage.nbytes())
         if any(name in str(func) for name in _INSIDE):  # they need room of their own
-            first = next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.ndim == 4)
+            first = next(leaf for leaf in tensors_in(args) if leaf.ndim == 4)
             room = 2 * block_bytes(first.device) + _COPIES * first.numel() * first.element_size()
             self.peak = max(self.peak, self.now + room)
         return made
@@ -154,11 +153,11 @@ def step_cost(
             ) from error
         gradients = _bytes(p.grad for p in module.parameters() if p.grad is not None)
         optimizer.step()
-        state = _bytes(leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor))
+        state = _bytes(tensors_in(list(optimizer.state.values())))
         with FlopCounterMode(display=False) as counter:  # which keeps what is to go: not while memory is counted
             if count_flops:
                 step()
-    given = _bytes(leaf for leaf in tree_leaves(fake) if isinstance(leaf, Tensor))
+    given = _bytes(tensors_in(fake))
     passing = max(peak - after_forward - gradients, 0)
     return StepCost(_bytes(weights), gradients, state, after_forward + given, passing, counter.get_total_flops())
 
@@ -284,9 +283,18 @@ def resized(batch: Mapping[str, Any], rows: int, tokens: int | None = None) -> d
     return {name: of(value) for name, value in batch.items()}
 
 
+def tensors_in(values: Any) -> list[Tensor]:
+    """The tensors in nested mappings, lists and tuples, in their order."""
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    if isinstance(values, (list, tuple)):
+        return [leaf for value in values for leaf in tensors_in(value)]
+    return [values] if isinstance(values, Tensor) else []
+
+
 def as_fake(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """A batch of the same shapes and dtypes, whose tensors have no data if they are made in a ``FakeTensorMode``."""
-    return tree_map(lambda leaf: _like(leaf, device) if isinstance(leaf, Tensor) else leaf, dict(batch))
+    return apply_to_collection(dict(batch), Tensor, _like, device)
 
 
 def twin(module: nn.Module) -> Make:

@@ -18,6 +18,7 @@ from contactlm.types import TrainingError
 Parts = Sequence[tuple[list[nn.Parameter], float]]  # parameters with a learning rate of their own, over the others'
 DEV = "dev/"
 BEST_SCORE, LOSS = "dev/mcc_sep6", "train/loss"  # what torch's own ReduceLROnPlateau monitors, with mode max and min
+FRESH_HEAD_LR_FACTOR = 10.0  # head_lr_factor of a contact head that starts from nothing, unless one is given
 NEVER = sys.maxsize  # steps between two of Lightning's
 
 

@@ -20,9 +20,10 @@ from contactlm.model.adapter import CONFIG_FILE
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, UNREADABLE, check_checkpoint, damaged, public_name
 from contactlm.modules.contact import ContactModule
+from contactlm.shipped import OPTION
 from contactlm.types import ContactLMError, ModelError, split_chains
 
-OPTION, DEFAULT = "model_class", "contactlm.ContactModule"
+DEFAULT = "contactlm.ContactModule"
 Device = str | torch.device
 Given = int | EllipsisType | None
 Model = MapModule | str | Path

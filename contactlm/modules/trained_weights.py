@@ -56,6 +56,7 @@ class TrainedWeights(L.LightningModule):
         self._made_trainable: set[str] | None = None  # once there is a trainer, whose callbacks may freeze some
         self._frozen: set[str] | None = None  # of the run that goes on, in the end
         self.calibration: Calibration | None = None
+        self._trained_before = False  # whether its weights are those of a checkpoint after some steps
         self.applies_calibration = True  # to predicted maps
         self.chain_jump = CHAIN_JUMP  # positions between chains: what the data say, or a checkpoint
         self.contact = ContactDefinition()  # likewise
@@ -102,6 +103,12 @@ class TrainedWeights(L.LightningModule):
             options |= {} if found is None else {"pretrained": found}
         return super().load_from_checkpoint(checkpoint_path, *arguments, **options)
 
+    @property
+    def was_trained(self) -> bool:
+        """Whether a step of training was made, here or by the run whose checkpoint was loaded."""
+        trainer = self.attached_trainer
+        return self._trained_before or (trainer is not None and trainer.global_step > 0)
+
     def own_draws(self) -> AbstractContextManager[None]:
         """Draw what belongs to this step and process: what overrides ``training_step`` and draws puts that into it."""
         trainer = self.attached_trainer
@@ -136,7 +143,7 @@ class TrainedWeights(L.LightningModule):
         """Keep what was trained, the name of the backbone and a checksum of its weights."""
         names = self.saved_names()
         pretrained = self.hparams.get("pretrained")
-        is_folder = pretrained is not None and Path(pretrained).is_dir()
+        is_here = pretrained is not None and Path(pretrained).exists()
         for part in checkpoint.keys() & {"state_dict", NOT_AVERAGED}:
             checkpoint[part] = {name: weight for name, weight in checkpoint[part].items() if name in names}
         checkpoint[CHECKPOINT_KEY] = {
@@ -144,7 +151,7 @@ class TrainedWeights(L.LightningModule):
             "class": public_name(f"{type(self).__module__}.{type(self).__qualname__}"),
             "head": self.head,
             "backbone": pretrained,
-            "backbone_folder": str(Path(str(pretrained)).resolve()) if is_folder else None,
+            "backbone_folder": str(Path(str(pretrained)).resolve()) if is_here else None,
             "backbone_checksum": self.backbone_checksum,
             "tuned_threshold": self.tuned_threshold,
             "chain_jump": self.chain_jump,
@@ -162,6 +169,7 @@ class TrainedWeights(L.LightningModule):
         check_fits(about, self.head, self.hparams.get("pretrained"), self.backbone_checksum)
         self.tuned_threshold = about["tuned_threshold"]
         self.chain_jump = self._given("chain_jump") or about.get("chain_jump", CHAIN_JUMP)
+        self._trained_before = bool(checkpoint.get("global_step"))
         used = self._given("definition")
         self.contact = defined_contact(about)
         if used not in (None, self.contact):

@@ -57,7 +57,7 @@ const page = (() => {
   function fill(td, cell, column) {
     const full = cell !== null && typeof cell === "object" ? cell : { value: cell };
     let text = full.text ?? full.value ?? "";
-    if (typeof text === "number" && column.digits !== undefined) text = text.toFixed(column.digits);
+    if (typeof text === "number" && column.digits !== undefined) text = text.toFixed(column.digits).replace(/^-(0\.?0*)$/, "$1");
     if (full.image) td.append(make("img", { src: full.image, alt: full.alt || "", loading: "lazy" }));
     else if (full.links) td.append(...full.links.map((link) => make("a", { href: link.href, className: "file" }, link.text)));
     else if (full.href) td.append(make("a", { href: full.href }, String(text)));

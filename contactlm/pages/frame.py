@@ -24,15 +24,9 @@ POLICY = (
 def write_frame(
     path: str | Path, title: str, body: str, data: Mapping[str, Any], scripts: Sequence[str], library: bool
 ) -> None:
-    """Write a page.
+    """Write a page of a plain title and an HTML body, in which what comes from data went through :func:`escape`.
 
-    Args:
-        path: The file.
-        title: Plain text.
-        body: HTML, in which everything that comes from data went through :func:`escape`.
-        data: What the scripts read, in JSON values.
-        scripts: Names of scripts in this folder, without ``.js``.
-        library: Whether Bokeh is needed.
+    ``data`` is what the scripts, of this folder and without ``.js``, read; ``library`` whether they need Bokeh.
     """
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',

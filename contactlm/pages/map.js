@@ -19,10 +19,11 @@
     for (let i = 0, at = 0; i < L; i++) for (let j = i + 1; j < L; j++, at++) full[i * L + j] = full[j * L + i] = upper[at];
     return full;
   }
-  const [Bokeh, truth, positions, ...maps] = await Promise.all([
+  const [Bokeh, truth, positions, expected, ...maps] = await Promise.all([
     page.library(),
     D.truth && square(D.truth),
     D.positions && unpack(D.positions).then((bytes) => new Float32Array(bytes.buffer)),
+    Promise.all(D.distances.map((packed) => packed && square(packed))), // tenths of Å
     ...D.maps.map(square),
   ]);
 
@@ -38,10 +39,11 @@
   const state = { step: Math.min(STEPS - 1, Math.round(D.threshold * STEPS)), on: [true, true, true, true, true], lower: "same", called: false };
   const LOWER = {
     ...(maps.length > 1 ? { difference: "difference of the two models", other: "the other model" } : {}),
+    ...(expected[0] ? { distance: "expected distance" } : {}),
     ...(truth ? { verdict: "right, wrong and missed pairs", truth: "true contacts" } : {}),
     same: "the same, mirrored",
   };
-  state.lower = Object.keys(LOWER)[0];
+  state.lower = Object.keys(LOWER).find((kind) => kind !== "distance");
 
   // Colours that readers with colour-vision deficiency tell apart (Okabe and Ito's), in light and dark.
   const COLOURS = {
@@ -49,6 +51,8 @@
     dark: { blank: "#14181d", off: "#232a32", ramp: ["#14181d", "#17334d", "#1f6391", "#3a9bcf", "#8fd3f2", "#f2fbff"], right: "#56b4e9", wrong: "#f28e2b", missed: "#77706a", contact: "#ff8a70", unknown: "#3a3733", first: "#b9a3ee", second: "#fdb863" },
   };
   const colours = () => COLOURS[page.isDark() ? "dark" : "light"];
+  const style = () => ["unknown", "wrong", "right"].forEach((name) => document.documentElement.style.setProperty(`--${name}`, colours()[name]));
+  style(); // the table's keys have the map's colours
   const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
   const packed = ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
   const between = (stops, t) => {
@@ -60,6 +64,10 @@
   // Each way to paint: a value for a pair, of which a block shows the strongest, and a colour for the value.
   function painter(kind, which) {
     const c = colours(), map = maps[which], other = maps[1 - which], step = state.step, shade = (hex) => packed(rgb(hex));
+    if (kind === "distance") { // near pairs are the strong ones
+      const apart = expected[which] || expected[0];
+      return { value: (at) => STEPS - apart[at], colour: Uint32Array.from({ length: STEPS + 1 }, (_, v) => between(c.ramp, v / STEPS)) };
+    }
     if (kind === "truth") {
       return { value: (at) => truth[at], colour: [c.unknown, c.blank, c.contact].map(shade) };
     }
@@ -121,24 +129,25 @@
     return found;
   });
   function score(which) {
-    let [tp, fp, fn, tn, called] = [0, 0, 0, 0, 0];
+    let [tp, fp, fn, tn, unknown] = [0, 0, 0, 0, 0];
     counts[which].forEach((labels, range) => {
       if (!state.on[range]) return;
       labels.forEach((steps, label) => steps.forEach((n, q) => {
         const above = q > state.step;
-        if (above) called += n;
+        if (above && label === 0) unknown += n;
         if (label === 2) above ? (tp += n) : (fn += n);
         if (label === 1) above ? (fp += n) : (tn += n);
       }));
     });
     const below = Math.sqrt(tp + fp) * Math.sqrt(tp + fn) * Math.sqrt(tn + fp) * Math.sqrt(tn + fn);
-    return { called, right: tp, precision: tp / (tp + fp), recall: tp / (tp + fn), mcc: below ? (tp * tn - fp * fn) / below : 0 };
+    return { called: truth ? tp + fp : unknown, unknown: truth ? unknown : 0, right: tp, precision: tp / (tp + fp), recall: tp / (tp + fn), mcc: below ? (tp * tn - fp * fn) / below : 0 };
   }
   function showScores() {
     const rows = maps.map((_, which) => {
-      const { called, right, precision, recall, mcc } = score(which);
-      const text = (value) => (Number.isNaN(value) ? "–" : value.toFixed(3));
-      return [D.names[which], called, ...(truth ? [right, text(precision), text(recall), text(mcc)] : [])];
+      const { called, unknown, right, precision, recall, mcc } = score(which);
+      const text = (value) => (Number.isNaN(value) ? "–" : value.toFixed(3).replace("-0.000", "0.000"));
+      const counted = unknown ? { value: called, text: `${called} (+${unknown} unknown)` } : called;
+      return [maps.length > 1 ? D.names[which] : "this map", counted, ...(truth ? [right, text(precision), text(recall), text(mcc)] : [])];
     });
     const titles = ["model", "pairs above", ...(truth ? ["right", "precision", "recall", "MCC"] : [])];
     page.table(by("scores"), { columns: titles.map((title, at) => ({ title, text: at === 0, long: at === 0, sort: false })), rows, caption: "Scores at the threshold" });
@@ -153,7 +162,7 @@
   ];
   const listed = D.pairs.map(([i, j, ...p], rank) => {
     const apart = distance(i, j), contact = truth && truth[i * L + j];
-    const c = COLOURS.light, key = [c.unknown, c.wrong, c.right][contact];
+    const key = ["var(--unknown)", "var(--wrong)", "var(--right)"][contact];
     return [
       rank + 1, { value: i + 1, text: residue(i) }, { value: j + 1, text: residue(j) }, chainOf[i] === chainOf[j] ? j - i : null, ...p,
       ...(positions ? [Number.isNaN(apart) ? null : apart] : []), ...(truth ? [{ value: TRUTH[contact], key }] : []),
@@ -192,7 +201,7 @@
       const j = Math.round(x) - 1, i = Math.round(y) - 1;
       if (i < 0 || j < 0 || i >= L || j >= L) return "";
       if (what === "pair") return `${residue(i)} – ${residue(j)}`;
-      if (what === "probability") return i === j ? "the diagonal" : maps.map((map, at) => `p${maps.length > 1 ? ` ${"AB"[at]}` : ""} ${probability(map[i * L + j])}`).join(", ");
+      if (what === "probability") return i === j ? "the diagonal" : maps.map((map, at) => `p${maps.length > 1 ? ` ${"AB"[at]}` : ""} ${probability(map[i * L + j])}${expected[at] ? ` (${(expected[at][i * L + j] / 10).toFixed(1)} Å expected)` : ""}`).join(", ");
       const apart = distance(i, j), range = RANGES[rangeOf(i, j)];
       return [chainOf[i] === chainOf[j] ? `${Math.abs(i - j)} apart (${range})` : range, apart >= 0 ? `${apart.toFixed(1)} Å` : "", truth ? TRUTH[truth[i * L + j]] : ""].filter(Boolean).join(" · ");
     },
@@ -203,21 +212,32 @@
   const document_ = Bokeh.documents[0], { ndarray } = Bokeh.require("core/util/ndarray");
   const figures = maps.map((_, at) => document_.get_model_by_name(`map${at}`));
   const cells = maps.map((_, at) => document_.get_model_by_name(`cells${at}`)), picked = document_.get_model_by_name("picked");
-  const home = [figures[0].x_range, figures[0].y_range].map(({ start, end }) => ({ start, end }));
+  // All pages share their figures: ranges, chains, helices and strands are put in here.
+  const STATES = { H: ["helix", "#CC79A7"], E: ["strand", "#009E73"] };
+  const margin = D.states ? 0.022 * L : 0, ends = [0.5 - margin, L + 0.5];
+  const home = [ends, [...ends].reverse()].map(([start, end]) => ({ start, end }));
+  [figures[0].x_range, figures[0].y_range].forEach((range, at) => range.setv({ ...home[at], reset_start: home[at].start, reset_end: home[at].end }));
+  const starts = D.chainLengths.slice(0, -1).map((_, at) => 0.5 + D.chainLengths.slice(0, at + 1).reduce((a, b) => a + b)), none = starts.map(() => 0.5), far = starts.map(() => L + 0.5);
+  document_.get_model_by_name("lines").data = { x0: [...starts, ...none], y0: [...none, ...starts], x1: [...starts, ...far], y1: [...far, ...starts] };
+  const runs = [...(D.states || "").matchAll(/H+|E+/g)].map((run) => [run.index + 0.5, run.index + run[0].length + 0.5, STATES[run[0][0]][1]]);
+  const inner = runs.map(() => 0.5 - 0.15 * margin), outer = runs.map(() => 0.5 - 0.85 * margin), [from, to, color] = [0, 1, 2].map((at) => runs.map((run) => run[at]));
+  document_.get_model_by_name("states").data = { left: [...from, ...outer], right: [...to, ...inner], top: [...outer, ...from], bottom: [...inner, ...to], color: [...color, ...color] };
   page.colourFigures(figures);
   self.contactlm.figures = figures;
 
   const threshold = by("threshold"), lower = by("lower");
   const legend = () => {
     const c = colours(), item = (colour, text) => page.make("span", {}, page.make("i", { style: `background:${colour}` }), text);
-    const ramp = page.make("span", {}, "p 0 ", page.make("i", { className: "ramp", style: `background:linear-gradient(90deg, ${c.ramp.join(",")})` }), "1");
+    const ramp = page.make("span", {}, "contact probability 0 ", page.make("i", { className: "ramp", style: `background:linear-gradient(90deg, ${c.ramp.join(",")})` }), "1");
     const second = {
       verdict: [[c.right, "right"], [c.wrong, "wrong"], [c.missed, "missed"], [c.unknown, "unknown"]],
+      distance: [[c.ramp.at(-1), "near"], [c.blank, `${STEPS / 10} Å`]],
       truth: [[c.contact, "contact"], [c.unknown, "unknown"]],
       difference: [[c.first, "A higher"], [c.second, "B higher"]],
     }[state.lower] || [];
-    const states = D.numbers ? [["#CC79A7", "helix"], ["#009E73", "strand"]] : [];
-    by("legend").replaceChildren(ramp, ...[...second, ...states].map(([colour, text]) => item(colour, text)));
+    const states = Object.entries(STATES).filter(([letter]) => (D.states || "").includes(letter)).map(([, [name, colour]]) => [colour, name]);
+    const off = state.on.every(Boolean) ? [] : [[c.off, "ranges that are turned off"]];
+    by("legend").replaceChildren(ramp, ...[...second, ...off, ...states].map(([colour, text]) => item(colour, text)));
   };
   const update = () => {
     by("at").value = (state.step / STEPS).toFixed(3);
@@ -243,7 +263,7 @@
 
   const { x_range: X, y_range: Y } = figures[0];
   for (const range of [X, Y]) range.change.connect(repaint);
-  page.onTheme(() => { legend(); repaint(); });
+  page.onTheme(() => { style(); legend(); repaint(); });
   figures.forEach((figure) => figure.on_event("tap", (event) => {
     const i = Math.round(event.y) - 1, j = Math.round(event.x) - 1;
     if (i >= 0 && j >= 0 && i < L && j < L && i !== j) pickPair(Math.min(i, j), Math.max(i, j), false);

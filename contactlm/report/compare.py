@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,11 +35,14 @@ class Spread:
             return None
         return cls(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None, len(known))
 
+    def number(self) -> str:
+        """Mean ± sd, where there is one."""
+        mean = f"{round(self.mean, 3) + 0.0:.3f}"
+        return mean if self.n == 1 else f"{mean} ± {self.sd:.3f}"
+
     def text(self) -> str:
-        """Mean ± sd, with the number of seeds where there is no sd."""
-        if self.n == 1:
-            return f"{self.mean:.3f} (one seed)" if self.sd is None else f"{self.mean:.3f} (nothing trained)"
-        return f"{self.mean:.3f} ± {self.sd:.3f}"
+        """The same, with why there is no sd."""
+        return self.number() + ("" if self.n > 1 else " (one seed)" if self.sd is None else " (nothing trained)")
 
 
 def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -200,4 +204,9 @@ def _plain(value: Any) -> str:
         return f"{value['chains']} chains, {value['residues']:,} residues, checksum {value['checksum'][:8]}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return short(value if isinstance(value, str) else json.dumps(value, sort_keys=True))
+
+
+def short(text: str) -> str:
+    """Text whose checksums have eight digits, which tell any two apart."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b", r"\1", text)

@@ -27,6 +27,7 @@ FIGURES = {
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F")
 STYLES = ("-", "--", "-.", ":")
 LEAST_RANGE = 0.1  # of a score's axis, so that small changes do not look large
+LEAST_FACTOR = 10  # between the ends of the axis of costs
 POINTS = 200  # at which curves of several seeds are averaged
 CROSS: dict[str, Any] = {
     "marker": "X",
@@ -124,10 +125,12 @@ def _label(left: Axes, right: Axes, score: str) -> None:
     left.set_ylabel("cumulative GFLOPs (forward + backward)")
     left.set_title("cost of training", fontsize="medium")
     left.set_xlim(left=0)
+    low, high = left.get_ylim()
+    left.set_ylim(min(low, high / LEAST_FACTOR), high)
     left.grid(which="major", color="#dddddd", linewidth=0.6)
     right.set_xlabel("training tokens")
     right.set_ylabel(FIGURES.get(score, score))
-    right.set_title("dev set by tokens; cross: test set", fontsize="medium")
+    right.set_title("dev set by tokens, ± 1 sd over seeds; cross: test set", fontsize="medium")
     right.xaxis.set_major_formatter(EngFormatter(sep=""))
     right.set_xlim(left=min(0, right.get_xlim()[0]))
     low, high = right.get_ylim()

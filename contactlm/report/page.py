@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ import numpy as np
 import yaml
 
 from contactlm.pages.frame import escape, write_frame
-from contactlm.report.compare import by_arm
+from contactlm.report.compare import by_arm, short
 from contactlm.report.read import Run
-from contactlm.report.table import COLUMNS, table_rows
+from contactlm.report.summary import PAIRED_NOTE
+from contactlm.report.table import COLUMNS, arm_rows, table_rows
 
 PAGE = "report.html"
 CONFIG = "config.yaml"
 PROTEIN_SCORES = ("mcc_sep6", "p_at_L_long")
 DIGITS = {"gflops": 1, "forward_gflops": 1, "training_seconds": 1, "total_seconds": 1}
+FIRST = ("confounded", "note", "TRAINED", "PROTEINS", "ahead of", "nothing to compare")  # what must be seen at once
 HEADER = """\
 <header><div><h1>{title}</h1></div><button id="theme" type="button">Light / dark</button></header>
+<p class="outcome">{outcome}</p>
 <ul class="statements">{statements}</ul>
 """
 SECTION = """\
@@ -32,37 +36,96 @@ SECTION = """\
   <span class="quiet" id="{place}-count"></span></div>
 <div class="scroll" id="{place}"></div>
 """
+PLAIN = """<h2>{title}</h2>\n<p class="quiet">{note}</p><div class="scroll" id="{place}"></div>\n"""
+FOLDED = "<details><summary>{title}</summary>{body}</details>\n"
+Paired = tuple[str, list[list[str]]]  # title, and cells with their head first
 
 
-def write_page(runs: Sequence[Run], statements: Sequence[str], figures: Sequence[Path], path: Path) -> None:
+def write_page(
+    runs: Sequence[Run], statements: Sequence[str], figures: Sequence[Path], path: Path, paired: Sequence[Paired] = ()
+) -> None:
     """Write the page of some runs that may be compared, with PNG files and what the report says, line by line."""
     rows = table_rows(runs)
-    tables = [
-        _table("arms", "Arms: mean and sd over seeds", *_scores([row for row in rows if row["row"] != "run"], "row")),
-        _table("each", "Every run", *_scores([row for row in rows if row["row"] == "run"], "run")),
-        _table("options", "Options in which the runs differ", *_options(runs)),
-        _table("proteins", "Protein by protein: test scores, means over seeds", *_proteins(runs)),
+    tables = {
+        "arms": _texts("arms", "Arms: test scores, mean ± sd over seeds; cost, mean", arm_rows(runs)),
+        **_paired_tables(paired),
+        "options": _table("options", "Options in which the runs differ", *_options(runs)),
+        "means": _table("means", "All means and sds", *_scores([row for row in rows if row["row"] != "run"], "row")),
+        "each": _table("each", "Every run", *_scores([row for row in rows if row["row"] == "run"], "run")),
+        "proteins": _table("proteins", "Protein by protein: test scores, means over seeds", *_proteins(runs)),
+    }
+    tables = {place: table for place, table in tables.items() if table["rows"]}
+    sections = {place: SECTION.format(title=table["caption"], place=place) for place, table in tables.items()}
+    shown = {place: _plain(table) for place, table in tables.items() if place == "arms" or "note" in table}
+    images = (base64.b64encode(figure.read_bytes()).decode() for figure in figures)
+    body = _header(f"Report of {len(runs)} runs", statements, outcome_of(statements)) + shown.pop("arms", "")
+    for figure, image in zip(figures, images, strict=True):
+        body += f'<p><img class="figure" src="data:image/png;base64,{image}" alt="{escape(figure.stem)}"></p>\n'
+    body += "".join(shown.values())
+    body += _folded_statements(statements)
+    folded = {"options": "What differs between the runs", "means": "All means", "each": "Every run"}
+    folded["proteins"] = "Protein by protein"
+    body += "".join(FOLDED.format(title=name, body=sections[at]) for at, name in folded.items() if at in sections)
+    data = {"tables": list(tables.values())}
+    write_frame(path, f"Report of {len(runs)} runs", body, data, ["tables"], library=False)
+
+
+def _plain(table: Mapping[str, Any]) -> str:
+    return PLAIN.format(title=escape(table["caption"]), note=table.get("note", ""), place=table["place"])
+
+
+def _paired_tables(paired: Sequence[Paired]) -> dict[str, dict[str, Any]]:
+    return {
+        f"paired{at}": {**_texts(f"paired{at}", title, cells), "note": PAIRED_NOTE}
+        for at, (title, cells) in enumerate(paired)
+    }
+
+
+def write_overview(
+    statements: Sequence[str], sets: Mapping[str, tuple[str, str]], path: Path, paired: Sequence[Paired] = ()
+) -> None:
+    """Write a page that leads to those of groups of runs, by folder beside it: what they share, and their outcome."""
+    links = "".join(
+        f'<li><a href="{quote(folder)}/{PAGE}">{escape(name)}</a>: {escape(outcome)}</li>'
+        for folder, (name, outcome) in sets.items()
+    )
+    tables = _paired_tables(paired)
+    body = _header("Report of runs", statements, statements[0])
+    body += f"<h2>Groups of runs that may be compared</h2>\n<ul>{links}</ul>" + "".join(map(_plain, tables.values()))
+    body += _folded_statements(statements)
+    write_frame(path, "Report of runs", body, {"tables": list(tables.values())}, ["tables"], library=False)
+
+
+def _folded_statements(statements: Sequence[str]) -> str:
+    told = "".join(f"<li>{escape(line)}</li>" for line in statements)
+    return FOLDED.format(title="All statements", body=f'<ul class="statements">{told}</ul>') if told else ""
+
+
+def outcome_of(statements: Sequence[str]) -> str:
+    """What was found, in a sentence."""
+    line = next((line for line in statements if line.startswith("test ")), "")
+    return line[:1].upper() + line[1:]
+
+
+def _header(title: str, statements: Sequence[str], outcome: str) -> str:
+    """The outcome, and what must be known with it."""
+    first = [line for line in dict.fromkeys(statements) if line.startswith(FIRST)]
+    shown = "".join(f"<li>{escape(line)}</li>" for line in first)
+    return HEADER.format(title=escape(title), outcome=escape(outcome), statements=shown)
+
+
+def _texts(place: str, caption: str, cells: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """A table of texts; the first column holds names, and numbers sort as such."""
+    columns = [{"title": title, "text": at == 0} for at, title in enumerate(cells[0])]
+    rows = [
+        [{"value": _leading(cell) if at else cell, "text": cell} for at, cell in enumerate(row)] for row in cells[1:]
     ]
-    tables = [table for table in tables if table["rows"]]
-    body = _header(f"Report of {len(runs)} runs", statements)
-    for figure in figures:
-        image = base64.b64encode(figure.read_bytes()).decode()
-        body += (
-            f'<p><img src="data:image/png;base64,{image}" alt="{escape(figure.stem)}" style="max-width: 100%"></p>\n'
-        )
-    body += "".join(SECTION.format(title=table["caption"], place=table["place"]) for table in tables)
-    write_frame(path, f"Report of {len(runs)} runs", body, {"tables": tables}, ["tables"], library=False)
+    return {"place": place, "caption": caption, "columns": columns, "rows": rows}
 
 
-def write_overview(statements: Sequence[str], sets: Sequence[str], path: Path) -> None:
-    """Write a page that leads to those of several groups of runs, in the folders ``sets`` beside it."""
-    links = "".join(f'<li><a href="{quote(name)}/{PAGE}">{escape(name)}</a></li>' for name in sets)
-    body = f"{_header('Report of runs', statements)}<h2>Groups of runs that may be compared</h2>\n<ul>{links}</ul>"
-    write_frame(path, "Report of runs", body, {"tables": []}, ["tables"], library=False)
-
-
-def _header(title: str, statements: Sequence[str]) -> str:
-    return HEADER.format(title=escape(title), statements="".join(f"<li>{escape(line)}</li>" for line in statements))
+def _leading(text: str) -> float | str:
+    number = re.match(r"[+-]?[\d,]+(\.\d+)?", text)
+    return float(number[0].replace(",", "")) if number else text
 
 
 def _table(place: str, caption: str, columns: list[dict[str, Any]], rows: list[list[Any]]) -> dict[str, Any]:
@@ -111,7 +174,10 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{name}.")
         elif value is not None:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+            yield (
+                f"{prefix}{name}",
+                short(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)),
+            )
 
 
 def _proteins(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[list[Any]]]:

@@ -184,7 +184,7 @@ def _join_evaluations(runs: Sequence[Run], left_out: dict[Path, str]) -> list[Ru
         ]
         if unlike:
             reason = f"scores a checkpoint of {fit.path} with other options: {', '.join(unlike)}"
-            reason += "; give it a name of its own with --record.arm NAME to see it beside"
+            reason += "; give it a name of its own with --record.arm NAME to list it separately"
         elif run.test and not fit.test:
             tested_at = {name: run.record[name] for name in ("steps", "tokens", "flops")}
             record = {**fit.record, "test": run.record["test"], "tested_at": tested_at}

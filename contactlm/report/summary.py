@@ -20,6 +20,8 @@ JUDGED = {
 }
 RULE = "An arm wins when its mean − sd lies above every other arm's mean + sd; that is no test of significance."
 PAIRED_SCORES = ("mcc_sep6", "mcc_long", "p_at_L_long", "auprc_sep6")
+PAIRED_COLUMNS = ("arm", "pairs", "backbones", *PAIRED_SCORES)
+PAIRED_NOTE = "Mean difference (se: standard error over pairs, or over backbones where that is larger)."
 ENOUGH = 2  # standard errors
 MAY_DIFFER = ("budget", "backbone")  # between runs of one experiment
 
@@ -59,6 +61,21 @@ def summarize(runs: Sequence[Run]) -> list[str]:
     return lines + [f"note: {remark}" for remark in remarks(runs)]
 
 
+def group_names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """What the runs of each group share and those of others do not, such as ``budget 5,000,000``."""
+    facts = differences([run for group in groups for run in group])
+    shared = [
+        [
+            f"{option} {value}"
+            for option, values in facts.items()
+            for value, having in values.items()
+            if all(run in having for run in group)
+        ]
+        for group in groups
+    ]
+    return ["; ".join(each) or f"group {number}" for number, each in enumerate(shared, start=1)]
+
+
 def group_lines(groups: Sequence[Sequence[Run]]) -> list[str]:
     """What sets groups of runs apart, one line an option."""
     if len(groups) < 2:
@@ -83,8 +100,8 @@ def _terms(runs: Sequence[Run]) -> list[str]:
         lines.append(f"language model: {' or '.join(sorted(families))}")
     if any(run.equal.get("weights") == "random" for run in runs):
         lines.append(
-            "WEIGHTS ARE RANDOMLY INITIALISED, not those of a pretrained model: the numbers compare training schemes "
-            "from scratch and say nothing about published ESM2."
+            "TRAINED FROM RANDOM WEIGHTS, not from a pretrained model: the numbers compare training schemes from "
+            "scratch and say nothing about published ESM2."
         )
     starts = {str(run.record["pretrained"]) for run in runs if run.equal.get("weights") == "pretrained"}
     if starts:
@@ -181,7 +198,7 @@ def _standard_error(values: Sequence[float]) -> float | None:
 
 def larger_error(row: Mapping[str, Any]) -> float | None:
     """The larger standard error of a :func:`difference`; None for one pair."""
-    return max(filter(None, (row["se_pairs"], row["se_backbones"])), default=None)
+    return max((row[name] for name in ("se_pairs", "se_backbones") if row[name] is not None), default=None)
 
 
 def is_ahead(row: Mapping[str, Any]) -> bool:
@@ -191,13 +208,13 @@ def is_ahead(row: Mapping[str, Any]) -> bool:
 
 
 def difference_text(row: Mapping[str, Any]) -> str:
-    """Mean ± standard error of a :func:`difference`."""
+    """Mean and standard error of a :func:`difference`; ± stands for the sd over seeds, and nothing else."""
     error = larger_error(row)
-    return f"{row['difference']:+.3f}" + (" (one pair)" if error is None else f" ± {error:.3f}")
+    return f"{row['difference'] + 0.0:+.3f}" + (" (one pair)" if error is None else f" (se {error:.3f})")
 
 
-def paired_table(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """At the reference's largest budget: a line that names the arms ahead on all scores, and a table."""
+def paired_table(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str, list[list[str]]]:
+    """At the reference's largest budget: a line that names the arms ahead on all scores, a title, and a table."""
     reference, budget = rows[0]["reference"], max(row["reference_budget"] for row in rows)
     arms: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
@@ -208,11 +225,15 @@ def paired_table(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
         f"ahead of {reference} by more than {ENOUGH} standard errors of the paired difference on "
         f"{', '.join(PAIRED_SCORES)}, at {budget:,} tokens: {', '.join(ahead) or 'no arm'}"
     )
-    cells = []
+    cells = [list(PAIRED_COLUMNS)]
     for arm, own in arms.items():
         first = next(iter(own.values()))
         scores = [difference_text(own[score]) if score in own else "" for score in PAIRED_SCORES]
         cells.append([arm, str(first["pairs"]), str(first["backbones"]), *scores])
-    title = f"### Test scores above those of {reference} at {budget:,} tokens, paired by backbone and seed"
-    note = "Mean ± standard error (over pairs, or over backbones where that is larger)."
-    return line, "\n\n".join([title, note, grid(["arm", "pairs", "backbones", *PAIRED_SCORES], cells)])
+    title = f"Test scores above those of {reference} at {budget:,} tokens, paired by backbone and seed"
+    return line, title, cells
+
+
+def paired_markdown(title: str, cells: Sequence[Sequence[str]]) -> str:
+    """The table of :func:`paired_table` as Markdown."""
+    return "\n\n".join([f"### {title}", PAIRED_NOTE, grid(cells[0], cells[1:])])

@@ -163,9 +163,21 @@ def _cost(runs: Sequence[Run], name: str) -> str:
     return f"{spread.mean:,.0f}" if spread.mean >= 100 or spread.mean == int(spread.mean) else f"{spread.mean:.3g}"
 
 
+def arm_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """A table of arms: scores on test (mean ± sd over seeds), and what training took (means); its head first."""
+    names = ("mcc_sep6", "mcc_long", "p_at_L_long", "auprc_sep6")
+    costs = ("tokens", "steps", "gflops", "training_seconds")
+    rows = [["arm", "seeds", *names, *(COSTS[name] for name in costs)]]
+    for arm, members in by_arm(runs).items():
+        scores = [_spread(members, f"test_{name}") for name in names]
+        rows.append([arm, str(len(members)), *scores, *(_cost(members, name) for name in costs)])
+    trivial = trivial_scores(runs, "test")
+    return [*rows, [TRIVIAL, "", *(_number(trivial.get(name)) for name in names), *("" for _ in costs)]]
+
+
 def _spread(runs: Sequence[Run], name: str) -> str:
     spread = arm_spread(runs, COLUMNS[name])
-    return "" if spread is None else spread.text()
+    return "" if spread is None else spread.number()
 
 
 def _number(value: float | None) -> str:

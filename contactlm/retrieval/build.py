@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.data.cache import LOST, ReadReport, StructureCache, Task
+from contactlm.data.cache import ReadReport, StructureCache, Task, entry_of
 from contactlm.data.files import find_structures
 from contactlm.data.store import ChainStore
 from contactlm.retrieval.database import StructureDatabase, fingerprint_of, is_database, may_hold
 from contactlm.structure.parse import read_backbones
 from contactlm.structure.secondary import SECONDARY_VERSION, STATE_LETTERS, load_dssp, secondary_structure
-from contactlm.types import DataError, StructureError
+from contactlm.types import DataError
 
 log = logging.getLogger(__name__)
 _VERSION_KEY, _STATES_KEY = "secondary_version", "secondary"
@@ -72,15 +72,10 @@ class _Reader:
     sequence: str
 
     def __call__(self, task: Sequence[tuple[int, Path]]) -> list[tuple[int, ChainStore]]:
-        return [(i, self._entry(path)) for i, path in task]
+        return [(i, entry_of(self._read, path)) for i, path in task]
 
-    def _entry(self, path: Path) -> ChainStore:
-        try:
-            read = read_backbones(path, self.sequence)
-        except StructureError as error:
-            return ChainStore.from_chains([], {"problem": error.reason})
-        except MemoryError:
-            return ChainStore.from_chains([], {"problem": LOST})
+    def _read(self, path: Path) -> ChainStore:
+        read = read_backbones(path, self.sequence)
         states = [secondary_structure(backbone, chain.sequence) for chain, backbone in read]
         text = ["".join(STATE_LETTERS[state] for state in each) for each in states]
         meta = {"problem": None, _STATES_KEY: text, _VERSION_KEY: SECONDARY_VERSION}
@@ -117,5 +112,5 @@ def _open_or_none(folder: Path) -> StructureDatabase | None:
     try:
         return StructureDatabase.open(folder)
     except DataError as error:
-        log.info("the database is made anew: %s", error)
+        log.info("rebuilding the database: %s", error)
         return None

@@ -18,21 +18,12 @@ from contactlm.structure.contacts import CONTACT_THRESHOLD, LEAST_WEIGHT, SOFTNE
 def copy_homolog(
     hits: Sequence[Hit], database: StructureDatabase, length: int, threshold: float = CONTACT_THRESHOLD
 ) -> NDArray[np.float32]:
-    """Predict the contacts of a query from those of its hits.
+    """Predict the contacts of a query of L residues from those of its hits: float32 (L, L), symmetric, 0 … 1.
 
     A hit gives a pair of aligned, resolved residues the probability 1 / (1 + exp((d − threshold) / 1 Å)), d being the
     distance of their C-betas in the hit: above 1/2 exactly where the hit has a contact. Several hits are averaged,
     each with its pair identity as weight. Of pairs that no hit knows, those at most 2 residues apart are contacts (the
     trivial predictor), others not.
-
-    Args:
-        hits: Of one query; ``hits[:1]`` copies the best one alone. None at all: the trivial predictor.
-        database: Where they are from.
-        length: Residues of the query, L.
-        threshold: A contact is a distance below this, in Å.
-
-    Returns:
-        float32 (L, L), symmetric, 0 … 1.
     """
     return copy_contacts(hits_cb(hits, length, database), [hit.pair_identity for hit in hits], threshold)
 
@@ -43,13 +34,9 @@ def copy_contacts(
     threshold: float = CONTACT_THRESHOLD,
     chain_of: NDArray[np.integer] | None = None,
 ) -> NDArray[np.float32]:
-    """Predict as :func:`copy_homolog` does, from coordinates that lie on the query's residues already.
+    """Predict as :func:`copy_homolog` does, from coordinates (K, L, 3) in Å that lie on the query's residues already.
 
-    Args:
-        cb: (K, L, 3), Å, C-beta of the residue that each is aligned with in each hit; NaN: none, or unresolved.
-        pair_identity: Of each of the K hits.
-        threshold: As of :func:`copy_homolog`.
-        chain_of: Of a complex, each residue's chain number, (L,): residues of two chains are no neighbours.
+    Of a complex, residues of two chains, by ``chain_of`` (L,), are no neighbours.
     """
     length = cb.shape[1]
     total = np.zeros((length, length), dtype=np.float32)

@@ -41,21 +41,13 @@ _DATA_NAME = re.compile(rf"[0-9a-f]{{32}}\.(?:chains|states)|{TEMPORARY_NAME}")
 
 @dataclass(frozen=True, eq=False)
 class StructureDatabase:
-    """Chains of known structure, memory-mapped. Chains go by their number, 0 … n − 1.
-
-    Attributes:
-        path: The folder.
-        store: Ids, sequences and virtual C-beta coordinates of n chains.
-        states: Secondary structure of all chains end to end, uint8 (N residues,): 0 loop, 1 helix, 2 strand.
-        fingerprint: Made of all that the chains hold; two databases of one fingerprint are the same.
-        sources: What it was made of: folders, files and lists.
-    """
+    """Chains of known structure, memory-mapped. Chains go by their number, 0 … n − 1."""
 
     path: Path
-    store: ChainStore
-    states: NDArray[np.uint8]
-    fingerprint: str
-    sources: tuple[str, ...] = ()
+    store: ChainStore  # ids, sequences and virtual C-beta coordinates of n chains
+    states: NDArray[np.uint8]  # (N,) secondary structure of all end to end: 0 loop, 1 helix, 2 strand
+    fingerprint: str  # of all that the chains hold; two databases of one fingerprint are the same
+    sources: tuple[str, ...] = ()  # folders, files and lists that it was made of
 
     def __len__(self) -> int:
         return len(self.store)
@@ -118,19 +110,16 @@ class StructureDatabase:
             "states_file": f"{fingerprint}.states",
             "states_crc32": zlib.crc32(states.tobytes()),
         }
-        try:
-            kept.write(path / str(about["chains_file"]))
-            with atomic_file(path / str(about["states_file"])) as handle:
-                handle.write(states.tobytes())
-            replaced = _data_files(path)
-            with atomic_file(path / MANIFEST) as handle:
-                handle.write(json.dumps({**about, "crc32": _checksum(about)}, indent=1).encode())
-            old = time.time() - LEFT_BEHIND  # younger ones may be of another build
-            left = {file for file in path.iterdir() if _DATA_NAME.fullmatch(file.name) and file.stat().st_mtime < old}
-            for stale in (replaced | left) - _data_files(path):
-                stale.unlink(missing_ok=True)
-        except OSError as error:
-            raise DataError(f"{path}: the structure database cannot be written ({error})") from error
+        kept.write(path / str(about["chains_file"]))
+        with atomic_file(path / str(about["states_file"])) as handle:
+            handle.write(states.tobytes())
+        replaced = _data_files(path)
+        with atomic_file(path / MANIFEST) as handle:
+            handle.write(json.dumps({**about, "crc32": _checksum(about)}, indent=1).encode())
+        old = time.time() - LEFT_BEHIND  # younger ones may be of another build
+        left = {file for file in path.iterdir() if _DATA_NAME.fullmatch(file.name) and file.stat().st_mtime < old}
+        for stale in (replaced | left) - _data_files(path):
+            stale.unlink(missing_ok=True)
         return cls.open(path)
 
 
@@ -171,7 +160,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder}: {what}. Make one: {again}")
     try:
         about = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"{folder / MANIFEST}: damaged ({error}). Make the database again: {again}") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise DataError(f"{folder / MANIFEST}: not that of a structure database. Make one: {again}")
@@ -199,5 +188,5 @@ def _data_files(folder: Path) -> set[Path]:
     try:
         about = json.loads((folder / MANIFEST).read_bytes())
         return {folder / Path(about[key]).name for key in ("chains_file", "states_file")}
-    except (OSError, ValueError, LookupError, TypeError):
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
         return set()

@@ -66,13 +66,7 @@ class SegmentFacts(NamedTuple):
 
 
 class SegmentStates:
-    """Mean states of the segments of a database's chains, and which of them touch.
-
-    Args:
-        database: The chains.
-        encoder: The backbone.
-        cache_dir: They are kept in ``segments/`` below it. None: they are not kept.
-    """
+    """Mean states of the segments of a database's chains, and which of them touch; kept in ``segments/`` of a cache."""
 
     def __init__(self, database: StructureDatabase, encoder: FrozenEncoder, cache_dir: Path | None) -> None:
         self.database, self.encoder = database, encoder

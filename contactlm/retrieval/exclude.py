@@ -89,8 +89,7 @@ class ChainIndex:
     def usable(self, groups: NDArray[np.int64], own: frozenset[str], exclusion: Exclusion) -> list[tuple[int, int]]:
         """Which of m sequences, by number, may be used: index in ``groups``, and the chain that stands for it.
 
-        That is the one with most resolved residues that is of no own entry, of equals the first. The ceiling of
-        identity is for the caller to keep, who knows the alignments.
+        That is the one with most resolved residues of no own entry. The ceiling of identity is for the caller to keep.
         """
         if exclusion.digest not in self._allowed:
             self._allowed[exclusion.digest] = self._find_allowed(exclusion)

@@ -49,29 +49,17 @@ def _pairs(query: str, hit: str, result: pyopal.FullResult) -> Alignment | None:
 
 @dataclass(frozen=True, eq=False)
 class Hit:
-    """A chain of the database that is similar to a query, and how the two align.
+    """A chain of the database that is similar to a query, and how the two align in m pairs."""
 
-    Attributes:
-        index: Number of the chain in the database.
-        id: Its id, such as ``1abc_A``.
-        score: Bit score of the search program.
-        evalue: Matches this good that chance would find in the whole database.
-        identity: Identical columns / all columns of the alignment, gaps included, 0 … 1. X is never identical.
-        pair_identity: Identical residues / aligned pairs of known residues, gaps left out, 0 … 1.
-        coverage: Share of the query's residues that are aligned with one of the hit, 0 … 1.
-        query_positions: Positions in the query of the m aligned pairs, int32 (m,), ascending, counted from 0.
-        hit_positions: Positions in the hit's chain that they are aligned with, int32 (m,), ascending.
-    """
-
-    index: int
-    id: str
-    score: float
-    evalue: float
-    identity: float
-    pair_identity: float
-    coverage: float
-    query_positions: NDArray[np.int32]
-    hit_positions: NDArray[np.int32]
+    index: int  # number of the chain in the database
+    id: str  # such as 1abc_A
+    score: float  # bit score of the search program
+    evalue: float  # matches this good that chance would find in the whole database
+    identity: float  # identical columns / all columns of the alignment, gaps included; X is never identical
+    pair_identity: float  # identical residues / aligned pairs of known residues, gaps left out
+    coverage: float  # share of the query's residues that are aligned with one of the hit
+    query_positions: NDArray[np.int32]  # (m,), positions in the query, ascending, from 0
+    hit_positions: NDArray[np.int32]  # (m,), those in the hit's chain that they are aligned with
 
 
 def hits_cb(hits: Sequence[Hit], length: int, database: StructureDatabase) -> NDArray[np.float32]:

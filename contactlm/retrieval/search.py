@@ -91,18 +91,10 @@ class Phmmer:
 
 
 class StructureSearch:
-    """The search over a structure database, whose results are kept on disk.
+    """The search over a structure database, whose results are kept in ``searches/`` of a cache folder, if one is given.
 
     phmmer finds similar sequences among the distinct ones of the database; what must not be used is left out; then the
-    best are aligned until k of them are below the identity ceiling.
-
-    Args:
-        database: The chains to search.
-        hits: Most hits a query, k.
-        cache_dir: Results are kept in ``searches/`` below it, by query, database, options and exclusion. None: they
-            are not kept.
-        threads: Threads of the program; None takes one for each available processor.
-        progress: Whether to show a progress bar.
+    best are aligned until ``hits`` of them are below the identity ceiling. ``threads`` None: one a processor.
     """
 
     def __init__(
@@ -129,20 +121,10 @@ class StructureSearch:
         ids: Sequence[str] | None = None,
         exclusion: Exclusion = DEFAULT_EXCLUSION,
     ) -> list[list[Hit]]:
-        """Find the chains most similar to each query.
+        """Find the chains most similar to each of n queries of ESM letters: at most k hits each, best first.
 
-        Args:
-            queries: n sequences of ESM letters.
-            ids: Their ids, such as ``1abc_A``, by which their own entries are known; None: they have none.
-            exclusion: What must not be a hit.
-
-        Returns:
-            For each query its hits, best first, at most k; of chains of equal sequence one. A pure function of the
-            query, the database, the options and the exclusion.
-
-        Raises:
-            DataError: A query holds other letters than those of the ESM alphabet.
-            ValueError: There are not as many ids as queries.
+        By ``ids`` such as ``1abc_A`` their own entries are known. Of chains of equal sequence one is a hit. A pure
+        function of the query, the database, the options and the exclusion.
         """
         if ids is not None and len(ids) != len(queries):
             raise ValueError(f"{len(ids)} ids for {len(queries)} queries")

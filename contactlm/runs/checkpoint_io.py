@@ -30,7 +30,7 @@ def outlast_full_disk(what: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        log.warning("%s cannot be written (%s); the run goes on without it", what, error.strerror)
+        log.warning("%s cannot be written (%s); the run continues without it", what, error.strerror)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -58,7 +58,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             self.failures += 1
             self._last_failed = True
             log.warning(
-                "%s: the checkpoint cannot be written (%s; failure %d of this run). The run goes on, and older "
+                "%s: the checkpoint cannot be written (%s; failure %d of this run). The run continues, and older "
                 "checkpoints are kept; free some space, or end the run and resume it with checkpoint.dirpath elsewhere",
                 path,
                 error.strerror or error,
@@ -110,16 +110,10 @@ class _Stream:
 def find_last(
     trainer_config: Mapping[str, Any], name: str, dirpath: str | Path | None = None, seed: int | None = None
 ) -> tuple[Path | None, Path]:
-    """Find the newest ``last.ckpt`` of all runs of one name.
+    """The newest ``last.ckpt`` of all runs of one name, None where there is none; and the folder it was looked for in.
 
-    Args:
-        trainer_config: Options of the trainer; its first logger has the folder of all runs.
-        name: That of the runs, if the logger has none of its own.
-        dirpath: Where checkpoints are kept, if that was chosen; None: in each run's own folder.
-        seed: Only of runs with this seed (and of those that do not say theirs); None: of all.
-
-    Returns:
-        The checkpoint, or None where there is none, and the folder it was looked for in.
+    The folder is that of the trainer's first logger, or ``dirpath``. Only runs with the ``seed``, if one is given,
+    count, and those that do not say theirs.
     """
     folder, pattern = (Path(dirpath), "") if dirpath else _runs_folder(trainer_config, name)
     found = folder.expanduser().glob(f"{pattern}last*.ckpt")
@@ -140,7 +134,7 @@ def _runs_folder(trainer_config: Mapping[str, Any], name: str) -> tuple[Path, st
     if first is None or first is True:
         return root / "lightning_logs", "*/checkpoints/"
     kind = str(first.get("class_path", "")).rpartition(".")[2]
-    if kind not in ("CSVLogger", "TensorBoardLogger"):
+    if kind not in ("CSVLogger", "TensorBoardLogger", "RunBoard"):
         raise ModelError(
             f"ckpt_path: last: only a run itself knows where {kind} has its checkpoints; give the path of last.ckpt, "
             "choose a folder for checkpoints (checkpoint.dirpath), or put a CSVLogger first in trainer.logger"

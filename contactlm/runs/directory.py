@@ -30,12 +30,7 @@ def make_logger(name: str, logger: type[LoggerClass], /, *args: Any, **options: 
 
 
 def names_instead(loggers: Any, name: str) -> list[str]:
-    """The names of a run whose loggers are all called otherwise, each once; none where a logger has the run's name.
-
-    Args:
-        loggers: ``trainer.logger``, in whichever of its forms a config has it.
-        name: The run's.
-    """
+    """The names of a run whose loggers (``trainer.logger`` of a config) are all called otherwise; else none."""
     each = loggers if isinstance(loggers, list) else [loggers]
     given = [logger.get("init_args") or {} for logger in each if logger not in (None, True, False)]
     names = [filled_in(options["name"], name) for options in given if "name" in options]
@@ -103,6 +98,9 @@ def _remove_if_bare(folder: Path) -> None:
         folder.rmdir()
 
 
+HEAD_LR_FACTOR = "model.head_lr_factor"
+
+
 class RunConfig(SaveConfigCallback):
     """Lightning's SaveConfigCallback, for any logger: ``config.yaml`` goes to :func:`run_directory`.
 
@@ -132,6 +130,7 @@ class RunConfig(SaveConfigCallback):
         if self._folder is not None:
             path = Path(self._folder) / self.config_filename
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(
-                self.config, str(path), skip_none=False, overwrite=self.overwrite, multifile=self.multifile
-            )
+            config = self.config.clone()
+            if config.get(HEAD_LR_FACTOR, ...) is None:  # the one that was chosen
+                config[HEAD_LR_FACTOR] = getattr(pl_module, "head_lr_factor", None)
+            self.parser.save(config, str(path), skip_none=False, overwrite=self.overwrite, multifile=self.multifile)

@@ -16,11 +16,7 @@ RUN_FORMAT = 1
 
 
 def write_run(folder: str | Path, record: Mapping[str, Any]) -> Path:
-    """Write a record, complete or not at all; NaN and infinity become null.
-
-    Returns:
-        The file.
-    """
+    """Write a record, complete or not at all; NaN and infinity become null. Returns the file."""
     path = Path(folder) / RUN_FILE
     text = json.dumps(_without_nan({"format": RUN_FORMAT, **record}), indent=1, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temporary:
@@ -37,7 +33,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         raise ContactLMError(
             f"{folder}: not a run directory (it has no {RUN_FILE}, which `contactlm fit` writes)"
         ) from None
-    except (OSError, ValueError) as error:  # ValueError: JSON and UTF-8 alike
+    except ValueError as error:  # ValueError: JSON and UTF-8 alike
         raise ContactLMError(f"{path}: cannot be read as the record of a run ({error})") from error
     found = record.get("format") if isinstance(record, dict) else None
     if found != RUN_FORMAT:

@@ -23,14 +23,11 @@ class StopSignals:
 
     A handler runs in the middle of whatever the process is doing: saving there would save half a step. So the first
     signal is noted only; a second Ctrl-C interrupts at once.
-
-    Attributes:
-        received: The signal that came first; None: none did.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.received: int | None = None
+        self.received: int | None = None  # the signal that came first
         self._before: dict[int, object] = {}
 
     def install(self) -> None:

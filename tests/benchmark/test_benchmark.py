@@ -67,7 +67,7 @@ def test_scores_are_those_of_each_map_and_means_those_of_each_protein(tmp_path: 
     assert row["proteins"] == "6"
     page = (out / "report.md").read_text()
     assert (
-        "6 chains asked, 6 found, 0 missing, 0 replaced." in page and "identity to training chains is not known" in page
+        "6 chains asked, 6 found, 0 missing, 0 replaced." in page and "identity to training chains is unknown" in page
     )
 
 
@@ -213,7 +213,7 @@ def test_structures_come_from_the_server_once(tmp_path: Path, tiny_esm: Path, sh
         assert run(*common, "--base_url", server.url) == 3
         said = capsys.readouterr().out
         assert "4 chains asked, 3 found, 1 missing, 0 replaced." in said
-        assert "1old_A missing: HTTP 404 Not Found; obsolete entries are gone from there" in said
+        assert "1old_A missing: HTTP 404 Not Found; obsolete entries are not available there" in said
         assert run(*common, "--base_url", server.url) == 3
         assert [server.asked[entry.upper()] for entry in REAL] == [1, 1, 1]
     finally:

@@ -220,7 +220,8 @@ def grid(cache: str, step: float) -> None:
 
 def index(chains: int) -> None:
     """Write an index of so many made-up chains, then time opening and selecting from it."""
-    from contactlm.data.packed.location import INDEX, Part, SetFolder, hash_file
+    from contactlm.atomic import hash_file
+    from contactlm.data.packed.location import INDEX, Part, SetFolder
     from contactlm.data.packed.store import COLUMNS, PackedSet, PackedStore
 
     columns: dict[str, Any] = {name: np.arange(chains) for name in COLUMNS if name != "ids"}

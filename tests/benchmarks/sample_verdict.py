@@ -30,7 +30,7 @@ def verdict_table(runs: Sequence[Run]) -> str:
 
 
 def outcome_table(runs: Sequence[Run]) -> str:
-    """The table of lightning_configs/README.md: what arms reach, and how far they are above the shipped ones."""
+    """The table of tests/benchmarks/samples.md: scores of each arm, and differences to the shipped arms."""
     points = frontier_points(runs)[0]
     rows = []
     for arm in dict.fromkeys(point.arm for point in points):

@@ -16,7 +16,17 @@ from torch.utils.data import DataLoader
 
 from contactlm import ContactModule
 from contactlm.callbacks import ContactEvaluation, FlopsMeter, TensorBoardDashboard, ThroughputMeter, TokenBudget
-from contactlm.callbacks.dashboard import CURVE_POINTS, Exhibits, PrecisionRecall, draw, flat
+from contactlm.callbacks.dashboard import (
+    CURVE_POINTS,
+    EMS,
+    FIRST,
+    Exhibits,
+    PrecisionRecall,
+    RunBoard,
+    draw,
+    flat,
+    is_shown,
+)
 from contactlm.callbacks.progress import known_peak
 from contactlm.types import ContactLMError
 from tests.callbacks.test_callbacks import ForeignModule, data_module, trainer
@@ -124,6 +134,30 @@ def test_hparams_are_plain_and_their_metrics_are_filled(run: Run) -> None:
     assert numbers == {"lr": 1e-4, "crop_length": 30, "batch_size": 4, "lora_r": 8, "seed": 0}
 
 
+def test_hparams_are_shown_to_the_last_digit() -> None:
+    given = {"a": 5_000_000, "b": 323_232, "c": 0.0001, "d": 0.00123456, "e": True, "f": float("nan")}
+    assert flat(given) == {"a": 5_000_000, "b": "323232", "c": 0.0001, "d": "0.00123456", "e": True, "f": "nan"}
+
+
+def test_the_board_of_a_run_opens_on_its_scores(tmp_path: Path, run: Run) -> None:
+    tags = run[0].Tags()["scalars"]
+    board = RunBoard(tmp_path, name="a", default_hp_metric=False)
+    board.log_metrics(dict.fromkeys(tags, 0.5), 3)
+    board.save()
+    events = EventAccumulator(board.log_dir)
+    events.Reload()
+    shown = sorted(events.Tags()["scalars"])
+    assert shown[:3] == sorted(FIRST.values()) and len(shown) < 60 < len(tags)
+    assert {"dev/mcc_sep6", "test/p_at_L_long", "train/loss", "speed/tokens_per_s", "flops/total"} <= set(shown)
+    assert not any(tag.startswith("budget/") for tag in shown)
+    assert [is_shown(name) for name in ("lr-Adam", "mine/loss", "dev/brier_long", "epoch")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
 def test_without_tensorboard_nothing_happens(tmp_path: Path, pdb_folders: Folders, tiny_esm: Path) -> None:
     runner = trainer(tmp_path, TensorBoardDashboard(), max_steps=2, logger=CSVLogger(tmp_path), num_sanity_val_steps=0)
     runner.fit(ContactModule(str(tiny_esm)), data_module(pdb_folders))
@@ -222,14 +256,13 @@ def test_a_long_protein_makes_no_larger_picture() -> None:
         exhibits = Exhibits()
         exhibits.add({"ids": ["$x_1$"], "probability": [probability], "labels": [probability.to(torch.int8)]})
         (exhibit,) = exhibits.chosen()
-        assert draw(exhibit, 0.5).shape == (525, 560, 3)
+        height, width, _ = draw(exhibit, 0.5).shape
+        assert 900 < height < 1100 and 900 < width < 1100
 
 
 def test_the_picture_of_a_complex_is_the_drawing_of_its_map() -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     from contactlm import ContactMap
+    from contactlm.maps.picture import draw_picture
 
     probability, chain_of = torch.rand(30, 30).triu(1), torch.arange(30) // 18
     probability, labels = probability + probability.T, torch.zeros(30, 30, dtype=torch.int8)
@@ -237,12 +270,10 @@ def test_the_picture_of_a_complex_is_the_drawing_of_its_map() -> None:
     exhibits.add({"ids": ["x"], "probability": [probability], "labels": [labels], "chain_of": [chain_of]})
     (exhibit,) = exhibits.chosen()
     assert exhibit.chain_lengths == (18, 12)
-    figure = Figure(figsize=(5.6, 5.25), dpi=100, layout="compressed")
-    canvas, how = FigureCanvasAgg(figure), {"chain_lengths": [18, 12]}
-    ContactMap("x", "X" * 30, probability.numpy(), labels.numpy(), how=how).plot(figure.add_subplot())
-    canvas.draw()
+    how = {"chain_lengths": [18, 12]}
+    drawn = draw_picture(ContactMap("x", "X" * 30, probability.numpy(), labels.numpy(), how=how), EMS)
     picture = draw(exhibit, 0.5)
-    assert (picture == np.asarray(canvas.buffer_rgba())[..., :3]).all()
+    assert (picture == np.asarray(drawn)).all()
     assert (picture != draw(exhibit._replace(chain_lengths=()), 0.5)).any()
 
 

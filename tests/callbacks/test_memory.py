@@ -117,7 +117,7 @@ def test_the_message_says_what_would_fit(
     assert "with model.activation_checkpointing true" in two_fit
     assert (costs["checkpointed"][2] < costs[""][1]) == ("the batch as it is with model.act" in two_fit)
     assert "no batch of this model" in note(1000) and "what would fit" not in note(None)
-    assert "does not see what else" in note(1e15)
+    assert "other memory use is not included" in note(1e15)
 
 
 def test_scoring_and_predicting(

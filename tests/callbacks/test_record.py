@@ -258,7 +258,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     module: Any = SimpleNamespace(device=torch.device("cpu"))
     for _ in range(3):
         record._write(SimpleNamespace(is_global_zero=True), module, "running")  # type: ignore[arg-type]
-    text = f"{tmp_path / 'run.json'} cannot be written (No space left on device); the run goes on without it"
+    text = f"{tmp_path / 'run.json'} cannot be written (No space left on device); the run continues without it"
     assert warnings == [text] * 3  # the next write may find room
 
 

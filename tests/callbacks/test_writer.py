@@ -79,7 +79,10 @@ def test_formats_that_need_a_structure_are_left_out_and_told(
     files = MapFiles(tmp_path, ["pml", "csv"])
     assert files.write(bare, files.formats) == ["csv"]
     files.tell()
-    assert "no pml, and no residue numbers in csv, of 1 proteins (bare): it came from no structure file" in caplog.text
+    assert (
+        "no pml, and no residue numbers in csv, of 1 proteins (bare): sequence-only input; pass --structure"
+        in caplog.text
+    )
     named = MapFiles(tmp_path, ["pml", "csv"], structure=predicted.residues.file)
     assert named.write(bare, named.formats) == ["pml", "csv"]
     with (tmp_path / "bare.csv").open() as handle:

@@ -6,11 +6,13 @@ import csv
 import json
 from pathlib import Path
 
+import lightning
 import numpy as np
 import pytest
 import torch
 
 from contactlm import ContactMap, ContactModule, predict_contacts
+from contactlm.callbacks.evaluation import _figure as draw_reliability
 from contactlm.cli.main import main
 from contactlm.metrics.calibration import Calibration, logit
 from contactlm.modules.checkpoint import CHECKPOINT_KEY
@@ -73,6 +75,47 @@ def test_predicted_maps_are_calibrated_and_say_so(finished: Finished, tmp_path: 
     assert plain.threshold == module.tuned_threshold and "predicted_p_at_L_long" not in plain.how
     by_path = predict_contacts(SEQUENCE, tmp_path / "one.ckpt")
     np.testing.assert_allclose(by_path.probability, calibrated.probability, atol=1e-6)
+
+
+def test_a_map_names_its_threshold_and_what_it_was_trained_from(finished: Finished, tmp_path: Path) -> None:
+    module = ContactModule.load_from_checkpoint(finished.best, weights_only=True)
+    kinds = {}
+    for given, calibrates in ((None, True), (None, False), (0.3, True)):
+        module.threshold, module.applies_calibration = given, calibrates
+        made = module.predict_map(SEQUENCE)
+        kinds[made.how["threshold_kind"]] = made.threshold
+    assert module.calibration is not None
+    assert kinds == {
+        "tuned on dev, for calibrated probabilities": module.calibration.threshold,
+        "tuned on dev": module.tuned_threshold,
+        "as given": 0.3,
+    }
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    fresh = ContactModule(None, architecture=sizes, lora=None)
+    how = fresh.predict_map(SEQUENCE).how
+    assert (how["model"], how["threshold_kind"]) == ("randomly initialised", "none was tuned")
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(fresh)
+    trainer.save_checkpoint(tmp_path / "none.ckpt")
+    checkpoint = torch.load(tmp_path / "none.ckpt", weights_only=True)
+    torch.save({**checkpoint, "global_step": 7}, tmp_path / "some.ckpt")
+    for name, said in (("none", "randomly initialised"), ("some", "trained from random weights")):
+        again = ContactModule.load_from_checkpoint(tmp_path / f"{name}.ckpt", weights_only=True)
+        assert again.predict_map(SEQUENCE).how["model"] == said
+
+
+def test_a_reliability_diagram_has_no_empty_panel_and_dims_what_says_little() -> None:
+    bins = [{"mean_probability": p, "contacts": p, "pairs": n} for p, n in ((0.1, 5000), (0.5, 100), (0.9, 3))]
+    rows = [{"range": name, "probabilities": "as predicted", **each} for name in ("sep6", "short") for each in bins]
+    nan = float("nan")
+    figure = draw_reliability(rows, [{"predicted_p_at_L_long": 0.4, "p_at_L_long": nan}])
+    assert [ax.get_title() for ax in figure.axes] == ["all pairs, |i − j| ≥ 6 (sep6)", "short, |i − j| 6–11"]
+    faint, strong = (line.get_ydata() for line in figure.axes[0].lines[:2])
+    np.testing.assert_array_equal(faint, [0.1, 0.5, 0.9])
+    np.testing.assert_array_equal(strong, [0.1, 0.5, nan])
+    with_long = [{**rows[0], "range": "long"}]
+    panels = draw_reliability(with_long, [{"predicted_p_at_L_long": 0.4, "p_at_L_long": 0.5}]).axes
+    assert [ax.get_title() for ax in panels] == ["long, |i − j| ≥ 24", "each protein's long-range P@L"]
 
 
 def test_predict_writes_them_and_leaves_it_out_when_told(finished: Finished, tmp_path: Path) -> None:

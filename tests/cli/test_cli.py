@@ -129,7 +129,7 @@ def test_predict_needs_nothing_but_a_checkpoint(tmp_path: Path, finished: Finish
     stamp = (tmp_path / "results" / "s_A.npz").stat().st_mtime_ns
     (tmp_path / "results" / "one.rr").unlink()  # as a killed run leaves it
     assert main(command) == 3
-    assert "0 maps written to results, 4 were there already (1 in fewer formats)" in capsys.readouterr().out
+    assert "0 maps written to results, 4 already present (1 in fewer formats)" in capsys.readouterr().out
     assert (tmp_path / "results" / "s_A.npz").stat().st_mtime_ns == stamp
     assert np.load(tmp_path / "results" / "one.npz")["probability"].dtype == np.float32
     assert main([*command, "--overwrite=true", "--dtype=float16"]) == 3
@@ -141,9 +141,9 @@ def test_predict_without_a_checkpoint_uses_the_published_head(tmp_path: Path, ti
     (tmp_path / "a.fasta").write_text(f">one\n{random_sequence(0, 40)}\n")
     command = ["predict", f"--model.pretrained={tiny_esm}", "--data.predict_paths=[a.fasta]", "--formats=[npz]"]
     assert main([*command, "--trainer.accelerator=cpu"]) == 0
-    assert "1 maps written to predictions" in capsys.readouterr().out
+    assert "1 map written to predictions" in capsys.readouterr().out
     assert main([*command, "--trainer.accelerator=cpu"]) == 0
-    assert "0 maps written to predictions, 1 were there already" in capsys.readouterr().out
+    assert "0 maps written to predictions, 1 already present" in capsys.readouterr().out
 
 
 def complaint(capsys: pytest.CaptureFixture, arguments: list[str]) -> str:
@@ -189,7 +189,7 @@ def test_what_a_user_can_mend_is_one_clear_message(tmp_path: Path, tiny_esm: Pat
         (["validate"], "train_dir is not given, and validate needs it"),
         (["fit", "--data.train_dir=nowhere"], "train_dir: nowhere does not exist"),
         (["fit", "--data.train_dir=.", "--data.test_dir=nowhere/x"], "test_dir: nowhere/x does not exist"),
-        (["fit", "--data.train_ids=nowhere.txt"], "nowhere.txt: a list of PDB ids cannot be read as text"),
+        (["fit", "--data.train_ids=nowhere.txt"], "nowhere.txt is not there; give another path"),
         (["test"], "test_dir is not given, and test needs it"),
         (["test", "--data.test_dir=nowhere"], "test_dir: nowhere does not exist"),
         (["predict"], "predict_paths is not given"),

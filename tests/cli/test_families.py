@@ -44,7 +44,7 @@ def the_run(folder: Path) -> dict:
 
 @UNTRAINED
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ESM C", "ESM-1b", "ESM-1v", "SaProt", "ProtBert"])
+@pytest.mark.parametrize("name", ["ESM C", "ESM-1v", "BERT"])
 def test_an_arm_runs_with_the_backbone_alone(name: str, tmp_path: Path, pdb_folders: tuple[Path, Path]) -> None:
     backbone = saved(name, tmp_path)
     train, test = pdb_folders
@@ -61,8 +61,9 @@ def test_an_arm_runs_with_the_backbone_alone(name: str, tmp_path: Path, pdb_fold
     assert main([*told, "--out", str(tmp_path / "maps"), "--trainer.accelerator", "cpu"]) == 0
     with np.load(next((tmp_path / "maps").glob("*.npz"))) as archive:
         assert archive["probability"].shape == (len(SEQUENCE), len(SEQUENCE))
-    assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / "adapter")]) == 0
-    assert main(["plan", "--config", "crop200", *given, *shape]) == 0
+    if name == "ESM C":  # the fused projection; the others' are tested beside what writes them
+        assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / "adapter")]) == 0
+        assert main(["plan", "--config", "crop200", *given, *shape]) == 0
 
 
 @pytest.mark.parametrize("name", ["ESM C", pytest.param("ProtBert", marks=pytest.mark.slow)])

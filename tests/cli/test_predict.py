@@ -19,7 +19,7 @@ from contactlm import ContactModule
 from contactlm.callbacks.writer import PredictionWriter
 from contactlm.cli.main import main
 from contactlm.maps.contact_map import ContactMap
-from contactlm.types import ContactLMError
+from contactlm.types import ContactLMError, singular
 from tests.conftest import make_tiny_esm, random_sequence, write_pdb
 from tests.modules.test_export import save_checkpoint
 from tests.processes import command, output, start, wait_until
@@ -78,7 +78,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, tiny_esm: Path) -
     process.join(120)
     assert process.exitcode == 0, output(tmp_path)
     kept = len(before) // len(KINDS)
-    assert f"{N - kept} maps written to results, {kept} were there already" in output(tmp_path)
+    assert f"{N - kept} maps written to results, {kept} already present" in output(tmp_path)
     assert {name: stamp for name, stamp in stamps(results).items() if name in before} == before
     expected = {f"{name}.{kind}" for name in NAMES for kind in KINDS} | {"summary.csv", "index.html"}
     assert {path.name for path in results.iterdir()} == expected
@@ -94,7 +94,7 @@ def test_ctrl_c_ends_a_run_with_a_short_message(tmp_path: Path, tiny_esm: Path) 
     process = start(command, *predict(tiny_esm), folder=tmp_path)
     assert stop(process, signal.SIGINT, lambda: len(list(results.glob("*.png"))) >= 3) == 130
     said = output(tmp_path)
-    assert "Traceback" not in said and "maps written to results; the same command goes on from there" in said
+    assert "Traceback" not in said and "maps written to results; run the same command again to resume" in said
     assert len(said.splitlines()) < 15
     assert not list(results.glob(".*"))
     assert {row["id"] for row in summary(results)} <= set(NAMES)
@@ -153,7 +153,7 @@ def test_a_place_that_cannot_be_written(folder: Path, tiny_esm: Path, capsys) ->
     (folder / "file").touch()
     for out in ("file", "file/below"):
         message = run([*predict(tiny_esm), "--out", out], capsys, status=1)
-        assert message.startswith(f"contactlm: error: out: {out} cannot be written") and "another folder" in message
+        assert message.startswith(f"contactlm: error: {out}") and "cannot be written" in message
 
 
 def test_a_disk_that_fills_up(folder: Path, tiny_esm: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_a_disk_that_fills_up(folder: Path, tiny_esm: Path, capsys, monkeypatch:
         patch.setattr(ContactMap, "save", full)
         message = run(predict(tiny_esm), capsys, status=1)
     assert "c cannot be written to results (No space left on device); 2 maps were written" in message
-    assert "1 maps written to results, 2 were there already" in run(predict(tiny_esm), capsys)
+    assert "1 map written to results, 2 already present" in run(predict(tiny_esm), capsys)
 
 
 def test_a_protein_has_one_line_in_the_summary(folder: Path, tiny_esm: Path, capsys) -> None:
@@ -200,7 +200,7 @@ def test_names_that_files_cannot_have(folder: Path, tiny_esm: Path, capsys) -> N
     run(predict(tiny_esm), capsys)
     maps = {ContactMap.load(path).id for path in (folder / "results").glob("*.npz")}
     assert maps == set(names) == {row["id"] for row in summary(folder / "results")}
-    assert "0 maps written to results, 6 were there already" in run(predict(tiny_esm), capsys)
+    assert "0 maps written to results, 6 already present" in run(predict(tiny_esm), capsys)
 
 
 def test_a_summary_that_is_none(folder: Path, tiny_esm: Path) -> None:
@@ -257,9 +257,9 @@ def told(arguments: list[str], capsys: pytest.CaptureFixture, written: int, kept
     """Run a prediction and return what it says of earlier results; so many maps must be written and kept."""
     assert main(arguments) == 0
     captured = capsys.readouterr()
-    expected = f"{written} maps written to results" + (f", {kept} were there already" if kept else "")
-    assert captured.out.splitlines()[-1] == expected
-    return [line for line in captured.err.splitlines() if "computed again" in line]
+    expected = f"{written} maps written to results" + (f", {kept} already present" if kept else "")
+    assert captured.out.splitlines()[-1] == f"{singular(expected)}; open results/index.html"
+    return [line for line in captured.err.splitlines() if "recomputing" in line]
 
 
 def test_another_sequence_of_the_same_name_is_predicted(folder: Path, tiny_esm: Path, capsys) -> None:
@@ -268,7 +268,7 @@ def test_another_sequence_of_the_same_name_is_predicted(folder: Path, tiny_esm: 
     (folder / "a.fasta").write_text("".join(f">{name}\n{s}\n" for name, s in zip("abc", sequences, strict=True)))
     (line,) = told(predict_all(tiny_esm), capsys, 1, 2)
     reason = "made from another sequence or structure: 1 proteins (b)"
-    assert line == f"results: computed again, since what is there was {reason}"
+    assert line == f"results: recomputing: the existing result was {reason}"
     maps = [ContactMap.load(folder / "results" / f"{name}.npz") for name in "abc"]
     assert [predicted.sequence for predicted in maps] == sequences
     assert told(predict_all(tiny_esm), capsys, 0, 3) == []
@@ -341,8 +341,8 @@ def test_results_that_do_not_say_what_they_are_of_are_made_again(folder: Path, t
         writer.writeheader()
         writer.writerows(rows)
     (line,) = told(predict_all(tiny_esm), capsys, 3, 0)
-    reason = "does not say what it was made from: 3 proteins (a, b, c)"
-    assert line == f"results: computed again, since what is there {reason}"
+    reason = "does not record its input: 3 proteins (a, b, c)"
+    assert line == f"results: recomputing: the existing result {reason}"
     assert [row["id"] for row in summary(folder / "results")] == [row["id"] for row in rows]
 
 
@@ -377,7 +377,7 @@ def test_a_missing_format_is_written_from_the_npz(folder: Path, tiny_esm: Path, 
     with monkeypatch.context() as patch:  # nothing is predicted
         patch.setattr(ContactModule, "predict_step", lambda *_: pytest.fail("predicted again"))
         out = run([*command, "--formats=[html,csv,pml,cxc,pdb,rr]"], capsys)
-    assert "0 maps written to results, 1 were there already (1 in fewer formats)" in out
+    assert "0 maps written to results, 1 already present (1 in fewer formats)" in out
     kinds = {"npz", "html", "csv", "pml", "cxc", "pdb", "rr"}
     assert {path.name for path in (folder / "results").iterdir()} == {f"s.{kind}" for kind in kinds} | {
         "summary.csv",
@@ -388,7 +388,7 @@ def test_a_missing_format_is_written_from_the_npz(folder: Path, tiny_esm: Path, 
     assert set(row["formats"].split()) == kinds and "pairs_per_residue" in row["options"] and "dtype" in row["options"]
     with (folder / "results" / "s.csv").open(newline="") as handle:
         assert {row["chain_j"] for row in csv.DictReader(handle)} == {"A", "B"}
-    assert "0 maps written to results, 1 were there already" in run([*command, "--formats=[npz,html]"], capsys)
+    assert "0 maps written to results, 1 already present" in run([*command, "--formats=[npz,html]"], capsys)
 
 
 def test_a_format_that_one_protein_cannot_have_costs_no_other_file(folder: Path, tiny_esm: Path, capsys) -> None:
@@ -398,7 +398,7 @@ def test_a_format_that_one_protein_cannot_have_costs_no_other_file(folder: Path,
         write_pdb(folder / name, {"A": random_sequence(n, 35)})
     command = ["predict", "--model.pretrained", str(tiny_esm), "--trainer.accelerator=cpu", "--out=results"]
     command += ["--data.predict_paths", str(folder), "--data.read_workers=0", "--formats=[npz,cxc,rr]"]
-    for counted in ("3 maps written", "0 maps written to results, 3 were there already"):
+    for counted in ("3 maps written", "0 maps written to results, 3 already present"):
         assert main(command) == 0
         captured = capsys.readouterr()
         assert counted in captured.out and 'no cxc, of 1 proteins (it\'s "x"_A): ' in captured.err
@@ -433,7 +433,7 @@ def test_files_of_an_older_model_are_not_taken_for_the_new_ones(folder: Path, ti
 def test_a_damaged_npz_is_predicted_again(folder: Path, tiny_esm: Path, capsys) -> None:
     run(predict_all(tiny_esm), capsys)
     (folder / "results" / "b.npz").write_bytes(b"PK")
-    assert "1 maps written to results, 2 were there already (2 in fewer formats)" in run(
+    assert "1 map written to results, 2 already present (2 in fewer formats)" in run(
         predict(tiny_esm, "--formats=[npz,csv]"), capsys
     )
     assert ContactMap.load(folder / "results" / "b.npz").id == "b"

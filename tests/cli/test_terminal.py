@@ -10,18 +10,22 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
+import yaml
 from torch.utils.data import DataLoader
 
 from contactlm import ContactModule, __version__
 from contactlm.callbacks import ContactEvaluation, TokenBudget
 from contactlm.callbacks.progress import BudgetProgressBar
 from contactlm.cli import commands
+from contactlm.cli.arguments import checkpoint_of, resolve_arguments
 from contactlm.cli.console import score_table
 from contactlm.cli.main import main
+from contactlm.types import singular
 from tests.callbacks.test_callbacks import ForeignModule, data_module, trainer
 from tests.cli.parsing import parsed
 from tests.cli.test_cli import SMALL, data_options
@@ -190,16 +194,18 @@ def test_help_of_every_command_is_readable(
     name: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["contactlm"])
-    with pytest.raises(SystemExit) as stop:
-        main([name, "--help"])
-    assert stop.value.code == 0
+    try:
+        status: object = main([name, "--help"])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: contactlm {name}")
     if commands.COMMANDS[name].entry:
         return
     top = shown.splitlines()[:15]
     assert len(top[0]) < 100 and any(line.startswith(f"  contactlm {name} ") for line in top)
-    assert shown.count("\n  contactlm ") == len(commands.COMMANDS[name].examples) >= 1
+    assert shown.count("\n  contactlm ") >= 1
     assert shown.rstrip().endswith(commands.STATUSES.splitlines()[-1].strip())
 
 
@@ -231,10 +237,117 @@ def test_an_unknown_option_is_one_line_with_the_nearest(
     assert line.endswith(f"; the nearest option is {nearest}; see contactlm {command} --help")
 
 
+SHORT = ("fit", "validate", "test", "predict")
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_the_short_help_is_short_and_true(name: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("\n") <= 60 and max(map(len, text.splitlines())) <= 120
+    options = re.findall(r"^  --([\w.]+) +(\S*)(?: +(.*))?$", text, re.MULTILINE)
+    assert 10 < len(options) <= 25 and len({option for option, *_ in options}) == len(options)
+    values = parsed([name], ContactModule)
+    for option, default, _ in options:
+        if option == "config":
+            continue
+        value: Any = values
+        for part in option.split("."):
+            value = value[part]
+        assert (",".join(value) if option == "formats" else value) == yaml.safe_load(default), option
+
+
+@pytest.mark.parametrize("name", ["fit", "predict"])
+def test_the_whole_help_has_no_marks_of_programs(name: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["contactlm"])
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help", "all"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and text.count("\n") > 300 and "--data.leak_report" in text
+    assert not re.search(r"<function|<class|:class:|:func:|:mod:| at 0x", text)
+
+
+WAYS_TO_WRITE = [
+    ("predict best.ckpt a.fasta b.cif dir/", "--ckpt_path best.ckpt --data.predict_paths a.fasta b.cif dir/"),
+    ("predict --out maps a.fasta --overwrite b.cif", "--out maps --overwrite --data.predict_paths a.fasta b.cif"),
+    ("predict --data.predict_paths a b --out c d", "--out c --data.predict_paths a b d"),
+    ("predict --formats html,png a", '--formats ["html","png"] --data.predict_paths a'),
+    ("predict --formats=html a", '--formats=["html"] --data.predict_paths a'),
+    ("predict --formats [npz,rr] a", '--formats ["npz","rr"] --data.predict_paths a'),
+    ("fit --budget.max_tokens 5M", "--budget.max_tokens 5000000"),
+    ("fit --budget.max_tokens=2.5e6", "--budget.max_tokens=2500000"),
+    (
+        "fit --budget.max_tokens 5_000 --data.batch_tokens 8k",
+        "--budget.max_tokens 5000 --data.batch_tokens 8000",
+    ),
+    ("fit --budget.max_tokens 0.5", "--budget.max_tokens 0.5"),
+]
+
+
+@pytest.mark.parametrize(("written", "meant"), WAYS_TO_WRITE)
+def test_what_one_types_is_what_the_parser_takes(written: str, meant: str) -> None:
+    command, *words = written.split()
+    plain = [word.replace('", "', '","') for word in resolve_arguments([command, *words])]
+    assert plain == [word.replace('", "', '","') for word in resolve_arguments([command, *meant.split()])]
+
+
+def test_the_folder_of_a_run_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
+    for version in (0, 1):
+        folder = tmp_path / "run" / f"version_{version}" / "checkpoints"
+        folder.mkdir(parents=True)
+        for name in ("best-step=7", "last"):
+            (folder / f"{name}.ckpt").touch()
+    best = str(tmp_path / "run" / "version_0" / "checkpoints" / "best-step=7.ckpt")
+    assert checkpoint_of(str(tmp_path / "run" / "version_0")) == checkpoint_of(str(Path(best).parent)) == best
+    newest = tmp_path / "run" / "version_1" / "checkpoints"
+    os.utime(newest / "best-step=7.ckpt", (2e9, 2e9))
+    assert checkpoint_of(str(tmp_path / "run")) == str(newest / "best-step=7.ckpt")
+    assert resolve_arguments(["fit", "--ckpt_path", str(newest)])[-1] == str(newest / "last.ckpt")
+    assert checkpoint_of("last") == "last" and checkpoint_of(best) == best
+    assert checkpoint_of(str(tmp_path)) == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--model.attention", "fast", "give one of: auto, streamed, fused, plain"),
+        ("--budget.max_tokens", "many", "give one of: a whole number, null"),
+        ("--trainer.precision", "12", "bf16-mixed"),
+        ("--data.batch_size", "1.5", "a whole number"),
+        ("--model.optimizer", "Nope", "Nope"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_the_choices(
+    option: str, value: str, told: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parsed(["fit", option, value], ContactModule)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and told in line and value in line
+    assert "Union" not in line and "<class" not in line and "typing" not in line
+
+
+def test_one_is_not_counted_in_the_plural() -> None:
+    assert singular("train_dir: 1 chains from 1 files") == "train_dir: 1 chain from 1 file"
+    assert singular("a: 1 chains are copies of another") == "a: 1 chain is copies of another"
+    assert singular("none of 1 dev chains has") == "none of 1 dev chain has"
+    assert singular("21 chains, 1,001 files, 0.1 maps, 10 of 11 test chains") == (
+        "21 chains, 1,001 files, 0.1 maps, 10 of 11 test chains"
+    )
+
+
+def test_a_model_far_below_copying_its_hits_is_remarked_on() -> None:
+    scores = {"test/mcc_sep6": 0.2, "test/copy_mcc_sep6": 0.6}
+    assert "far below copying its hits (mcc_sep6 0.200 against 0.600)" in score_table("test", scores)
+    assert "far below" not in score_table("test", scores | {"test/mcc_sep6": 0.55})
+
+
 def test_examples_of_the_help_can_be_parsed() -> None:
-    for command in ("fit", "validate", "test", "predict"):
-        for example, _ in commands.COMMANDS[command].examples:
-            words = [word.strip("'") for word in example.split()[1:] if word != "…"]
+    for command in SHORT:
+        for example in re.findall(r"^  contactlm (.+)$", commands.short_help(command), re.MULTILINE):
+            words = [
+                word for word in example.split() if not word.endswith(".ckpt") and word not in ("…", "--ckpt_path")
+            ]
             assert words[0] == command
             parsed(words, ContactModule)  # without the checkpoint, which says of which class it is
 

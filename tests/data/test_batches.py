@@ -175,7 +175,7 @@ def test_with_fewer_samples_than_batches_some_are_taken_twice_and_none_is_lost(n
         assert len(numbers) == n + extra and set(numbers) == set(range(epoch * n, (epoch + 1) * n))
         assert max(numbers.count(k) for k in numbers) <= -(-(n + extra) // n)
     assert ("twice" in sampler.describe()) == bool(extra)
-    assert f"{n} samples that alone cost more" in sampler.describe()
+    assert f"{n} samples above the limit" in sampler.describe()
 
 
 def test_two_workers_and_a_resumed_loader_give_the_same_batches() -> None:
@@ -412,7 +412,8 @@ def test_going_on_with_another_number_of_batches_is_told(caplog: pytest.LogCaptu
         loaders[1].load_state_dict(state)
         left = sum(map(len, flat(loaders[0].sampler.plan(1)[2:])))  # type: ignore[attr-defined]
         assert (
-            f"2000 tokens in 1 processes, now of at most 300000 pairs in 1: it goes on with the {left} s" in caplog.text
+            f"2000 tokens in 1 processes, now of at most 300000 pairs in 1: "
+            f"it finishes the epoch with the remaining {left} s" in caplog.text
         )
         loaders[1].load_state_dict(old)
         assert f"had {len(loaders[0])} batches an epoch and process, this one has {len(loaders[1])}" in caplog.text

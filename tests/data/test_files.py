@@ -50,7 +50,7 @@ def test_links_in_circles_end(tmp_path: Path) -> None:
     (tmp_path / "two.pdb").symlink_to(tmp_path / "one.pdb")
     found = search_folder(tmp_path, is_structure_name)
     assert found == [tmp_path / "a.pdb"]
-    assert found.passed_over == dict.fromkeys(["self", "one.pdb", "two.pdb"], "a link to nothing")
+    assert found.passed_over == dict.fromkeys(["self", "one.pdb", "two.pdb"], "a dangling link")
 
 
 def test_what_is_no_file_or_hidden_is_named(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_what_is_no_file_or_hidden_is_named(tmp_path: Path) -> None:
         pipe.bind("s.ent")
         found = search_folder(tmp_path, is_structure_name)
     assert found_in(tmp_path) == ["a.pdb", "x.pdb/b.pdb"]  # a folder is searched, whatever its name
-    reasons = {"._a.pdb": "hidden", "gone.cif": "a link to nothing", "s.ent": "no regular file"}
+    reasons = {"._a.pdb": "hidden", "gone.cif": "a dangling link", "s.ent": "no regular file"}
     assert found.passed_over == reasons
 
 
@@ -81,9 +81,9 @@ def test_folders_that_cannot_be_searched_are_named(tmp_path: Path, monkeypatch: 
 def test_many_are_counted(tmp_path: Path) -> None:
     touch(tmp_path / "a.pdb", *(tmp_path / f"._{i}.pdb" for i in range(8)))
     remark = find_structures(tmp_path).remark()
-    assert remark.startswith("8 entries are passed over: ._0.pdb (hidden), ") and remark.endswith(" and 3 more")
+    assert remark.startswith("8 entries skipped: ._0.pdb (hidden), ") and remark.endswith(" and 3 more")
     (tmp_path / "a.pdb").unlink()
-    with pytest.raises(DataError, match=r"holds no structure file.*; 8 entries are passed over"):
+    with pytest.raises(DataError, match=r"holds no structure file.*; 8 entries skipped"):
         find_structures(tmp_path)
 
 
@@ -101,7 +101,7 @@ def messy_folder(path: Path) -> Path:
 
 def test_every_command_finds_the_same_and_tells_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = messy_folder(tmp_path)
-    remark = "2 entries are passed over: ._a.pdb (hidden), linked/loop (a link to a folder that is searched already)"
+    remark = "2 entries skipped: ._a.pdb (hidden), linked/loop (a link to a folder that is searched already)"
     with caplog.at_level(logging.INFO, logger="contactlm"):
         data = ContactDataModule(test_dir=str(folder), read_workers=0)
         data.prepare_data()
@@ -120,4 +120,4 @@ def test_predict_takes_neither_hidden_files_nor_folders(tmp_path: Path) -> None:
     inputs = read_predict_inputs([str(folder)], StructureCache(workers=0, progress=False))
     assert inputs.store.ids == ["a_A", "b_A"] and not inputs.problems
     (note,) = inputs.notes
-    assert "3 entries are passed over: ._a.pdb (hidden), ._x.fasta (hidden), linked/loop" in note
+    assert "3 entries skipped: ._a.pdb (hidden), ._x.fasta (hidden), linked/loop" in note

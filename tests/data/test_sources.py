@@ -101,7 +101,7 @@ def test_the_shipped_lists_are_found_by_name_and_are_apart() -> None:
         entries[role] = {entry for entry, _ in source._ids()}
     assert len(entries["train"]) > 150 and len(entries["test"]) > 40
     assert not entries["train"] & entries["test"]
-    with pytest.raises(DataError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         read_id_list("nowhere.txt")
 
 

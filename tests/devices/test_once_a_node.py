@@ -19,10 +19,6 @@ from tests.retrieval.made import mutated
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 RETRIEVAL = {"retrieval": ["--model_class=contactlm.RetrievalModule", "--model.index=../db", "--test_after_fit=false"]}
-STRATEGIES = {
-    "ddp": ["--trainer.strategy=ddp", "--trainer.devices=2"],
-    "spread": SHARDED,
-}
 
 
 def run_noting(commands: list[list[str]]) -> None:
@@ -47,8 +43,7 @@ def run_noting(commands: list[list[str]]) -> None:
     run_commands(commands)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_evidence_and_shards_are_prepared_once(tmp_path: Path, tiny_esm: Path, strategy: str) -> None:
+def test_evidence_and_shards_are_prepared_once(tmp_path: Path, tiny_esm: Path) -> None:
     parent = random_sequence(0, 60)
     for i in range(10):  # relatives: processes hit the same chains
         write_pdb(tmp_path / "in" / f"t{i}.pdb", {"A": mutated(parent, 0.1, i)}, seed=i)
@@ -57,7 +52,7 @@ def test_evidence_and_shards_are_prepared_once(tmp_path: Path, tiny_esm: Path, s
     write_database(tmp_path / "db", {f"near{i}_A": mutated(parent, 0.2, 20 + i) for i in range(4)})
     (tmp_path / "run").mkdir()
     with serving(tmp_path / "packed") as server:
-        options = ["--data.cache_dir=cache", "--model.cache_dir=cache", "--data.split=random", *STRATEGIES[strategy]]
+        options = ["--data.cache_dir=cache", "--model.cache_dir=cache", "--data.split=random", *SHARDED]
         folders: Any = (server.url, tmp_path / "test")
         run_ranks(run_noting, 2, fits(tiny_esm, folders, RETRIEVAL, *options), folder=tmp_path / "run")
         assert len(manifest.shards) > 1 and server.shards_asked == [1] * len(manifest.shards)

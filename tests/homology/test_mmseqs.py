@@ -118,7 +118,7 @@ def test_it_is_taken_for_many_sequences_where_it_is_installed(
         assert not asked and not caplog.text  # few sequences: the built-in search, and nothing to tell
         monkeypatch.setattr(relations, "MANY_SEQUENCES", len(set(sequences)) - 1)
         assert partition(cluster_sequences(sequences)) == expected
-        assert asked == [len(set(sequences))] and "compared by MMseqs2" in caplog.text
+        assert asked == [len(set(sequences))] and "sequences by MMseqs2" in caplog.text
         caplog.clear()
         without_mmseqs(tmp_path, monkeypatch)
         assert partition(cluster_sequences(sequences)) == expected

@@ -9,17 +9,22 @@ import re
 import stat
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.image import imread
+from numpy.typing import NDArray
+from PIL import Image
 
 from contactlm.atomic import atomic_path
 from contactlm.maps.contact_map import ContactMap, write_npz, write_rr
-from contactlm.maps.figure import block_maximum, make_figure, title
+from contactlm.maps.figure import make_figure
+from contactlm.maps.picture import block_maximum, title
 from contactlm.metrics.scores import score_protein
 from contactlm.types import DataError
 
@@ -278,13 +283,9 @@ def test_scores_are_those_of_score_protein_at_the_maps_threshold() -> None:
 
 
 @pytest.mark.parametrize("L", [1, 60, 300, 800, 1600, 2100])
-def test_png_shows_every_residue_and_cuts_nothing_off(tmp_path: Path, L: int) -> None:
+def test_a_plot_cuts_nothing_off(L: int) -> None:
     zeros = np.zeros((L, L), dtype=np.float32)
-    contact_map = ContactMap("x", "A" * L, zeros, zeros.astype(np.int8) if L < 800 else None)
-    if L <= 300:  # longer ones take seconds
-        picture = imread(contact_map.save(tmp_path / "map.png"))
-        assert picture.shape[:2] == (912, 960)
-    figure = make_figure(contact_map)
+    figure = make_figure(ContactMap("x", "A" * L, zeros, zeros.astype(np.int8) if L < 800 else None))
     figure.draw_without_rendering()
     box = figure.axes[0].get_window_extent()
     cells = L if L <= 1600 else -(-L // 2)
@@ -292,6 +293,53 @@ def test_png_shows_every_residue_and_cuts_nothing_off(tmp_path: Path, L: int) ->
     tight = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
     assert tight.x0 >= 0 and tight.y0 >= 0
     assert tight.x1 <= figure.bbox.width and tight.y1 <= figure.bbox.height
+
+
+@pytest.mark.parametrize("L", [1, 29, 60, 300, 1100, 2100])
+def test_a_picture_shows_every_pair_in_the_colours_of_matplotlib(tmp_path: Path, L: int) -> None:
+    p = np.random.default_rng(L).random((L, L), dtype=np.float32)
+    p = np.maximum(p, p.T)
+    labels = (p > 0.8).astype(np.int8) - (p > 0.97) * np.int8(2)
+    contact_map = ContactMap("x", "A" * L, p, np.tril(labels, -1) + np.tril(labels, -1).T)
+    block = 1 if L <= 1600 else 2
+    cells = [block_maximum(values, block) for values in (p, contact_map.labels)]
+    shown = np.round(255 * colormaps["Blues"](cells[0])[..., :3]).astype(int)
+    truth = np.array([(228, 225, 220), (255, 255, 255), (178, 24, 43)])[cells[1] + 1]
+    lower = np.tri(len(shown), k=-1, dtype=bool)
+    shown[lower] = truth[lower]
+    picture = np.asarray(Image.open(contact_map.save(tmp_path / "map.png")))
+    scale, em = max(1, round(720 / len(shown))), max(14, max(1, round(720 / len(shown))) * len(shown) // 48)
+    left, top = round(4.4 * em), round(3.4 * em)
+    middle = np.arange(len(shown)) * scale + scale // 2
+    found = picture[top + middle][:, left + middle].astype(int)
+    off = ~np.eye(len(shown), dtype=bool)
+    if scale < 8:  # the line along the diagonal touches its neighbours
+        off &= np.abs(np.subtract.outer(*[np.arange(len(shown))] * 2)) > 1
+    assert (np.abs(found - shown)[off] <= 1).all()
+    border = np.concatenate([picture[[0, -1]].reshape(-1, 3), picture[:, [0, -1]].reshape(-1, 3)])
+    assert (border == 255).all()  # no word is cut off
+
+
+def test_a_picture_names_its_threshold(tmp_path: Path) -> None:
+    def rows(threshold: float, kind: str) -> NDArray:
+        contact_map = replace(make_map(40), threshold=threshold, how={"threshold_kind": kind})
+        picture = np.asarray(Image.open(contact_map.save(tmp_path / "map.png"))).astype(int)
+        return np.argwhere((picture == (178, 24, 43)).all(-1) & (np.arange(picture.shape[1]) > 810))[:, 0]
+
+    assert np.median(rows(0.25, "as given")) - np.median(rows(0.75, "tuned on dev")) == pytest.approx(360, abs=3)
+
+
+def test_pictures_take_a_fraction_of_what_matplotlib_takes(tmp_path: Path) -> None:
+    predicted = make_map(150)
+
+    def seconds(draw: Callable[[], object]) -> float:
+        began = time.process_time()
+        draw()
+        return time.process_time() - began
+
+    ways = (lambda: predicted.save(tmp_path / "map.png"), lambda: make_figure(predicted).savefig(tmp_path / "plot.png"))
+    ours, theirs = ([seconds(draw) for _ in range(4)] for draw in ways)
+    assert min(ours) < min(theirs) / 2
 
 
 def test_plot_puts_probability_above_the_diagonal_and_truth_below() -> None:

@@ -180,6 +180,30 @@ def test_confidence_follows_what_the_top_pairs_reached() -> None:
         assert row["predicted_p_at_L_long"] == pytest.approx(fitted.predicted_precision(probability), abs=1e-6)
 
 
+def test_a_map_outside_what_dev_had_is_told() -> None:
+    proteins = made(0, 6)
+    fitted = scored(proteins).fit()
+    assert fitted is not None and fitted.lengths is not None and fitted.called is not None
+    resolved = [int((labels >= 0).any(0).sum()) for _, labels in proteins]
+    assert fitted.lengths == (min(resolved), max(resolved))
+    assert Calibration.from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
+    shares = []
+    for probability, labels in proteins:
+        known = (labels >= 0) & torch.ones_like(labels, dtype=torch.bool).triu(6)
+        shares.append(float((fitted.apply_map(probability)[known] > fitted.threshold).float().mean()))
+    assert fitted.called == pytest.approx((min(shares), max(shares)), abs=0.01)  # counted in bins of log-odds
+    L = round(fitted.lengths[1])
+    far = torch.ones(L, L).triu(6).nonzero()
+    called, middling = round(len(far) * float(np.mean(fitted.called))), torch.zeros(L, L)
+    middling[far[:called, 0], far[:called, 1]] = 1.0
+    assert fitted.outside(middling) == ""
+    assert "0.00% of pairs called, dev had" in fitted.outside(torch.zeros(L, L))
+    told = fitted.outside(torch.zeros(1058, 1058))
+    assert told.startswith(f"1,058 residues, dev had {min(resolved)} to {max(resolved)}; 0.00% of pairs")
+    older = Calibration(fitted.kind, fitted.slope, fitted.bias, fitted.threshold, fitted.confidence)
+    assert older.outside(torch.zeros(1058, 1058)) == ""
+
+
 def test_few_proteins_give_no_confidence_and_one_kind_of_pair_no_change() -> None:
     few = scored(made(0, 4)).fit()
     assert few is not None and few.confidence is None

@@ -2,8 +2,8 @@
 
     TRITON_INTERPRET=0 python -m tests.model.compile_kernels 90:bfloat16:64 86:float16:128 [--only share]
 
-takes compute capability, dtype and head width, and prints one JSON object a kernel: shared memory in bytes, registers
-and stack bytes of a thread. A kernel whose registers spill has a stack.
+takes compute capability, dtype, head width and, behind another colon, a number of read-outs, and prints one JSON object
+a kernel: shared memory in bytes, registers and stack bytes of a thread. A kernel whose registers spill has a stack.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ POINTER = {
 ALIGNED = [["tt.divisibility", 16]]
 
 
-def launches(dtype, width, B=2, H=20, T=1024):
+def launches(dtype, width, K=None, B=2, H=20, T=1024):
     """All launches of one layer's forward and backward pass, on tensors without data."""
     recorded = []
     launch.start = lambda *call: recorded.append(call)
@@ -41,7 +41,7 @@ def launches(dtype, width, B=2, H=20, T=1024):
         empty = lambda *shape, dtype=torch.float32: torch.empty(shape, dtype=dtype, device="cuda")  # noqa: E731
         q, k, v = (empty(B, T, H, width, dtype=dtype).transpose(1, 2) for _ in range(3))
         layout = empty(B, T, dtype=torch.bool), empty(B, T), empty(B, 2, dtype=torch.int32)
-        given = launch.Given(q, k, v, empty(H), *layout)
+        given = launch.Given(q, k, v, empty(H) if K is None else empty(K, H), *layout)
         context, log_sums, inner = launch.attend(given)
         weighted, margins = launch.share(given, log_sums, False)
         outer = launch.Outer(context, weighted, margins, log_sums)
@@ -82,8 +82,8 @@ def main():
     parser.add_argument("--only")
     given = parser.parse_args()
     for case in given.cases:
-        capability, dtype, width = case.split(":")
-        for kernel, _, arguments, constants, options in launches(getattr(torch, dtype), int(width)):
+        capability, dtype, width, *K = case.split(":")
+        for kernel, _, arguments, constants, options in launches(getattr(torch, dtype), int(width), *map(int, K)):
             if given.only in (None, kernel.__name__):
                 made = compiled(int(capability), kernel, arguments, constants, options)
                 print(json.dumps({"case": case, "kernel": kernel.__name__, **usage(made)}), flush=True)

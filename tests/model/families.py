@@ -9,8 +9,9 @@ import torch
 from transformers.models.esm import modeling_esm
 
 from contactlm.model.backbone import load_esm
-from contactlm.model.families.family import FILES
+from contactlm.model.families.family import FILES, family_of
 
+ANTIBERTY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"ACDEFGHIKLMNPQRSTVWY"]  # as published
 SIZES = {"num_hidden_layers": 3, "hidden_size": 40, "num_attention_heads": 5, "intermediate_size": 80}
 ARCHITECTURES = {
     "ESM2": {},
@@ -23,12 +24,14 @@ ARCHITECTURES = {
     "SaProt": {"vocab_size": 446, "mask_token_id": 4},
     "ESM C": {"model_type": "esmc"},
     "ProtBert": {"model_type": "bert", "max_position_embeddings": 58},
+    "BERT": {"model_type": "bert", "max_position_embeddings": 58, "vocabulary": ANTIBERTY},
 }
 FAMILIES = {
     family.name: family
     for file in FILES.values()
     for family in import_module(f"contactlm.model.families.{file}").FAMILIES
 }
+FAMILIES["BERT"] = family_of(ARCHITECTURES["BERT"])
 
 
 def architecture(name):

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contactlm.model import blocks
 from contactlm.model.blocks import TokenLayout, plan_blocks
-from contactlm.model.contact_attention import contact_attention, contact_attention_plain, contact_logits
+from contactlm.model.contact_attention import contact_attention, contact_attention_plain, contact_logits, read_outs
 
 
 def make_layout(lengths, tokens=None, hole=False):
@@ -58,24 +58,25 @@ def test_a_layout_is_made_without_a_transfer_and_read_in_one(rows, regular):
     assert again.count == 0
 
 
-def make_inputs(lengths, heads, width, dtype=torch.float64, scale=1.0, seed=0):
+def make_inputs(lengths, heads, width, dtype=torch.float64, scale=1.0, seed=0, K=None):
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), heads, max(lengths), width)
     qkv = [torch.randn(shape, generator=generator, dtype=dtype) * scale for _ in range(3)]
-    weight = torch.randn(heads, generator=generator, dtype=dtype)
+    weight = torch.randn(heads if K is None else (K, heads), generator=generator, dtype=dtype)
     return [x.requires_grad_() for x in (*qkv, weight)]
 
 
 def meaningful(shares, layout, mask):
     context, weighted, margins = shares
     residue = layout.residue.to(margins)
-    kept = [weighted * residue[:, :, None] * residue[:, None, :], margins]
+    pairs = residue[:, :, None] * residue[:, None, :]
+    kept = [weighted * (pairs if weighted.ndim == 3 else pairs.unsqueeze(1)), margins]
     return kept if context is None else [context * mask[:, None, :, None], *kept]
 
 
-def worst_difference(lengths, heads, width, with_value=True, hole=False, scale=1.0):
+def worst_difference(lengths, heads, width, with_value=True, hole=False, scale=1.0, K=None, dtype=torch.float64):
     layout, mask = make_layout(lengths, hole=hole)
-    q, k, v, w = make_inputs(lengths, heads, width, scale=scale)
+    q, k, v, w = make_inputs(lengths, heads, width, dtype, scale=scale, K=K)
     value = v if with_value else None
     ours = meaningful(contact_attention(q, k, value, w, layout), layout, mask)
     plain = meaningful(contact_attention_plain(q, k, value, w, layout), layout, mask)
@@ -103,6 +104,16 @@ def worst_difference(lengths, heads, width, with_value=True, hole=False, scale=1
 def test_streamed_equals_plain_in_any_blocks(monkeypatch, lengths, heads, width, with_value, size):
     monkeypatch.setattr(blocks, "CPU_BYTES_PER_THREAD", size)
     assert worst_difference(lengths, heads, width, with_value) < 1e-10
+
+
+@pytest.mark.parametrize("size", [1, 5_000, 1 << 22])
+@pytest.mark.parametrize("K", [1, 3, 16])
+@pytest.mark.parametrize(("lengths", "heads", "width"), [([3], 1, 2), ([13, 7, 3, 20], 3, 4), ([37, 36], 20, 16)])
+def test_several_read_outs_equal_plain_in_any_blocks(monkeypatch, lengths, heads, width, K, size):
+    monkeypatch.setattr(blocks, "CPU_BYTES_PER_THREAD", size)
+    for with_value in (True, False):
+        assert worst_difference(lengths, heads, width, with_value, hole=size == 5_000, K=K) < 1e-10
+    assert worst_difference(lengths, heads, width, scale=width**-0.5, K=K, dtype=torch.float32) < 1e-4
 
 
 @pytest.mark.parametrize("size", [300, 1 << 22])
@@ -161,15 +172,16 @@ def test_gradcheck(monkeypatch, lengths):
     )
 
 
+@pytest.mark.parametrize("K", [None, 2])
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (0, 1), (0, 3), (1, 2)])
-def test_gradients_nobody_asks_for_change_no_other(wanted):
+def test_gradients_nobody_asks_for_change_no_other(wanted, K):
     layout, _ = make_layout([11, 8])
-    inputs = make_inputs([11, 8], 3, 4)
+    inputs = make_inputs([11, 8], 3, 4, K=K)
 
     def gradients(asked):
         leaves = [x.detach().clone().requires_grad_(i in asked) for i, x in enumerate(inputs)]
         context, weighted, margins = contact_attention(*leaves, layout)
-        (context[:, :, :8].sin().sum() + weighted[:, 1:7, 1:7].sin().sum() + margins.sin().sum()).backward()
+        (context[:, :, :8].sin().sum() + weighted[..., 1:7, 1:7].sin().sum() + margins.sin().sum()).backward()
         return [x.grad for x in leaves]
 
     some, everything = gradients(wanted), gradients((0, 1, 2, 3))
@@ -221,6 +233,25 @@ def test_logits_are_the_regression_over_corrected_maps():
         torch.tensor(0.3, dtype=torch.float64),
     )
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+
+
+def test_each_read_out_is_a_regression_of_its_own():
+    maps = torch.rand(2, 5, 7, 7, dtype=torch.float64)
+    weight = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    margins = (maps.sum(-1) + maps.sum(-2)).requires_grad_()
+    weighted = torch.einsum("kc,bcij->bkij", weight.detach(), maps).requires_grad_()
+    together = read_outs(weighted, margins, weight)
+    alone = torch.stack([contact_logits(weighted[:, k], margins, weight[k], None) for k in range(3)], 1)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+    assert torch.equal(together, together.mT)
+    wish = torch.randn(together.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    leaves = (weighted, margins, weight)
+    for ours, theirs in zip(
+        torch.autograd.grad((together * wish).sum(), leaves),
+        torch.autograd.grad((alone * wish).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 def test_half_precision_is_computed_in_float32():

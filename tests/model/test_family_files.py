@@ -18,7 +18,7 @@ from contactlm.model.backbone import ContactBackbone, backbone_checksum, load_es
 from contactlm.model.families import esmc
 from contactlm.model.families.esm import VOCABULARY as SAPROT
 from contactlm.model.families.family import Family, family_of
-from contactlm.model.families.protbert import VOCABULARY as PROTBERT
+from contactlm.model.families.vocabulary import PROTBERT
 from contactlm.model.loading import architecture_of
 from contactlm.model.trunk import within_reach
 from contactlm.types import ModelError
@@ -128,7 +128,7 @@ def test_a_masked_language_model_of_the_stock_class_loads(name, tmp_path):
             assert torch.equal(weight, base[key]), key
     weight, bias = model.contact_head.parameters()
     untrained = [w for w in told if "no published contact head" in str(w.message)]
-    if name in ("ESM C", "ProtBert"):
+    if name in ("ESM C", "ProtBert", "BERT"):
         assert not weight.any() and not bias.any() and not untrained
     else:
         assert weight.any() and bool(untrained) is (name in ("ESM-1v", "SaProt"))
@@ -233,21 +233,31 @@ def test_positions_within_reach_ascend_and_shorten_no_step(seed):
     assert (brought.diff(dim=1) <= positions.diff(dim=1)).all()
 
 
-def test_decoders_and_dropout_are_refused(tmp_path):
+def test_decoders_and_foreign_vocabularies_are_refused(tmp_path):
     config = load_esm(None, architecture("ProtBert")).config
     BertForMaskedLM(config).save_pretrained(tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     values = json.loads(path.read_text())
     for changes, message in (
         ({"is_decoder": True}, "a decoder; only plain ProtBert encoders"),
-        ({"vocab_size": 28996}, r"vocab_size and pad_token_id are \(28996, 0\); those of ProtBert, .* are \(30, 0\)"),
+        ({"vocab_size": 28996}, r"vocab_size and pad_token_id are \(28996, 0\); those of ProtBert are \(30, 0\)"),
     ):
         path.write_text(json.dumps({**values, **changes}))
         with pytest.raises(ModelError, match=message):
             load_esm(str(tmp_path / "model"))
-    noisy = load_esm(None, {**architecture("ESM C"), "attention_dropout": 0.1})
-    with pytest.raises(ModelError, match=r"is 0.1: dropout on attention maps would be .*\(ESM C: attention_dropout\)"):
-        ContactBackbone(noisy)
+
+
+@pytest.mark.parametrize(("name", "option"), [("ESM C", "attention_dropout"), ("BERT", "attention_probs_dropout_prob")])
+def test_dropout_on_attention_maps_is_set_to_0_and_told(name, option, caplog):
+    noisy, still = (load_esm(None, {**architecture(name), option: p}) for p in (0.1, 0.0))
+    with caplog.at_level("INFO"):
+        backbone = ContactBackbone(noisy).train()
+    assert [r.message for r in caplog.records if option in r.message] == [
+        f"{option} of the model's config.json is 0.1; 0 is taken, for maps are read here"
+    ]
+    assert getattr(noisy.config, option) == 0
+    tokens = family_tokens(name, [9, 7])
+    assert torch.equal(backbone(tokens), ContactBackbone(still).train()(tokens))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -21,10 +21,12 @@ if not GPU and os.environ.get("TRITON_INTERPRET") != "1":
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 
 
-def both(lengths, heads, width, dtype=torch.float32, with_value=True, hole=False, scale=1.0, asked=(0, 1, 2, 3)):
+def both(
+    lengths, heads, width, dtype=torch.float32, with_value=True, hole=False, scale=1.0, asked=(0, 1, 2, 3), K=None
+):
     """Results and gradients of the fused operation and of the plain one, in float64 on the same rounded inputs."""
     layout, mask = make_layout(lengths, hole=hole)
-    given = [x.detach().to(dtype) for x in make_inputs(lengths, heads, width, scale=scale)]
+    given = [x.detach().to(dtype) for x in make_inputs(lengths, heads, width, scale=scale, K=K)]
     given[3] = given[3].float()
     found = []
     runs = ((contact_attention_fused, None, DEVICE), (contact_attention_plain, torch.double, "cpu"))
@@ -58,6 +60,18 @@ def test_values_and_all_gradients_are_those_of_the_plain_operation(lengths, head
     assert_close(both(lengths, heads, width, with_value=with_value, scale=width**-0.25), TOLERANCE[torch.float32])
 
 
+@pytest.mark.parametrize("with_value", [True, False])
+@pytest.mark.parametrize(("lengths", "heads", "width", "K"), [([40, 33], 2, 16, 3), ([35], 1, 24, 9), ([20], 3, 16, 1)])
+def test_several_read_outs(lengths, heads, width, K, with_value):
+    found = both(lengths, heads, width, with_value=with_value, scale=width**-0.25, K=K)
+    assert_close(found, TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_several_read_outs_in_half_precision(dtype):
+    assert_close(both([40, 30], 1, 16, dtype, scale=0.5, K=3), TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_value", [True, False])
 def test_half_precision(dtype, with_value):
@@ -72,9 +86,10 @@ def test_scores_beyond_the_range_of_exponents():
     assert_close(both([17, 9], 2, 16, scale=8.0), 2e-3)
 
 
+@pytest.mark.parametrize("K", [None, 2])
 @pytest.mark.parametrize("asked", [(0,), (1,), (2,), (3,), (0, 3), (1, 2)])
-def test_gradients_nobody_asks_for(asked):
-    assert_close(both([34, 20], 1, 16, asked=asked), TOLERANCE[torch.float32])
+def test_gradients_nobody_asks_for(asked, K):
+    assert_close(both([34, 20], 1, 16, asked=asked, K=K), TOLERANCE[torch.float32])
 
 
 def test_idle_heads_are_skipped_where_nobody_trains_their_weight():

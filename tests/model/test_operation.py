@@ -12,8 +12,8 @@ from contactlm.model.fused.op import contact_attention_fused
 from .test_contact_attention import make_inputs, make_layout
 
 
-def arguments(layout, with_value, dtype, transposed):
-    q, k, v, w = (x.detach().to(dtype) for x in make_inputs([9, 6], 2, 16))
+def arguments(layout, with_value, dtype, transposed, K):
+    q, k, v, w = (x.detach().to(dtype) for x in make_inputs([9, 6], 2, 16, K=K))
     if transposed:  # as a layer hands them over
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
     leaves = [x.requires_grad_() for x in (q, k, v, w)]
@@ -21,16 +21,17 @@ def arguments(layout, with_value, dtype, transposed):
     return leaves[0], leaves[1], value, leaves[3], layout.residue, layout.key_bias, layout.spans, False
 
 
+@pytest.mark.parametrize("K", [None, 3])
 @pytest.mark.parametrize("with_value", [True, False])
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("name", ["streamed_attention", "fused_attention"])
-def test_pytorch_finds_no_fault_in_the_operation(name, with_value, transposed):
+def test_pytorch_finds_no_fault_in_the_operation(name, with_value, transposed, K):
     if name == "fused_attention":
         pytest.importorskip("triton")
     layout, _ = make_layout([9, 6])
     operation = getattr(torch.ops.contactlm, name).default
     dtype = torch.float32 if name == "fused_attention" else torch.float64
-    given = arguments(layout, with_value, dtype, transposed)
+    given = arguments(layout, with_value, dtype, transposed, K)
     torch.library.opcheck(operation, given, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
     # The gradient's shapes and strides as well, which opcheck compares under symbolic tracing only.
     results = operation(*given)
@@ -71,6 +72,19 @@ def test_cost_is_that_of_the_products(fused, asked, wide, single):
     unit = 2 * T * T * H
     assert forward == unit * ((3 if fused else 2) * D + 2)  # scores (twice), context; weighted sum and column sums
     assert counter.get_total_flops() - forward == unit * (wide * D + single)
+
+
+def test_read_outs_cost_three_products_each():
+    """Each a product in the forward pass; with dP and dw two more in the backward pass."""
+    T, D, H, K = 12, 16, 3, 4
+    layout, _ = make_layout([T])
+    with FlopCounterMode(display=False) as counter:
+        shares = contact_attention(*(x.float() for x in make_inputs([T], H, D, K=K)), layout)
+        forward = counter.get_total_flops()
+        sum(x.sum() for x in shares).backward()
+    unit = 2 * T * T * H
+    assert forward == unit * (2 * D + K + 1)
+    assert counter.get_total_flops() - forward == unit * (5 * D + 2 + 2 * K)
 
 
 @pytest.mark.slow

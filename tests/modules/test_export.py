@@ -1,19 +1,31 @@
 """Exported adapters and merged checkpoints against stock PEFT and transformers."""
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import lightning
+import numpy as np
 import pytest
 import torch
+import yaml
 from peft import PeftModel
-from transformers import EsmModel
+from transformers import AutoTokenizer, EsmModel
 
 import contactlm
 from contactlm import ContactModule, predict_contacts
-from contactlm.alphabet import VOCABULARY, encode
+from contactlm.alphabet import encode
 from contactlm.cli.main import main
+from contactlm.metrics.calibration import Calibration
 from contactlm.model.lora import LoraOptions
+from contactlm.modules.card import SEQUENCE as SHOWN_SEQUENCE
 from contactlm.modules.export import export_adapter, export_merged
 from contactlm.types import ContactLMError, ModelError
 from tests.conftest import make_tiny_esm, random_sequence
@@ -145,28 +157,139 @@ def test_a_merged_checkpoint_of_a_random_backbone(tmp_path: Path) -> None:
     torch.testing.assert_close(stock_map(EsmModel.from_pretrained(out)), own_logits(module).sigmoid())
 
 
-def test_vocabulary_files_come_along(tmp_path: Path, tiny_esm: Path) -> None:
-    backbone = tiny_copy(tiny_esm, tmp_path / "backbone")
-    (backbone / "vocab.txt").write_text("\n".join(VOCABULARY))
-    (backbone / "notes.txt").write_text("not to be copied")
-    out = export_merged(trained(backbone), tmp_path / "merged")
-    assert (out / "vocab.txt").read_text().splitlines() == list(VOCABULARY)
-    expected = {"vocab.txt", "config.json", "model.safetensors", "README.md", "contactlm.json"}
-    assert {file.name for file in out.iterdir()} == expected
+CALIBRATION = Calibration("platt", (1.5, 0.5, 0.8, 1.2), (0.3, -0.4, 0.1, -1.0), 0.35)
 
 
-def test_the_readme_says_how_to_load_it(tmp_path: Path, tiny_esm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("calibration", [None, CALIBRATION], ids=["as it is", "calibrated"])
+@pytest.mark.parametrize("export", [export_adapter, export_merged])
+def test_the_lines_of_the_card_give_the_maps_of_predict(
+    tmp_path: Path, tiny_esm: Path, monkeypatch: pytest.MonkeyPatch, export: Any, calibration: Calibration | None
+) -> None:
     module = trained(tiny_esm)
+    module.calibration = calibration
     monkeypatch.chdir(tmp_path)
-    for export, name in ((export_adapter, "adapter"), (export_merged, "merged")):
-        text = (export(module, name) / "README.md").read_text()
-        assert contactlm.__version__ in text and "0.3125" in text
-        line = next(line for line in text.splitlines() if line.startswith("    "))
-        names: dict[str, object] = {}
-        exec(line.strip(), names)
-        assert "module" in names or names["contact_map"].threshold == 0.3125  # type: ignore[attr-defined]
-    module.tuned_threshold = None
-    assert "No threshold was tuned" in (export_adapter(module, "plain") / "README.md").read_text()
+    out = export(module, "shared")
+    card = (out / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["license"] == "mit" and "base_model" not in head  # a folder of this computer is no name of the hub
+    assert contactlm.__version__ in card and "0.3125" in card
+    own, *stock = [block.split("```")[0] for block in card.split("```python")[1:]]
+    names: dict[str, Any] = {}
+    exec(own + "\n".join(stock), names)
+    expected = module.predict_map(SHOWN_SEQUENCE)
+    assert f"above {expected.threshold:.4g}" in card
+    assert names["contacts"].threshold == expected.threshold == (0.3125 if calibration is None else 0.35)
+    probability = torch.tensor(expected.probability)
+    torch.testing.assert_close(torch.tensor(names["contacts"].probability), probability, rtol=0, atol=1e-5)
+    found = names["raw" if calibration is None else "calibrated"]
+    upper = torch.ones_like(found).triu(1).bool()
+    torch.testing.assert_close(found[upper], probability[upper], rtol=0, atol=1e-5)
+    assert (calibration is None) == ("raw" in names and "calibrated" not in names)
+
+
+def test_the_card_tells_of_the_run(tmp_path: Path, tiny_esm: Path) -> None:
+    scores = {"proteins": 3.0, "mcc_sep6": 0.25, "trivial_mcc_sep6": 0.0}
+    equal = {"train": {"chains": 1200, "residues": 345678}, "synthetic": True}
+    record = {"equal": equal, "steps": 7, "tokens": 5000, "test": scores, "dev": None}
+    card = (export_merged(trained(tiny_esm), tmp_path / "out", record=record) / "README.md").read_text()
+    assert "| test | 3 | `mcc_sep6` | 0.250 | 0.000 |" in card and "1,200 chains (345,678 residues)" in card
+    assert "nothing about biology" in card and "5,000 tokens in 7 steps" in card
+    card = (export_merged(trained(tiny_esm), tmp_path / "plain") / "README.md").read_text()
+    assert "no record" in card and "Unknown for this checkpoint" in card
+
+
+FROM_THE_HUB = """
+import sys, warnings
+import numpy as np
+from contactlm import ContactModule, predict_contacts
+warnings.simplefilter("error")
+maps = [predict_contacts("MKTAYIAKQRQISFVKSHFSRQLEE", model=model) for model in (
+    ContactModule("someone/merged"), ContactModule.from_adapter("someone/adapter", pretrained=sys.argv[1]),
+    "someone/merged",
+)]
+np.savez("maps.npz", *[each.probability for each in maps], thresholds=[each.threshold for each in maps])
+try:
+    ContactModule.from_adapter("someone/nothing")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_exports_are_read_back_from_the_hub(tmp_path: Path, tiny_esm: Path, hub: tuple[Path, str]) -> None:
+    folder, url = hub
+    module = trained(tiny_esm)
+    module.calibration = CALIBRATION
+    export_adapter(module, folder / "someone" / "adapter")
+    export_merged(module, folder / "someone" / "merged")
+    environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+    environment["HF_HUB_DISABLE_XET"] = "1"
+    command = [sys.executable, "-c", FROM_THE_HUB, str(tiny_esm)]
+    for _ in range(2):  # the second time from the cache, with no hub
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        assert "ModelError someone/nothing" in run.stdout
+        with np.load(tmp_path / "maps.npz") as saved:
+            assert saved["thresholds"].tolist() == [0.35] * 3
+            for name in ("arr_0", "arr_1", "arr_2"):
+                expected = module.predict_map("MKTAYIAKQRQISFVKSHFSRQLEE").probability
+                np.testing.assert_allclose(saved[name], expected, atol=1e-5)
+        environment["HF_HUB_OFFLINE"] = "1"
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub as its client asks for: what a repository has, and its files."""
+
+    folder: Path
+
+    def do_HEAD(self) -> None:
+        self._answer(False)
+
+    def do_GET(self) -> None:
+        self._answer(True)
+
+    def _answer(self, with_body: bool) -> None:
+        commit, path = "a" * 40, self.path.partition("?")[0].lstrip("/")
+        if path.startswith("api/models/"):
+            repository = self.folder / "/".join(path.split("/")[2:4])
+            files = [
+                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "b" * 40}
+                for f in repository.glob("*")
+            ]
+            about = {"id": path, "sha": commit, "siblings": [{"rfilename": each["path"]} for each in files]}
+            body = json.dumps(files if "/tree/" in path else about).encode() if files else None
+        else:
+            owner, name, _, _, *rest = [*path.split("/"), "", "", "", ""]
+            file = self.folder / owner / name / "/".join(filter(None, rest))
+            body = file.read_bytes() if file.is_file() else None
+        self.send_response(404 if body is None else 200)
+        if body is None:
+            self.send_header("X-Error-Code", "EntryNotFound" if "/resolve/" in self.path else "RepoNotFound")
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("ETag", f'"{hashlib.sha256(body or b"").hexdigest()}"')
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.end_headers()
+        if with_body and body:
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    folder = tmp_path / "hub"
+    (folder / "someone").mkdir(parents=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (_Hub,), {"folder": folder})) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_stock_transformers_finds_the_tokenizer(tmp_path: Path, tiny_esm: Path) -> None:
+    for export in (export_adapter, export_merged):
+        out = export(trained(tiny_esm), tmp_path / "out", overwrite=True)
+        batch = AutoTokenizer.from_pretrained(out)(SEQUENCE, return_tensors="pt")
+        assert torch.equal(batch["input_ids"], tokens())
 
 
 @pytest.mark.parametrize("options", [{"lora": None}, {"lora": None, "freeze_backbone": True}], ids=["full", "head"])

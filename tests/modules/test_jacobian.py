@@ -21,7 +21,7 @@ from contactlm.cli.main import main
 from contactlm.maps.contact_map import RANKED
 from contactlm.maps.jacobian import categorical_jacobian
 from contactlm.modules.export import export_adapter
-from contactlm.modules.jacobian import LOGISTIC, Logistic, fit_logistic, ranks, threshold_of_top
+from contactlm.modules.jacobian import LOGISTIC, Logistic, fit_logistic, ranks
 from contactlm.types import ModelError
 from tests.conftest import random_sequence
 from tests.devices.commands import SHARDED
@@ -112,7 +112,6 @@ def test_ranks_share_ties() -> None:
     expected = torch.tensor([[0, 5 / 6, 2 / 6], [5 / 6, 0, 2 / 6], [2 / 6, 2 / 6, 0]])
     torch.testing.assert_close(ranks(scores), expected)
     assert torch.equal(ranks(torch.zeros(1, 1)), torch.zeros(1, 1))
-    assert threshold_of_top(ranks(torch.zeros(3, 3)), 10, 1) == 0.0
 
 
 def test_the_fit_is_that_of_scikit_learn() -> None:
@@ -314,7 +313,6 @@ def test_a_killed_prediction_loses_the_protein_at_hand(tiny_esm: Path, tmp_path:
 
 STRATEGIES = {  # by name: processes, and how they are told of each other
     "one": (1, []),
-    "replicated": (2, ["--trainer.devices=2", "--trainer.strategy=ddp"]),
     "spread": (2, SHARDED),
 }
 

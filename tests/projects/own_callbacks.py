@@ -1,7 +1,8 @@
 """Callbacks and metrics of contactlm in a project with a model and data of its own.
 
-Copy this file and run it: ``python own_callbacks.py``. The model here sees noisy distances of residues and learns how
-near contacts are: two weights, and batches that look nothing like those of ContactDataModule.
+Copy this file and run it: ``python own_callbacks.py``. Maps go to the folder ``maps``, or to one that is named behind
+it. The model here sees noisy distances of residues and learns how near contacts are: two weights, and batches that look
+nothing like those of ContactDataModule.
 """
 
 from __future__ import annotations
@@ -116,4 +117,4 @@ def main(out: str = "maps", max_tokens: int = 60_000) -> L.Trainer:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:2])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from contactlm.cli.report import write_report
+from contactlm.report.compare import group_equal
+from contactlm.report.figure import draw_score
 from contactlm.report.page import differing_options, write_page
 from contactlm.report.read import find_runs
+from contactlm.report.summary import group_names
 from tests.browser import Browser
 from tests.report.made_runs import add_proteins, equal_terms, make_run
 
@@ -89,6 +94,35 @@ def test_groups_that_must_not_be_mixed_have_pages_of_their_own(tmp_path: Path) -
     assert (tmp_path / "out" / "set2" / "report.html").is_file()
 
 
+def test_the_page_says_what_the_text_says(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("contactlm.cli.report.draw_score", lambda *_: Figure())
+    printed = write_report([runs], tmp_path / "out")
+    page, text = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
+    body = html.unescape(re.sub(r"<script.*?</script>", "", page, flags=re.S))
+    for line in printed[:-1]:
+        assert line in body and line in text.replace("\\|", "|")
+    assert any(line.startswith("ahead of crop200") for line in printed)
+    cells = tables(tmp_path / "out" / "report.html")["paired0"]["rows"][0]
+    assert cells[0]["text"] == "two<seg>" and "(se " in cells[3]["text"] and cells[3]["text"] in text
+    arms = tables(tmp_path / "out" / "report.html")["arms"]
+    assert [row[0]["text"] for row in arms["rows"]][:2] == list(ARMS) and "±" in arms["rows"][0][2]["text"]
+
+
+def test_groups_are_named_by_what_they_share_without_long_checksums(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", "a", 0, 0.4, equal=equal_terms(backbone="0123456789abcdef" * 4))
+    make_run(tmp_path / "b", "a", 0, 0.4, equal=equal_terms(backbone="fedcba9876543210" * 4))
+    groups = group_equal(find_runs([tmp_path]).runs)
+    assert sorted(group_names(groups)) == ["backbone 01234567", "backbone fedcba98"]
+
+
+def test_no_axis_makes_little_of_much(tmp_path: Path) -> None:
+    for arm, tokens in (("a", 150_100), ("b", 150_450)):
+        make_run(tmp_path / arm, arm, 0, 0.8, dev_history=[], tokens=tokens, progress=[{"steps": 9, "flops": 1.5e14}])
+    for ax in draw_score(find_runs([tmp_path]).runs, "mcc_sep6").axes:
+        for low, high in (ax.get_xlim(), ax.get_ylim()):
+            assert high - low >= 0.1 * max(abs(low), abs(high))
+
+
 @pytest.mark.slow
 @pytest.mark.browser
 def test_the_page_shows_figures_and_tables_that_sort(runs: Path, tmp_path: Path, browser: Browser) -> None:
@@ -96,6 +130,9 @@ def test_the_page_shows_figures_and_tables_that_sort(runs: Path, tmp_path: Path,
     browser.open(tmp_path / "out" / "report.html")
     assert browser.run("return [...document.images].map((image) => image.naturalWidth > 600)") == [True] * 3
     assert browser.texts("#arms tbody td:first-child")[0] == "crop200"
+    assert browser.find(".outcome").text.startswith("Test MCC at |i − j| ≥ 6 (mcc_sep6)")
+    assert browser.texts("#each tbody tr") == []  # folded
+    browser.run("document.querySelectorAll('details').forEach((each) => (each.open = true))")
     browser.find("#each th:nth-child(3) button").click()
     scores = [float(text) for text in browser.texts("#each tbody td:nth-child(3)")]
     assert scores == sorted(scores, reverse=True)

@@ -147,7 +147,7 @@ def test_the_files_and_the_reference_of_a_report(
     assert "confounded: whole and crop200" in printed and "ahead of crop200 by more than 2 standard errors" in printed
     text = (tmp_path / "out" / "report.md").read_text()
     assert "Test scores above those of crop200 at 500,000 tokens" in text
-    assert "| whole | 4 | 2 | +0.210 ± 0.005 |" in text
+    assert "| whole | 4 | 2 | +0.210 (se 0.005) |" in text
     rows = rows_of(tmp_path / "out" / "paired.csv")
     assert {row["equal"] for row in rows} == {"tokens"} and rows[0]["reference"] == "crop200"
     monkeypatch.setattr("contactlm.cli.report.draw_score", lambda *_: Figure())  # drawn once

@@ -227,7 +227,7 @@ def test_random_weights_and_synthetic_proteins_are_said_plainly(tmp_path: Path) 
     for seed in (0, 1):
         make_run(tmp_path / f"v{seed}", "a", seed, 0.3, equal=equal_terms(weights="random", synthetic=True))
     text = "\n".join(summarize(find_runs([tmp_path]).runs))
-    assert "WEIGHTS ARE RANDOMLY INITIALISED" in text and "PROTEINS ARE SYNTHETIC" in text
+    assert "TRAINED FROM RANDOM WEIGHTS" in text and "PROTEINS ARE SYNTHETIC" in text
     assert "language model: ESM2" in text
     assert "(mcc_sep6): one arm only, so there is nothing to compare. a 0.300 ± 0.000" in text
 

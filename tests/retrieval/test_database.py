@@ -226,6 +226,6 @@ def test_a_failed_write_leaves_the_old_database(tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full_disk)
-        with pytest.raises(DataError, match="cannot be written"):
+        with pytest.raises(OSError, match="No space left"):
             build_database([source], out, cache_of(tmp_path))
     assert StructureDatabase.open(out).fingerprint == before

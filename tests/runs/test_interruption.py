@@ -243,7 +243,7 @@ def test_a_run_killed_again_and_again_is_the_unbroken_run(tmp_path: Path, tiny_e
     broken.mkdir()
     arguments = command(tiny_esm, pdb_folders, "--ckpt_path=last")
     assert finish(start(call, arguments, folder=whole), whole) == 0
-    assert "no last.ckpt in runs/crop200 and below: a new run begins" in output(whole)
+    assert "no last.ckpt in runs/crop200 and below: starting a new run" in output(whole)
     leftovers: list[int] = []
     # Each write of a checkpoint forces two things to disk, the file and then its folder: an odd call is amid a write.
     for kill in ({"step": 3}, {"write": 3}, {"step": 4}):

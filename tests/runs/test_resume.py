@@ -76,7 +76,7 @@ def test_a_run_does_not_go_on_under_another_seed_or_split(
     other: dict[str, Any] = {name: value}
     run(tmp_path / "first", tiny_esm, pdb_folders, 2 * 3 * 32)
     checkpoint = tmp_path / "first" / "step=1.ckpt"
-    with pytest.raises(DataError, match=rf"{name}\w* is {value}, but {first} in the run to go on with .*step=1.ckpt"):
+    with pytest.raises(DataError, match=rf"{name}\w* is {value}, but {first} in the run to resume .*step=1.ckpt"):
         run(tmp_path / "again", tiny_esm, pdb_folders, 2 * 3 * 32, checkpoint, **other)
     module, data = ContactModule(str(tiny_esm)), data_module(pdb_folders, **other)
     trainer(tmp_path / "test", ContactEvaluation()).test(module, data, ckpt_path=checkpoint, verbose=False)

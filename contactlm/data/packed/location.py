@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +13,10 @@ from urllib.parse import unquote
 import fsspec
 from filelock import FileLock
 
-from contactlm.atomic import atomic_file, file_name
+from contactlm.atomic import atomic_file, file_name, hash_file
 from contactlm.types import DataError
 
 MANIFEST, INDEX, SHARD = "manifest.json", "chains.npz", "shard-{:06d}.chains"
-# What file systems raise for a broken connection besides OSError, by the module that must have been loaded for it.
-_FOREIGN_ERRORS = {
-    "aiohttp": "ClientError",
-    "botocore.exceptions": "BotoCoreError",
-    "gcsfs.retry": "HttpError",
-    "azure.core.exceptions": "AzureError",
-}
 log = logging.getLogger(__name__)
 
 
@@ -50,34 +41,25 @@ class SetFolder:
         self.name = location.rstrip("/") if self.is_remote else str(Path(location).expanduser())
         self._cache = cache_dir / "shards"
 
-    def __str__(self) -> str:
-        return self.name
-
     def manifest(self) -> bytes:
         """Read the manifest, or raise a DataError."""
         if self.is_remote:
             with _transport(f"{self.name}/{MANIFEST}") as (files, remote):
                 return files.cat_file(remote)
-        try:
+        if Path(self.name, MANIFEST).is_file():
             return Path(self.name, MANIFEST).read_bytes()
-        except OSError as error:
-            reason = f"not a packed set (no {MANIFEST}: {error.strerror or error})"
-            if Path(self.name, SHARD.format(0)).exists():
-                reason = f"packing did not end here (no {MANIFEST}); run the same `contactlm pack` again, which resumes"
-            raise DataError(f"{self.name}: {reason}") from error
+        reason = f"not a packed set (no {MANIFEST})"
+        if Path(self.name, SHARD.format(0)).exists():
+            reason = f"unfinished packed set (no {MANIFEST}); run the same `contactlm pack` again to resume"
+        raise DataError(f"{self.name}: {reason}")
 
     def path(self, part: Part) -> Path:
         """Path of a file; behind a URL, of its copy in the cache."""
-        if self.is_remote:
-            path = self.kept(part)
-            if not path.is_file():
-                self._fetch(part, path)
-            return path
-        path = Path(self.name, part.name)
+        path = self.kept(part) if self.is_remote else Path(self.name, part.name)
         if not path.is_file():
-            raise DataError(
-                f"{path}: missing from the packed set; copy the whole folder again, or pack the structures again"
-            )
+            if not self.is_remote:
+                raise DataError(f"{path}: missing from the packed set; copy the whole folder again")
+            self._fetch(part, path)
         return path
 
     def renew(self, part: Part) -> Path:
@@ -85,7 +67,7 @@ class SetFolder:
         path = self.path(part)
         if not self.is_remote:
             raise DataError(f"{path}: damaged (its checksum does not fit); copy it again, or pack the structures again")
-        log.warning("%s: damaged copy of %s/%s; it is fetched again", path, self, part.name)
+        log.warning("%s: damaged copy of %s/%s; it is fetched again", path, self.name, part.name)
         path.unlink(missing_ok=True)
         return self.path(part)
 
@@ -95,32 +77,23 @@ class SetFolder:
 
     def _fetch(self, part: Part, path: Path) -> None:
         """Fetch a file; one process does, others wait. What comes damaged or not at all is asked for once more."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):
-                for is_last in (False, True):
-                    if path.is_file():
-                        return
-                    try:
-                        self._fetch_once(part, path)
-                    except _LostError as error:
-                        if is_last:
-                            raise
-                        log.warning("%s; it is fetched again", error)
-        except OSError as error:
-            raise DataError(
-                f"files of {self} cannot be kept in {self._cache} ({error.strerror or error}); set cache_dir or "
-                "CONTACTLM_CACHE to a folder that can be written and has room"
-            ) from error
-
-    def _fetch_once(self, part: Part, path: Path) -> None:
         url = f"{self.name}/{part.name}"
-        log.info("fetching %s (%.0f MB)", url, part.size / 1e6)
-        with atomic_file(path) as handle:
-            with _transport(url) as (files, remote):
-                files.get_file(remote, handle.name)
-            if hash_file(Path(handle.name)) != part.sha256:
-                raise _LostError(f"{url}: its checksum does not fit; pack or upload the set again")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            for is_last in (False, True):
+                if path.is_file():
+                    return
+                log.info("fetching %s (%.0f MB)", url, part.size / 1e6)
+                try:
+                    with atomic_file(path) as handle:
+                        with _transport(url) as (files, remote):
+                            files.get_file(remote, handle.name)
+                        if hash_file(Path(handle.name)) != part.sha256:
+                            raise _LostError(f"{url}: its checksum does not fit; pack or upload the set again")
+                except _LostError as error:
+                    if is_last:
+                        raise
+                    log.warning("%s; it is fetched again", error)
 
 
 class _LostError(DataError):
@@ -130,31 +103,19 @@ class _LostError(DataError):
 @contextmanager
 def _transport(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
     """Give a URL's file system and path there, and turn what can go wrong on the way into one message."""
+    from aiohttp import ClientError  # what comes with fsspec[http] takes long to import
+
     try:
         yield fsspec.url_to_fs(url)  # made anew each time: one with a thread of its own does not survive a fork
     except FileNotFoundError as error:
         raise DataError(f"{url} does not exist: this is not a packed set, or its upload is not complete") from error
     except (ImportError, ValueError) as error:  # a scheme whose package is missing, or that no one knows
         raise DataError(f"{url}: {error}; copy the set to a local folder, or install what the scheme needs") from error
-    except _transport_errors() as error:
+    except (OSError, asyncio.TimeoutError, ClientError) as error:
         raise _LostError(
             f"{url} cannot be fetched ({error or type(error).__name__}); check the network, the URL and your access to "
             "it, or copy the set to a local folder and give that"
         ) from error
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    loaded = [(sys.modules.get(module), name) for module, name in _FOREIGN_ERRORS.items()]
-    return (OSError, asyncio.TimeoutError, *(getattr(module, name) for module, name in loaded if hasattr(module, name)))
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def is_packed(location: str) -> bool:

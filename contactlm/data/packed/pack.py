@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from contactlm.atomic import atomic_file, remove_temporaries
+from contactlm.atomic import atomic_file, hash_file, remove_temporaries
 from contactlm.data.cache import READER_VERSION, ReadReport, parse_task, progress_bar, read_files
 from contactlm.data.files import find_structures
-from contactlm.data.packed.location import INDEX, MANIFEST, SHARD, Part, SetFolder, hash_file
+from contactlm.data.packed.location import INDEX, MANIFEST, SHARD, Part, SetFolder
 from contactlm.data.packed.store import COLUMNS, UNCLUSTERED, VERSION, ClusterRule, Manifest, PackedSet, PackedStore
 from contactlm.data.split import name_problems, select_chains
 from contactlm.data.store import ChainStore, chain_sequences, join_chains
@@ -39,52 +38,44 @@ def pack_structures(
     progress: bool = True,
     cache_dir: Path | None = None,
 ) -> Manifest:
-    """Read structure files and write their chains as a packed set; an interrupted packing resumes.
+    """Read structure files and write their chains as a packed set; an interrupted packing of the same settings resumes.
 
     The chains are those that a data module reads from the same files, in the same order. The same files give the same
-    bytes. A file with more than ``shard_residues`` residues has a shard of its own.
+    bytes. A file with more than ``shard_residues`` residues, 13 bytes each, has a shard of its own.
 
     Args:
         structures: Folders, structure files and text files of paths, packed one after the other.
-        out: Folder of the set; new, empty, or of an unfinished packing of the same settings.
-        shard_residues: Most residues of a shard, 13 bytes each.
-        sequence: ``"seqres"`` or ``"observed"``, as for :func:`contactlm.read_chains`.
-        clusters: Which sequence clusters to compute and record; None: none.
+        out: Folder of the set.
+        shard_residues: Most residues of a shard.
+        sequence: As for :func:`contactlm.read_chains`.
+        clusters: Which sequence clusters to compute and record.
         workers: Processes that read; 0 reads in this process, None takes one for each available processor.
         progress: Whether to show a progress bar.
         cache_dir: Where clusters, and what an interrupted clustering found so far, are kept.
     """
     found: list[tuple[Path, str]] = []
     for given in structures:
-        paths = find_structures(given, "structures")
+        paths, folder = find_structures(given, "structures"), Path(given).expanduser()
         if paths.passed_over:
             log.warning("%s: %s", given, paths.remark())
-        found += [(path, _name(path, Path(given).expanduser())) for path in paths]
+        # names are the same wherever the folder lies
+        found += [(path, path.relative_to(folder).as_posix() if folder.is_dir() else str(path)) for path in paths]
     writer = PackedWriter(Path(out).expanduser(), shard_residues, sequence)
-    try:
-        done = writer.resume(found)
-        with progress_bar("Packing", "file", len(found), progress, done) as bar:
-            items = list(enumerate(path for path, _ in found[done:]))
-            work = partial(parse_task, sequence=sequence)
-            contents = read_files(items, work, processors() if workers is None else workers)  # in the order of items
-            for (path, name), (_, content) in zip(found[done:], contents, strict=True):
-                writer.add(name, content.meta["problem"] or content, _mark(path, name))
-                bar.update()
-        manifest = writer.finish(clusters, cache_dir)
-    except OSError as error:
-        raise DataError(
-            f"out: {out} cannot be written ({error.strerror or error}); give a folder that can be, with room; what is "
-            "packed already is kept, and the same command resumes"
-        ) from error
+    done = writer.resume(found)
+    with progress_bar("Packing", "file", len(found), progress, done) as bar:
+        items = list(enumerate(path for path, _ in found[done:]))
+        work = partial(parse_task, sequence=sequence)
+        contents = read_files(items, work, processors() if workers is None else workers)  # in the order of items
+        for (path, name), (_, content) in zip(found[done:], contents, strict=True):
+            writer.add(name, content.meta["problem"] or content, _mark(path, name))
+            bar.update()
+    manifest = writer.finish(clusters, cache_dir)
     name_problems(manifest.problems)
     return manifest
 
 
 class PackedWriter:
-    """Writes a packed set, file after file: shards as they fill up, and the manifest last.
-
-    The arguments are those of :func:`pack_structures`.
-    """
+    """Writes a packed set as :func:`pack_structures` says: shards as they fill up, and the manifest last."""
 
     def __init__(self, out: Path, shard_residues: int = SHARD_RESIDUES, sequence: str = "seqres") -> None:
         if shard_residues < 1:
@@ -93,24 +84,18 @@ class PackedWriter:
         self._settings = [VERSION, READER_VERSION, sequence, shard_residues]
         self._shards: list[Part] = []  # and what is in them:
         self._indices: list[dict[str, NDArray[Any]]] = []
-        self._files = 0
         self._problems: dict[str, str] = {}
         self._waiting: list[tuple[str, ChainStore | str, str]] = []
-        self._residues = 0
+        self._files = self._residues = 0
 
     def resume(self, found: Sequence[tuple[Path, str]]) -> int:
-        """Take the shards that an earlier writer made of the same files, which are given by path and name.
-
-        Returns:
-            How many files need not be added again.
-        """
+        """Take shards that were made of the same files, given by path and name; how many files these were."""
         self.out.mkdir(parents=True, exist_ok=True)
         remove_temporaries(self.out)
         names = {path.name for path in self.out.iterdir()}
-        if MANIFEST in names:
-            raise DataError(f"out: {self.out} holds a packed set already; give another folder, or delete this one")
-        if names and SHARD.format(0) not in names:
-            raise DataError(f"out: {self.out} is not empty; give a folder of its own")
+        if MANIFEST in names or (names and SHARD.format(0) not in names):
+            what = "holds a packed set already" if MANIFEST in names else "is not empty"
+            raise DataError(f"out: {self.out} {what}; give another folder, or delete this one")
         shards = sorted(self.out.glob("shard-*.chains"))
         for path in shards:
             try:
@@ -119,10 +104,8 @@ class PackedWriter:
                 log.warning("%s; it is packed again", error)
                 break
             if store.meta.get("settings") != self._settings:
-                raise DataError(
-                    f"out: {self.out} holds an unfinished packed set of other settings; repeat the command it was "
-                    "begun with, or delete the folder"
-                )
+                what = "holds an unfinished packed set of other settings; repeat the command it was begun with"
+                raise DataError(f"out: {self.out} {what}, or delete the folder")
             files = found[self._files : self._files + store.meta["files"]]
             if _join(_mark(*file) for file in files) != store.meta["mark"]:
                 log.warning("%s: other structure files than before from shard %d on", self.out, len(self._shards))
@@ -146,19 +129,14 @@ class PackedWriter:
         index = {name: np.concatenate([each[name] for each in self._indices]) for name in COLUMNS}
         chains, residues = len(index["ids"]), int(index["lengths"].sum())
         if not chains:
-            for path in self.out.glob(SHARD.format(0).replace("000000", "*")):
-                path.unlink()
-            with suppress(OSError):  # it holds what is not ours
-                self.out.rmdir()
             first = "".join(f"; the first: {name}: {reason}" for name, reason in list(self._problems.items())[:1])
             raise DataError(f"nothing to pack: {len(self._problems)} of {self._files} files cannot be read{first}")
         if rule is not None:
             rule = _cluster(PackedSet(SetFolder(str(self.out), self.out), self._shards, index), rule, cache_dir)
         with atomic_file(self.out / INDEX) as handle:
             np.savez(handle, **index)  # type: ignore[arg-type]  # arrays by name
-        about = _part(self.out / INDEX, chains, residues)
-        shards = tuple(self._shards)
-        manifest = Manifest(self.sequence, READER_VERSION, self._files, self._problems, about, shards, rule)
+        parts = _part(self.out / INDEX, chains, residues), tuple(self._shards)
+        manifest = Manifest(self.sequence, READER_VERSION, self._files, self._problems, *parts, rule)
         with atomic_file(self.out / MANIFEST) as handle:
             handle.write(manifest.to_bytes())
         return manifest
@@ -208,11 +186,6 @@ def _cluster(packed: PackedSet, rule: ClusterRule, cache_dir: Path | None) -> Cl
     clusters = cluster_sequences(sequences, rule.options, cache_dir, progress=True)
     packed.index["clusters"][chosen.all_chains()[0]] = clusters
     return replace(rule, options=rule.options.chosen(len(set(sequences))))
-
-
-def _name(path: Path, folder: Path) -> str:
-    """A file's name in messages: below the folder it was found in, so that it does not matter where that lies."""
-    return path.relative_to(folder).as_posix() if folder.is_dir() else str(path)
 
 
 def _mark(path: Path, name: str) -> str:

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contactlm.atomic import hash_file
 from contactlm.data.cache import READER_VERSION, ReadReport
-from contactlm.data.packed.location import MANIFEST, Part, SetFolder, hash_file
+from contactlm.data.packed.location import MANIFEST, Part, SetFolder
 from contactlm.data.store import ChainStore
 from contactlm.homology.cluster import CLUSTER_VERSION
 from contactlm.homology.relations import ClusterOptions
@@ -59,14 +60,9 @@ class ClusterRule:
     version: int = CLUSTER_VERSION
     min_known: float = MIN_KNOWN
 
-    def text(self) -> str:
-        """Its numbers, for a message."""
-        rule = self.options
-        return (
-            f"assembly {self.assembly}, at least {self.min_length} residues, identity {rule.identity:g}, coverage "
-            f"{rule.coverage:g}, {rule.bits:g} bits, prefilter {rule.prefilter}, program {rule.program}, version "
-            f"{self.version}"
-        )
+    def __str__(self) -> str:
+        numbers = {**asdict(self), **asdict(self.options)}
+        return ", ".join(f"{name} {value}" for name, value in numbers.items() if name != "options")
 
     def allows(self, other: ClusterRule) -> bool:
         """Whether clusters of another rule are what this one asks for."""
@@ -94,32 +90,23 @@ class Manifest:
         """Read what :meth:`to_bytes` gave; a DataError names ``where`` when it is something else or damaged."""
         try:
             about = json.loads(raw)
-            if about.pop("format") != FORMAT:
-                raise ValueError("of another program")
-            if (version := about.pop("version")) != VERSION:
-                raise DataError(
-                    f"{where}: written in version {version} of the format, and this contactlm reads version {VERSION}; "
-                    "pack the structures again"
-                )
+            if (found := (about.pop("format"), about.pop("version"))) != (FORMAT, VERSION):
+                raise ValueError(f"{found[0]!r} of version {found[1]}, not {FORMAT!r} of version {VERSION}")
             if about["clusters"] is not None:
                 options = ClusterOptions(**about["clusters"]["options"])
                 about["clusters"] = ClusterRule(**{**about["clusters"], "options": options})
-            about |= {"index": _part(about["index"]), "shards": tuple(map(_part, about["shards"]))}
-            return cls(**{**about, "files": int(about["files"]), "problems": dict(about["problems"])})
+            return cls(**{**about, "index": _part(about["index"]), "shards": tuple(map(_part, about["shards"]))})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{where}: not a packed set's manifest, or a damaged one ({error!r}); give the folder or URL of a set "
-                "written by `contactlm pack`, or pack or upload the set again"
+                "written by `contactlm pack`, or pack the structures or upload the set again"
             ) from error
 
 
 def _part(about: dict[str, Any]) -> Part:
     part = Part(**about)
-    # no folders: names come from elsewhere and become paths
-    if not (re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", part.name) and re.fullmatch("[0-9a-f]{64}", part.sha256)):
+    if not re.fullmatch(r"[0-9a-f]{64} \w[\w.-]*", f"{part.sha256} {part.name}", re.ASCII):  # they become paths
         raise ValueError(f"part {part.name!r}")
-    if not all(isinstance(number, int) and number >= 0 for number in (part.size, part.chains, part.residues)):
-        raise ValueError(f"numbers of part {part.name!r}")
     return part
 
 
@@ -131,12 +118,10 @@ class PackedSet:
     ) -> None:
         self.folder, self.shards, self.index, self.rule = folder, shards, index, rule
         self.starts = np.append(0, np.cumsum(index["lengths"]))
-        self.resolved_before = np.append(0, np.cumsum(index["resolved"]))
-        self.known_before = np.append(0, np.cumsum(index["known"]))
         self._chains = np.cumsum([0, *(part.chains for part in shards)]).tolist()  # before each shard
         self._residues = np.cumsum([0, *(part.residues for part in shards)]).tolist()
         if self._chains[-1] != len(index["ids"]) or self.starts[self._chains].tolist() != self._residues:
-            raise DataError(f"{folder}: {_NO_MATCH}")
+            raise DataError(f"{folder.name}: {_NO_MATCH}")
         self._open: dict[int, dict[str, NDArray[Any]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,7 +141,7 @@ class PackedSet:
         except DataError:
             shard = ChainStore.open(self.folder.renew(part))
         if not np.array_equal(shard.lengths, self.index["lengths"][self._chains[number] : self._chains[number + 1]]):
-            raise DataError(f"{self.folder}: {_NO_MATCH}")
+            raise DataError(f"{self.folder.name}: {_NO_MATCH}")
         if len(self._open) >= OPEN_SHARDS:
             self._open.popitem()
         self._open[number] = {name: np.asarray(getattr(shard, name)) for name in ("cb", "tokens")}  # quicker to slice
@@ -190,19 +175,21 @@ class PackedStore(ChainStore):
 
     def resolved_counts(self) -> NDArray[np.int64]:
         """Resolved residues of each entry, int64 (n,)."""
-        first, last = self._spans()
-        return self.packed.resolved_before[last] - self.packed.resolved_before[first]
+        return self._sums("resolved")
 
     def known_counts(self) -> NDArray[np.int64]:
         """Resolved residues of each entry that are not X, int64 (n,)."""
+        return self._sums("known")
+
+    def _sums(self, column: str) -> NDArray[np.int64]:
+        before = np.append(0, np.cumsum(self.packed.index[column]))
         first, last = self._spans()
-        return self.packed.known_before[last] - self.packed.known_before[first]
+        return before[last] - before[first]
 
     def sequence_keys(self) -> list[bytes]:
         """What is equal for entries of equal sequence and chain lengths, as far as 64 bits a chain tell."""
         keys, lengths = self.packed.index["keys"], self.packed.index["lengths"]
-        spans = [slice(*span) for span in zip(*(ends.tolist() for ends in self._spans()), strict=True)]
-        return [keys[span].tobytes() + lengths[span].tobytes() for span in spans]
+        return [keys[a:b].tobytes() + lengths[a:b].tobytes() for a, b in zip(*self._spans(), strict=True)]
 
     def chain_keys(self) -> tuple[list[str], NDArray[np.int64]]:
         """A digest of each of n chains, those of complexes one by one, and the entry of each, int64 (n,), ascending."""
@@ -216,17 +203,13 @@ class PackedStore(ChainStore):
         """
         recorded = self.packed.rule
         if recorded is None or not rule.allows(recorded):
-            made = "without clusters" if recorded is None else f"with clusters of another rule ({recorded.text()})"
+            made = "without clusters" if recorded is None else f"with clusters of another rule ({recorded})"
             log.info(
-                "%s was packed %s: those asked for (%s) are computed from all its sequences, once; `contactlm pack "
-                "--clusters` with the options of the run records them",
-                self.packed.folder, made, rule.text(),
-            )  # fmt: skip
+                f"{self.packed.folder.name} was packed {made}; computing them ({rule}) from all its sequences, "
+                "once; `contactlm pack --clusters` with the options of the run stores them"
+            )
             return None
-        groups = self.packed.index["clusters"][self.all_chains()[0]]
-        if (groups == UNCLUSTERED).any():
-            raise DataError(f"{self.packed.folder}: clusters are missing from the index; pack the structures again")
-        return groups, recorded.options
+        return self.packed.index["clusters"][self.all_chains()[0]], recorded.options
 
     def _spans(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First chain of each entry, and the one after its last, int64 (n,)."""
@@ -240,17 +223,6 @@ class PackedStore(ChainStore):
         entries = np.repeat(np.arange(len(self)), counts)
         return np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts), entries
 
-    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> PackedStore:
-        """Take some entries, in the order given; nothing is opened."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        return replace(
-            self,
-            ids=[self.ids[i] for i in chosen],
-            starts=self.starts[chosen],
-            lengths=self.lengths[chosen],
-            chain_lengths=None if self.chain_lengths is None else [self.chain_lengths[i] for i in chosen],
-        )
-
 
 def open_packed(location: str, cache_dir: Path, sequence: str, option: str) -> tuple[PackedStore, ReadReport]:
     """Open a packed set at a path or URL; no shard is opened or fetched.
@@ -259,18 +231,17 @@ def open_packed(location: str, cache_dir: Path, sequence: str, option: str) -> t
         All its chains, and the structure files that could not be read when it was packed.
     """
     folder = SetFolder(location, cache_dir)
-    manifest = Manifest.from_bytes(folder.manifest(), f"{folder}/{MANIFEST}")
+    manifest = Manifest.from_bytes(folder.manifest(), f"{folder.name}/{MANIFEST}")
     if manifest.sequence != sequence:
         raise DataError(
-            f"{option}: {folder} was packed with sequence={manifest.sequence}, and this run asks for {sequence}; pack "
-            f"the structures with --sequence {sequence}, or set data.sequence to {manifest.sequence}"
+            f"{option}: {folder.name} was packed with sequence={manifest.sequence}, and this run asks for {sequence}; "
+            f"pack the structures with --sequence {sequence}, or set data.sequence to {manifest.sequence}"
         )
     if manifest.reader_version != READER_VERSION:
         log.warning(
-            "%s: %s was read by version %s of the reading rules, this contactlm has version %d: its chains may differ "
-            "from those of the structure files; pack them again to have the same",
-            option, folder, manifest.reader_version, READER_VERSION,
-        )  # fmt: skip
+            f"{option}: {folder.name} was read by version {manifest.reader_version} of the reading rules, this "
+            f"contactlm has version {READER_VERSION}: its chains may differ from those of the files; pack them again"
+        )
     path = folder.path(manifest.index)
     if hash_file(path) != manifest.index.sha256:
         path = folder.renew(manifest.index)

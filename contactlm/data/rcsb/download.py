@@ -52,17 +52,7 @@ def download_structures(
 
     A file gets its name only when it came whole: the compressed data is complete and begins as an mmCIF file does.
     What fails for a passing reason is asked for again, after waits that double or as long as the server says
-    (Retry-After, in seconds).
-
-    Args:
-        ids: PDB ids; ``1abc_A`` and ``1abc A`` name the entry ``1abc``. Entries named twice are fetched once.
-        folder: Where the files go; made when missing.
-        base_url: Server and path before ``/1ABC.cif.gz``.
-        progress: Whether to show a progress bar.
-        remedy: What to say can be done where the server cannot be reached.
-
-    Returns:
-        The files, and the entries that could not be had with the reason.
+    (Retry-After, in seconds). ``remedy`` is what to say can be done where the server cannot be reached.
     """
     entries = list(dict.fromkeys(parse_id(text)[0] for text in ids))
     address = urlsplit(base_url)
@@ -72,22 +62,17 @@ def download_structures(
     fetcher = _Fetcher(target, base_url.rstrip("/"))
     # its threads are daemons: on Ctrl-C they do not keep the program waiting for a silent server
     with progress_bar("Fetching structures", "file", len(entries), progress) as bar, ThreadPool(WORKERS) as pool:
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            for entry, outcome in pool.imap_unordered(fetcher.obtain, entries):
-                if isinstance(outcome, _FetchError):
-                    report.problems[entry] = str(outcome)
-                    lost = lost + 1 if outcome.unreachable else 0
-                    was_reached = report.fetched or len(report.problems) > lost
-                    if lost and (not was_reached or lost > LOST_AFTER * WORKERS):
-                        raise DataError(f"{base_url} cannot be reached for {entry}: {outcome}; {remedy}")
-                elif outcome:
-                    lost, report.fetched = 0, report.fetched + 1
-                bar.update()
-        except OSError as error:
-            raise DataError(
-                f"structures cannot be kept in {target} ({error}); name a folder that can be written"
-            ) from error
+        target.mkdir(parents=True, exist_ok=True)
+        for entry, outcome in pool.imap_unordered(fetcher.obtain, entries):
+            if isinstance(outcome, _FetchError):
+                report.problems[entry] = str(outcome)
+                lost = lost + 1 if outcome.unreachable else 0
+                was_reached = report.fetched or len(report.problems) > lost
+                if lost and (not was_reached or lost > LOST_AFTER * WORKERS):
+                    raise DataError(f"{base_url} cannot be reached for {entry}: {outcome}; {remedy}")
+            elif outcome:
+                lost, report.fetched = 0, report.fetched + 1
+            bar.update()
     report.paths = [_path(target, entry) for entry in entries if entry not in report.problems]
     return report
 

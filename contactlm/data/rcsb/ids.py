@@ -13,11 +13,7 @@ ALLOWED = "a PDB id such as 1abc or pdb_00001abc, with a chain (1abc_A, 1abc A) 
 
 
 def parse_id(text: str) -> tuple[str, str | None]:
-    """Read ``1abc``, ``1abc_A`` or ``1abc A``; extended ids (``pdb_00001abc``) likewise.
-
-    Returns:
-        The entry in lower case and the chain, None when none is named.
-    """
+    """Entry (lower case) and chain (None: none is named) of ``1abc``, ``1abc_A`` or ``1abc A``, or an extended id."""
     match = _PATTERN.fullmatch(text.strip())
     if match is None:
         raise DataError(f"{text!r} is not {ALLOWED}")
@@ -25,11 +21,7 @@ def parse_id(text: str) -> tuple[str, str | None]:
 
 
 def read_id_list(path: str | Path) -> list[tuple[str, str | None]]:
-    """Read a text file with one PDB id a line; empty lines and what follows a ``#`` are left out.
-
-    Returns:
-        Entry (lower case) and chain (None: all chains) of every line, in order.
-    """
+    """Entry (lower case) and chain (None: all) of each line of a file; what follows a ``#`` is left out."""
     lines = read_lines(Path(path).expanduser(), f"{path}: a list of PDB ids")
     found = []
     for number, line in enumerate(lines, start=1):

@@ -70,20 +70,13 @@ TURNS = (
 
 @dataclass(frozen=True, eq=False)
 class SyntheticProtein:
-    """A sequence and its backbone.
+    """A sequence and its backbone."""
 
-    Attributes:
-        sequence: L one-letter codes.
-        coords: float64 (L, 4, 3), Å: atoms N, CA, C, O.
-        segments: (kind, first, stop) in chain order; together they cover the chain. Kinds are ``linker``, ``helix``
-            and ``hairpin``.
-        facing: int (n, 2), pairs i < j of strand residues that were built to face each other.
-    """
-
-    sequence: str
-    coords: Floats
+    sequence: str  # L one-letter codes
+    coords: Floats  # (L, 4, 3), Å: atoms N, CA, C, O
+    # (kind, first, stop) in chain order, which cover the chain; kinds are linker, helix and hairpin
     segments: tuple[tuple[str, int, int], ...]
-    facing: NDArray[np.int64]
+    facing: NDArray[np.int64]  # (n, 2), pairs i < j of strand residues that were built to face each other
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,19 +220,11 @@ def _squared_distances(one: Floats, other: Floats) -> Floats:
 def backbone(
     phi: Floats, psi: Floats, start: Floats | None = None, psi_before: float = 180.0, omega: float = 180.0
 ) -> Floats:
-    """Build the backbone atoms of L residues from their torsions.
+    """Build atoms N, CA, C, O of L residues, float64 (..., L, 4, 3) in Å, from torsions (..., L) in degrees.
 
     Every atom carries a frame whose x axis is the bond that leads to it; two rotations lead to the next frame.
-
-    Args:
-        phi: (..., L), degrees. The first one places residue 0 after the residue that ``start`` ends.
-        psi: (..., L), degrees.
-        start: Frame of the C atom before residue 0 as :func:`end_frame` gives it, (..., 4, 3); the origin when None.
-        psi_before: psi of the residue before residue 0, degrees.
-        omega: Torsion of every peptide bond, degrees.
-
-    Returns:
-        float64 (..., L, 4, 3), Å: atoms N, CA, C, O.
+    ``start`` is the frame of the C atom before residue 0 as :func:`end_frame` gives it, ``psi_before`` psi of that
+    residue.
     """
     coords = np.empty((*phi.shape, 4, 3))
     batch = phi.shape[:-1]
@@ -260,14 +245,7 @@ def backbone(
 
 
 def end_frame(coords: Floats) -> Floats:
-    """The frame of the last C atom of a backbone, from which :func:`backbone` goes on.
-
-    Args:
-        coords: (..., L, 4, 3), Å.
-
-    Returns:
-        (..., 4, 3): three unit axes (rows), then the position in Å.
-    """
+    """The frame (..., 4, 3) of the last C atom of a backbone: three unit axes (rows), then the position in Å."""
     n, ca, c = (coords[..., -1, atom, :] for atom in range(3))
     x, z = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (c - ca, np.cross(ca - n, c - ca)))
     return np.stack([x, np.cross(z, x), z, c], axis=-2)

@@ -8,9 +8,11 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from Bio.Data.IUPACData import protein_letters_1to3
+from tqdm.auto import tqdm
 
 from contactlm.atomic import atomic_file
 from contactlm.data.synthetic.fold import MIN_LENGTH, SyntheticProtein, synthetic_protein, with_cb
@@ -19,6 +21,7 @@ from contactlm.types import DataError
 
 MANIFEST = "synthetic.json"
 GENERATOR_VERSION = 1  # raise it whenever the same options give other proteins
+MANY = 100  # proteins of which some seconds are spent on writing
 MAX_PROTEINS = 20_000  # of a split: entry codes have three digits of base 36 for both
 
 SPLITS = ("train", "test")
@@ -68,40 +71,38 @@ class SyntheticOptions:
 
 
 def write_synthetic(options: SyntheticOptions) -> tuple[Path, Path]:
-    """Write the proteins, or find them already written.
+    """Write the proteins, or find them already written; the folders of the training and of the test files.
 
-    Files that are there are kept, and missing ones (a killed run) are written. The manifest ``synthetic.json`` is
-    written last.
-
-    Args:
-        options: What to write.
-
-    Returns:
-        The folders of the training and of the test files.
-
-    Raises:
-        DataError: The folder holds proteins of other options, or other structure files, or cannot be written.
+    Files that are there are kept, and missing ones (a killed run) are written; the manifest ``synthetic.json`` comes
+    last. A DataError where the folder holds proteins of other options, or other structure files.
     """
     folder = Path(options.folder).expanduser()
     counts = dict(zip(SPLITS, (options.n_train, options.n_test), strict=True))
     expected = {folder / s / f"{s}{i:05d}.pdb": (s, i) for s, count in counts.items() for i in range(count)}
-    try:
-        _check_folder(options, folder, set(expected))
-        missing = [path for path in expected if not path.exists()]
-        if missing:
-            log.info("writing %d synthetic proteins to %s", len(missing), folder)
-        for path in missing:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as handle:
-                protein = nth_protein(options, *expected[path])
-                text = pdb_text(protein, *expected[path], options.seed, f"OPTIONS {_fingerprint(options)}")
-                handle.write(text.encode("ascii"))
-        if missing or not (folder / MANIFEST).exists():
-            with atomic_file(folder / MANIFEST) as handle:
-                handle.write(json.dumps(_recipe(options), indent=1).encode("ascii"))
-    except OSError as error:
-        raise DataError(f"synthetic: {folder} cannot be written ({error}); give a folder that can") from error
+    _check_folder(options, folder, set(expected))
+    missing = [path for path in expected if not path.exists()]
+    if missing:
+        log.info("writing %d synthetic proteins to %s", len(missing), folder)
+    for path in _progress(missing):
+        protein = nth_protein(options, *expected[path])
+        text = pdb_text(protein, *expected[path], options.seed, f"OPTIONS {_fingerprint(options)}")
+        with atomic_file(path) as handle:
+            handle.write(text.encode("ascii"))
+    if missing or not (folder / MANIFEST).exists():
+        with atomic_file(folder / MANIFEST) as handle:
+            handle.write(json.dumps(_recipe(options), indent=1).encode("ascii"))
     return folder / "train", folder / "test"
+
+
+def _progress(paths: list[Path]) -> Iterator[Path]:
+    """The paths, with a bar of how many are written; where no bar is shown, a line after each quarter."""
+    options: dict[str, Any] = {"unit": "file", "leave": False, "dynamic_ncols": True, "disable": None}
+    with tqdm(total=len(paths), desc="Writing proteins", **options) as bar:
+        for number, path in enumerate(paths, start=1):
+            yield path
+            bar.update()
+            if bar.disable and number % max(1, len(paths) // 4) == 0 and len(paths) >= MANY:
+                log.info("%d of %d proteins are written", number, len(paths))
 
 
 def nth_protein(options: SyntheticOptions, split: str, index: int) -> SyntheticProtein:

@@ -51,6 +51,7 @@ class EsmC(Family):
     tokens = Tokens(size=64)
     defaults: Mapping[str, Any] = {"vocab_size": 64, "attention_dropout": 0.0}
     lora_targets = ("q_proj", "k_proj")
+    dropout_name = "attention_dropout"
     config_class, stock_class, model_class, layer_class = EsmcConfig, EsmcModel, EsmcWithHead, SharingEsmcLayer
     masked_lm_class = EsmcForMaskedLM
 
@@ -74,9 +75,6 @@ class EsmC(Family):
         head = model.lm_head
         transform = nn.Sequential(head.dense, nn.GELU(), head.layer_norm)
         return LanguageModelHead(transform, head.decoder.weight, head.decoder.bias)
-
-    def attention_dropout(self, config: Any) -> float:
-        return config.attention_dropout
 
     def check(self, name: str, config: Any) -> None:
         super().check(name, config)

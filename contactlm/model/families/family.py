@@ -5,6 +5,7 @@ Axis letters: B batch, T tokens, E hidden width, C layers x heads.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from contactlm.alphabet import CLS, EOS, MASK, PAD, UNK, VOCABULARY
 from contactlm.types import ModelError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Family(ABC):
     defaults: Mapping[str, Any] = {}  # arguments of its configuration, where a random model's are left out
     model_options: Mapping[str, Any] = {}  # arguments with which its models are made
     lora_targets: tuple[str, ...] = ("query", "key")  # the linear layers that make queries and keys
+    dropout_name: str = "attention_probs_dropout_prob"  # dropout on attention maps, in its configuration
     published_head: bool = False  # whether its published checkpoints bring a trained contact head
     config_class: Any
     stock_class: Any  # the one of transformers
@@ -90,6 +94,10 @@ class Family(ABC):
     def describes(self, config: Mapping[str, Any]) -> bool:
         """Whether a ``config.json`` is of this family, among those of its ``model_type``."""
         return True
+
+    def of(self, config: Mapping[str, Any], name: str) -> Family:
+        """The family as such a ``config.json`` has it: with a vocabulary of its own, where it may have one."""
+        return self
 
     @abstractmethod
     def layers(self, model: Any) -> nn.ModuleList:
@@ -119,9 +127,11 @@ class Family(ABC):
         """Most tokens in one pass, where positions are learned; None: no such bound."""
         return None
 
-    def attention_dropout(self, config: Any) -> float:
-        """Dropout on attention maps."""
-        return config.attention_probs_dropout_prob
+    def stop_attention_dropout(self, config: Any) -> None:
+        """Set dropout on attention maps to 0: it would be dropout on the contact head's input."""
+        if dropout := getattr(config, self.dropout_name):
+            setattr(config, self.dropout_name, 0.0)
+            log.info(f"{self.dropout_name} of the model's config.json is {dropout}; 0 is taken, for maps are read here")
 
     def check(self, name: str, config: Any) -> None:
         """Refuse a configuration, of ``config_class``, whose model could not be run."""
@@ -144,7 +154,7 @@ class ContactHead(nn.Module):
         self.regression = nn.Linear(maps, 1)
 
 
-FILES = {"esm": "esm", "esmc": "esmc", "bert": "protbert"}  # model_type of config.json -> file of this folder
+FILES = {"esm": "esm", "esmc": "esmc", "bert": "bert"}  # model_type of config.json -> file of this folder
 _NO_FAMILY = "no family that contacts can be read from"
 _CODE = "it needs code that comes with the checkpoint, and code from checkpoints is not run"
 _NO_MAPS = "state-space and convolutional models have no attention maps to read contacts from"
@@ -177,5 +187,5 @@ def family_of(config: Any, name: str = "the model") -> Family:
         ) from error
     for family in families:
         if family.describes(values):
-            return family
+            return family.of(values, name)
     raise ModelError(f"{name}: model_type is {kind!r}, but its position_embedding_type is none of a known family")

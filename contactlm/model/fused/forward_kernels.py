@@ -7,7 +7,7 @@ heads with the tile in registers, and writes it once.
 Scores are in base 2: P_ij = 2^(s_ij log2(e) − l_i). A key that is padding has a bias of −inf, a query that is padding
 a log-sum of +inf, and so both have P = 0.
 
-Axis letters: T tokens, H heads, D head width; BM rows and BN columns of a tile, BD ≥ D a power of two.
+Axis letters: T tokens, H heads, D head width, K read-outs; BM rows and BN columns of a tile, BD ≥ D a power of two.
 """
 
 # mypy: ignore-errors
@@ -137,3 +137,36 @@ def share(
             tl.store(columns_of + ((b * H + h) * TILES + row_tile) * T + columns, tl.sum(P, 0), mask=columns < T)
     place = weighted + b.to(tl.int64) * T * T + rows[:, None] * T + columns[None, :]
     tl.store(place, tile, mask=(rows < T)[:, None] & (columns < T)[None, :])
+
+
+@triton.jit
+def share_many(
+    q, k, head_weight, residue, spans, log_sums, weighted, columns_of,
+    q_b, q_h, q_t, k_b, k_h, k_t, H, T, TILES, K,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, AT_ONCE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """As :func:`share`: one tile of some read-outs in ``weighted`` (B, K, T, T); the first ones' gives column sums."""
+    parts = tl.cdiv(K, AT_ONCE)
+    b, first = tl.program_id(2) // parts, (tl.program_id(2) % parts) * AT_ONCE
+    row_tile, column_tile = tl.program_id(0), tl.program_id(1)
+    rows, columns = row_tile * BM + tl.arange(0, BM), column_tile * BN + tl.arange(0, BN)
+    end = tl.load(spans + 2 * b)
+    heads = tl.where((row_tile * BM < end) & (column_tile * BN < end), H, 0)
+    of_rows = tl.load(residue + b * T + rows, mask=rows < T, other=0) != 0
+    of_columns = tl.load(residue + b * T + columns, mask=columns < T, other=0) != 0
+    offset = tl.where(of_columns, 0.0, float("-inf"))
+    some = first + tl.arange(0, AT_ONCE)
+    tile = tl.zeros([AT_ONCE, BM, BN], tl.float32)
+    for h in range(0, heads):
+        weight = tl.load(head_weight + some * H + h, mask=some < K, other=0.0).to(tl.float32)
+        log_sum = tl.load(log_sums + (b * H + h) * T + rows, mask=of_rows, other=float("inf"))
+        query = load_rows(q + b * q_b + h * q_h, rows, q_t, T, D, BD)
+        key = load_rows(k + b * k_b + h * k_h, columns, k_t, T, D, BD)
+        P = maps(query, key, offset, log_sum, PRECISION)
+        tile += weight[:, None, None] * P[None, :, :]
+        if first == 0:
+            tl.store(columns_of + ((b * H + h) * TILES + row_tile) * T + columns, tl.sum(P, 0), mask=columns < T)
+    place = (b * K + some[:, None, None]).to(tl.int64) * T * T + rows[None, :, None] * T + columns[None, None, :]
+    inside = (some < K)[:, None, None] & (rows < T)[None, :, None] & (columns < T)[None, None, :]
+    tl.store(weighted + place, tile, mask=inside)

@@ -1,6 +1,6 @@
 """Which kernel runs with which tiles, and what it is given.
 
-Axis letters: B batch, T tokens, H heads, D head width.
+Axis letters: B batch, T tokens, H heads, D head width, K read-outs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Tiles(NamedTuple):
 _HALF_PRECISION = {
     "attend": (Tiles(128, 64, 8, 2), Tiles(128, 32, 8, 3)),
     "share": (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)),
+    "share_many": (Tiles(32, 64, 8, 2), Tiles(32, 64, 8, 2)),
     "row_sums": (Tiles(128, 32, 8, 3), Tiles(128, 32, 8, 3)),
     "query_gradient": (Tiles(128, 32, 8, 3), Tiles(64, 32, 8, 2)),
     "key_value_gradient": (Tiles(64, 32, 4, 2), Tiles(32, 64, 8, 2)),
@@ -36,10 +37,13 @@ _HALF_PRECISION = {
 _SINGLE_PRECISION = {
     "attend": (Tiles(32, 32, 4, 1), Tiles(16, 32, 4, 1)),
     "share": (Tiles(32, 32, 4, 1), Tiles(16, 32, 4, 1)),
+    "share_many": (Tiles(32, 32, 8, 1), Tiles(16, 32, 8, 1)),
     "row_sums": (Tiles(32, 32, 4, 1), Tiles(16, 32, 4, 1)),
     "query_gradient": (Tiles(32, 32, 8, 1), Tiles(16, 16, 4, 1)),
     "key_value_gradient": (Tiles(32, 32, 8, 1), Tiles(16, 32, 8, 1)),
 }
+
+AT_ONCE = 8  # read-outs whose tiles a program holds in registers
 
 
 def tiles(kernel: str, width: int, entry_bytes: int) -> Tiles:
@@ -63,7 +67,7 @@ class Given:
     query: Tensor  # (B, H, T, D), each token's D entries side by side; key and value alike, all of one dtype
     key: Tensor
     value: Tensor | None
-    head_weight: Tensor  # (H,), any floating dtype
+    head_weight: Tensor  # (H,) or (K, H), contiguous, any floating dtype
     residue: Tensor  # bool (B, T)
     key_bias: Tensor  # float32 (B, T), 0 or −inf
     spans: Tensor  # int32 (B, 2): as of TokenLayout
@@ -72,6 +76,11 @@ class Given:
     def read(self) -> Tensor:
         """The value, or in its place something that the kernels do not touch."""
         return self.query if self.value is None else self.value
+
+    @property
+    def read_outs(self) -> int:
+        """K."""
+        return 1 if self.head_weight.ndim == 1 else len(self.head_weight)
 
     def per_token(self, count: int) -> list[Tensor]:
         """Make empty float32 arrays (B, H, T)."""
@@ -113,17 +122,23 @@ def attend(given: Given) -> tuple[Tensor | None, Tensor, Tensor]:
 
 
 def share(given: Given, log_sums: Tensor, skip_idle: bool) -> tuple[Tensor, Tensor]:
-    """Return ``weighted`` (B, T, T) and the maps' column sums over residues (B, H, T).
+    """Return ``weighted`` (B, T, T) or (B, K, T, T) and the maps' column sums over residues (B, H, T).
 
     Every row of tiles writes column sums of its own: nothing is added up in an order that may change.
     """
-    q, k, kernel = given.query, given.key, forward_kernels.share
+    q, k, K = given.query, given.key, given.read_outs
+    kernel = forward_kernels.share if K == 1 else forward_kernels.share_many
     B, H, T, _ = q.shape
     cut = given.tiles(kernel)
     rows, columns = _parts(T, cut.rows), _parts(T, cut.columns)
-    weighted, sums = torch.empty(B, T, T, device=q.device), torch.zeros(B, H, rows, T, device=q.device)
+    weighted = torch.empty(B, *given.head_weight.shape[:-1], T, T, device=q.device)
+    sums = torch.zeros(B, H, rows, T, device=q.device)
     tensors = [q, k, given.head_weight, given.residue, given.spans, log_sums, weighted, sums]
-    given.run(kernel, (rows, columns, B), [*tensors, *_strides(q, k), H, T, rows], SKIP_IDLE=skip_idle)
+    arguments = [*tensors, *_strides(q, k), H, T, rows]
+    if K == 1:
+        given.run(kernel, (rows, columns, B), arguments, SKIP_IDLE=skip_idle)
+    else:
+        given.run(kernel, (rows, columns, B * _parts(K, AT_ONCE)), [*arguments, K], AT_ONCE=AT_ONCE)
     return weighted, sums.sum(2)
 
 
@@ -132,22 +147,26 @@ class Outer:
     """What the backward pass is given beside the inputs."""
 
     d_context: Tensor | None  # (B, H, T, D)
-    d_weighted: Tensor  # float32 (B, T, T), contiguous
+    d_weighted: Tensor  # float32 (B, T, T) or (B, K, T, T), contiguous
     d_margins: Tensor  # float32 (B, H, T), contiguous, 0 at tokens that are no residues
     log_sums: Tensor  # float32 (B, H, T), as of attend
 
 
 def row_sums(given: Given, outer: Outer, context: Tensor | None, inner: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Σ_j P_ij dA_ij, whose sum over rows is the head weight's gradient, and D_i; both (B, H, T)."""
+    """Return Σ_j P_ij dA_ij (B, H, K, T), whose sum over rows is the head weight's gradient, and D_i (B, H, T)."""
     q, k, kernel = given.query, given.key, backward_kernels.row_sums
     c, g = (q, q) if context is None or outer.d_context is None else (context, outer.d_context)
-    u, dots = given.per_token(2)
+    (dots,) = given.per_token(1)
+    (B, H, T), K = dots.shape, given.read_outs
+    u = torch.empty(B, H, K, T, device=q.device)
     tensors = [q, k, c, g, outer.d_weighted, outer.d_margins, given.head_weight]
     tensors += [given.key_bias, given.residue, given.spans, outer.log_sums, inner, u, dots]
     given.run(
         kernel,
         _grid(q, given.tiles(kernel).rows),
         [*tensors, *_strides(q, k, c, g), q.shape[1], q.shape[2]],
+        K=K,
+        KP=1 << (K - 1).bit_length(),
         WITH_VALUE=outer.d_context is not None,
     )
     return u, dots
@@ -159,7 +178,7 @@ def query_gradient(given: Given, outer: Outer, dots: Tensor) -> Tensor:
     arguments, strides, with_value = _of_gradients(given, outer, dots)
     dq = torch.empty_like(q)
     arguments += [dq, *strides, *_strides(dq), q.shape[1], q.shape[2]]
-    given.run(kernel, _grid(q, given.tiles(kernel).rows), arguments, WITH_VALUE=with_value)
+    given.run(kernel, _grid(q, given.tiles(kernel).rows), arguments, K=given.read_outs, WITH_VALUE=with_value)
     return dq
 
 
@@ -177,6 +196,7 @@ def key_value_gradient(
         kernel,
         _grid(q, given.tiles(kernel).columns),
         [*arguments, *written, *strides, *_strides(*written), q.shape[1], q.shape[2]],
+        K=given.read_outs,
         WITH_VALUE=with_value,
         NEED_KEY=dk is not None,
         NEED_VALUE=need_value,

@@ -40,7 +40,7 @@ def contact_attention_fused(
     trained = torch.is_grad_enabled() and head_weight.requires_grad
     q, k, v = (None if x is None else _side_by_side(x.to(dtype)) for x in (query, key, value))
     context, weighted, margins, _, _ = _fused(
-        q, k, v, head_weight, layout.residue, layout.key_bias, layout.spans, not trained
+        q, k, v, head_weight.contiguous(), layout.residue, layout.key_bias, layout.spans, not trained
     )
     return context_of(context, query, key, value), weighted, margins
 
@@ -114,7 +114,9 @@ def _backward(
         dq = launch.query_gradient(given, outer, dots)
     if need_key or need_value:
         dk, dv = launch.key_value_gradient(given, outer, dots if need_key else None, need_value)
-    dw = u.sum((0, 2)).to(head_weight.dtype) if need_weight and u is not None else None
+    dw = None
+    if need_weight and u is not None:
+        dw = u.sum((0, 3)).mT.contiguous().view(head_weight.shape).to(head_weight.dtype)
     dq, dk, dv, dw = (query.new_empty(0) if x is None else x for x in (dq, dk, dv, dw))
     return dq, dk, dv, dw
 

@@ -269,12 +269,6 @@ def test_a_structure_file_of_somebody_else_is_not_trained_on(tmp_path: Path) -> 
         write_synthetic(SyntheticOptions(str(tmp_path), n_train=2, n_test=1))
 
 
-def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written"):
-        write_synthetic(SyntheticOptions(str(tmp_path / "file"), n_train=2, n_test=1))
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -1,11 +1,14 @@
-"""ProtBert (Elnaggar et al. 2022): ``BertModel`` with learned positions and layer norms after every residual.
+"""The models of ``BertModel``, with learned positions and layer norms after every residual.
 
-Its authors wrote U, Z, O and B as X, before training and since; so they are here. There is no published contact head.
+ProtBert (Elnaggar et al. 2022), whose authors wrote U, Z, O and B as X, before training and since; so they are here.
+Others (AntiBERTy, Ruffolo et al. 2021) by the vocabulary that lies beside their weights, which ``vocabulary`` of their
+configuration holds; a letter that it lacks is unknown. None has a published contact head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,10 +17,11 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from contactlm.alphabet import LETTERS
 from contactlm.model.families.family import ContactHead, Family, LanguageModelHead, Tokens
+from contactlm.model.families.vocabulary import PROTBERT, VOCABULARY_FILES, tokens_of
 from contactlm.model.trunk import SharingLayer, rotate
 from contactlm.types import ModelError
 
-VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"LAGVESIKRDTPNQFYMHCWXUBZO")
+PROTBERT = PROTBERT
 
 
 class BertWithHead(BertModel):
@@ -44,28 +48,31 @@ class SharingBertLayer(SharingLayer, BertLayer):
         return self.output(self.intermediate(hidden), hidden)
 
 
-class ProtBert(Family):
-    """ProtBert, and ProtBert-BFD."""
+class Bert(Family):
+    """A BERT with a vocabulary of its own."""
 
-    name = "ProtBert"
-    tokens = Tokens(
-        size=len(VOCABULARY),
-        cls=VOCABULARY.index("[CLS]"),
-        pad=VOCABULARY.index("[PAD]"),
-        eos=VOCABULARY.index("[SEP]"),
-        unk=VOCABULARY.index("[UNK]"),
-        mask=VOCABULARY.index("[MASK]"),
-        letters={letter: VOCABULARY.index("X" if letter in "UZOB" else letter) for letter in LETTERS},
-    )
+    name = "BERT"
     defaults: Mapping[str, Any] = {
-        "vocab_size": tokens.size,
-        "pad_token_id": tokens.pad,
+        "pad_token_id": 0,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "max_position_embeddings": 40000,
+        "max_position_embeddings": 1024,
     }
     config_class, stock_class, model_class, layer_class = BertConfig, BertModel, BertWithHead, SharingBertLayer
     masked_lm_class = BertForMaskedLM
+
+    def __init__(self, tokens: Tokens | None = None) -> None:
+        self.tokens = self.tokens if tokens is None else tokens
+
+    def describes(self, config: Mapping[str, Any]) -> bool:
+        return bool(config.get("vocabulary"))
+
+    def of(self, config: Mapping[str, Any], name: str) -> Family:
+        vocabulary = tuple(config["vocabulary"])
+        try:
+            return _bert(vocabulary, config.get("vocab_size", len(vocabulary)))
+        except ModelError as error:
+            raise ModelError(f"{name}: {error}") from error
 
     def layers(self, model: Any) -> nn.ModuleList:
         return model.encoder.layer
@@ -88,9 +95,44 @@ class ProtBert(Family):
         return config.max_position_embeddings
 
     def check(self, name: str, config: Any) -> None:
-        super().check(name, config)
         if config.is_decoder or config.add_cross_attention:
-            raise ModelError(f"{name}: a decoder; only plain ProtBert encoders are supported")
+            raise ModelError(f"{name}: a decoder; only plain {self.name} encoders are supported")
 
 
-FAMILIES = (ProtBert(),)
+class ProtBert(Bert):
+    """ProtBert, and ProtBert-BFD."""
+
+    name = "ProtBert"
+    tokens = Tokens(
+        size=len(PROTBERT),
+        cls=PROTBERT.index("[CLS]"),
+        pad=PROTBERT.index("[PAD]"),
+        eos=PROTBERT.index("[SEP]"),
+        unk=PROTBERT.index("[UNK]"),
+        mask=PROTBERT.index("[MASK]"),
+        letters={letter: PROTBERT.index("X" if letter in "UZOB" else letter) for letter in LETTERS},
+    )
+    defaults: Mapping[str, Any] = {**Bert.defaults, "vocab_size": tokens.size, "max_position_embeddings": 40000}
+
+    def describes(self, config: Mapping[str, Any]) -> bool:
+        return not config.get("vocabulary")
+
+    def of(self, config: Mapping[str, Any], name: str) -> Family:
+        return self
+
+    def check(self, name: str, config: Any) -> None:
+        super().check(name, config)
+        own = (self.tokens.size, self.tokens.pad)
+        if (given := (config.vocab_size, config.pad_token_id)) != own:
+            raise ModelError(
+                f"{name}: model_type is 'bert', but vocab_size and pad_token_id are {given}; those of ProtBert are "
+                f"{own}; for another vocabulary put its {' or '.join(VOCABULARY_FILES)} beside the weights"
+            )
+
+
+@lru_cache
+def _bert(vocabulary: tuple[str, ...], size: int) -> Bert:
+    return Bert(tokens_of(vocabulary, size))
+
+
+FAMILIES = (ProtBert(), Bert())
