@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, count, islice, product
+from itertools import accumulate, chain, count, islice, pairwise, product
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Literal
@@ -150,6 +150,11 @@ SEPARATOR = ":"  # between the sequences of a complex
 def chain_numbers(chain_lengths: Sequence[int]) -> NDArray[np.int64]:
     """Number of the chain each residue belongs to, int64 (L,), counted from 0."""
     return np.repeat(np.arange(len(chain_lengths)), chain_lengths)
+
+
+def chain_spans(chain_lengths: Sequence[int]) -> list[slice]:
+    """Where each chain's residues are in the sequence of the complex."""
+    return [slice(*ends) for ends in pairwise([0, *accumulate(chain_lengths)])]
 
 
 def residue_positions(chain_lengths: Sequence[int], jump: int = CHAIN_JUMP) -> NDArray[np.int64]:

@@ -13,7 +13,16 @@ from contactlm import ContactDataModule, ContactModule, predict_contacts
 from contactlm.cli.main import main
 from contactlm.maps.complexes import merge_copies
 from contactlm.maps.contact_map import ContactMap
-from contactlm.types import CHAIN_JUMP, DataError, chain_letters, residue_positions, split_chains
+from contactlm.model.pair_head import PairOptions
+from contactlm.types import (
+    CHAIN_JUMP,
+    ContactDefinition,
+    DataError,
+    ModelError,
+    chain_letters,
+    residue_positions,
+    split_chains,
+)
 from tests.conftest import random_sequence, sharpened, write_pdb
 
 A, B = random_sequence(1, 24), random_sequence(2, 17)
@@ -130,3 +139,14 @@ def test_the_jump_is_that_of_training_and_kept(tmp_path: Path, tiny_esm: Path, m
     )
     assert torch.equal(module.positions_of([24, 17]), torch.from_numpy(residue_positions([24, 17], 33)))
     np.testing.assert_allclose(made["both"].probability, module.predict_map(f"{A}:{B}").probability, atol=1e-5)
+
+
+def test_distances_of_copies_are_alike(tiny_esm: Path) -> None:
+    made = ContactModule(str(tiny_esm), lora=None, pair=PairOptions(read_outs=2, channels=4, blocks=1))
+    found = made.predict_map(f"{A}:{A}").distance
+    assert found is not None
+    np.testing.assert_array_equal(found[:24, :24], found[24:, 24:])
+    np.testing.assert_array_equal(found[:24, 24:], found[:24, 24:].T)
+    made.contact = ContactDefinition("ca", 10.0)
+    with pytest.raises(ModelError, match="but a pair head has cb < 8"):
+        made.training_labels(torch.zeros(1, 5, 3))

@@ -94,9 +94,9 @@ def test_a_run_keeps_its_definition_and_refuses_others(
     assert main(["test", *common, f"--ckpt_path={kept}", "--data.contact.below=8"]) == 1
     assert "the checkpoint predicts contacts ca < 10 Å, but those of the data are cb < 8 Å" in capsys.readouterr().err
     assert main(["test", *common, f"--model.pretrained={tiny_esm}", "--data.contact.atom=ca"]) == 1
-    assert "ca < 8 Å given, but the model predicts contacts cb < 8 Å" in capsys.readouterr().err
+    assert "contact: ca < 8 Å given, the model has cb < 8 Å" in capsys.readouterr().err
     assert main(["export", f"--ckpt_path={kept}", "--out=exported"]) == 0
     assert ContactModule.from_adapter("exported").contact == CA10
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    with pytest.raises(DataError, match="but the model predicts contacts cb < 8"):
+    with pytest.raises(DataError, match="the model has cb < 8"):
         trainer.test(ContactModule(str(tiny_esm)), ContactDataModule(test_dir=str(folder), contact=CA10), verbose=False)

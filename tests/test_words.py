@@ -26,7 +26,7 @@ MARKDOWN = MarkdownIt("commonmark").enable("table")
 ROOMS = ("contactlm", "lightning_configs", "tests", ".github", ".ci")
 MODULES = ("ContactModule", "ContrastiveModule", "JacobianModule", "RetrievalModule")
 OF_PROJECTS = {"--model.gamma"}  # options of classes in tests/projects
-FOREIGN = {"aot_eager", "find_unused_parameters", "return_contacts"}  # names of other packages
+FOREIGN = {"aot_eager", "contacts_from_pairs", "find_unused_parameters", "return_contacts"}  # names of other packages
 README_WORDS, README_LINES, ALL_WORDS = 900, 130, 12_500  # words as `wc -w` counts them
 Pages = dict[str, str]  # path from the root, as a code host has it: text
 

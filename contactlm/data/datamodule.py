@@ -388,10 +388,7 @@ class ContactDataModule(L.LightningDataModule):
     def _whole(self, store: ChainStore) -> DataLoader[Any]:
         learnt = self.definition if self.trainer is None else getattr(self.trainer.lightning_module, "contact", None)
         if learnt not in (None, self.definition):
-            raise DataError(
-                f"contact: {self.definition} given, but the model predicts contacts {learnt}; leave it out, or "
-                "train with it"
-            )
+            raise DataError(f"contact: {self.definition} given, the model has {learnt}: leave it out, or train with it")
         return whole_loader(store, self.evaluation_size, *self._rank(), self.jump, **self._loader_options())
 
     def _cache(self, **options: Any) -> StructureCache:

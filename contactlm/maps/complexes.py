@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, combinations, pairwise
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -11,15 +11,11 @@ import torch
 from torch import Tensor
 
 from contactlm.maps.pairs import LEAST_SEPARATION, MapValues, highest
+from contactlm.types import chain_spans
 
 MERGED = "chains of one sequence have the mean of their blocks"
 DISCOUNTED = f"{MERGED}; p between them is multiplied by 1 - p within one, of pairs {LEAST_SEPARATION} or more apart"
 TOP = 10  # pairs
-
-
-def chain_spans(chain_lengths: Sequence[int]) -> list[slice]:
-    """Where each chain's residues are in the sequence of the complex."""
-    return [slice(*ends) for ends in pairwise([0, *accumulate(chain_lengths)])]
 
 
 def merge_copies(
@@ -31,16 +27,10 @@ def merge_copies(
     between, (i, j) and (j, i) alike. A language model sees a pair of residues in both places, and what it says between
     copies is partly an echo of the fold. With an independent chance of either, p (1 − p within) is left to the
     interface. So a pair that touches both within and between is underrated there: sequence alone does not tell.
-    Neighbours in sequence, which touch in every fold, take nothing away.
-
-    Args:
-        probability: float32 (L, L), symmetric.
-        sequence: L letters.
-        chain_lengths: Residues of each chain.
-        discount: False leaves the interface as it is, of what are ranks and no probabilities.
+    Neighbours in sequence, which touch in every fold, take nothing away; nor do ranks, which are no probabilities.
 
     Returns:
-        The map, and what was done to it; the same map and nothing where no two chains are equal.
+        The map, float32 (L, L), and what was done to it; the same map and nothing where no two chains are equal.
     """
     copies: dict[str, list[slice]] = {}
     for span in chain_spans(chain_lengths):
@@ -64,21 +54,13 @@ def merge_copies(
 
 
 class Interface(NamedTuple):
-    """What a map says of two chains.
+    """What a map says of two chains."""
 
-    Attributes:
-        chains: Their names.
-        highest: The highest probability of a pair between them.
-        expected: The sum of all: how many contacts are to be expected.
-        top10: The mean of the ten highest.
-        residues: Residues of either chain, counted from 0 through all chains, that are in a pair above the threshold.
-    """
-
-    chains: tuple[str, str]
-    highest: float
-    expected: float
-    top10: float
-    residues: tuple[list[int], list[int]]
+    chains: tuple[str, str]  # their names
+    highest: float  # the highest probability of a pair between them
+    expected: float  # the sum of all: how many contacts are to be expected
+    top10: float  # the mean of the ten highest
+    residues: tuple[list[int], list[int]]  # of either chain, counted from 0 through all, in a pair above the threshold
 
 
 def residue_number(contact_map: MapValues, i: int) -> str:

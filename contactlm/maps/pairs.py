@@ -18,7 +18,7 @@ from contactlm.metrics.scores import score_protein
 from contactlm.shipped import __version__
 from contactlm.structure.contacts import contact_map as contacts_of
 from contactlm.structure.numbered import FileResidues
-from contactlm.types import ContactDefinition, chain_letters, chain_numbers
+from contactlm.types import ContactDefinition, chain_letters, chain_numbers, chain_spans
 
 LEAST_SEPARATION = 6  # of listed pairs within a chain: nearer ones touch whatever the fold
 CSV_PER_RESIDUE = 5.0  # most pairs in a table, in units of L
@@ -56,13 +56,9 @@ class MapValues:
     @property
     def chain_names(self) -> list[str]:
         """A name for each chain: those of its structure where they are distinct, else A, B, …."""
-        lengths = self.chain_lengths
-        found = [set[str]() for _ in lengths]
-        if self.residues is not None:
-            for chain, name in zip(chain_numbers(lengths).tolist(), self.residues.chains, strict=True):
-                found[chain] |= {name} - {""}
-        named = [next(iter(names)) for names in found if len(names) == 1]
-        return named if len(set(named)) == len(lengths) else chain_letters(len(lengths))
+        spans, chains = chain_spans(self.chain_lengths), [""] if self.residues is None else self.residues.chains
+        named = [name for span in spans for name in {*chains[span]} - {""}]
+        return named if len(named) == len({*named}) == len(spans) else chain_letters(len(spans))
 
     @property
     def contact(self) -> ContactDefinition:

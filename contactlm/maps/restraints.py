@@ -32,9 +32,9 @@ import numpy as np
 import yaml
 
 from contactlm.atomic import atomic_path
-from contactlm.maps.complexes import chain_spans, find_interfaces
+from contactlm.maps.complexes import find_interfaces
 from contactlm.maps.pairs import LEAST_SEPARATION, MapValues, highest, listed_pairs
-from contactlm.types import ContactLMError, DataError, chain_letters, chain_numbers
+from contactlm.types import ContactLMError, DataError, chain_letters, chain_numbers, chain_spans
 
 STANDARD = frozenset("ACDEFGHIKLMNPQRSTVWY")
 TOLERANCE = 2.0  # Å, on both sides of a predicted distance

@@ -161,10 +161,11 @@ class MapPredictor(TrainedWeights):
             if (expected := fitted.predicted_precision(full.probability, chain_of)) is not None:
                 how[CONFIDENCE] = round(expected, 4)
             how |= {OUTSIDE: told} if (told := fitted.outside(probability)) else {}
-        probability, merged = merge_copies(probability, sequence, how.get("chain_lengths", ()), not self.gives_ranks)
+        chains = sequence, how.get("chain_lengths", ())
+        probability, merged = merge_copies(probability, *chains, not self.gives_ranks)
         how |= {"copies": merged} if merged else {}
         how[THRESHOLD_KIND] = self.threshold_kind
-        distance = None if full.distance is None else full.distance.numpy()
+        distance = None if full.distance is None else merge_copies(full.distance, *chains, discount=False)[0].numpy()
         return ContactMap(id, sequence, probability.numpy(), truth, self.call_threshold, how, distance=distance)
 
     @property

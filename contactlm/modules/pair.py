@@ -14,6 +14,7 @@ from contactlm.model.pair_head import PairHead, PairOptions, PairScores, pair_lo
 from contactlm.modules.language_model import LanguageModelModule
 from contactlm.modules.optimization import Parts
 from contactlm.structure.distances import distance_bins
+from contactlm.types import ContactDefinition, ModelError
 
 
 class PairedModule(LanguageModelModule):
@@ -46,6 +47,10 @@ class PairedModule(LanguageModelModule):
 
     def training_labels(self, cb: Tensor) -> Tensor:
         """Contacts, or for a pair head the bins of distances: int8 (B, L, L), −1 unknown, of cb (B, L, 3) in Å."""
+        if self.pair is not None and self.contact != ContactDefinition():
+            raise ModelError(
+                f"data.contact: {self.contact} given, but a pair head has {ContactDefinition()}: leave it out"
+            )
         return super().training_labels(cb) if self.pair is None else distance_bins(cb)
 
     def loss(self, scores: Any, labels: Tensor) -> Tensor:
