@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
 import re
@@ -62,7 +63,7 @@ def test_structures_are_those_of_the_manifest() -> None:
     assert found.keys() == rows.keys() and len(found) == 129
     assert sum(name.startswith("train") for name in found) == 101
     for name, path in found.items():
-        assert hashlib.sha256(path.read_bytes()).hexdigest().startswith(rows[name]["sha256"])
+        assert hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest().startswith(rows[name]["sha256"])
     assert sum(path.stat().st_size for path in found.values()) < 2_000_000
     entries = {role: {Path(name).name[:4] for name in found if name.startswith(role)} for role in ("train", "test")}
     assert not entries["train"] & entries["test"]

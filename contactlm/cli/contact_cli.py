@@ -7,8 +7,8 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +52,7 @@ from contactlm.runs.directory import RUN_NAME, RunConfig, claim_directory, make_
 from contactlm.shipped import OPTION, config_folder
 from contactlm.structure.contacts import contact_labels
 from contactlm.structure.files import split_name
-from contactlm.types import ContactDefinition, ModelError, singular
+from contactlm.types import ContactDefinition, MissingExtraError, ModelError, singular
 
 log = logging.getLogger(__name__)
 
@@ -374,7 +374,7 @@ class ContactCLI(LightningCLI):
         with outlast_full_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             predicted.save(path)
-            if find_spec("bokeh") is not None:
+            with suppress(MissingExtraError):
                 path = self._on_its_structure(predicted).save(path.with_suffix(".html"))
         return str(path) if path.is_file() else "none: the disk is full"
 

@@ -80,7 +80,9 @@ class LanguageModelModule(MapModule):
         lora = read_options(lora) if isinstance(lora, Mapping) else lora  # a checkpoint holds plain values
         esm = load_esm(pretrained, architecture, init_seed, as_stored=is_narrow(backbone_dtype, quantization))
         checksum = backbone_checksum(esm) if pretrained is not None else None
-        chosen = 1.0 if head is not None or esm.head_is_trained else self.fresh_head_lr_factor
+        chooses = head_lr_factor is None
+        if head_lr_factor is None:
+            head_lr_factor = 1.0 if head is not None or esm.head_is_trained else self.fresh_head_lr_factor
         if head is not None:
             put_head(esm, head, checksum or backbone_checksum(esm))
         if lora is not None:
@@ -91,13 +93,11 @@ class LanguageModelModule(MapModule):
         narrow(esm, backbone_dtype, quantization)  # after the checksum, which is of the file's weights
         if activation_checkpointing:
             checkpoint_layers(family_of(esm.config).layers(esm))
-        options |= {
-            "loss_min_separation": loss_min_separation,
-            "head_lr_factor": chosen if head_lr_factor is None else head_lr_factor,
-        }
-        super().__init__(network(esm), **options)
+        super().__init__(
+            network(esm), loss_min_separation=loss_min_separation, head_lr_factor=head_lr_factor, **options
+        )
         self.backbone_checksum = checksum
-        self._head_is_fitted, self._chose_lr_factor = head is not None, head_lr_factor is None
+        self._head_is_fitted, self._chose_lr_factor = head is not None, chooses
         if head is not None:
             self.take_definition(read_head(head)[2])
         self.windows = self._within_reach(self.windows)
@@ -112,7 +112,7 @@ class LanguageModelModule(MapModule):
                 "loss_min_separation": loss_min_separation,
                 "backbone_dtype": backbone_dtype,
                 "quantization": quantization,
-                "head_lr_factor": self.head_lr_factor,
+                "head_lr_factor": head_lr_factor,
             }
         )
 
