@@ -63,10 +63,12 @@ class PairOptions:
     lr_factor: float = 10.0
 
     def __post_init__(self) -> None:
-        least = {"read_outs": 1, "blocks": 0, "channels": 1, "states": 0, "distance_weight": 0, "lr_factor": 0}
-        for name, lowest in least.items():
+        for name, lowest in {"read_outs": 1, "blocks": 0, "channels": 1, "states": 0}.items():
             if getattr(self, name) < lowest:
                 raise ModelError(f"pair.{name} is {getattr(self, name)}; it must be at least {lowest}")
+        for name in ("distance_weight", "lr_factor"):
+            if not getattr(self, name) > 0:
+                raise ModelError(f"pair.{name} is {getattr(self, name)}; it must be positive")
 
     @property
     def reach(self) -> int:
@@ -203,7 +205,8 @@ class PairHead(nn.Module):
         N, width = options.channels, options.read_outs + _SEPARATIONS + options.states + more
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.read = nn.Parameter(torch.randn(options.read_outs - 1, maps) * maps**-0.5)
+            learned = torch.randn(options.read_outs - 1, maps) * maps**-0.5
+            self.read = nn.Parameter(learned) if len(learned) else None  # strategies take no weights of no size
             self.narrow = nn.Linear(hidden_width, options.states) if options.states else None
             self.enter = nn.Linear(width, N)
             self.blocks = nn.ModuleList(PairBlock(N, DILATIONS[n % len(DILATIONS)]) for n in range(options.blocks))
@@ -228,7 +231,7 @@ class PairHead(nn.Module):
 
     def weights(self, contact_head: Tensor) -> Tensor:
         """The weights (K, C) of all read-outs, the first those (1, C) of the contact head."""
-        return torch.cat([contact_head, self.read.to(contact_head.dtype)])
+        return contact_head if self.read is None else torch.cat([contact_head, self.read.to(contact_head.dtype)])
 
     def forward(
         self, maps: Tensor, skip: Tensor, residue: Tensor, positions: Tensor | None, states: Tensor | None,
