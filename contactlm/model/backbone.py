@@ -75,6 +75,7 @@ class ContactBackbone(nn.Module):
         tokens: Tensor,
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        *,
         wanted: Wanted = "contacts",
     ) -> Any:
         """Predict contact logits.

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contactlm.model.backbone import ATTENTION, AttentionName, ContactBackbone
+from contactlm.model.backbone import ATTENTION, AttentionName, ContactBackbone, Wanted
 from contactlm.model.blocks import TokenLayout
 from contactlm.model.contact_attention import Shares, contact_logits
-from contactlm.model.evidence import Evidence, TemplateBias
+from contactlm.model.evidence import HIT_CHANNELS, CopyTrust, Evidence, TemplateBias, hit_channels
+from contactlm.model.lora import contact_regression
+from contactlm.model.pair_head import PairHead, PairOptions
 from contactlm.model.trunk import Attention, rotate
 from contactlm.types import ModelError
 
@@ -181,6 +183,8 @@ class RetrievalBackbone(ContactBackbone):
         width: As of :class:`ContactDecoder`.
         template_bias: Whether pairs get the bias.
         seed: As of :class:`ContactDecoder`.
+        pair: A pair head, which reads the hits' distances and the decoder's share as well. It begins from the copy of
+            the hits' contacts: their log-odds are added.
     """
 
     def __init__(
@@ -191,10 +195,14 @@ class RetrievalBackbone(ContactBackbone):
         width: int = 128,
         template_bias: bool = True,
         seed: int = 0,
+        pair: PairOptions | None = None,
     ) -> None:
-        super().__init__(esm, attention, whole=True)
+        maps, width_of_states = contact_regression(esm).in_features, esm.config.hidden_size
+        head = None if pair is None else PairHead(maps, width_of_states, pair, seed, more=1 + HIT_CHANNELS)
+        super().__init__(esm, attention, whole=True, pair=head)
         self.decoder = ContactDecoder(esm.config.hidden_size, layers, width, seed)
         self.template = TemplateBias() if template_bias else None
+        self.copy = None if pair is None else CopyTrust()
 
     def forward(
         self,
@@ -202,19 +210,26 @@ class RetrievalBackbone(ContactBackbone):
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
         evidence: Evidence | None = None,
-    ) -> Tensor:
+        *,
+        wanted: Wanted = "contacts",
+    ) -> Any:
         """Predict contact logits as :class:`~contactlm.model.backbone.ContactBackbone` does.
 
         ``evidence`` is what is known of the residues shown; None: nothing was found.
         """
-        mask, layout, positions = self.read(tokens, attention_mask, positions)
-        logits, hidden, _ = self.logits_and_hidden(tokens, mask, layout, positions, hidden=True)
+        mask, layout, places = self.read(tokens, attention_mask, positions)
+        logits, hidden, maps = self.logits_and_hidden(tokens, mask, layout, places, hidden=True)
         if evidence is None:
             B, T = tokens.shape
             evidence = Evidence.none(B, T - 2, self.esm.config.hidden_size, device=tokens.device)
         evidence = evidence.on(tokens.device)
         states = self.family.final_norm(self.esm, hidden)
-        logits = logits + self.decoder(states, positions, evidence, layout, ATTENTION[self.attention])
+        share = self.decoder(states, places, evidence, layout, ATTENTION[self.attention])
+        logits = logits + share
         if self.template is not None:
             logits = logits + self.template(evidence)
-        return self.without_padding(logits, layout)
+        if self.copy is None:
+            return self.without_padding(logits, layout)
+        channels = hit_channels(evidence)
+        more = torch.cat([share.unsqueeze(1), channels.to(share)], 1)
+        return self.corrected(maps, logits + self.copy(channels), layout, positions, states, wanted, more)

@@ -115,6 +115,63 @@ class TemplateBias(nn.Module):
             return of_rows[0] if count == 1 else torch.cat(of_rows, 1)
 
 
+HIT_CHANNELS = 5  # known, distance, contact, hits, identity
+_FARTHEST, _PER_NUMBER = 22.0, 10.0  # Å; distances in units of
+_PRIOR = 3.0  # what modules let contact heads start with, to be taken off
+_SURE = 0.02  # no copied contact is more certain than that
+
+
+@torch.no_grad()
+def hit_channels(evidence: Evidence) -> Tensor:
+    """What the structures of hits tell a pair head of each pair: float32 (B, 5, L, L), 0 where no hit knows the pair.
+
+    Whether a hit knows it; its distance there, in units of 10 Å and at most 22 Å; whether it is a contact, softened, as
+    copying has it; which share of the hits know it; and their pair identity: averages with the weights of copying.
+    """
+    B, K, L, _ = evidence.cb.shape
+    identity = evidence.similarity[..., 0]
+    most = _MOST_IN_CACHES if evidence.cb.device.type == "cpu" else _MOST_AT_ONCE
+    found = []
+    for rows in _spans(L, max(1, -(-B * K * L * L // most))):
+        distance = sum_of_squares(evidence.cb, rows).sqrt_()
+        knows = distance.isfinite()
+        weight = identity.clamp(min=LEAST_WEIGHT)[:, :, None, None] * knows
+        weight = weight / weight.sum(1, keepdim=True).clamp(min=LEAST_WEIGHT)
+        contact = torch.sigmoid((CONTACT_THRESHOLD - distance) / SOFTNESS).nan_to_num_(0.0)
+        near = distance.nan_to_num_(0.0).clamp(max=_FARTHEST) / _PER_NUMBER
+        of_hits = identity[:, :, None, None]
+        means = [(weight * each).sum(1) for each in (knows, near, contact)]
+        found.append(torch.stack([*means, knows.float().mean(1), (weight * of_hits).sum(1)], 1))
+    return torch.cat(found, 2)
+
+
+class CopyTrust(nn.Module):
+    """Begins from the copy: log-odds of copied contacts times a trust, 1 at first, plus an offset; by pair identity.
+
+    Hits that disagree make log-odds near 0. The offset takes off what a contact head that knows nothing starts with.
+    """
+
+    bounds: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trust = nn.Parameter(torch.ones(len(IDENTITY_BOUNDS) + 1))
+        self.offset = nn.Parameter(torch.full((len(IDENTITY_BOUNDS) + 1,), _PRIOR))
+        self.register_buffer("bounds", torch.tensor(IDENTITY_BOUNDS), persistent=False)
+
+    def forward(self, channels: Tensor) -> Tensor:
+        """Of what :func:`hit_channels` gives, log-odds (B, L, L)."""
+        known, contact, identity = channels[:, 0], channels[:, 2], channels[:, 4].contiguous()
+        where = torch.bucketize(identity, self.bounds, right=True)
+        return (self.trust[where] * torch.logit(contact.clamp(_SURE, 1 - _SURE)) + self.offset[where]) * known
+
+
+def sum_of_squares(cb: Tensor, rows: slice) -> Tensor:
+    """Squared distances (B, K, rows, L) of aligned C-betas (B, K, L, 3); NaN where one is not known."""
+    x, y, z = ((cb[:, :, rows, None, axis] - cb[:, :, None, :, axis]).square() for axis in range(3))
+    return x + y + z
+
+
 def _spans(length: int, count: int) -> list[slice]:
     """Cut ``length`` rows into spans, about ``count`` of them."""
     step = -(-length // count)
@@ -142,8 +199,7 @@ def pair_features(
         float32 (B, K, features, rows, L), symmetric in the last two where all rows are there; already weighted: summed
         over hits they are averages.
     """
-    x, y, z = ((cb[:, :, rows, None, axis] - cb[:, :, None, :, axis]).square() for axis in range(3))
-    squared = x + y + z
+    squared = sum_of_squares(cb, rows)
     weight = identity.clamp(min=LEAST_WEIGHT)[:, :, None, None] * squared.isfinite()
     weight = weight / weight.sum(1, keepdim=True).clamp(min=LEAST_WEIGHT)
     contact = torch.sigmoid((CONTACT_THRESHOLD - squared.sqrt()) / SOFTNESS).nan_to_num_(0.0)

@@ -26,13 +26,13 @@ class PairBlock(nn.Module):
         self.weight = nn.Parameter(0.5 * (9 * channels) ** -0.5 * torch.randn(channels, channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Run on pairs (B, rows, columns, N); where ``mask`` (B, rows, columns, 1) is 0 nothing is read."""
-        kind = x.device.type
-        low = kind != "cpu" and torch.is_autocast_enabled(kind)
-        return _Block.apply(
-            x, mask, self.weight, self.bias, self.dilation, torch.get_autocast_dtype(kind) if low else x.dtype
-        )
+    def forward(self, x: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """Run on pairs (B, rows, columns, N); nothing is read where ``mask`` (B, rows, columns, 1) is 0.
+
+        Convolutions are done in ``dtype``, all else in that of ``x``.
+        """
+        made: Tensor = _Block.apply(x, mask, self.weight, self.bias, self.dilation, dtype)
+        return made
 
 
 def unit(x: Tensor) -> Tensor:

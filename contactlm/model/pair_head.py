@@ -63,10 +63,12 @@ class PairOptions:
     lr_factor: float = 10.0
 
     def __post_init__(self) -> None:
-        least = {"read_outs": 1, "blocks": 0, "channels": 1, "states": 0, "distance_weight": 0, "lr_factor": 0}
-        for name, lowest in least.items():
+        for name, lowest in {"read_outs": 1, "blocks": 0, "channels": 1, "states": 0}.items():
             if getattr(self, name) < lowest:
                 raise ModelError(f"pair.{name} is {getattr(self, name)}; it must be at least {lowest}")
+        for name in ("distance_weight", "lr_factor"):
+            if not getattr(self, name) > 0:
+                raise ModelError(f"pair.{name} is {getattr(self, name)}; it must be positive")
 
     @property
     def reach(self) -> int:
@@ -203,7 +205,8 @@ class PairHead(nn.Module):
         N, width = options.channels, options.read_outs + _SEPARATIONS + options.states + more
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.read = nn.Parameter(torch.randn(options.read_outs - 1, maps) * maps**-0.5)
+            learned = torch.randn(options.read_outs - 1, maps) * maps**-0.5
+            self.read = nn.Parameter(learned) if len(learned) else None  # strategies take no weights of no size
             self.narrow = nn.Linear(hidden_width, options.states) if options.states else None
             self.enter = nn.Linear(width, N)
             self.blocks = nn.ModuleList(PairBlock(N, DILATIONS[n % len(DILATIONS)]) for n in range(options.blocks))
@@ -228,7 +231,7 @@ class PairHead(nn.Module):
 
     def weights(self, contact_head: Tensor) -> Tensor:
         """The weights (K, C) of all read-outs, the first those (1, C) of the contact head."""
-        return torch.cat([contact_head, self.read.to(contact_head.dtype)])
+        return contact_head if self.read is None else torch.cat([contact_head, self.read.to(contact_head.dtype)])
 
     def forward(
         self, maps: Tensor, skip: Tensor, residue: Tensor, positions: Tensor | None, states: Tensor | None,
@@ -246,12 +249,21 @@ class PairHead(nn.Module):
                 and expected distances in Å, (B, 2, L, L).
             more: Further channels of pairs (B, more, L, L), symmetric.
         """
-        gap = max(DILATIONS[: self.options.blocks], default=0)
-        places = Places.of(residue, positions, gap)
+        kind = maps.device.type
+        low = kind != "cpu" and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if low else maps.dtype
+        with torch.autocast(kind, enabled=False):  # of all products convolutions alone are in half precision
+            return self._corrected(maps, skip, residue, positions, states, wanted, more, dtype)
+
+    def _corrected(
+        self, maps: Tensor, skip: Tensor, residue: Tensor, positions: Tensor | None, states: Tensor | None,
+        wanted: str, more: Tensor | None, dtype: torch.dtype,
+    ) -> Any:  # fmt: skip
+        places = Places.of(residue, positions, gap=max(DILATIONS[: self.options.blocks], default=0))
         maps = self._scaled(maps, residue)
         maps = maps if more is None else torch.cat([maps, more.to(maps)], 1)
         make = {"contacts": self._logits, "bins": self._bins, "distances": self._distances}[wanted]
-        made = [make(channels) for channels in self._strips(maps, places, positions, states)]
+        made = [make(channels) for channels in self._strips(maps, places, positions, states, dtype)]
         if wanted == "bins":
             corrections, strips = zip(*made, strict=True)
             return PairScores(skip + self._whole(corrections, places)[:, 0], list(strips), places.index)
@@ -262,12 +274,13 @@ class PairHead(nn.Module):
         return torch.stack([contact, torch.lerp(whole[:, 2], whole[:, 1], contact.sigmoid())], 1)
 
     def _logits(self, channels: Tensor) -> Tensor:
-        return F.linear(channels, self.correct.weight, self.correct.bias)
+        made: Tensor = self.correct(channels)
+        return made
 
     def _bins(self, channels: Tensor) -> tuple[Tensor, Tensor]:
         """Corrections, and log-probabilities of bins given whether a pair is a contact: each part sums to 1."""
-        near, far = (F.linear(channels, part.weight, part.bias) for part in (self.near, self.far))
-        return self._logits(channels), torch.cat([near.log_softmax(-1), far.log_softmax(-1)], -1)
+        parts = [part(channels).log_softmax(-1) for part in (self.near, self.far)]
+        return self._logits(channels), torch.cat(parts, -1)
 
     def _distances(self, channels: Tensor) -> Tensor:
         """Corrections, and expected distances of contacts and of others."""
@@ -289,9 +302,9 @@ class PairHead(nn.Module):
         return maps * torch.cat([first, lengths.expand(-1, maps.shape[1] - 1, -1, -1)], 1)
 
     def _strips(
-        self, maps: Tensor, places: Places, positions: Tensor | None, states: Tensor | None
+        self, maps: Tensor, places: Places, positions: Tensor | None, states: Tensor | None, dtype: torch.dtype
     ) -> Iterator[Tensor]:
-        """Run the network: channels (B, n, G − top, N) of a strip's pairs after the other."""
+        """Run the network: channels (B, n, G − top, N) of one strip's pairs after the other."""
         index, reach = places.index, self.options.reach
         G, step = index.shape[1], max(_ROWS, 4 * reach)
         tops = list(range(0, G, step))
@@ -303,19 +316,16 @@ class PairHead(nn.Module):
             parts = [strip, _told(at[:, rows, None] - at[:, None, columns], strip.dtype)]
             if narrow is not None:
                 parts.append(narrow[:, rows, None] * narrow[:, None, columns])
-            with torch.autocast(maps.device.type, enabled=False):
-                x = F.linear(torch.cat(parts, -1), self.enter.weight, self.enter.bias)
+            x = self.enter(torch.cat(parts, -1))
             mask = (inside[:, rows, None] & inside[:, None, columns]).to(x.dtype).unsqueeze(-1)
             for block in self.blocks:
-                x = block(x, mask)
+                x = block(x, mask, dtype)
             first = top - rows.start
-            with torch.autocast(maps.device.type, enabled=False):
-                yield unit(x[:, first : min(top + step, G) - rows.start, first:]).relu()
+            yield unit(x[:, first : min(top + step, G) - rows.start, first:]).relu()
 
     def _narrowed(self, states: Tensor, where: Tensor) -> Tensor:
-        with torch.autocast(states.device.type, enabled=False):
-            narrow = self.narrow(states.to(self.enter.weight))  # type: ignore[misc]  # asked for where there is one
-            return narrow.gather(1, where.unsqueeze(-1).expand(-1, -1, narrow.shape[-1]))
+        narrow: Tensor = self.narrow(states.to(self.enter.weight))  # type: ignore[misc]  # there is one
+        return narrow.gather(1, where.unsqueeze(-1).expand(-1, -1, narrow.shape[-1]))
 
 
 def _told(apart: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,18 @@ from contactlm.alphabet import decode
 from contactlm.data.cache import default_cache_dir
 from contactlm.data.store import ChainStore, chain_sequences
 from contactlm.maps.full_map import FullMap, Shown, WindowOptions, full_maps
-from contactlm.model.backbone import AttentionName, backbone_checksum
+from contactlm.model.backbone import AttentionName, Wanted, backbone_checksum
 from contactlm.model.decoder import RetrievalBackbone
 from contactlm.model.evidence import Evidence
 from contactlm.model.frozen_weights import is_narrow, load_frozen
 from contactlm.model.lora import contact_regression
+from contactlm.model.pair_head import PairOptions
 from contactlm.modules.base import Evaluated
 from contactlm.modules.checkpoint import CHECKPOINT_KEY
 from contactlm.modules.contact import prepare_head
-from contactlm.modules.language_model import ESM2, LanguageModelModule
+from contactlm.modules.language_model import ESM2
 from contactlm.modules.optimization import FRESH_HEAD_LR_FACTOR
+from contactlm.modules.pair import PairedModule, pair_options
 from contactlm.retrieval.copy_homolog import copy_contacts
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
@@ -53,7 +56,7 @@ class EvaluatedWithHits(Evaluated):
     nearest: list[tuple[float, float]]  # pair identity and coverage of its best hit; NaN: it has none
 
 
-class RetrievalModule(LanguageModelModule):
+class RetrievalModule(PairedModule):
     """Predicts contacts from sequence and from the structures of similar proteins in a database.
 
     Helices and strands of a query's hits become tokens: mean residue state in the frozen backbone, kind, position on
@@ -82,6 +85,8 @@ class RetrievalModule(LanguageModelModule):
         train_head: Train the contact head.
         attention: As of :class:`contactlm.ContactModule`.
         init_seed: Seed of a randomly initialised backbone, and of the decoder.
+        pair: A pair head as of :class:`contactlm.ContactModule`. It reads the hits' distances as well, and begins from
+            the copy of their contacts, which it learns to trust by identity and to correct.
         options: As of :class:`contactlm.ContactModule`.
 
     Raises:
@@ -110,20 +115,29 @@ class RetrievalModule(LanguageModelModule):
         train_head: bool = True,
         attention: AttentionName = "auto",
         init_seed: int = 0,
+        pair: PairOptions | None = None,
         **options: Any,
     ) -> None:
         check_phmmer()
+        pair = pair_options(pair)
         if index is None:
             raise ModelError(
                 "index is not given: name a structure database with --model.index (in Python: index=); "
                 "make one with: contactlm index build --structures FOLDER --out FOLDER"
             )
         database = StructureDatabase.open(index)
-        decoder = {"layers": decoder_layers, "width": decoder_width, "template_bias": template_bias, "seed": init_seed}
+        decoder = {
+            "layers": decoder_layers,
+            "width": decoder_width,
+            "template_bias": template_bias,
+            "seed": init_seed,
+            "pair": pair,
+        }
         network = partial(_network, attention, train_head, pretrained is None and options.get("head") is None, decoder)
         super().__init__(network, pretrained, architecture, init_seed=init_seed, **options)
         own = {"train_head": train_head, "hits": hits, "decoder_layers": decoder_layers, "decoder_width": decoder_width}
-        self.save_hyperparameters({**own, "template_bias": template_bias})
+        own |= {"template_bias": template_bias, "pair": None if pair is None else asdict(pair)}
+        self.save_hyperparameters(own)
         if not options.get("head"):
             self.take_published()
         self.hits, self.decoder_lr_factor, self.max_identity = hits, decoder_lr_factor, max_identity
@@ -152,7 +166,7 @@ class RetrievalModule(LanguageModelModule):
 
     def lr_factors(self) -> list[tuple[list[nn.Parameter], float]]:
         """The contact head's, and the decoder's and template bias's."""
-        parts = (self.backbone.decoder, self.backbone.template)
+        parts = (self.backbone.decoder, self.backbone.template, self.backbone.copy)
         own = [parameter for part in parts if part is not None for parameter in part.parameters()]
         return [*super().lr_factors(), (own, self.decoder_lr_factor)]
 
@@ -266,9 +280,11 @@ class RetrievalModule(LanguageModelModule):
         self.evidence.segment_states.encoder.device = self.device
         return self.evidence.of(ids, sequences, self.exclusion)
 
-    def batch_scores(self, batch: dict[str, Any]) -> Tensor:
+    def batch_scores(self, batch: dict[str, Any]) -> Any:
         """Contact logits of a batch of crops, with what is known of them (see :meth:`crop_evidence`)."""
         parts = (batch["attention_mask"], batch.get("positions"), batch.get("evidence"))
+        if self.pair is not None:
+            return self.backbone(self.own_tokens(batch["tokens"]), *parts, wanted="bins")
         return self.contact_logits(self.own_tokens(batch["tokens"]), *parts)
 
     def contact_logits(
@@ -314,7 +330,9 @@ class RetrievalModule(LanguageModelModule):
     ) -> Tensor:
         cut = [evidence[chain].shown(residues.numpy()) for chain, residues in shown]
         known = collate_evidence(cut, self.hits, self.backbone.esm.config.hidden_size, tokens.shape[1] - 2)
-        return self.contact_logits(self.own_tokens(tokens), attention_mask, positions, known)
+        wanted: Wanted = "contacts" if self.pair is None else "distances"
+        made: Tensor = self.backbone(self.own_tokens(tokens), attention_mask, positions, known, wanted=wanted)
+        return made
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep, beside what was trained, which proteins must not be evidence when the model is scored."""

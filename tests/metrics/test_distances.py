@@ -45,6 +45,7 @@ def test_perfect_distances_and_nothing_known() -> None:
 def test_means_over_proteins_and_columns_of_rows() -> None:
     proteins = [made(seed, 20 + seed) for seed in range(3)]
     scores = DistanceScores()
+    scores.update([], [])
     assert scores.compute() == {} and scores.with_columns([{"index": 0}]) == [{"index": 0}]
     scores.update([d for d, _ in proteins[:2]], [cb for _, cb in proteins[:2]], [0, 1])
     scores.update([proteins[2][0]], [proteins[2][1]], [2])

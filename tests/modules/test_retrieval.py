@@ -23,8 +23,9 @@ from contactlm.data.store import ChainStore
 from contactlm.maps.contact_map import ContactMap
 from contactlm.maps.full_map import WindowOptions
 from contactlm.metrics import ContactScores
-from contactlm.model.evidence import Evidence
-from contactlm.retrieval.copy_homolog import copy_homolog
+from contactlm.model.evidence import Evidence, hit_channels
+from contactlm.model.pair_head import PairOptions
+from contactlm.retrieval.copy_homolog import copy_contacts, copy_homolog
 from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.evidence import collate_evidence
 from contactlm.retrieval.exclude import Exclusion
@@ -497,3 +498,43 @@ def test_fit_test_validate_predict(
     assert written.how["hits"] == expected.how["hits"] and "t03_A" in expected.how["hits"]
     capsys.readouterr()
     assert main(["export", "--ckpt_path", str(best), "--out", "exported"]) == 1
+
+
+PAIR = PairOptions(read_outs=3, blocks=2, channels=4)
+
+
+def test_with_a_pair_head_it_begins_from_the_copy(tiny_esm: Path, relatives: Path) -> None:
+    """Log-odds of the copied contacts, less what a contact head starts with, are added where a hit knows the pair."""
+    module, plain = made(tiny_esm, relatives, pair=PAIR).eval(), ContactModule(str(tiny_esm)).eval()
+    tokens, evidence = make_tokens([160, 40]), evidence_of(module, QUERY, random_sequence(3, 40))
+    with torch.no_grad():
+        added = module.contact_logits(tokens, evidence=evidence) - plain.contact_logits(tokens)
+        channels = hit_channels(evidence)
+    identity = evidence.similarity[0, :, 0].tolist()
+    copied = torch.from_numpy(copy_contacts(evidence.cb[0].numpy(), identity))
+    resolved = evidence.cb[0].isfinite().all(-1)
+    known = (resolved[:, :, None] & resolved[:, None]).any(0)
+    assert 0.2 < known.float().mean() < 1
+    expected = torch.logit(copied.clamp(0.02, 0.98)) + 3
+    torch.testing.assert_close(added[0][known], expected[known], rtol=0, atol=1e-4)
+    assert added[0][~known].abs().max() < 1e-5 and added[1].abs().max() < 1e-5
+    torch.testing.assert_close(channels[0, 2][known], copied[known], rtol=0, atol=1e-5)
+    share = (resolved[:, :, None] & resolved[:, None]).float().mean(0)
+    torch.testing.assert_close(channels[0, 3], share)
+    assert not channels[1].any() and not channels[0, :, ~known].any()
+
+
+def test_a_pair_head_with_hits_trains_scores_and_predicts(
+    tiny_esm: Path, set_database: Path, pdb_folders: Folders, tmp_path: Path
+) -> None:
+    module, data = made(tiny_esm, set_database, pair=PAIR), data_module(pdb_folders)
+    before = {name: weight.detach().clone() for name, weight in module.named_parameters() if weight.requires_grad}
+    run = trainer(tmp_path, ContactEvaluation(write_rows=False), max_steps=3, limit_val_batches=0)
+    run.fit(module, data)
+    after = dict(module.named_parameters())
+    unmoved = [name for name, weight in before.items() if torch.equal(after[name], weight)]
+    assert not [name for name in unmoved if "pair" in name or "copy" in name]
+    (scores,) = run.test(module, data, verbose=False)
+    assert "test/distance_lddt" in scores and "test/copy_mcc_sep6" in scores
+    found = module.predict_map(QUERY, window=60)
+    assert found.distance is not None and found.how["border"] == PAIR.reach
