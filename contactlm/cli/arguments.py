@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from contactlm.cli.commands import checkpoint_of
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, check_head
 from contactlm.modules.contact import ContactModule
@@ -172,15 +173,6 @@ def _written(command: str, option: str, value: str) -> str:
     if option == "--ckpt_path":
         return checkpoint_of(value, "last" if command == "fit" else "best")
     return value
-
-
-def checkpoint_of(path: str, kind: str = "best") -> str:
-    """The newest best (or last) checkpoint of a run's folder, or of the runs in a folder; else the path itself."""
-    folder = Path(path)
-    places = ("", "checkpoints/", "version_*/checkpoints/") if folder.is_dir() else ()
-    found = (list(folder.glob(f"{place}{kind}*.ckpt")) for place in places)
-    newest = next((max(files, key=lambda file: file.stat().st_mtime) for files in found if files), None)
-    return path if newest is None else str(newest)
 
 
 def _resolve_configs(arguments: Sequence[str]) -> list[str]:

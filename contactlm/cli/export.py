@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from contactlm.cli.arguments import checkpoint_of
-from contactlm.cli.commands import CommandParser
+from contactlm.cli.commands import CommandParser, checkpoint_of
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, CONTACT_HEAD, check_checkpoint
 from contactlm.modules.contact import ContactModule
 from contactlm.modules.export import export_adapter, export_merged, require_contact_head, require_free
