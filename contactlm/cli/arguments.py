@@ -165,7 +165,7 @@ def _write_out(arguments: Sequence[str]) -> list[str]:
 
 
 def _written(command: str, option: str, value: str) -> str:
-    if option in NUMBERS and (number := re.fullmatch(r"([\d_]+(?:\.\d+)?(?:[eE]\+?\d+)?)([kKMG]?)", value)):
+    if option in NUMBERS and (number := re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d\d?)?)([kKMG]?)", value.replace("_", ""))):
         count = float(number[1]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[number[2]]
         return str(int(count)) if count == int(count) else value
     if option == "--formats" and value:
