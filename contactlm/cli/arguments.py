@@ -15,6 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from contactlm.cli.commands import checkpoint_of
+from contactlm.modules.base import MapModule
+from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, check_head
+from contactlm.modules.contact import ContactModule
+from contactlm.modules.predict import OPTION, checkpoint_class, import_module_class
 from contactlm.shipped import OPTION, config_folder
 from contactlm.types import ContactLMError
 
@@ -160,7 +165,7 @@ def _write_out(arguments: Sequence[str]) -> list[str]:
 
 
 def _written(command: str, option: str, value: str) -> str:
-    if option in NUMBERS and (number := re.fullmatch(r"([\d_]+(?:\.\d+)?(?:[eE]\+?\d+)?)([kKMG]?)", value)):
+    if option in NUMBERS and (number := re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d\d?)?)([kKMG]?)", value.replace("_", ""))):
         count = float(number[1]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[number[2]]
         return str(int(count)) if count == int(count) else value
     if option == "--formats" and value:
@@ -168,15 +173,6 @@ def _written(command: str, option: str, value: str) -> str:
     if option == "--ckpt_path":
         return checkpoint_of(value, "last" if command == "fit" else "best")
     return value
-
-
-def checkpoint_of(path: str, kind: str = "best") -> str:
-    """The newest best (or last) checkpoint of a run's folder, or of the runs in a folder; else the path itself."""
-    folder = Path(path)
-    places = ("", "checkpoints/", "version_*/checkpoints/") if folder.is_dir() else ()
-    found = (list(folder.glob(f"{place}{kind}*.ckpt")) for place in places)
-    newest = next((max(files, key=lambda file: file.stat().st_mtime) for files in found if files), None)
-    return path if newest is None else str(newest)
 
 
 def _resolve_configs(arguments: Sequence[str]) -> list[str]:
@@ -277,10 +273,6 @@ def chosen_class(arguments: Sequence[str]) -> type[MapModule]:
 
     The last ``model_class`` of configs and flags decides; where none says, the checkpoint does.
     """
-    from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, check_head
-    from contactlm.modules.contact import ContactModule
-    from contactlm.modules.predict import checkpoint_class, import_module_class
-
     given: dict[str, Any] = {}
     for option, value in option_pairs(arguments):
         if option in CONFIG:

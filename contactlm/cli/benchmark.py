@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from contactlm.benchmark.lists import load_set, published_figures, shipped_sets
-from contactlm.cli.commands import SOME_SKIPPED, CommandParser, description
+from contactlm.cli.commands import SOME_SKIPPED, CommandParser, checkpoint_of, description
 from contactlm.data.cache import default_cache_dir
 from contactlm.data.rcsb.download import RCSB
 from contactlm.metrics.contracts import CONTRACTS
@@ -85,7 +85,7 @@ def _named(given: argparse.Namespace) -> dict[str, str]:
     odd = [path for path in given.ckpt_path if not path.endswith(".ckpt") and Path(path).is_file()]
     if odd:
         raise ModelError(f"ckpt_path: {odd[0]} does not end in .ckpt; give a checkpoint that `contactlm fit` wrote")
-    locations = list(dict.fromkeys([*given.ckpt_path, *given.pretrained]))
+    locations = list(dict.fromkeys([*map(checkpoint_of, given.ckpt_path), *given.pretrained]))
     if given.head is not None and (given.ckpt_path or len(given.pretrained) != 1):
         raise ModelError(f"model.head: {given.head} goes on one backbone; give one --model.pretrained, no --ckpt_path")
     if not locations:
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add, where = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     several: dict[str, Any] = {"nargs": "+", "default": []}
     add("names", nargs="+", metavar="NAME", help="Test sets, or list: show the shipped ones.")
-    add("--ckpt_path", **several, metavar="FILE", help="Checkpoints, or folders of `contactlm export`.")
+    add("--ckpt_path", **several, metavar="FILE", help="Checkpoints, folders of runs (the best) or of exports.")
     hub = "Published models by hub name or folder, with their own contact head."
     add("--model.pretrained", dest="pretrained", **several, metavar="NAME", help=hub)
     add("--model.head", dest="head", metavar="FILE", help="Contact head of `contactlm head fit`, for one of those.")

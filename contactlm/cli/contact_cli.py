@@ -332,13 +332,18 @@ class ContactCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Show the test scores, and say where they lie."""
-        self.say(
-            f"{self._scores('test')}\nlogs        {run_directory(self.trainer)}  (test_scores.csv: a line a protein)"
-        )
+        self.say(self._scores("test") + self._where())
 
     def after_validate(self) -> None:
         """Show the dev scores, and say where they lie."""
-        self.say(f"{self._scores('dev')}\nlogs        {run_directory(self.trainer)}")
+        self.say(self._scores("dev") + self._where())
+
+    def _where(self) -> str:
+        folder = run_directory(self.trainer)
+        if folder is None:  # a trial leaves nothing
+            return ""
+        rows = "  (test_scores.csv: a line a protein)" if (Path(folder) / "test_scores.csv").is_file() else ""
+        return f"\nlogs        {folder}{rows}"
 
     def _scores(self, prefix: str, remark: str = "") -> str:
         threshold = self._made("evaluation").threshold

@@ -22,7 +22,7 @@ from contactlm import ContactModule, __version__
 from contactlm.callbacks import ContactEvaluation, TokenBudget
 from contactlm.callbacks.progress import BudgetProgressBar
 from contactlm.cli import commands
-from contactlm.cli.arguments import checkpoint_of, resolve_arguments
+from contactlm.cli.arguments import resolve_arguments
 from contactlm.cli.console import score_table
 from contactlm.cli.main import main
 from contactlm.types import singular
@@ -298,13 +298,17 @@ def test_the_folder_of_a_run_stands_for_its_best_checkpoint(tmp_path: Path) -> N
         for name in ("best-step=7", "last"):
             (folder / f"{name}.ckpt").touch()
     best = str(tmp_path / "run" / "version_0" / "checkpoints" / "best-step=7.ckpt")
-    assert checkpoint_of(str(tmp_path / "run" / "version_0")) == checkpoint_of(str(Path(best).parent)) == best
+    assert (
+        commands.checkpoint_of(str(tmp_path / "run" / "version_0"))
+        == commands.checkpoint_of(str(Path(best).parent))
+        == best
+    )
     newest = tmp_path / "run" / "version_1" / "checkpoints"
     os.utime(newest / "best-step=7.ckpt", (2e9, 2e9))
-    assert checkpoint_of(str(tmp_path / "run")) == str(newest / "best-step=7.ckpt")
+    assert commands.checkpoint_of(str(tmp_path / "run")) == str(newest / "best-step=7.ckpt")
     assert resolve_arguments(["fit", "--ckpt_path", str(newest)])[-1] == str(newest / "last.ckpt")
-    assert checkpoint_of("last") == "last" and checkpoint_of(best) == best
-    assert checkpoint_of(str(tmp_path)) == str(tmp_path)
+    assert commands.checkpoint_of("last") == "last" and commands.checkpoint_of(best) == best
+    assert commands.checkpoint_of(str(tmp_path)) == str(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from Bio.Data.IUPACData import protein_letters_1to3
@@ -21,7 +20,6 @@ from contactlm.types import DataError
 
 MANIFEST = "synthetic.json"
 GENERATOR_VERSION = 1  # raise it whenever the same options give other proteins
-MANY = 100  # proteins of which some seconds are spent on writing
 MAX_PROTEINS = 20_000  # of a split: entry codes have three digits of base 36 for both
 
 SPLITS = ("train", "test")
@@ -83,7 +81,7 @@ def write_synthetic(options: SyntheticOptions) -> tuple[Path, Path]:
     missing = [path for path in expected if not path.exists()]
     if missing:
         log.info("writing %d synthetic proteins to %s", len(missing), folder)
-    for path in _progress(missing):
+    for path in tqdm(missing, "Writing proteins", unit="file", leave=False, dynamic_ncols=True, disable=None):
         protein = nth_protein(options, *expected[path])
         text = pdb_text(protein, *expected[path], options.seed, f"OPTIONS {_fingerprint(options)}")
         with atomic_file(path) as handle:
@@ -92,17 +90,6 @@ def write_synthetic(options: SyntheticOptions) -> tuple[Path, Path]:
         with atomic_file(folder / MANIFEST) as handle:
             handle.write(json.dumps(_recipe(options), indent=1).encode("ascii"))
     return folder / "train", folder / "test"
-
-
-def _progress(paths: list[Path]) -> Iterator[Path]:
-    """The paths, with a bar of how many are written; where no bar is shown, a line after each quarter."""
-    options: dict[str, Any] = {"unit": "file", "leave": False, "dynamic_ncols": True, "disable": None}
-    with tqdm(total=len(paths), desc="Writing proteins", **options) as bar:
-        for number, path in enumerate(paths, start=1):
-            yield path
-            bar.update()
-            if bar.disable and number % max(1, len(paths) // 4) == 0 and len(paths) >= MANY:
-                log.info("%d of %d proteins are written", number, len(paths))
 
 
 def nth_protein(options: SyntheticOptions, split: str, index: int) -> SyntheticProtein:
