@@ -1,7 +1,7 @@
 """Files that are there whole or not at all, under names that every file system can have.
 
-A file is written under another name beside, then renamed. A name that comes from data (a protein's id, a file of a set
-behind a URL) becomes a file's only through :func:`file_name` or :class:`FileNames`.
+A file is written under another name in the same folder, then renamed. A name that comes from data (a protein's id, a
+file of a set behind a URL) becomes a file's only through :func:`file_name` or :class:`FileNames`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEMPORARY_NAME = r"\.[0-9a-f]{32}\.tmp"  # regular expression
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; afterwards it replaces ``path``, or goes when an error came up.
+    """Yield a temporary path next to ``path``; afterwards it replaces ``path``, or goes when an error came up.
 
     The folder is made when it is not there.
     """

@@ -1,1 +1,1 @@
-"""Benchmarks by name: public test sets as lists of chains, their structures, and scores beside published figures."""
+"""Benchmarks by name: public test sets as lists of chains, their structures, and scores with published figures."""

@@ -164,7 +164,7 @@ class SetResult:
         return [each.asked for each in self.found if each.asked.belongs(subset)]
 
     def gap(self, subset: str) -> str:
-        """Why published figures of a part do not belong beside ours; empty: they do."""
+        """Why published figures of a part cannot be compared with ours; empty: they can."""
         number = counts([each for each in self.checked if each.asked.belongs(subset)])
         faults = [f"{number[state]} {state}" for state in (MISSING, REPLACED) if number[state]]
         return f"of {number['asked']} chains {' and '.join(faults)}" if faults else ""

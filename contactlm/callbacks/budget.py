@@ -14,7 +14,7 @@ from contactlm.callbacks.steps import StepSums, ends_with_step, is_time_to_log
 from contactlm.types import ContactLMError
 
 Count = Callable[[Any], tuple[int, int]]
-BY_SHARE = sys.maxsize  # batches between two looks at dev, where the budget tells when they are: no run has so many
+BY_SHARE = sys.maxsize  # batches between two looks at dev, where the budget decides when they are: no run has so many
 _ROUNDING = 1e-9  # 0.15 / 0.05 is a little less than 3
 
 
@@ -88,7 +88,7 @@ class TokenBudget(L.Callback):
         return self.max_tokens is not None and self.tokens >= self.max_tokens
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take the looks at dev over from a trainer that was not told when they are to be."""
+        """Take the looks at dev over from a trainer that has no rule for them."""
         left_alone = (trainer.val_check_interval, trainer.check_val_every_n_epoch) == (1.0, 1)
         wanted = None not in (self.look_every, self.max_tokens) and not trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector sets it
         if stage == "fit" and wanted and left_alone:

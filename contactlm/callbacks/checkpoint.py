@@ -1,4 +1,4 @@
-"""SafeCheckpoint: the best weights, and the state of the run so that it can go on after whatever ended it."""
+"""SafeCheckpoint: the best weights, and the state of the run so that it can resume after whatever ended it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class SafeCheckpoint(ModelCheckpoint):
     process then ends with 128 + the signal's number: 143 for SIGTERM (pre-emption), 130 for Ctrl-C.
 
     Use it with :class:`contactlm.runs.checkpoint_io.AtomicCheckpointIO`: a checkpoint that cannot be written then
-    leaves the older ones as they were, and the run goes on. A resumed run remembers which checkpoint was best before.
+    leaves the older ones as they were, and the run continues. A resumed run remembers which checkpoint was best before.
 
     With a data module that has its training chains as a store (``ContactDataModule``) the training sequences are kept
-    beside the checkpoints, in ``train.fasta.gz``: a test elsewhere tells identities to them.
+    with the checkpoints, in ``train.fasta.gz``: later tests report identities to them.
 
     Args:
         last_every_n_minutes: Minutes between two writes of ``last.ckpt``; null: no such writes.
@@ -89,7 +89,7 @@ class SafeCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         _begin_next_epoch(trainer)
         schedule = find_callback(trainer, GradientAccumulationScheduler)
-        if schedule is not None:  # Lightning asks it when an epoch begins, not when one goes on
+        if schedule is not None:  # Lightning asks it when an epoch begins, not when one resumes
             trainer.accumulate_grad_batches = schedule.get_accumulate_grad_batches(trainer.current_epoch)
         if trainer.is_global_zero:
             self._remove_leftovers(trainer)

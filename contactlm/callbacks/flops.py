@@ -1,4 +1,4 @@
-"""FlopsMeter: floating point operations of training, counted for some shapes of batches and told for the others."""
+"""FlopsMeter: floating point operations of training, counted for some shapes of batches and computed for the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 FUSED_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FUSED_ON_CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-LENGTHS = 3  # that tell of all others
+LENGTHS = 3  # that determine all others
 Flops = tuple[int, int]  # of the whole step, and of its forward pass
 
 
@@ -74,7 +74,7 @@ class FlopsMeter(L.Callback):
         self.forward += sums[1]
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
-        """Start to count when no batch of this shape was seen before, and its length does not tell what it costs."""
+        """Start to count when no batch of this shape was seen before, and its cost does not follow from its length."""
         self._noted, self._at = (0, 0), shape_key(batch) + self._marks
         if self._at in self.by_shape:
             self._told = self.by_shape[self._at], self.forward_by_shape[self._at]

@@ -48,7 +48,7 @@ class LossGuard(L.Callback):
     """Skips the optimizer step when a loss or a gradient is not finite, and stops after too many such steps.
 
     A skipped step leaves weights and optimizer state as they are, to the last bit; all gradients that were accumulated
-    for it are dropped. Everything that counts batches goes on: the learning rate scheduler, ``global_step``, the token
+    for it are dropped. Everything that counts batches continues: learning rate scheduler, ``global_step``, token
     budget. All processes decide alike. A step whose gradients are all exactly zero, as of a batch of which no pair is
     known, is skipped too (momentum would move the weights); it is counted apart, in ``empty``, and meets no limit.
 
@@ -167,7 +167,7 @@ class LossGuard(L.Callback):
         if not in_a_row and (self.max_skipped is None or self.skipped < self.max_skipped):
             return
         count = f"{self.consecutive} optimizer steps in a row" if in_a_row else f"{self.skipped} optimizer steps in all"
-        self.consecutive = 0  # a run that goes on from here gets a new chance
+        self.consecutive = 0  # a run resumed from here gets a new chance
         more = f"; and {len(proteins) - _NAMED} more, named above" if len(proteins) > _NAMED else ""
         last = "; ".join(proteins[:_NAMED]) + more if proteins else "on another process"
         raise TrainingError(

@@ -62,7 +62,7 @@ class MemoryAdvice(L.Callback):
     Of a training step of a :class:`contactlm.ContactModule` it says by the arithmetic of ``contactlm plan`` what the
     step takes, by part, and what would fit into the memory that the process can have.
 
-    The error itself goes on unchanged. From Python 3.11 its note is shown below the traceback; the command line shows
+    The error itself passes unchanged. From Python 3.11 its note is shown below the traceback; the command line shows
     the note and no traceback. Works in any Lightning project.
     """
 
@@ -93,7 +93,7 @@ class MemoryAdvice(L.Callback):
         exception.__notes__ = [*getattr(exception, "__notes__", []), note]  # type: ignore[attr-defined]  # see above
 
     def _plan(self, trainer: L.Trainer, pl_module: L.LightningModule) -> str:
-        """What the step takes and what would fit; empty where that cannot be told."""
+        """What the step takes and what would fit; empty if unknown."""
         one_device = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))  # others spread the weights
         if not self._shapes or not one_device:
             return ""
@@ -119,8 +119,8 @@ def _told_plan(
     found, possible = [], ways(make, device, precision)
     for way in possible:
         if rows := most_rows(way, batch, memory, device):
-            told = "the batch as it is" if rows >= wanted else f"data.batch_size {rows}"
-            found.append(f"{told} with {way.options}" if way.options else told)
+            what = "the batch as it is" if rows >= wanted else f"data.batch_size {rows}"
+            found.append(f"{what} with {way.options}" if way.options else what)
     if crop := shorter_crop(possible[0], batch, memory, device):
         found.append(f"data.crop_length {crop}")
     return f"{needs}; what would fit: {', or '.join(found) or 'no batch of this model'}; "

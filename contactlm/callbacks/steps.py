@@ -67,7 +67,7 @@ class StepSums:
         return _OF_TRAINERS.setdefault(trainer, cls())
 
     def join(self, callback: L.Callback, give: Give, take: Take) -> None:
-        """Take part: `give` tells this process's numbers since it was asked last, `take` gets the sums.
+        """Take part: `give` returns this process's numbers since the last call, `take` gets the sums.
 
         Callbacks join in the same order in all processes, stay, and give as many numbers every time.
         """

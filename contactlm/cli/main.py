@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0 when all went well, 1 for what the user can mend (with one message), 3 when some inputs of
+        The exit status: 0 when all went well, 1 for a user error (with one message), 3 when some inputs of
         ``predict`` had to be skipped, 143 and 130 when SIGTERM or Ctrl-C ended a ``fit``, whose state is then saved for
         ``--ckpt_path last``. Arguments that cannot be parsed end the process with 2.
     """
@@ -61,7 +61,7 @@ def _run_lightning(arguments: Sequence[str]) -> int:
 
 
 def _mendable() -> tuple[type[Exception], ...]:
-    """Errors that a user can mend, which are one message; Lightning's where it is loaded."""
+    """User errors, which are one message; Lightning's where it is loaded."""
     loaded = sys.modules.get("lightning.fabric.utilities.exceptions")
     return (ContactLMError,) if loaded is None else (ContactLMError, loaded.MisconfigurationException)
 

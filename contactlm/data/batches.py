@@ -14,7 +14,7 @@ An epoch of N samples is cut into K batches for each of W processes, and all of 
 * *Like costs.* The W batches of one step are neighbours in cost, dealt to the processes at random; the steps are
   shuffled.
 
-A run that goes on with another bound or another W cuts what it has not taken of the pass it stopped in, as above, and
+A run resumed with another bound or another W batches the remaining samples of its epoch, as above, and
 then takes whole passes: again each sample once. What was taken follows from the bounds, W's and numbers of steps
 before, which a checkpoint keeps. From then on an epoch, still K batches, does not begin where a pass does.
 """

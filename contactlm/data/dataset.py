@@ -96,7 +96,7 @@ class CropDataset(Dataset[Sample]):
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
 
     def __len__(self) -> int:
-        """Samples of one epoch (their numbers go on beyond it)."""
+        """Samples of one epoch (their numbers continue beyond it)."""
         return len(self.store) if self._turns is None else len(self._turns)
 
     def chains_of(self, epoch: int) -> NDArray[np.int64]:

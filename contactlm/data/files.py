@@ -34,7 +34,7 @@ class FoundFiles(list[Path]):
         self.passed_over = dict(passed_over)
 
     def remark(self) -> str:
-        """What was passed over, in one line; empty when nothing was."""
+        """What was skipped, in one line; empty when nothing was."""
         named = [f"{path} ({reason})" for path, reason in list(self.passed_over.items())[:NAMED]]
         more = len(self.passed_over) - len(named)
         many = "entries" if len(self.passed_over) > 1 else "entry"
@@ -84,7 +84,7 @@ def _is_predictable(path: Path) -> bool:
 def search_folder(folder: Path, is_wanted: Callable[[Path], bool]) -> FoundFiles:
     """Find the files of a folder and of all folders in it, links to folders included, each folder once; sorted by path.
 
-    Hidden files are passed over (macOS leaves ``._x.pdb`` beside ``x.pdb``), as are links to nothing, what is no
+    Hidden files are skipped (macOS leaves ``._x.pdb`` next to ``x.pdb``), as are dangling links, what is no
     regular file, structure files of formats that are not read, further files of one model, and folders that cannot be
     searched or were searched before. A folder is none, whatever its name.
     """

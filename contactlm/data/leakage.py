@@ -75,7 +75,7 @@ def best_of_chains(values: NDArray[np.float32], entries: NDArray[np.int64]) -> N
 
 @dataclass(frozen=True)
 class LeakSearch:
-    """Finds, and logs unless ``tells`` is false, how near dev and test chains are to what is trained on.
+    """Finds, and logs if ``logs``, how near dev and test chains are to what is trained on.
 
     ``report``: ``"auto"``: unless that takes more than some minutes; ``"always"``; ``"never"``.
     """
@@ -83,7 +83,7 @@ class LeakSearch:
     options: ClusterOptions
     cache_dir: Path
     report: Literal["auto", "always", "never"]
-    tells: bool
+    logs: bool
 
     def identities(
         self,
@@ -117,17 +117,17 @@ class LeakSearch:
     def _tell(self, role: str, identity: NDArray[np.float32]) -> None:
         related = int((identity > 0).sum())
         terms = f"{self.options.identity:.0%} identity over {self.options.coverage:.0%} of the shorter chain"
-        if self.tells and related:
+        if self.logs and related:
             log.warning(
                 "%d of %d %s chains have a training relative (at least %s; nearest: %.0f%%): also logging scores "
                 "by identity",
                 related, len(identity), role, terms, 100 * identity.max(),
             )  # fmt: skip
-        elif self.tells and len(identity):
+        elif self.logs and len(identity):
             log.info("none of %d %s chains has a training relative (at least %s)", len(identity), role, terms)
 
     def _tell_skipped(self, role: str, why: TooManyPairsError) -> None:
-        if self.tells:
+        if self.logs:
             log.warning(
                 "leak report of the %s set skipped, and with it scores by identity: comparing %s takes long; "
                 "data.leak_report=always computes it, once (it is kept in the cache folder)",

@@ -1,4 +1,4 @@
-"""The stream of training samples: which of them each process takes when, and how a run goes on with the next one."""
+"""The stream of training samples: which of them each process takes when, and how a run resumes with the next one."""
 
 from __future__ import annotations
 

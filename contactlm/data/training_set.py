@@ -1,4 +1,4 @@
-"""What a run was trained on: compared when it is resumed, and kept beside its checkpoints as ``train.fasta.gz``.
+"""What a run was trained on: compared when it is resumed, and kept with its checkpoints as ``train.fasta.gz``.
 
 A checkpoint that is scored elsewhere, with a test set alone, still knows from that file how near each test chain is to
 what it was trained on. Records come in the order of the store. A record has its entry's id, percent-encoded where that
@@ -24,7 +24,7 @@ from contactlm.data.store import ChainStore, chain_sequences
 from contactlm.types import DataError
 
 NAME = "train.fasta.gz"
-_PLAIN = "!#$&'()*+,/:;<=>?@[]^`{|}"  # what an id may hold beside letters and digits as it is
+_PLAIN = "!#$&'()*+,/:;<=>?@[]^`{|}"  # what an id may hold as it is, with letters and digits
 _NO_LIMIT = 1 << 62  # whatever was trained on may be read
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def fingerprint(pairs: Iterable[tuple[str, int]]) -> str:
 def check_same_run(
     before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str | Path | None
 ) -> list[dict[str, Any]]:
-    """Refuse to go on with a run of another seed or split: its steps would be counted, and reported, as those of this.
+    """Refuse to resume a run of another seed or split: its steps would be counted, and reported, as those of this.
 
     ``before`` and ``now`` are options by name; as ``train`` the training chains (see :func:`describe_chains`), and as
     ``trained_before`` the other sets that the run was trained on. What its checkpoint does not say, or what this
@@ -67,7 +67,7 @@ def check_same_run(
 
 
 def other_chains(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> str:
-    """Say that a run goes on with other training chains than it had."""
+    """Say that a run resumes with other training chains than it had."""
     had = " and ".join(f"{each['chains']} chains ({each['residues']} residues)" for each in before)
     same = "of other ids or lengths, " if any(each["chains"] == now["chains"] for each in before) else ""
     return (
@@ -86,7 +86,7 @@ class KeptTraining:
 
 
 def keep_training(store: ChainStore, folder: Path) -> Path | None:
-    """Write the training sequences of a run beside its checkpoints, unless they would have to be fetched for it."""
+    """Write the training sequences of a run next to its checkpoints, unless that needs a download."""
     if isinstance(store, PackedStore) and store.packed.folder.is_remote:
         log.info(
             "%s is not written, since it would need a download of all of %s: later tests will have no scores by "
@@ -106,7 +106,7 @@ def keep_training(store: ChainStore, folder: Path) -> Path | None:
 
 
 def kept_training(checkpoint: str | Path) -> KeptTraining | None:
-    """Read the training sequences beside a checkpoint; None where there are none, or (logged) none that can be read."""
+    """Read the training sequences next to a checkpoint; None if there are none, or (logged) they cannot be read."""
     path = Path(checkpoint).parent / NAME
     if "://" in str(checkpoint) or not path.is_file():
         return None

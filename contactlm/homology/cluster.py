@@ -72,8 +72,8 @@ def cluster_sequences(
 ) -> NDArray[np.int64]:
     """Cluster n sequences by single linkage: related ones share a cluster, and so do the relatives of relatives.
 
-    The result is kept in ``clusters/`` below the cache folder, by the sequences and the options, with what a
-    computation that was ended had found beside it. A damaged file is computed again. ``threads`` None: one a processor.
+    The result is kept in ``clusters/`` below the cache folder, by the sequences and the options, with what an
+    interrupted computation found next to it. A damaged file is recomputed. ``threads`` None: one a processor.
 
     Returns:
         Cluster numbers in order of first appearance, int64 (n,). As a partition independent of the sequences' order.

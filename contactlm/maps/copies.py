@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def goes_on(device: torch.device) -> bool:
-    """Whether work on a device goes on beside the processor, so that its results are better asked for later."""
+    """Whether a device works while the processor does, so that its results are better asked for later."""
     return device.type == "cuda"
 
 

@@ -1,7 +1,7 @@
 """Contracts: what a published figure was measured with, as one table.
 
-A figure may stand beside another only where both were computed under one contract, on the same chains. Where contracts
-agree there is no column: a contact is a distance strictly below the cutoff; only pairs of two resolved
+A figure may be compared with another only where both were computed under one contract, on the same chains. Where
+contracts agree there is no column: a contact is a distance strictly below the cutoff; only pairs of two resolved
 residues are ranked; of equal probabilities the expectation over all orders counts (the published codes leave that to
 their sort); and each pair counts once, by the upper triangle of the predicted map.
 """

@@ -229,7 +229,7 @@ def reaching(ordered: Tensor, cuts: Tensor) -> Tensor:
 
 def _from(ordered: Tensor, cuts: Tensor, side: Literal["left", "right"]) -> Tensor:
     """How many values of a list there are from where each cut would stand."""
-    if by_numpy(ordered):  # NumPy goes on from the last cut's place where cuts ascend
+    if by_numpy(ordered):  # NumPy continues from the last cut's place where cuts ascend
         values = ordered.numpy()
         return torch.from_numpy(values.size - values.searchsorted(cuts.numpy(), side))
     return len(ordered) - torch.searchsorted(ordered, cuts, side=side)

@@ -65,7 +65,7 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]  # a parameter in its base class
-        """What the product is with: float32 (out, in), made anew."""
+        """What the product is with: float32 (out, in), rebuilt each time."""
         return self.whole(torch.float32)
 
     def whole(self, dtype: torch.dtype) -> Tensor:

@@ -21,7 +21,7 @@ Again = Callable[[], Tensor]
 
 
 class Remade(saved_tensors_hooks):
-    """Within this context what :func:`cheap` and :class:`CheapDropout` made is not kept, but made again when needed.
+    """Within this context what :func:`cheap` and :class:`CheapDropout` made is not kept, but recomputed when needed.
 
     Nothing changes within another context of saved tensors (activation checkpointing is one): it decides.
     """
@@ -67,7 +67,7 @@ _now: ContextVar[Remade | None] = ContextVar("remade", default=None)
 
 
 def _is_free() -> bool:
-    """Whether there is no other context of saved tensors; torch < 2.7 does not tell, and all stays as it is there."""
+    """Whether there is no other context of saved tensors; torch < 2.7 cannot say, and nothing changes there."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return top is not None and top(False) is None
 

@@ -1,4 +1,4 @@
-"""What a step or a pass of a model takes of memory, told without its numbers; and what of it fits.
+"""Memory of a step or a pass of a model, estimated without its numbers, and what fits.
 
 The code that would run is run on tensors that have shapes and no data (PyTorch's ``FakeTensorMode``), and every piece
 of memory that one of its operations asks for is counted from its making to its end. What an allocator holds back is not
@@ -34,13 +34,13 @@ from contactlm.types import ModelError
 CHECKPOINTING, HALF = "model.activation_checkpointing true", "model.backbone_dtype bfloat16"
 MIXED = "trainer.precision bf16-mixed"
 PRECISIONS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of products, by trainer.precision
-ENOUGH = 64 * 1024**2  # token pairs, and what tokens cost beside: some ten thousand tokens keep any GPU busy
+ENOUGH = 64 * 1024**2  # token pairs and the cost of tokens: some ten thousand tokens keep any GPU busy
 SHARE = 0.5  # of the free memory for passes: results wait there, and an allocator keeps pieces that fit nothing
 _CAREFUL = 0.9  # of what there is for steps: an allocator holds some back
 _SHORTER = (3 / 4, 1 / 2, 1 / 4, 1 / 8)
 _INSIDE = ("streamed_attention", "fused_attention")  # operations that need room of their own
-_COPIES = 4  # of their queries: what they put beside their arguments and results
-_MANY_ROWS, _LONG = 4096, 1024  # of a pass that tells what each sequence takes
+_COPIES = 4  # of their queries: what they hold in addition to arguments and results
+_MANY_ROWS, _LONG = 4096, 1024  # of a pass that measures what each sequence takes
 Make = Callable[[], Any]  # of a module; it must not read weights from files
 
 
@@ -148,8 +148,8 @@ def step_cost(
                 after_forward, peak = step()
         except DataDependentOutputException as error:
             raise ModelError(
-                f"a step of {type(module).__name__} depends on the numbers in it ({error}): its cost cannot be told "
-                "without them"
+                f"a step of {type(module).__name__} depends on the numbers in it ({error}): its cost cannot be "
+                "estimated without them"
             ) from error
         gradients = _bytes(p.grad for p in module.parameters() if p.grad is not None)
         optimizer.step()
@@ -256,7 +256,7 @@ def _changed(make: Make, options: Sequence[str]) -> Make:
 
 def most_rows(way: Way, batch: Mapping[str, Any], memory: float, device: torch.device) -> int:
     """How many sequences as long as those of a batch fit in one; 0: not one."""
-    # memory grows evenly with their number: two sizes tell of all others
+    # memory grows evenly with their number: two sizes determine all others
     one, two = (way.takes(resized(batch, rows), device) for rows in (1, 2))
     return 1 + int((memory - one) // max(two - one, 1)) if one <= memory else 0
 

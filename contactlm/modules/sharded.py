@@ -197,7 +197,7 @@ class Lockstep:
 
     @contextmanager
     def step(self, is_last: bool) -> Iterator[None]:
-        """Count the passes of a step; after this process's last one, go on for as long as another has some."""
+        """Count the passes of a step; after this process's last one, continue as long as another has some."""
         if self._counts:
             yield
             return

@@ -53,7 +53,7 @@ class Run:
 
     @property
     def reads(self) -> dict[str, Any]:
-        """What the model is given beside the sequence; empty for most."""
+        """Input of the model in addition to the sequence; empty for most."""
         return self.record.get("reads") or {}
 
     @property

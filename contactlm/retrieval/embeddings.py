@@ -23,7 +23,7 @@ from contactlm.retrieval.database import StructureDatabase
 from contactlm.retrieval.kept import KeptFiles
 from contactlm.structure.contacts import CONTACT_THRESHOLD
 
-EMBEDDING_VERSION = 2  # raise it whenever other vectors are made: kept ones are then made again
+EMBEDDING_VERSION = 2  # raise it whenever other vectors are made: stored ones are then recomputed
 PIECE = 1022  # residues in one pass at most, as ESM2 was trained
 
 

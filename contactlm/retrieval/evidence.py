@@ -1,4 +1,4 @@
-"""What the hits of a chain tell of its residues: segments, where they lie on it, and the structure behind them.
+"""What the hits of a chain say about its residues: segments, where they lie on it, and the structure behind them.
 
 Made once for a whole chain; a crop or a pass of the model takes the columns of the residues that it shows.
 
@@ -27,12 +27,12 @@ from contactlm.retrieval.search import StructureSearch
 from contactlm.structure.secondary import MIN_LENGTH, STRAND
 
 SEGMENT_STEP = 16  # batches are padded to a multiple of so many segments, so that few shapes come up
-KEPT_BYTES = 512 << 20  # evidence kept in memory; what falls out is made again from the results kept on disk
+KEPT_BYTES = 512 << 20  # evidence kept in memory; what falls out is rebuilt from the results on disk
 
 
 @dataclass(frozen=True, eq=False)
 class ChainEvidence:
-    """What the hits of one chain tell."""
+    """What the hits of one chain say."""
 
     ids: tuple[str, ...]  # of the K hits, best first
     similarity: NDArray[np.float32]  # (K, 2), pair identity and coverage of each

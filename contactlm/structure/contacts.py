@@ -21,7 +21,7 @@ TRIVIAL_REACH = 2  # the trivial predictor's contacts: |i − j| <= 2
 
 # Contacts of known structures, carried over to a sequence that is aligned with them: copied, or as a bias of a model.
 SOFTNESS = 1.0  # Å over which a contact's value falls from 1/2 to 0.27: near pairs rank before those just in contact
-LEAST_WEIGHT = 1e-3  # of a hit without an identical residue: it counts where no other tells
+LEAST_WEIGHT = 1e-3  # of a hit without an identical residue: it counts where there is no other
 
 _ROWS_AT_ONCE = 512  # bounds the temporaries of long chains
 

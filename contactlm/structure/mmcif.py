@@ -94,7 +94,7 @@ class BackboneLines:
         opens = residue != self._residue
         if opens:
             self._residue = residue
-        # The first atom of a residue tells of it even if it has no backbone.
+        # The first atom of a residue describes it even if it has no backbone.
         return fields[atom].strip("'\"") in BACKBONE or (opens and fields[name] in LETTER_OF_NAME)
 
 
@@ -236,7 +236,7 @@ class _Assembly:
         self._entities = _entities(table)
         self._starts: dict[str, int] = {}  # by label_asym_id: where its entity begins in the chain's full sequence
         self._residue: Residue | None = None
-        self._held: tuple[str, ...] = ()  # what tells the residue at hand from the next
+        self._held: tuple[str, ...] = ()  # what distinguishes this residue from the next
         self._places: dict[tuple[str, str, str], tuple[str, str]] = {}  # author number and code of a label number
         self._renumbered: set[str] = set()  # chains whose label numbers stand for several residues
 
@@ -315,7 +315,7 @@ def _parents(table: CifTable) -> dict[tuple[str, int, str, str], str]:
 
 
 def _number(text: str) -> int | None:
-    """A residue number; None where it is unset or none: then nothing tells which residue is meant."""
+    """A residue number; None where it is unset or none: then the residue is unknown."""
     try:
         return int(text)
     except ValueError:

@@ -244,7 +244,7 @@ def _full(
 
 
 MAX_JUMP = 100
-"""Numbers that jump by more count as jumping by this: mostly they go on in another scheme."""
+"""Numbers that jump by more count as jumping by this: mostly the scheme changes there."""
 
 
 def fill_breaks(residues: list[Residue], xyz: NDArray[np.float64]) -> tuple[str, NDArray[np.intp]]:
@@ -272,7 +272,7 @@ def fill_breaks(residues: list[Residue], xyz: NDArray[np.float64]) -> tuple[str,
 
 
 def _jump(one: Residue, other: Residue, far: bool) -> int:
-    """By how much the number grows from a residue to the next: the number in the polymer where the file tells it.
+    """By how much the number grows from a residue to the next: the number in the polymer where the file has it.
 
     Some programs count the residues that they built: such numbers run on over a gap that author numbers show.
     """

@@ -57,13 +57,13 @@ def bonded(xyz: NDArray[np.float64]) -> NDArray[np.bool_]:
 def linked(xyz: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Tell for each of L - 1 successive pairs whether they are neighbours in the chain.
 
-    A peptide bond tells; where N or C are missing, the distance of the CA does.
+    A peptide bond decides; where N or C are missing, the distance of the CA does.
 
     Args:
         xyz: Backbone coordinates, (L, 3 atoms, 3), in Å.
 
     Returns:
-        bool (L - 1,); False where the atoms that would tell are missing.
+        bool (L - 1,); False where the atoms needed are missing.
     """
     apart = np.linalg.norm(np.diff(xyz[:, _CA], axis=0), axis=-1)
     judged = np.isfinite(xyz[:-1, _C, 0]) & np.isfinite(xyz[1:, _N, 0])
@@ -223,7 +223,7 @@ def _ordered(residues: list[Residue], xyz: NDArray[np.float64], bonds: BondFinde
             tails.setdefault(before[0], []).append(i)
         elif after := bonds.after(i):
             heads.setdefault(after[0], []).append(i)
-        else:  # nothing tells better than the file
+        else:  # the file is the best source
             tails.setdefault(i - 1, []).append(i)
     moving = set(strays)
     order = []

@@ -68,7 +68,7 @@ class Residue:
         parent: Name of its parent, where the file says that it is modified; else empty.
         declared: Whether the file says that it is a part of the polymer.
         index: 0-based position in the chain's full sequence, where the file gives it; else None.
-        position_in_polymer: The polymer and the number in it, where the file tells (``label_asym_id`` and
+        position_in_polymer: The polymer and the number in it, where the file has it (``label_asym_id`` and
             ``label_seq_id``); else None.
         places: By alternate location, position in Å and occupancy of its N, CA and C, as far as the file has them.
         location: The alternate location that counts.
@@ -131,7 +131,7 @@ class Residue:
 
     @property
     def known(self) -> bool:
-        """Whether the name, or the file, tells that this is an amino acid."""
+        """Whether this is an amino acid by its name, or by the file."""
         return self.name in LETTER_OF_NAME or self.parent in LETTER_OF_NAME
 
     @property

@@ -106,7 +106,7 @@ def _transport(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
     from aiohttp import ClientError  # what comes with fsspec[http] takes long to import
 
     try:
-        yield fsspec.url_to_fs(url)  # made anew each time: one with a thread of its own does not survive a fork
+        yield fsspec.url_to_fs(url)  # made each time: one with a thread of its own does not survive a fork
     except FileNotFoundError as error:
         raise DataError(f"{url} does not exist: this is not a packed set, or its upload is not complete") from error
     except (ImportError, ValueError) as error:  # a scheme whose package is missing, or that no one knows

@@ -116,7 +116,7 @@ class PackedWriter:
         return self._files
 
     def add(self, name: str, content: ChainStore | str, mark: str = "") -> None:
-        """Add a structure file's chains, or the reason why it has none; ``mark`` tells it from other files."""
+        """Add a structure file's chains, or the reason why it has none; ``mark`` distinguishes it from other files."""
         residues = 0 if isinstance(content, str) else int(content.lengths.sum())
         if self._residues and self._residues + residues > self.shard_residues:
             self._flush()
@@ -189,7 +189,7 @@ def _cluster(packed: PackedSet, rule: ClusterRule, cache_dir: Path | None) -> Cl
 
 
 def _mark(path: Path, name: str) -> str:
-    """What tells a file from others: name and content."""
+    """What identifies a file: name and content."""
     try:
         return f"{name}\t{hash_file(path)}"
     except OSError:

@@ -187,7 +187,7 @@ class PackedStore(ChainStore):
         return before[last] - before[first]
 
     def sequence_keys(self) -> list[bytes]:
-        """What is equal for entries of equal sequence and chain lengths, as far as 64 bits a chain tell."""
+        """What is equal for entries of equal sequence and chain lengths, as far as 64 bits per chain can show."""
         keys, lengths = self.packed.index["keys"], self.packed.index["lengths"]
         return [keys[a:b].tobytes() + lengths[a:b].tobytes() for a, b in zip(*self._spans(), strict=True)]
 

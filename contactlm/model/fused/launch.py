@@ -144,7 +144,7 @@ def share(given: Given, log_sums: Tensor, skip_idle: bool) -> tuple[Tensor, Tens
 
 @dataclass(frozen=True)
 class Outer:
-    """What the backward pass is given beside the inputs."""
+    """What the backward pass takes in addition to the inputs."""
 
     d_context: Tensor | None  # (B, H, T, D)
     d_weighted: Tensor  # float32 (B, T, T) or (B, K, T, T), contiguous
