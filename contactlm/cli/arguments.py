@@ -16,10 +16,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from contactlm.cli.commands import checkpoint_of
-from contactlm.modules.base import MapModule
-from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, check_head
-from contactlm.modules.contact import ContactModule
-from contactlm.modules.predict import OPTION, checkpoint_class, import_module_class
 from contactlm.shipped import OPTION, config_folder
 from contactlm.types import ContactLMError
 
@@ -273,6 +269,10 @@ def chosen_class(arguments: Sequence[str]) -> type[MapModule]:
 
     The last ``model_class`` of configs and flags decides; where none says, the checkpoint does.
     """
+    from contactlm.modules.checkpoint import CHECKPOINT_KEY, check_checkpoint, check_head
+    from contactlm.modules.contact import ContactModule
+    from contactlm.modules.predict import checkpoint_class, import_module_class
+
     given: dict[str, Any] = {}
     for option, value in option_pairs(arguments):
         if option in CONFIG:

@@ -7,11 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from contactlm.cli.arguments import checkpoint_of
 from contactlm.cli.commands import CommandParser, checkpoint_of
-from contactlm.modules.checkpoint import CHECKPOINT_KEY, CONTACT_HEAD, check_checkpoint
-from contactlm.modules.contact import ContactModule
-from contactlm.modules.export import export_adapter, export_merged, require_contact_head, require_free
 from contactlm.runs.record_file import RUN_FILE, read_run
 
 
@@ -26,6 +22,9 @@ def export_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--pretrained", help="Backbone, if it has moved since training.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
     given = parser.parse_args(arguments)
+    from contactlm.modules.checkpoint import CHECKPOINT_KEY, CONTACT_HEAD, check_checkpoint  # these take seconds
+    from contactlm.modules.contact import ContactModule
+    from contactlm.modules.export import export_adapter, export_merged, require_contact_head, require_free
 
     given.ckpt_path = checkpoint_of(given.ckpt_path)
     checkpoint = check_checkpoint(given.ckpt_path)
