@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -51,7 +51,7 @@ class Logistic(NamedTuple):
 class ScoredMap(FullMap):
     """A full-length map with the scores behind it, (L, L)."""
 
-    scores: Tensor
+    scores: Tensor = field(kw_only=True)
 
 
 class JacobianModule(LanguageModelModule):
@@ -159,7 +159,7 @@ class JacobianModule(LanguageModelModule):
         for made in jacobian_maps(self._letter_logits, chains, *arguments):
             fit = self.score_fit
             probability = ranks(made.scores) if fit is None else fit.of(made.scores).fill_diagonal_(0)
-            yield ScoredMap(probability, {**made.how, "p": RANKED if fit is None else LOGISTIC}, made.scores)
+            yield ScoredMap(probability, {**made.how, "p": RANKED if fit is None else LOGISTIC}, scores=made.scores)
 
     def _letter_logits(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
         return self.backbone(self.own_tokens(tokens), attention_mask, positions)
