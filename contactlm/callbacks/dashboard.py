@@ -239,7 +239,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | 
         if isinstance(value, Mapping):
             result |= flat(value, f"{prefix}{name}.")
         elif isinstance(value, PLAIN):
-            is_long = isinstance(value, int | float) and float(f"{value:.{DIGITS - 1}e}") != value
+            is_long = type(value) is int and float(f"{value:.{DIGITS - 1}e}") != value
             result[prefix + name] = str(value) if is_long else value  # a text is shown to the last digit
         elif isinstance(value, (list, tuple)) and all(isinstance(item, PLAIN) for item in value):
             result[prefix + name] = ", ".join(map(str, value))

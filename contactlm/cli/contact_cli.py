@@ -82,7 +82,7 @@ class ContactParser(CommandParser, LightningArgumentParser):
 
     def format_help(self) -> str:
         """All options, without addresses of functions and marks of other documentation."""
-        text = re.sub(r"<(?:function|class) '?([\w.]+)'?[^>]*>", r"\1", super().format_help())
+        text = re.sub(r"<(?:function|class)\s+'?([\w.]+)'?[^>]*>", r"\1", super().format_help())
         return re.sub(r":\w+:`~?([^`]+)`", r"\1", text)
 
     def add_class_arguments(self, theclass: type, *args: Any, **options: Any) -> list[str]:

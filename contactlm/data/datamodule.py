@@ -397,7 +397,7 @@ class ContactDataModule(L.LightningDataModule):
     @property
     def definition(self) -> ContactDefinition:
         """When two residues touch: what is given, else the module's."""
-        module = None if self.trainer is None else self.trainer.lightning_module
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
         return self.contact or getattr(module, "contact", ContactDefinition())
 
     @property

@@ -31,7 +31,7 @@ def draw_picture(contact_map: MapValues, ems: int = EMS) -> Image.Image:
     scale = max(1, round(SIDE / max(1, len(cells))))
     side = scale * len(cells)
     em = max(14, side // ems)
-    left, top, width, height = round(4.4 * em), round(3.4 * em), side + 12 * em, side + round(9.8 * em)
+    left, top, width, height = round(5.1 * em), round(3.4 * em), side + round(12.7 * em), side + round(9.8 * em)
     picture = Image.new("RGB", (width, height), "white")
     enlarged = np.repeat(np.repeat(cells, scale, 0), scale, 1)
     picture.paste(Image.fromarray(enlarged), (left, top))
@@ -118,7 +118,7 @@ def _draw_words(
     for number, (line, color) in enumerate(words):
         font = _font(em if number == 0 else round(0.9 * em))
         pen.text((middle, top + side + (1.9 + 1.4 * number) * em), line, color, font, anchor="mt")
-    for line, x in (("residue", left - round(4.1 * em)), ("contact probability", left + side + round(4.9 * em))):
+    for line, x in (("residue", left - round(4.9 * em)), ("contact probability", left + side + round(4.9 * em))):
         across = Image.new("RGB", (side, round(1.4 * em)), "white")
         ImageDraw.Draw(across).text((side // 2, 0), line, INK, _font(em), anchor="mt")
         picture.paste(across.rotate(90, expand=True), (x, top))

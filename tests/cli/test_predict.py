@@ -267,7 +267,7 @@ def test_another_sequence_of_the_same_name_is_predicted(folder: Path, tiny_esm: 
     sequences = [random_sequence(0, 30), random_sequence(8, 30), random_sequence(2, 30)]
     (folder / "a.fasta").write_text("".join(f">{name}\n{s}\n" for name, s in zip("abc", sequences, strict=True)))
     (line,) = told(predict_all(tiny_esm), capsys, 1, 2)
-    reason = "made from another sequence or structure: 1 proteins (b)"
+    reason = "made from another sequence or structure: 1 protein (b)"
     assert line == f"results: recomputing: the existing result was {reason}"
     maps = [ContactMap.load(folder / "results" / f"{name}.npz") for name in "abc"]
     assert [predicted.sequence for predicted in maps] == sequences
@@ -401,7 +401,7 @@ def test_a_format_that_one_protein_cannot_have_costs_no_other_file(folder: Path,
     for counted in ("3 maps written", "0 maps written to results, 3 already present"):
         assert main(command) == 0
         captured = capsys.readouterr()
-        assert counted in captured.out and 'no cxc, of 1 proteins (it\'s "x"_A): ' in captured.err
+        assert counted in captured.out and 'no cxc, of 1 protein (it\'s "x"_A): ' in captured.err
         files = [path.suffix for path in (folder / "results").iterdir()]
         assert [files.count(kind) for kind in (".npz", ".rr", ".cxc", ".html")] == [3, 3, 2, 1]
         formats = {row["id"]: row["formats"] for row in summary(folder / "results")}

@@ -349,11 +349,10 @@ def test_a_model_far_below_copying_its_hits_is_remarked_on() -> None:
 def test_examples_of_the_help_can_be_parsed() -> None:
     for command in SHORT:
         for example in re.findall(r"^  contactlm (.+)$", commands.short_help(command), re.MULTILINE):
-            words = [
-                word for word in example.split() if not word.endswith(".ckpt") and word not in ("…", "--ckpt_path")
-            ]
+            # without the checkpoint, which says of which class it is
+            words = re.sub(r"--ckpt_path \S+|\S+\.ckpt|…", "", example).split()
             assert words[0] == command
-            parsed(words, ContactModule)  # without the checkpoint, which says of which class it is
+            parsed(words, ContactModule)
 
 
 def command_of(tiny_esm: Path, folders: Folders, *more: str) -> list[str]:

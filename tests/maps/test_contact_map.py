@@ -309,7 +309,7 @@ def test_a_picture_shows_every_pair_in_the_colours_of_matplotlib(tmp_path: Path,
     shown[lower] = truth[lower]
     picture = np.asarray(Image.open(contact_map.save(tmp_path / "map.png")))
     scale, em = max(1, round(720 / len(shown))), max(14, max(1, round(720 / len(shown))) * len(shown) // 48)
-    left, top = round(4.4 * em), round(3.4 * em)
+    left, top = round(5.1 * em), round(3.4 * em)
     middle = np.arange(len(shown)) * scale + scale // 2
     found = picture[top + middle][:, left + middle].astype(int)
     off = ~np.eye(len(shown), dtype=bool)
