@@ -242,7 +242,7 @@ def _figure(rows: Sequence[dict[str, Any]], proteins: Sequence[dict[str, float]]
             own = [row for row in rows if (row["range"], row["probabilities"]) == (name, state)]
             x, y = ([row[name] for row in own] for name in ("mean_probability", "contacts"))
             sure = [value if row["pairs"] >= FEW_PAIRS else math.nan for value, row in zip(y, own, strict=True)]
-            line = {"marker": "o", "markersize": 4, "linewidth": 1, "color": color}
+            line: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1, "color": color}
             ax.plot(x, y, alpha=0.3, fillstyle="none", **line)
             ax.plot(x, sure, label=state, **line)
         ax.set(title=PANELS[name], xlabel="mean probability")

@@ -67,10 +67,12 @@ def write_report(
     check_reference(found.runs, reference)
     groups = [found.runs] if mixed else group_equal(found.runs)
     sets = [f"set{number}" for number in range(1, len(groups) + 1)] if len(groups) > 1 else []
-    titles, outcomes = dict(zip(sets, group_names(groups), strict=False)), {}
+    titles = dict(zip(sets, group_names(groups), strict=False))
+    outcomes: dict[str, tuple[str, str]] = {}
     last = [*(f"left out: {path}: {reason}" for path, reason in found.left_out.items()), RULE]
     lines = group_lines(groups)
     text = ["# Report of runs", *lines]
+<<<<<<< HEAD
     _clear(folder)
     compared, paired, paired_text = _write_experiments(whole_experiments(found.runs), folder, reference)
     for name, group in zip(sets or [""], groups, strict=True):
@@ -84,6 +86,24 @@ def write_report(
         write_overview([*lines, *last], outcomes, folder / PAGE, paired)
     with atomic_path(folder / REPORT) as temporary:
         temporary.write_text("\n\n".join([*text, *last]) + "\n", encoding="utf-8")
+=======
+    try:
+        _clear(folder)
+        compared, paired, paired_text = _write_experiments(whole_experiments(found.runs), folder, reference)
+        for name, group in zip(sets or [""], groups, strict=True):
+            more = [] if sets else [*compared, *last]
+            summary, tables = _write_group(group, folder / name, more, [] if sets else paired)
+            outcomes[name] = (titles.get(name, ""), outcome_of(summary))
+            lines += [*([f"{name} ({titles[name]}):"] if name else []), *summary]
+            text += [*([f"## {name}: {titles[name]}"] if name else []), _bullets(summary), tables]
+        lines, text = [*lines, *compared], [*text, *paired_text]
+        if sets:
+            write_overview([*lines, *last], outcomes, folder / PAGE, paired)
+        with atomic_path(folder / REPORT) as temporary:
+            temporary.write_text("\n\n".join([*text, *last]) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ContactLMError(f"out: {folder} cannot be written ({error.strerror}); give another folder") from error
+>>>>>>> 13751bbc27d40af1d952acbb27a25c83cfb85d26
     return [*lines, *last, f"report written to {folder}: open {folder / PAGE}"]
 
 
@@ -118,16 +138,16 @@ def _write_experiments(
     for number, runs in enumerate(experiments, start=1):
         name, arms = PAIRED if number == 1 else f"{PAIRED}{number}", list(by_arm(runs))
         reference = next((arm for arm in (wanted, USUAL_REFERENCE) if arm in arms), arms[0])
-        rows, own, table = paired_rows(runs, reference), confounds(runs, reference), []
+        rows, own = paired_rows(runs, reference), confounds(runs, reference)
         if rows:
             write_csv(folder / f"{name}.csv", rows)
             ahead, title, cells = paired_table(rows)
-            own, table = [ahead, *own], [paired_markdown(title, cells)]
+            own = [ahead, *own]
             tables.append((title, cells))
         else:
             own.append(f"nothing to compare with {reference}: no arm shares a backbone and a seed with it")
         lines += own
-        text += [f"## {name}", _bullets(own), *table]
+        text += [f"## {name}", _bullets(own), *([paired_markdown(title, cells)] if rows else [])]
     return lines, tables, text
 
 

@@ -33,7 +33,7 @@ def model_card(module: ContactModule, merged: bool, name: str, backbone: str | N
     family, tuned, fitted = module.family.name, module.tuned_threshold, module.calibration
     kind = "the usual threshold: none was tuned" if tuned is None else "the threshold tuned on dev for these"
     on_hub = backbone is not None and not Path(backbone).is_dir()
-    words = {
+    words: dict[str, Any] = {
         **{"library": "transformers" if merged else "peft", "license": "mit" if family in MIT else "other"},
         **{"base": f"base_model: {backbone}\n" if on_hub else "", "name": name, "family": family, "sequence": SEQUENCE},
         "title": f"{family} contact predictor ({'merged weights' if merged else f'LoRA adapter for {backbone}'})",
