@@ -72,12 +72,11 @@ def write_report(
     last = [*(f"left out: {path}: {reason}" for path, reason in found.left_out.items()), RULE]
     lines = group_lines(groups)
     text = ["# Report of runs", *lines]
-<<<<<<< HEAD
     _clear(folder)
     compared, paired, paired_text = _write_experiments(whole_experiments(found.runs), folder, reference)
     for name, group in zip(sets or [""], groups, strict=True):
-        beside = ([], []) if sets else ([*compared, *last], paired)
-        summary, tables = _write_group(group, folder / name, *beside)
+        more = [] if sets else [*compared, *last]
+        summary, tables = _write_group(group, folder / name, more, [] if sets else paired)
         outcomes[name] = (titles.get(name, ""), outcome_of(summary))
         lines += [*([f"{name} ({titles[name]}):"] if name else []), *summary]
         text += [*([f"## {name}: {titles[name]}"] if name else []), _bullets(summary), tables]
@@ -86,24 +85,6 @@ def write_report(
         write_overview([*lines, *last], outcomes, folder / PAGE, paired)
     with atomic_path(folder / REPORT) as temporary:
         temporary.write_text("\n\n".join([*text, *last]) + "\n", encoding="utf-8")
-=======
-    try:
-        _clear(folder)
-        compared, paired, paired_text = _write_experiments(whole_experiments(found.runs), folder, reference)
-        for name, group in zip(sets or [""], groups, strict=True):
-            more = [] if sets else [*compared, *last]
-            summary, tables = _write_group(group, folder / name, more, [] if sets else paired)
-            outcomes[name] = (titles.get(name, ""), outcome_of(summary))
-            lines += [*([f"{name} ({titles[name]}):"] if name else []), *summary]
-            text += [*([f"## {name}: {titles[name]}"] if name else []), _bullets(summary), tables]
-        lines, text = [*lines, *compared], [*text, *paired_text]
-        if sets:
-            write_overview([*lines, *last], outcomes, folder / PAGE, paired)
-        with atomic_path(folder / REPORT) as temporary:
-            temporary.write_text("\n\n".join([*text, *last]) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ContactLMError(f"out: {folder} cannot be written ({error.strerror}); give another folder") from error
->>>>>>> 13751bbc27d40af1d952acbb27a25c83cfb85d26
     return [*lines, *last, f"report written to {folder}: open {folder / PAGE}"]
 
 
