@@ -397,14 +397,16 @@ class ContactDataModule(L.LightningDataModule):
     @property
     def definition(self) -> ContactDefinition:
         """When two residues touch: what is given, else the module's."""
-        module = None if self.trainer is None else self.trainer.lightning_module
-        return self.contact or getattr(module, "contact", ContactDefinition())
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
+        learnt: ContactDefinition = getattr(module, "contact", ContactDefinition())
+        return self.contact or learnt
 
     @property
     def jump(self) -> int:
         """Positions left free between chains: those given, else the module's, which a checkpoint keeps."""
         module: Any = None if self.trainer is None else self.trainer.lightning_module
-        return self.chain_jump or getattr(module, "chain_jump", CHAIN_JUMP)
+        learnt: int = getattr(module, "chain_jump", CHAIN_JUMP)
+        return self.chain_jump or learnt
 
     @property
     def evaluation_size(self) -> int | CostBound:
