@@ -398,15 +398,15 @@ class ContactDataModule(L.LightningDataModule):
     def definition(self) -> ContactDefinition:
         """When two residues touch: what is given, else the module's."""
         module: Any = None if self.trainer is None else self.trainer.lightning_module
-        kept: ContactDefinition = getattr(module, "contact", ContactDefinition())
-        return self.contact or kept
+        learnt: ContactDefinition = getattr(module, "contact", ContactDefinition())
+        return self.contact or learnt
 
     @property
     def jump(self) -> int:
         """Positions left free between chains: those given, else the module's, which a checkpoint keeps."""
         module: Any = None if self.trainer is None else self.trainer.lightning_module
-        kept: int = getattr(module, "chain_jump", CHAIN_JUMP)
-        return self.chain_jump or kept
+        learnt: int = getattr(module, "chain_jump", CHAIN_JUMP)
+        return self.chain_jump or learnt
 
     @property
     def evaluation_size(self) -> int | CostBound:
