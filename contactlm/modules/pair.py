@@ -26,7 +26,8 @@ class PairedModule(LanguageModelModule):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.flops_follow_length = self.pair is None  # strips make steps
+        if self.pair is not None:
+            self.flops_follow_length = False  # strips make steps
 
     @property
     def pair(self) -> PairHead | None:

@@ -41,11 +41,20 @@ TESTED = {
         "model.train_head",
         "model.loss_min_separation",
         "model.attention",
+        "model.pair",
     },
 }
 TESTED["jacobian"] = {
     *TESTED["zeroshot"],
-    *("model_class", "model.symmetrise", "model.masked", "model.substitutions", "model.cache_dir", "model.attention"),
+    *(
+        "model_class",
+        "model.symmetrise",
+        "model.masked",
+        "model.substitutions",
+        "model.cache_dir",
+        "model.attention",
+        "model.pair",
+    ),
 }
 BESIDE_RETRIEVAL = {
     "retrieval_tokens": {"model.template_bias": (True, False)},
