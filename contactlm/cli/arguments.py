@@ -328,6 +328,14 @@ def _plain(option: str, value: str) -> list[str] | None:
     return None
 
 
+def may_be_any_model(arguments: Sequence[str]) -> bool:
+    """Whether a class other than the usual one may be asked for, by a flag, a config or a checkpoint."""
+    return any(
+        option in (f"--{OPTION}", _MODEL, "--ckpt_path") or (option in CONFIG and OPTION in content_of(value))
+        for option, value in option_pairs(arguments)
+    )
+
+
 def option_pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Every option with its value; of an option without one, the next argument."""
     split = [argument.partition("=") for argument in arguments]

@@ -138,6 +138,27 @@ def short_help(name: str) -> str:
     return files("contactlm.cli").joinpath("help_texts").joinpath(f"{name}.txt").read_text(encoding="utf-8")
 
 
+def check_names(arguments: Sequence[str], any_model: bool) -> None:
+    """End with one line on an option that a subcommand of Lightning's lacks, before imports that take seconds.
+
+    The options of ``--help all`` are in ``options.txt``; below one of them, a class that it names has its own.
+
+    Args:
+        arguments: The subcommand and its arguments.
+        any_model: Whether the model may be of another class, with options of its own.
+    """
+    known = files("contactlm.cli").joinpath("help_texts").joinpath("options.txt").read_text(encoding="utf-8").split()
+    groups = {name.partition(".")[0] for name in known if "." in name}
+    below = (*(f"{name}." for name in known if name not in groups), *(["--model."] if any_model else []))
+    for argument in arguments[1:]:
+        option = argument.partition("=")[0].removesuffix("+")
+        if not option.startswith("--") or option in (*known, "--config") or option.startswith(below):
+            continue
+        command, near = f"contactlm {arguments[0]}", max(known, key=lambda name: _likeness(option, name))
+        sys.stderr.write(f"{command}: error: no option {option}; the nearest option is {near}; see {command} --help\n")
+        raise SystemExit(BAD_ARGUMENTS)
+
+
 def answer(arguments: Sequence[str]) -> int | None:
     """Answer a call for help or the version, no command, or one that does not exist; None when there is one to run."""
     first = arguments[0] if arguments else ""

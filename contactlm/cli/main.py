@@ -6,8 +6,8 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from contactlm.cli.arguments import check_removed, plain_arguments, resolve_arguments
-from contactlm.cli.commands import COMMANDS, answer
+from contactlm.cli.arguments import check_removed, may_be_any_model, plain_arguments, resolve_arguments
+from contactlm.cli.commands import COMMANDS, answer, check_names
 from contactlm.cli.console import NO_ROOM, file_trouble, set_up_log
 from contactlm.runs.signals import Stopped
 from contactlm.types import ContactLMError
@@ -31,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = COMMANDS[given[0]].load()
             gc.enable()
             return command(given[1:])
-        return _run_lightning(plain_arguments(resolve_arguments(given)))
+        plain = plain_arguments(resolve_arguments(given))
+        if given[0] in COMMANDS:
+            check_names(plain, may_be_any_model(plain))
+        return _run_lightning(plain)
     except Stopped as stop:
         return int(stop.code or 0)
     except _mendable() as error:
