@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -65,7 +65,7 @@ class FullMap:
 
     probability: Tensor
     how: dict[str, Any]
-    distance: Tensor | None = None
+    distance: Tensor | None = field(default=None, kw_only=True)
 
 
 class _Chain(NamedTuple):
@@ -160,7 +160,8 @@ def _map_group(
     _check_finite(blends)
     for number, (blend, plan) in enumerate(zip(blends, plans, strict=True)):
         how = how_made(blend.length, plan, options, _BLEND)
-        yield FullMap(blend.probability, how, distances[number].probability if number in distances else None)
+        distance = distances[number].probability if number in distances else None
+        yield FullMap(blend.probability, how, distance=distance)
 
 
 def _probabilities(logits: Tensor) -> Tensor:

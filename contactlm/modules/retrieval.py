@@ -22,7 +22,7 @@ from contactlm.alphabet import decode
 from contactlm.data.cache import default_cache_dir
 from contactlm.data.store import ChainStore, chain_sequences
 from contactlm.maps.full_map import FullMap, Shown, WindowOptions, full_maps
-from contactlm.model.backbone import AttentionName, Wanted, backbone_checksum
+from contactlm.model.backbone import AttentionName, backbone_checksum
 from contactlm.model.decoder import RetrievalBackbone
 from contactlm.model.evidence import Evidence
 from contactlm.model.frozen_weights import is_narrow, load_frozen
@@ -331,8 +331,10 @@ class RetrievalModule(PairedModule):
     ) -> Tensor:
         cut = [evidence[chain].shown(residues.numpy()) for chain, residues in shown]
         known = collate_evidence(cut, self.hits, self.backbone.esm.config.hidden_size, tokens.shape[1] - 2)
-        wanted: Wanted = "contacts" if self.pair is None else "distances"
-        made: Tensor = self.backbone(self.own_tokens(tokens), attention_mask, positions, known, wanted=wanted)
+        own = self.own_tokens(tokens)
+        if self.pair is None:
+            return self.contact_logits(own, attention_mask, positions, known)
+        made: Tensor = self.backbone(own, attention_mask, positions, known, wanted="distances")
         return made
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

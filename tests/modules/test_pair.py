@@ -40,7 +40,7 @@ def module(tiny_esm: Path | None, **options: object) -> ContactModule:
 @pytest.mark.parametrize("border", [1, 3])
 def test_every_pair_counts_in_some_window_and_passes_fit(border: int) -> None:
     draw = random.Random(border)
-    for _ in range(40):
+    for _ in range(20):
         window = draw.randint(4 * border + 2, 60)
         options = WindowOptions(window, draw.choice([None, draw.randrange(window)]), border=border)
         length = draw.randint(1, 200)
@@ -136,6 +136,7 @@ def test_training_moves_every_part_and_resumes_to_the_bit(tiny_esm: Path, pdb_fo
         )
 
     def fresh() -> ContactModule:
+        torch.manual_seed(0)  # which adapters begin from
         return ContactModule(str(tiny_esm), pair=PAIR)
 
     straight = fresh()

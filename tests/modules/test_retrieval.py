@@ -507,6 +507,7 @@ def test_with_a_pair_head_it_begins_from_the_copy(tiny_esm: Path, relatives: Pat
     """Log-odds of the copied contacts, less what a contact head starts with, are added where a hit knows the pair."""
     module, plain = made(tiny_esm, relatives, pair=PAIR).eval(), ContactModule(str(tiny_esm)).eval()
     tokens, evidence = make_tokens([160, 40]), evidence_of(module, QUERY, random_sequence(3, 40))
+    evidence.cb[0, :, 5:30] = torch.nan
     with torch.no_grad():
         added = module.contact_logits(tokens, evidence=evidence) - plain.contact_logits(tokens)
         channels = hit_channels(evidence)
