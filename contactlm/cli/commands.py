@@ -140,7 +140,7 @@ def description(name: str) -> str:
 
 def short_help(name: str) -> str:
     """What ``--help`` of Lightning's subcommands shows: a text with the options that people use."""
-    return files("contactlm.cli").joinpath("help_texts", f"{name}.txt").read_text(encoding="utf-8")
+    return files("contactlm.cli").joinpath(f"help_texts/{name}.txt").read_text(encoding="utf-8")
 
 
 def answer(arguments: Sequence[str]) -> int | None:
