@@ -165,7 +165,7 @@ def _written(command: str, option: str, value: str) -> str:
         count = float(number[1]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[number[2]]
         return str(int(count)) if count == int(count) else value
     if option == "--formats" and value:
-        return json.dumps([word.strip(" '\"") for word in value.strip("[]").split(",")])
+        return json.dumps([word for each in value.strip("[]").split(",") if (word := each.strip(" '\""))])
     if option == "--ckpt_path":
         return checkpoint_of(value, "last" if command == "fit" else "best")
     return value
