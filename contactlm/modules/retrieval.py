@@ -134,7 +134,12 @@ class RetrievalModule(PairedModule):
         }
         network = partial(_network, attention, train_head, pretrained is None and options.get("head") is None, decoder)
         super().__init__(network, pretrained, architecture, init_seed=init_seed, **options)
-        own = {"train_head": train_head, "hits": hits, "decoder_layers": decoder_layers, "decoder_width": decoder_width}
+        own: dict[str, Any] = {
+            "train_head": train_head,
+            "hits": hits,
+            "decoder_layers": decoder_layers,
+            "decoder_width": decoder_width,
+        }
         own |= {"template_bias": template_bias, "pair": None if pair is None else asdict(pair)}
         self.save_hyperparameters(own)
         if not options.get("head"):
