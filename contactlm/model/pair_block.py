@@ -54,7 +54,7 @@ class _Block(torch.autograd.Function):
             return _convolved(y, weight, dilation, dtype).add_(bias).add_(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         x, mask, weight = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             gradient = gradient.contiguous()
@@ -69,7 +69,7 @@ class _Block(torch.autograd.Function):
                 return None, None, d_weight, d_bias, None, None
             turned = weight.flip(2, 3).transpose(0, 1)
             dy = _convolved(gradient, turned, ctx.dilation, ctx.dtype)
-            dy = torch.ops.aten.threshold_backward(dy, x, 0).mul_(masked)  # type: ignore[attr-defined]  # of relu
+            dy = torch.ops.aten.threshold_backward(dy, x, 0).mul_(masked)
             pulled = (dy * x).mean(-1, keepdim=True).mul_(scale.square_())
             return dy.addcmul_(x, pulled, value=-1).add_(gradient), None, d_weight, d_bias, None, None
 
@@ -88,7 +88,7 @@ def _weight_gradient(y: Tensor, gradient: Tensor, weight: Tensor, dilation: int,
     images = [each.to(dtype).permute(0, 3, 1, 2) for each in (gradient, y)]
     about = [1, 1], [dilation] * 2, [dilation] * 2, False, [0, 0], 1, [False, True, False]
     kernel = weight.to(dtype).contiguous(memory_format=torch.channels_last)
-    return torch.ops.aten.convolution_backward(*images, kernel, None, *about)[1].to(weight.dtype)  # type: ignore[attr-defined]
+    return torch.ops.aten.convolution_backward(*images, kernel, None, *about)[1].to(weight.dtype)
 
 
 def _classes(x: Tensor, dilation: int) -> Tensor:
