@@ -81,13 +81,13 @@ class PairScores(NamedTuple):
 
     contact: Tensor  # float32 (B, L, L), symmetric
     strips: list[Tensor]  # (B, n, G − g, BINS), n rows from g on: log-probabilities of bins, of contacts and of others
-    residues: Tensor  # int64 (B, G), the residue that lies there; −1: a gap or padding
+    residue_at: Tensor  # int64 (B, G), the residue that lies there; −1: a gap or padding
 
 
 class Places(NamedTuple):
     """Where residues lie once there are gaps between those that are no neighbours."""
 
-    residues: Tensor  # int64 (B, G), the residue that lies there; −1: a gap or padding
+    residue_at: Tensor  # int64 (B, G), the residue that lies there; −1: a gap or padding
     place: Tensor  # int64 (B, L)
     spans: list[list[tuple[int, int, int]]] | None  # of a sample's parts: first residue, one beyond the last, place
 
@@ -134,19 +134,19 @@ class _Cut(torch.autograd.Function):
                 continue
             strip = maps.new_zeros(len(maps), rows.stop - rows.start, columns.stop - columns.start, maps.shape[1])
             for b, inner, outer in _shared(spans, rows, columns):
-                strip[b][inner] = maps[b][:, outer[0], outer[1]].permute(1, 2, 0)
+                strip[b][inner] = maps[b].permute(1, 2, 0)[outer]
             strips.append(strip)
         return tuple(strips)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # one a strip
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         total = gradients[0].new_zeros(ctx.shape)
         for (rows, columns), gradient in zip(ctx.boxes, gradients, strict=True):
             if ctx.spans is None:
                 total[:, :, rows, columns] += gradient.permute(0, 3, 1, 2)
                 continue
             for b, inner, outer in _shared(ctx.spans, rows, columns):
-                total[b][:, outer[0], outer[1]] += gradient[b][inner].permute(2, 0, 1)
+                total[b].permute(1, 2, 0)[outer] += gradient[b][inner]
         return total, None, None
 
 
@@ -262,11 +262,11 @@ class PairHead(nn.Module):
         places = Places.of(residue, positions, gap=max(DILATIONS[: self.options.blocks], default=0))
         maps = self._scaled(maps, residue)
         maps = maps if more is None else torch.cat([maps, more.to(maps)], 1)
-        make = {"contacts": self._logits, "bins": self._bins, "distances": self._distances}[wanted]
+        make: Any = {"contacts": self._logits, "bins": self._bins, "distances": self._distances}[wanted]
         made: list[Any] = [make(channels) for channels in self._strips(maps, places, positions, states, dtype)]
         if wanted == "bins":
-            whole = self._whole([corrections for corrections, _ in made], places)
-            return PairScores(skip + whole[:, 0], [strip for _, strip in made], places.residues)
+            corrections, strips = zip(*made, strict=True)
+            return PairScores(skip + self._whole(corrections, places)[:, 0], list(strips), places.residue_at)
         whole = self._whole(made, places)
         contact = skip + whole[:, 0]
         if wanted == "contacts":
@@ -291,7 +291,7 @@ class PairHead(nn.Module):
     @staticmethod
     def _whole(strips: Sequence[Tensor], places: Places) -> Tensor:
         """Put strips (B, n, G − top, m) together: symmetric (B, m, L, L), without gaps."""
-        G = places.residues.shape[1]
+        G = places.residue_at.shape[1]
         rows = [F.pad(strip.permute(0, 3, 1, 2), (G - strip.shape[2], 0)) for strip in strips]
         return torch.stack([_mirrored(places.back(each)) for each in torch.cat(rows, 2).unbind(1)], 1)
 
@@ -305,7 +305,7 @@ class PairHead(nn.Module):
         self, maps: Tensor, places: Places, positions: Tensor | None, states: Tensor | None, dtype: torch.dtype
     ) -> Iterator[Tensor]:
         """Run the network: channels (B, n, G − top, N) of one strip's pairs after the other."""
-        index, reach = places.residues, self.options.reach
+        index, reach = places.residue_at, self.options.reach
         G, step = index.shape[1], max(_ROWS, 4 * reach)
         tops = list(range(0, G, step))
         boxes = [(slice(max(0, t - reach), min(G, t + step + reach)), slice(max(0, t - reach), G)) for t in tops]
@@ -358,14 +358,14 @@ def pair_loss(scores: PairScores, bins: Tensor, min_separation: int, distance_we
     loss = contact_loss(scores.contact, contacts_of_bins(bins), min_separation)
     if not distance_weight:
         return loss
-    B, G = scores.residues.shape
+    B, G = scores.residue_at.shape
     if bins.shape[1] != G:
-        where = scores.residues.clamp(min=0)
+        where = scores.residue_at.clamp(min=0)
         bins = bins.gather(1, where.unsqueeze(2).expand(B, G, bins.shape[2])).gather(
             2, where.unsqueeze(1).expand(B, G, G)
         )
-    apart = scores.residues.unsqueeze(1) - scores.residues.unsqueeze(2)
-    known = (bins >= 0) & (apart >= max(1, min_separation)) & (scores.residues >= 0).unsqueeze(2)
+    apart = scores.residue_at.unsqueeze(1) - scores.residue_at.unsqueeze(2)
+    known = (bins >= 0) & (apart >= max(1, min_separation)) & (scores.residue_at >= 0).unsqueeze(2)
     losses = scores.contact.new_zeros(B)
     top = 0
     for strip in scores.strips:

@@ -195,7 +195,7 @@ def test_the_loss_is_the_cross_entropy_of_all_bins(cut):
     expected = []
     for b in range(2):
         log_p = torch.full((30, 30, BINS), torch.nan, dtype=torch.float64)
-        where, top = scores.residues[b], 0
+        where, top = scores.residue_at[b], 0
         for strip in scores.strips:
             for row, values in enumerate(strip[b]):
                 i, columns = where[top + row], where[top:]
