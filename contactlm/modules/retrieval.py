@@ -32,6 +32,7 @@ from contactlm.modules.base import Evaluated
 from contactlm.modules.checkpoint import CHECKPOINT_KEY
 from contactlm.modules.contact import prepare_head
 from contactlm.modules.language_model import ESM2
+from contactlm.modules.optimization import FRESH_HEAD_LR_FACTOR
 from contactlm.modules.pair import PairedModule, pair_options
 from contactlm.retrieval.copy_homolog import copy_contacts
 from contactlm.retrieval.database import StructureDatabase
@@ -39,7 +40,7 @@ from contactlm.retrieval.embeddings import FrozenEncoder, SegmentStates
 from contactlm.retrieval.evidence import ChainEvidence, CropEvidence, EvidenceSource, collate_evidence
 from contactlm.retrieval.exclude import Exclusion
 from contactlm.retrieval.search import StructureSearch, check_phmmer
-from contactlm.types import ModelError
+from contactlm.types import ContactDefinition, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -68,21 +69,20 @@ class RetrievalModule(PairedModule):
     after construction, every chain of the database may be a hit.
 
     Args:
-        pretrained: Name on the Hugging Face hub, or a local directory in Hugging Face format. None: a randomly
-            initialised backbone from ``architecture``.
-        architecture: Values of the configuration of a randomly initialised backbone, ``model_type`` among them (left
-            out: ``esm``); needs ``pretrained`` to be None.
-        index: The structure database, a folder that ``contactlm index build`` wrote. No hyperparameter: it may lie
-            elsewhere than when the model was trained, or be another one.
-        hits: Most hits of a query.
+        pretrained: Name on the Hugging Face hub, or a local directory in its format. None: a randomly initialised
+            backbone from ``architecture``.
+        architecture: Configuration of a randomly initialised backbone; ``model_type`` defaults to ``esm``. Requires
+            ``pretrained=None``.
+        index: Folder of a structure database that ``contactlm index build`` wrote. It is no hyperparameter: a trained
+            model can use another one.
+        hits: Maximum hits per query.
         decoder_layers: Layers of the decoder.
-        decoder_width: Its width, a multiple of 16.
-        template_bias: Whether pairs get the bias.
-        decoder_lr_factor: The learning rate of decoder and template bias, which start from nothing, over the others'.
-        max_identity: Hits with a larger share of identical residues among the aligned ones are left out, except for
-            predictions.
-        cache_dir: Where searches and segments' states are kept; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
-        train_head: Whether the contact head learns.
+        decoder_width: Width of the decoder, a multiple of 16.
+        template_bias: Add the template bias to pairs.
+        decoder_lr_factor: Factor on the learning rate of decoder and template bias, which start at zero.
+        max_identity: Skip hits with a larger share of identical residues among the aligned ones, except in predictions.
+        cache_dir: Folder for searches and segments' states; None: ``$CONTACTLM_CACHE`` or ``~/.cache/contactlm``.
+        train_head: Train the contact head.
         attention: As of :class:`contactlm.ContactModule`.
         init_seed: Seed of a randomly initialised backbone, and of the decoder.
         pair: A pair head as of :class:`contactlm.ContactModule`. It reads the hits' distances as well, and begins from
@@ -93,10 +93,11 @@ class RetrievalModule(PairedModule):
         MissingExtraError: The library that searches comes with ``contactlm[retrieval]``, which is not installed.
         ModelError: Options that do not fit together, no index, or a backbone that cannot be loaded.
         DataError: A database that is missing, damaged, empty or of another format; the message gives the command that
-            makes it again.
+            rebuilds it.
     """
 
     head = "contact head with a retrieval decoder"
+    fresh_head_lr_factor = FRESH_HEAD_LR_FACTOR
     backbone: RetrievalBackbone
 
     def __init__(
@@ -134,13 +135,9 @@ class RetrievalModule(PairedModule):
         }
         network = partial(_network, attention, train_head, pretrained is None and options.get("head") is None, decoder)
         super().__init__(network, pretrained, architecture, init_seed=init_seed, **options)
-        own: dict[str, Any] = {
-            "train_head": train_head,
-            "hits": hits,
-            "decoder_layers": decoder_layers,
-            "decoder_width": decoder_width,
-        }
-        own |= {"template_bias": template_bias, "pair": None if pair is None else asdict(pair)}
+        own: dict[str, Any] = {"train_head": train_head, "hits": hits, "decoder_layers": decoder_layers}
+        own |= {"decoder_width": decoder_width, "template_bias": template_bias}
+        own |= {"pair": None if pair is None else asdict(pair)}
         self.save_hyperparameters(own)
         if not options.get("head"):
             self.take_published()
@@ -197,6 +194,10 @@ class RetrievalModule(PairedModule):
     def setup(self, stage: str) -> None:
         """Take note of the dev and test proteins, which must not be evidence unless for predictions."""
         super().setup(stage)
+        if self.contact != ContactDefinition():
+            raise ModelError(
+                f"data.contact: {self.contact} given, but known structures are read as contacts of C-betas"
+            )
         self._evaluated = stage != "predict"
         for role, store in self._stores().items():
             if role in HELD_OUT_ROLES:
