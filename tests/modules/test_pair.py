@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from contactlm import ContactDataModule, ContactMap, ContactModule, predict_contacts
 from contactlm.callbacks import ContactEvaluation, TokenBudget
@@ -145,9 +146,8 @@ def test_training_moves_every_part_and_resumes_to_the_bit(tiny_esm: Path, pdb_fo
     assert all(
         not torch.equal(before[n], w) for n, w in straight.named_parameters() if n in before and "lora_A" not in n
     )
-    half = trainer(tmp_path / "b", max_steps=2, limit_val_batches=0)
-    half.fit(fresh(), data())
-    half.save_checkpoint(tmp_path / "half.ckpt")
+    keep = ModelCheckpoint(tmp_path, "half", every_n_train_steps=2)  # in mid-epoch
+    trainer(tmp_path / "b", keep, max_steps=2, limit_val_batches=0).fit(fresh(), data())
     rest = fresh()
     trainer(tmp_path / "c", max_steps=4, limit_val_batches=0).fit(rest, data(), ckpt_path=tmp_path / "half.ckpt")
     for ours, theirs in zip(straight.parameters(), rest.parameters(), strict=True):
