@@ -126,7 +126,8 @@ class BackboneParser(PDBParser):
         atoms: list[str] = []
         self._original = []
         parts = builder.parts = ChainParts(lines)
-        residue, models, decimal, chain_id = "", 0, True, ""
+        residue, models, decimal, chain_id, usual = "", 0, True, "", None
+        keep, keep_original = atoms.append, self._original.append
         for at, line in enumerate(lines):
             record = line[:6]
             if record == "ATOM  " or record == "HETATM":
@@ -134,10 +135,11 @@ class BackboneParser(PDBParser):
                     residue = line[17:27]
                     decimal = _is_decimal(line)
                     chain_id = parts.open(at)
+                    usual = f" {chain_id}" if decimal else None
                 elif line[13:15] == "CB":
                     continue
-                self._original.append(line)
-                atoms.append(_adapted(line, decimal, chain_id))
+                keep_original(line)
+                keep(line if line[20:22] == usual and len(line) > _LINE_LENGTH else _adapted(line, decimal, chain_id))
             elif record == "SEQRES":
                 builder.seqres.setdefault(line[11:12].strip(), []).extend(line[19:70].split())
             elif record == "MODRES":
