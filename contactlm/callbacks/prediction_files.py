@@ -121,7 +121,11 @@ def read_summary(path: Path) -> dict[str, dict[str, str]]:
     """Read the complete lines of a summary, by id; a line torn by a killed run is left out."""
     if not path.is_file():
         return {}
-    text = path.read_bytes().decode("utf-8", "replace")
+    raw = path.read_bytes()
+    try:
+        text = (raw[: raw.rfind(b"\n") + 1] or raw).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ContactLMError(f"out: {path} is no summary ({error}); give another folder, or remove the file") from error
     rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     return {row["id"]: row for row in rows if row.get("id") and None not in row.values()}
 
