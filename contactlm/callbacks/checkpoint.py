@@ -206,8 +206,8 @@ class SafeCheckpoint(ModelCheckpoint):
         believed = dict(vars(self))
         with self._taken_back_on_failure(trainer):
             super()._save_last_checkpoint(trainer, monitor_candidates)
-        # or Lightning would not look whether this step is the best
-        vars(self).update({**believed, "last_model_path": self.last_model_path})
+        # All but paths: Lightning must still look whether this step is the best, and know that a last one is there.
+        vars(self).update({name: value for name, value in believed.items() if not isinstance(value, str)})
 
     def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         with self._taken_back_on_failure(trainer):
