@@ -32,6 +32,9 @@ def benchmark_command(arguments: Sequence[str]) -> int:
     from contactlm.benchmark.results import write_page  # torch and lightning take seconds, which the list needs not
     from contactlm.benchmark.run import REPORT, BenchmarkOptions, run_benchmark
     from contactlm.benchmark.structures import StructureSource
+    from contactlm.cli.console import set_up_log
+
+    set_up_log()
 
     cache_dir = given.cache_dir or default_cache_dir()
     source = StructureSource(

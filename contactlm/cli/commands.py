@@ -155,7 +155,9 @@ def check_names(arguments: Sequence[str], any_model: bool) -> None:
         if not option.startswith("--") or option in (*known, "--config") or option.startswith(below):
             continue
         command, near = f"contactlm {arguments[0]}", max(known, key=lambda name: _likeness(option, name))
-        sys.stderr.write(f"{command}: error: unrecognized arguments: {option}; the nearest option is {near}; see {command} --help\n")
+        sys.stderr.write(
+            f"{command}: error: unrecognized arguments: {option}; the nearest option is {near}; see {command} --help\n"
+        )
         raise SystemExit(BAD_ARGUMENTS)
 
 

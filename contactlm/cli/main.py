@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_removed(given)
         if given[0] in COMMANDS and COMMANDS[given[0]].entry:
             command = COMMANDS[given[0]].load()
-            gc.enable()
+            _begin()
             return command(given[1:])
         plain = plain_arguments(resolve_arguments(given))
         if given[0] in COMMANDS:
@@ -59,8 +59,14 @@ def _run_lightning(arguments: Sequence[str]) -> int:
     """Run a command of LightningCLI, whose imports take seconds."""
     from contactlm.cli.contact_cli import ContactCLI
 
-    gc.enable()
+    _begin()
     return ContactCLI(arguments).status
+
+
+def _begin() -> None:
+    """Collect garbage again, and quieten what imports made speak: Lightning gives its logs a level."""
+    gc.enable()
+    set_up_log()
 
 
 def _mendable() -> tuple[type[Exception], ...]:

@@ -215,7 +215,7 @@ def test_a_summary_that_is_none(folder: Path, tiny_esm: Path) -> None:
             raise AssertionError(finished)
 
     trainer = type("Trainer", (), {"datamodule": Data(), "is_global_zero": True})
-    with pytest.raises(ContactLMError, match="summary.csv is no summary"):
+    with pytest.raises(ContactLMError, match=r"summary\.csv is no summary"):
         writer.setup(trainer, None, "predict")
 
 
