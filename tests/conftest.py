@@ -59,13 +59,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 @pytest.fixture(autouse=True)
-def _own_log() -> Iterator[None]:
-    """Commands that run inside a test give the package's logger a handler and a level: take them back."""
+def _own_log() -> None:
+    """Take back the handler and the level that commands, also those of wider fixtures, give the package's logger."""
     logger = logging.getLogger("contactlm")
-    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
