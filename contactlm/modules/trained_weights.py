@@ -118,8 +118,7 @@ class TrainedWeights(L.LightningModule):
 
     def _given(self, option: str) -> Any:
         """An option of the trainer's data; None where it is not given."""
-        trainer = self.attached_trainer
-        return None if trainer is None else getattr(trainer.datamodule, option, None)  # type: ignore[attr-defined]
+        return getattr(getattr(self.attached_trainer, "datamodule", None), option, None)
 
     def _trainable(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}

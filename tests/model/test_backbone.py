@@ -252,5 +252,9 @@ def test_what_cannot_be_used_is_said():
         model(make_tokens([5]), None, torch.arange(7))
     with pytest.raises(ModelError, match="choose from"):
         ContactBackbone(tiny_esm(), "flash")
-    with pytest.raises(ModelError, match=r"attention_probs_dropout_prob is 0\.1"):
-        ContactBackbone(tiny_esm(architecture={**TINY, "attention_probs_dropout_prob": 0.1}))
+
+
+def test_dropout_on_attention_maps_is_left_out():
+    made = ContactBackbone(tiny_esm(architecture={**TINY, "attention_probs_dropout_prob": 0.1})).train()
+    tokens = make_tokens([12])
+    assert made.esm.config.attention_probs_dropout_prob == 0 and torch.equal(made(tokens), made(tokens))
