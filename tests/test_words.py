@@ -250,7 +250,7 @@ def test_commands_in_pages_have_flags_and_configs_that_exist(pages: Pages, flags
                     seen.add(resolve_config(name))
         dotted = {flag for code in code_of(text) for flag in re.findall(r"--[a-z]+\.[a-z_.]*[a-z_]", code)}
         dotted = {flag for flag in dotted if not flag.startswith("--trainer.strategy.")}
-        assert dotted <= flags["fit"] | OF_PROJECTS, page
+        assert dotted <= flags["fit"] | flags["predict"] | OF_PROJECTS, page
     assert len(seen) > 5
 
 

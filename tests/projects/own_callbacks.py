@@ -117,4 +117,4 @@ def main(out: str = "maps", max_tokens: int = 60_000) -> L.Trainer:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(sys.argv[1] if len(sys.argv) > 1 else "maps")
