@@ -52,7 +52,7 @@ from contactlm.runs.directory import RUN_NAME, RunConfig, claim_directory, make_
 from contactlm.shipped import OPTION, config_folder
 from contactlm.structure.contacts import contact_labels
 from contactlm.structure.files import split_name
-from contactlm.types import ContactDefinition, MissingExtraError, ModelError, singular
+from contactlm.types import ContactDefinition, ContactLMError, ModelError, singular
 
 log = logging.getLogger(__name__)
 
@@ -379,7 +379,9 @@ class ContactCLI(LightningCLI):
         with outlast_full_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             predicted.save(path)
-            with suppress(MissingExtraError):
+            with suppress(
+                ContactLMError
+            ):  # no library for pages, or a structure that does not fit: the picture is there
                 path = self._on_its_structure(predicted).save(path.with_suffix(".html"))
         return str(path) if path.is_file() else "none: the disk is full"
 
