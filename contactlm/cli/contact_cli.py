@@ -379,9 +379,7 @@ class ContactCLI(LightningCLI):
         with outlast_full_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             predicted.save(path)
-            with suppress(
-                ContactLMError
-            ):  # no library for pages, or a structure that does not fit: the picture is there
+            with suppress(ContactLMError):  # no library for pages, or a structure that does not fit
                 path = self._on_its_structure(predicted).save(path.with_suffix(".html"))
         return str(path) if path.is_file() else "none: the disk is full"
 
