@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["contactlm.cli.main", "tests.conftest"])
+_context.set_forkserver_preload(["contactlm.cli.main", "contactlm.cli.contact_cli", "tests.conftest"])
 _inherited = ("CONTACTLM_CACHE",)
 
 

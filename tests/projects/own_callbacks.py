@@ -102,7 +102,7 @@ def count(batch: Item) -> tuple[int, int]:
     return B * L, B * L
 
 
-def main(out: str = "maps", max_tokens: int = 60_000) -> L.Trainer:
+def main(out: str = "maps", *, max_tokens: int = 60_000) -> L.Trainer:
     """Train within a budget, score, and write maps; gives the trainer."""
     callbacks: list[L.Callback] = [TokenBudget(max_tokens, count=count), FlopsMeter(), ThroughputMeter()]
     callbacks += [LossGuard(names=lambda batch: batch["name"]), ContactEvaluation(), PredictionWriter(out, ["rr"])]
@@ -117,4 +117,4 @@ def main(out: str = "maps", max_tokens: int = 60_000) -> L.Trainer:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "maps")
+    main(*sys.argv[1:2])
