@@ -8,6 +8,7 @@ import posixpath
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import fields
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +21,13 @@ from markdown_it.token import Token
 from contactlm.cli.arguments import resolve_config
 from contactlm.cli.commands import COMMANDS
 from contactlm.cli.main import main
+from contactlm.types import ContactDefinition
 
 ROOT = Path(__file__).parents[1]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 ROOMS = ("contactlm", "lightning_configs", "tests", ".github", ".ci")
 MODULES = ("ContactModule", "ContrastiveModule", "JacobianModule", "RetrievalModule")
+OF_CONTACTS = {f"--data.contact.{each.name}" for each in fields(ContactDefinition)}  # help has --data.contact alone
 OF_PROJECTS = {"--model.gamma"}  # options of classes in tests/projects
 FOREIGN = {"aot_eager", "contacts_from_pairs", "find_unused_parameters", "return_contacts"}  # names of other packages
 README_WORDS, README_LINES, ALL_WORDS = 900, 130, 12_500  # words as `wc -w` counts them
@@ -249,10 +252,8 @@ def test_commands_in_pages_have_flags_and_configs_that_exist(pages: Pages, flags
                 if option == "--config" and name[0] not in "$…" and not name.startswith("my"):
                     seen.add(resolve_config(name))
         dotted = {flag for code in code_of(text) for flag in re.findall(r"--[a-z]+\.[a-z_.]*[a-z_]", code)}
-        dotted = {
-            flag for flag in dotted if not flag.startswith(("--trainer.strategy.", "--data.contact."))
-        }  # of classes
-        assert dotted <= flags["fit"] | flags["predict"] | OF_PROJECTS, page
+        dotted = {flag for flag in dotted if not flag.startswith("--trainer.strategy.")}
+        assert dotted <= flags["fit"] | flags["predict"] | OF_PROJECTS | OF_CONTACTS, page
     assert len(seen) > 5
 
 

@@ -116,7 +116,7 @@ class PredictionWriter(L.Callback):
         self._inputs = {
             name: input_checksum(store.sequence_of(i), lengths[i], store.cb_of(i)) for i, name in enumerate(store.ids)
         }
-        self.files.origins = getattr(trainer.datamodule, "predict_files", {})  # type: ignore[attr-defined]
+        self.files.origins = getattr(trainer.datamodule, "predict_files", {})  # type: ignore[attr-defined]  # likewise
         lines = [] if self.overwrite else [self._lines[name] for name in sorted(store.ids) if name in self._lines]
         missing = {line["id"]: self.files.missing(line) for line in lines}
         there = [line["id"] for line in lines if not missing[line["id"]] or self.files.can_complete(line)]

@@ -226,7 +226,7 @@ class ContactCLI(LightningCLI):
         self.parser.add_instantiator(partial(make_logger, name), Logger)
 
     def instantiate_classes(self) -> None:
-        """Make the model last: options of data and callbacks that cannot be are told before a backbone is fetched."""
+        """Make the model last: errors in options of data and callbacks come before a backbone is fetched."""
         self._own_parser._action_groups.sort(key=lambda group: getattr(group, "dest", "") == "model")
         super().instantiate_classes()
 

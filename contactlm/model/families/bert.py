@@ -21,8 +21,6 @@ from contactlm.model.families.vocabulary import PROTBERT, VOCABULARY_FILES, toke
 from contactlm.model.trunk import SharingLayer, rotate
 from contactlm.types import ModelError
 
-PROTBERT = PROTBERT
-
 
 class BertWithHead(BertModel):
     """The stock model, without a pooler, and a contact head."""
