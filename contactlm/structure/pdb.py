@@ -29,6 +29,7 @@ from contactlm.types import StructureError
 
 _LINE_LENGTH = 54  # up to the end of the coordinates
 _OVERFLOW = "*" * 8  # what Fortran prints for a number too long for its field
+_NO_NUMBER = "nan".rjust(8)
 
 # Lines whose atom name is N, CA or C, in whichever of its four columns it begins; a few other names pass as well.
 # CB is wanted for residues that have nothing else: they are in the sequence, though unresolved.
@@ -43,7 +44,8 @@ def read_pdb(path: str | Path, blocks: Iterable[str]) -> Iterator[RawStructure]:
         for records in _models(blocks):
             if not records:
                 raise StructureError(path, "it has no ATOM records, as the PDB format does")
-            yield BackboneParser().get_structure("", io.StringIO("".join(records)[1:]))
+            text = "".join(records)[1:].replace(_OVERFLOW, _NO_NUMBER)
+            yield BackboneParser().get_structure("", io.StringIO(text))
     except _LineError as error:
         raise StructureError(path, f"line {_line_number(path, error.line)}: {error}") from error
 
@@ -89,7 +91,7 @@ def _models(blocks: Iterable[str]) -> Iterator[list[str]]:
 def _line_number(path: str | Path, wanted: str) -> int:
     """Where a line stands in the file, from 1."""
     lines = enumerate(lines_of(read_blocks(path)), start=1)
-    return next(i for i, line in lines if line.rstrip() == wanted.rstrip())
+    return next(i for i, line in lines if line.rstrip().replace(_OVERFLOW, _NO_NUMBER) == wanted.rstrip())
 
 
 class _LineError(ValueError):
@@ -176,7 +178,7 @@ def _adapted(line: str, decimal: bool, chain_id: str) -> str:
         line = f"{line[:17]}{plain_name(line[17:21]):<4}"[:20] + f" {chain_id}{line[22:]}"
     if not decimal:
         line = line[:22] + to_columns(decode_number(line[22:26]), line[26]) + line[27:]
-    return line.replace(_OVERFLOW, "     nan") if "*" in line else line
+    return line
 
 
 def _refuse_cut(line: str) -> None:
