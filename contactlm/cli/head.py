@@ -28,6 +28,19 @@ class HeadParser(CommandParser, ArgumentParser):
 
 def head_command(arguments: Sequence[str]) -> int:
     """Run ``contactlm head``; the exit status is 0."""
+    parser, given = head_parser(), list(arguments)
+    if "--help" in given:  # of --help all
+        given = ["--help"]
+    elif given[:1] == [_TASK]:
+        given = given[1:]
+    elif given:
+        parser.error(f"{given[0]!r}: there is one task, {_TASK}: contactlm head {_TASK} …")
+    config = parser.parse_args(given)
+    return _fit(parser.instantiate_classes(config), config)
+
+
+def head_parser() -> HeadParser:
+    """The parser of ``contactlm head fit``."""
     parser = HeadParser(
         "contactlm head fit",
         description="Fit a contact head: L1-regularised logistic regression on attention maps (Rao et al. 2021), or, "
@@ -41,13 +54,7 @@ def head_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", type=str, default="auto", help="Device: auto, cpu, cuda, …")
     parser.add_class_arguments(HeadFitOptions, as_group=True, skip={"below"})
     parser.add_class_arguments(ContactDataModule, "data")
-    given = list(arguments)
-    if given[:1] == [_TASK]:
-        given = given[1:]
-    elif given and given[0] not in ("-h", "--help"):
-        parser.error(f"{given[0]!r}: there is one task, {_TASK}: contactlm head {_TASK} …")
-    config = parser.parse_args(given)
-    return _fit(parser.instantiate_classes(config), config)
+    return parser
 
 
 def _fit(given: Any, config: Any) -> int:

@@ -17,7 +17,6 @@ from lightning.pytorch.strategies import Strategy
 
 from contactlm.callbacks.budget import count_tokens
 from contactlm.cli.arguments import plain_arguments, resolve_arguments
-from contactlm.cli.commands import description
 from contactlm.cli.contact_cli import ContactCLI
 from contactlm.data.loaders import most_chains
 from contactlm.model.loading import architecture_of
@@ -36,10 +35,6 @@ from contactlm.modules.memory import (
 )
 from contactlm.types import ContactLMError, ModelError
 
-MORE = """\
-options:
-  --memory SIZE  also print the largest batch that fits in this much memory, such as 12GB
-  and all of contactlm fit --help; of --model.pretrained only config.json is read"""
 SEEN = 200  # batches that are made to learn how large they are
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _SPECIAL = 2  # <cls> and <eos>
@@ -47,9 +42,6 @@ _SPECIAL = 2  # <cls> and <eos>
 
 def plan_command(arguments: Sequence[str]) -> int:
     """Run ``contactlm plan``: the options of ``fit``, with ``--memory`` beside them."""
-    if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(f"usage: contactlm plan [options]\n\n{description('plan')}\n\n{MORE}\n")
-        raise SystemExit(0)  # as parsers do
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--memory", nargs="?", const="")
     options, rest = own.parse_known_args(arguments)

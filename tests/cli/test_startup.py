@@ -16,6 +16,7 @@ from contactlm.cli.main import main
 QUICK = ["pack --help", "benchmark list", "benchmark --help", "index --help", "report --help", "export --help"]
 QUICK += ["report nowhere", "pack nowhere --out x", "fit --config nowhere", "fit --measure 1", "nonsense"]
 QUICK += ["fit --confg x", "fit --data.crop_lenght 3", "predict --data.nothing 1", "fit --help", "test --help"]
+QUICK += ["head fit --help", "plan --help"]
 RUN = """
 import json, sys
 from contactlm.__main__ import main

@@ -24,6 +24,7 @@ from contactlm.callbacks.progress import BudgetProgressBar
 from contactlm.cli import commands
 from contactlm.cli.arguments import resolve_arguments
 from contactlm.cli.console import score_table
+from contactlm.cli.head import head_parser
 from contactlm.cli.main import main
 from contactlm.types import singular
 from tests.callbacks.test_callbacks import ForeignModule, data_module, trainer
@@ -240,18 +241,23 @@ def test_an_unknown_option_is_one_line_with_the_nearest(
 SHORT = ("fit", "validate", "test", "predict")
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", [*SHORT, "head"])
 def test_the_short_help_is_short_and_true(name: str, capsys: pytest.CaptureFixture) -> None:
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert text.count("\n") <= 60 and max(map(len, text.splitlines())) <= 120
     options = re.findall(r"^  --([\w.]+) +(\S*)(?: +(.*))?$", text, re.MULTILINE)
     assert 10 < len(options) <= 25 and len({option for option, *_ in options}) == len(options)
-    values = parsed([name], ContactModule)
+    values: Any
+    if name == "head":
+        values = head_parser().parse_args(["--model.pretrained=", "--out="]).as_dict()
+        options = [each for each in options if each[0] not in ("model.pretrained", "out", "chain_ids")]
+    else:
+        values = parsed([name], ContactModule)
     for option, default, _ in options:
         if option == "config":
             continue
-        value: Any = values
+        value = values
         for part in option.split("."):
             value = value[part]
         assert (",".join(value) if option == "formats" else value) == yaml.safe_load(default), option
