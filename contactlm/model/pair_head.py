@@ -271,7 +271,8 @@ class PairHead(nn.Module):
         contact = skip + whole[:, 0]
         if wanted == "contacts":
             return contact
-        return torch.stack([contact, torch.lerp(whole[:, 2], whole[:, 1], contact.sigmoid())], 1)
+        distance = torch.lerp(whole[:, 2], whole[:, 1], contact.sigmoid())
+        return torch.stack([contact, (distance + distance.mT) / 2], 1)  # (i, j) and (j, i) may be rounded apart
 
     def _logits(self, channels: Tensor) -> Tensor:
         made: Tensor = self.correct(channels)

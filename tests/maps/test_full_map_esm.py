@@ -127,7 +127,7 @@ def test_one_pass_equals_the_model_and_stock_predictions(model: LogitsFn, stock:
     tokens = with_ends(chain)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     with torch.no_grad():
-        assert torch.equal(got, model(tokens, mask, None)[0].sigmoid())
+        torch.testing.assert_close(got, model(tokens, mask, None)[0].sigmoid(), rtol=0, atol=1e-6)
         torch.testing.assert_close(got, stock.model.predict_contacts(tokens, mask.long())[0], rtol=0, atol=1e-5)
 
 

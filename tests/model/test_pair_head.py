@@ -93,6 +93,7 @@ def test_strips_and_gaps_give_what_images_of_their_own_give(monkeypatch, rows, o
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     assert torch.equal(found, found.mT) and expected[:, 0].std() > 0.1
     wish = torch.randn(found.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wish = wish + wish.mT
     leaves = [maps, *([states] if options.states else []), *head.parameters()]
     leaves = [leaf for leaf in leaves if leaf is not head.read]
     ours, theirs = (torch.autograd.grad((x * wish).sum(), leaves) for x in (found, expected))
