@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import sys
 
@@ -22,8 +21,6 @@ def main() -> int:
             os.environ.setdefault("GOMP_SPINCOUNT", SPINCOUNT)
         if not sys.stderr.isatty():  # no bar, of ours or others', shall fill a log file; read when tqdm is imported
             os.environ.setdefault("TQDM_MININTERVAL", "30")
-        # where bitsandbytes is installed, PEFT imports it, and on some CPUs it then asks for a package of kernels
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         # model_class and class_path may name a file in the folder at hand; last, so that it hides nothing
         sys.path.append("")
         gc.disable()  # while a million objects are imported, none of which is garbage

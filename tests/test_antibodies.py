@@ -138,7 +138,7 @@ def test_masked_residues_are_put_back(sequences: list[str]) -> None:
     right = []
     for sequence in sequences:
         tokens = torch.tensor([known.cls, *(known.letters[letter] for letter in sequence), known.eos])
-        at = torch.arange(1, len(sequence) + 1, 4)
+        at = torch.arange(1, len(sequence) + 1, 10)
         masked = tokens.repeat(len(at), 1)
         masked[torch.arange(len(at)), at] = known.mask
         with torch.no_grad():

@@ -237,7 +237,7 @@ def help_of(*arguments: str) -> str:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
         text: list[str] = []
         patch.setattr("sys.stdout", type("Text", (), {"write": text.append, "flush": lambda: None, "isatty": bool}))
-        main([*arguments, "--help", *(["all"] if arguments[0] in ("fit", "predict") else [])])
+        main([*arguments, "--help", *(["all"] if arguments[0] in ("fit", "predict", "head") else [])])
     assert stop.value.code == 0
     return "".join(text)
 

@@ -65,6 +65,8 @@ def _run_lightning(arguments: Sequence[str]) -> int:
 
 def _begin() -> None:
     """Collect garbage again, and quieten what imports made speak: Lightning gives its logs a level."""
+    if not gc.isenabled() and "triton" not in sys.modules:  # which complains of what is not collected in the end
+        gc.freeze()  # what was imported stays: no later collection looks at it, nor the one at the end of the process
     gc.enable()
     set_up_log()
 

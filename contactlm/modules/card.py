@@ -33,12 +33,13 @@ def model_card(module: ContactModule, merged: bool, name: str, backbone: str | N
     family, tuned, fitted = module.family.name, module.tuned_threshold, module.calibration
     kind = "the usual threshold: none was tuned" if tuned is None else "the threshold tuned on dev for these"
     on_hub = backbone is not None and not Path(backbone).is_dir()
+    base = backbone if backbone is None or on_hub else Path(backbone).name
     words: dict[str, Any] = {
         **{"library": "transformers" if merged else "peft", "license": "mit" if family in MIT else "other"},
         **{"base": f"base_model: {backbone}\n" if on_hub else "", "name": name, "family": family, "sequence": SEQUENCE},
-        "title": f"{family} contact predictor ({'merged weights' if merged else f'LoRA adapter for {backbone}'})",
+        "title": f"{family} contact predictor ({'merged weights' if merged else f'LoRA adapter for {base}'})",
         **{"called": module.call_threshold, "raw": tuned or 0.5, "raw_kind": kind, "backbone": backbone},
-        **{"trained": _trained_on(backbone, record or {}), "scores": _scores(parts["contract"], record or {})},
+        **{"trained": _trained_on(base, record or {}), "scores": _scores(parts["contract"], record or {})},
         "window": "any number of" if module.windows.window is None else f"{module.windows.window:,}",
         "rights": f"The licence is that of {family}{' (MIT)' if family in MIT else ': see there'}.",
         "version": __version__,
@@ -58,7 +59,7 @@ def model_card(module: ContactModule, merged: bool, name: str, backbone: str | N
 
 
 def _trained_on(backbone: str | None, record: Record) -> str:
-    begin = "random weights" if backbone is None else Path(backbone).name if Path(backbone).is_dir() else backbone
+    begin = backbone or "random weights"
     equal = record.get("equal") or {}
     if not (chains := equal.get("train")):
         return f"From {begin}; no record of chains is next to the checkpoint."

@@ -70,19 +70,13 @@ def test_a_run_is_that_of_the_command_line(tiny_esm: Path, tmp_path: Path, monke
 
 
 @pytest.mark.slow
-def test_two_arms_on_the_shipped_backbone_give_the_scores_they_gave(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shipped_backbone_gives_the_scores_it_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tolerances are for other machines: sums in another order lead the training a little elsewhere."""
     monkeypatch.chdir(tmp_path)
     write_bundles(Path("bundles"), n_train=10, n_test=3, max_length=450)
     data = ["--data.train_dir=bundles/train", "--data.test_dir=bundles/test"]
     data += [f"--model.pretrained={BACKBONE}", "--data.cache_dir=cache", "--trainer.val_check_interval=1000"]
-    whole = ["--data.batch_size=1", "--trainer.accumulate_grad_batches=2", "--name=whole"]
     assert main(["fit", f"--config={LONG}", "--config=crop200", "--budget.max_tokens=30000", *data]) == 0
-    assert main(["fit", f"--config={LONG}", "--config=full1020", "--budget.max_tokens=30000", *data, *whole]) == 0
-    crops, chains = (read_run(tmp_path / "runs" / arm / "version_0") for arm in ("crop200", "whole"))
-    assert crops["equal"]["backbone"] == chains["equal"]["backbone"] == CHECKSUM
-    assert (crops["steps"], chains["steps"]) == (10, 46)
-    assert crops["test"]["mcc_sep6"] == pytest.approx(0.276, abs=0.03)
-    assert chains["test"]["mcc_sep6"] == pytest.approx(0.410, abs=0.03)
+    run = read_run(tmp_path / "runs" / "crop200" / "version_0")
+    assert run["equal"]["backbone"] == CHECKSUM and run["steps"] == 10
+    assert run["test"]["mcc_sep6"] == pytest.approx(0.276, abs=0.03)
