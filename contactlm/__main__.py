@@ -21,7 +21,7 @@ def main() -> int:
             os.environ.setdefault("GOMP_SPINCOUNT", SPINCOUNT)
         if not sys.stderr.isatty():  # no bar, of ours or others', shall fill a log file; read when tqdm is imported
             os.environ.setdefault("TQDM_MININTERVAL", "30")
-        # model_class and class_path may name a file in the folder at hand; last, so that it hides nothing
+        # model_class and class_path may name a file in the current folder; last, so that it hides nothing
         sys.path.append("")
         gc.disable()  # while a million objects are imported, none of which is garbage
         from contactlm.cli.main import main as run

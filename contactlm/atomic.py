@@ -105,7 +105,7 @@ def file_name(name: str) -> str:
 
 
 class FileNames:
-    """Distinct file names for distinct names, also where a file system does not tell ``a`` from ``A``.
+    """Distinct file names for distinct names, also where a file system does not distinguish ``a`` from ``A``.
 
     Where two meet (``a/b`` and ``a_b``, ``1abc_A`` and ``1abc_a``) the later one ends in a checksum.
     """

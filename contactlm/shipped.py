@@ -10,7 +10,7 @@ OPTION = "model_class"  # of commands and configs: names the LightningModule
 
 
 def config_folder() -> Path:
-    """The folder of the shipped configs: inside an installed package, beside it in a checkout."""
+    """The folder of the shipped configs: inside an installed package, next to it in a checkout."""
     package = Path(__file__).parent
     inside = package / "lightning_configs"
     return inside if inside.is_dir() else package.parent / "lightning_configs"

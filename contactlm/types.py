@@ -50,7 +50,7 @@ class ModelError(ContactLMError, ValueError):
 
 
 class TrainingError(ContactLMError, RuntimeError):
-    """Training that cannot go on, such as one whose loss stays not finite."""
+    """Training that cannot continue, such as one whose loss stays not finite."""
 
 
 class MissingExtraError(ContactLMError, ImportError):
@@ -143,7 +143,7 @@ class ContactDefinition:
 # A complex is one sequence of L residues, one chain after another. The model knows chains apart by positions alone.
 CHAIN_JUMP = 200
 """Positions left free between two chains, in residues: more than most helices, strands and loops span, and little
-beside the 1,022 residues that ESM2 was trained on."""
+next to the 1,022 residues that ESM2 was trained on."""
 SEPARATOR = ":"  # between the sequences of a complex
 
 

@@ -65,14 +65,14 @@ class CheckedChain:
 
 
 def check_chains(
-    chains: Sequence[AskedChain], files: FoundFiles, tell: Callable[[], object] = lambda: None
+    chains: Sequence[AskedChain], files: FoundFiles, advance: Callable[[], object] = lambda: None
 ) -> list[CheckedChain]:
-    """Look up every chain of a list in the files of its entries; ``tell`` is called after each."""
+    """Look up every chain of a list in the files of its entries; ``advance`` is called after each."""
     checked = []
     read = lru_cache(maxsize=1)(_chains_in)  # lists name several parts of one chain
     for asked in chains:
         checked.append(_check(asked, files, read))
-        tell()
+        advance()
     return checked
 
 

@@ -68,9 +68,9 @@ def score_model(
     module: MapModule,
     chains: Sequence[CheckedChain],
     contracts: Sequence[str],
-    tell: Callable[[], object],
+    advance: Callable[[], object],
 ) -> Predictor:
-    """Predict chains and score their maps as ``contactlm test`` does, before any calibration; ``tell`` after each."""
+    """Predict chains and score their maps as ``contactlm test`` does, uncalibrated; ``advance`` runs after each."""
     module.hold_out([chain.asked.protein for chain in chains], [chain.sequence for chain in chains])
     module.applies_calibration = False
     chains = sorted(chains, key=lambda chain: len(chain.sequence))  # those of like length share a pass
@@ -78,7 +78,7 @@ def score_model(
     predicted = predict_contacts((chain.sequence for chain in chains), module)
     for chain, each in zip(chains, predicted, strict=True):
         rows[chain.asked.id] = map_scores(each.probability, chain, contracts, module.tuned_threshold)
-        tell()
+        advance()
     return Predictor(name, rows, is_model=True)
 
 

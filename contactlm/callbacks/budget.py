@@ -73,7 +73,7 @@ class TokenBudget(L.Callback):
         self.tokens = self.residues = 0
         self._own = [0, 0]  # tokens and residues of this process that are not summed yet
         self._coming = [0, 0]  # those of all processes that are summed, of batches that have not ended
-        self._is_last_of_epoch: bool | None = None  # known, while Lightning is told that it is
+        self._is_last_of_epoch: bool | None = None  # known, while Lightning takes it for the last
         self._looked_after = -1  # batches: when the last look at dev that was due by its share was
         self._looks = 0  # those that were due up to the last step
 

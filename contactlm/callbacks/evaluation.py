@@ -55,7 +55,7 @@ class ContactEvaluation(L.Callback):
       structure) and ``nearest`` (pair identity and coverage of the best hit, or NaN): ``copy_…``, and the scores of
       both by that identity: ``test/mcc_sep6@nohit``, ``…@hit<30``, ``…@hit30-50``, ``…@hit>=50``.
     - Distances, where steps also return ``distance`` (expected ones, one (L, L) a protein) and ``cb`` (true C-betas):
-      ``distance_mae`` over pairs truly below 22 Å, ``distance_lddt``, and what sequence separation tells alone as
+      ``distance_mae`` over pairs truly below 22 Å, ``distance_lddt``, and what sequence separation alone predicts as
       ``trivial_…``.
     - How far probabilities can be believed, over pairs at least 6 apart and by range: ``ece_…`` (expected calibration
       error), ``brier_…`` and ``log_loss_…``. A calibration is fitted on every look at dev and put into the module's
@@ -71,7 +71,7 @@ class ContactEvaluation(L.Callback):
         calibration: ``"platt"``: slope and bias of the log-odds, per range of sequence separation. None: fit none,
             and ignore the one of a checkpoint.
         copy_nearest: Also score, on the test set, copying the contacts of the nearest training chain (by alignment),
-            where the training chains are at hand, as they are after ``fit``. It aligns every test chain with all.
+            where the training chains are known, as they are after ``fit``. It aligns every test chain with all.
         write_rows: Write each protein's scores to ``test_scores.csv`` in the run directory.
     """
 
@@ -203,7 +203,7 @@ def _training_chains(trainer: L.Trainer) -> NearestChain | None:
     if store is not None and store.chain_lengths is None:
         return NearestChain(store)
     if trainer.is_global_zero:
-        what = "the training chains are not at hand" if store is None else "entries of several chains are not copied"
+        what = "the training chains are not known" if store is None else "entries of several chains are not copied"
         log.info("evaluation.copy_nearest: %s: no scores of copying", what)
     return None
 
@@ -233,10 +233,10 @@ def _figure(rows: Sequence[dict[str, Any]], proteins: Sequence[dict[str, float]]
     """Draw a panel a range, and one of predicted precisions where there are any."""
     from matplotlib.figure import Figure  # slow to import, and most commands draw nothing
 
-    told = [row for row in proteins if not math.isnan(row[CONFIDENCE] + row["p_at_L_long"])]
+    known = [row for row in proteins if not math.isnan(row[CONFIDENCE] + row["p_at_L_long"])]
     scored = [name for name in SCORED if any(row["range"] == name for row in rows)]
-    figure = Figure(figsize=(3 * (len(scored) + bool(told)), 3.4), layout="constrained", dpi=110)
-    axes = figure.subplots(1, len(scored) + bool(told), squeeze=False)[0]
+    figure = Figure(figsize=(3 * (len(scored) + bool(known)), 3.4), layout="constrained", dpi=110)
+    axes = figure.subplots(1, len(scored) + bool(known), squeeze=False)[0]
     for ax, name in zip(axes, scored, strict=False):
         for color, state in zip(COLORS, STATES, strict=True):
             own = [row for row in rows if (row["range"], row["probabilities"]) == (name, state)]
@@ -248,8 +248,8 @@ def _figure(rows: Sequence[dict[str, Any]], proteins: Sequence[dict[str, float]]
         ax.set(title=PANELS[name], xlabel="mean probability")
     axes[0].set_ylabel("share of contacts")
     axes[0].legend(fontsize="small", title=f"faint: bins of < {FEW_PAIRS} pairs", title_fontsize="x-small")
-    if told:
-        axes[-1].plot([row[CONFIDENCE] for row in told], [row["p_at_L_long"] for row in told], "o", markersize=3)
+    if known:
+        axes[-1].plot([row[CONFIDENCE] for row in known], [row["p_at_L_long"] for row in known], "o", markersize=3)
         axes[-1].set(title="each protein's long-range P@L", xlabel="predicted long-range P@L", ylabel="long-range P@L")
     for ax in axes:
         ax.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--", zorder=0)

@@ -46,11 +46,11 @@ class FlopsMeter(L.Callback):
         self._forget_lengths()
         self._counting: FlopCounterMode | None = None
         self._forward_counted = 0
-        self._at = ""  # shapes of the batch at hand
+        self._at = ""  # shapes of the current batch
         self._told: Flops | None = None  # what it costs by the lengths that were counted
         self._marks = ""
         self._own = [0, 0]  # FLOPs, and those of forward passes, of this process that are not summed yet
-        self._noted: Flops = 0, 0  # what of the batch at hand is in them
+        self._noted: Flops = 0, 0  # what of the current batch is in them
 
     def _forget_lengths(self) -> None:
         self._by_length: dict[int, tuple[Fraction, Fraction]] = {}  # of one sequence of T tokens

@@ -79,7 +79,7 @@ class LossGuard(L.Callback):
         self._batch: tuple[Any, ...] = (None, 0)
         self._waiting: list[_Backward] = []
         self._clip: float | None = None  # the trainer's gradient_clip_val, while it is put aside
-        self._found: Sequence[int] | Tensor = NOTHING  # in the step at hand, by this process
+        self._found: Sequence[int] | Tensor = NOTHING  # in the current step, by this process
         self._verdict = list(NOTHING)  # in how many processes
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -19,8 +19,8 @@ from contactlm.modules.memory import (
     most_rows,
     resized,
     shorter_crop,
+    size_text,
     step_cost,
-    told_size,
     twin,
     ways,
 )
@@ -110,10 +110,10 @@ def _told_plan(
 ) -> str:
     """Say what a step takes, by part, and what would fit."""
     wanted, cost = len(batch["tokens"]), step_cost(make, batch, device, precision, count_flops=False)
-    needs = f"by contactlm plan the step takes {told_size(cost.total)} ({cost.told})"
+    needs = f"by contactlm plan the step takes {size_text(cost.total)} ({cost.in_words})"
     if memory is None:
         return f"{needs}; "
-    needs += f", and {told_size(memory)} are available"
+    needs += f", and {size_text(memory)} are available"
     if cost.total <= memory:
         return f"{needs}: other memory use is not included; "
     found, possible = [], ways(make, device, precision)

@@ -307,8 +307,8 @@ class MapFiles:
 
     def write(self, predicted: ContactMap, kinds: Sequence[str]) -> list[str]:
         """Write some kinds of file; those that were written."""
-        if told := predicted.how.get(OUTSIDE):
-            self.outside[predicted.id] = told
+        if reason := predicted.how.get(OUTSIDE):
+            self.outside[predicted.id] = reason
         if NUMBERED & set(self.formats):  # also the .npz keeps the residues then
             self._find_structure(predicted)
         kinds = [kind for kind in kinds if kind not in ON_STRUCTURES or predicted.residues is not None]
@@ -344,13 +344,13 @@ class MapFiles:
         except StructureError as error:
             self.without[predicted.id] = str(error)
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Name the proteins that could not be shown on a structure, or written in a format."""
         if self.outside:
             first = next(iter(self.outside))
-            told = "their calibrated probabilities and expected long-range P@L may be far off"
+            effect = "their calibrated probabilities and expected long-range P@L may be far off"
             count, reason = len(self.outside), self.outside[first]
-            log.warning("%d proteins lie outside what the dev set had (%s: %s): %s", count, first, reason, told)
+            log.warning("%d proteins lie outside what the dev set had (%s: %s): %s", count, first, reason, effect)
         kinds = {"no": ON_STRUCTURES, "no residue numbers in": NUMBERED - ON_STRUCTURES}
         asked = {missing: [kind for kind in self.formats if kind in group] for missing, group in kinds.items()}
         what = ", and ".join(f"{missing} {', '.join(formats)}" for missing, formats in asked.items() if formats)

@@ -38,7 +38,7 @@ class ThroughputMeter(L.Callback):
     before the 20 batches behind it are over. Where no residues are counted there is no speed of them.
 
     ``speed/mfu`` is the fraction used of the devices' peak: FLOPs a second / (peak FLOPs a second × processes).
-    Operations that the backward pass repeats count as work. It is logged where :class:`FlopsMeter` is at hand and the
+    Operations that the backward pass repeats count as work. It is logged where :class:`FlopsMeter` is in use and the
     peak is known: that of many GPUs is, for dense matrix products at the trainer's precision; a CPU's is not.
 
     Args:

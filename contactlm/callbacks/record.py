@@ -63,7 +63,7 @@ class RunRecord(L.Callback):
         self._facts: dict[str, Any] = {}
         self._results: dict[str, Any] = {}
         self._began_with: dict[str, Any] = {}
-        self._trained_with: int | None = None  # the seed of the run whose checkpoint is scored or goes on
+        self._trained_with: int | None = None  # the seed of the run whose checkpoint is scored or resumed
         self._trained_as: str | None = None  # its arm
         self._folder: str | None = None
         self._fitted = False
@@ -258,7 +258,7 @@ def equal_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]
 
 
 def module_facts(module: L.LightningModule, kind: str) -> dict[str, Any]:
-    """What a module says of itself in ``run_facts``: ``equal`` in compared runs, or ``reads`` beside the sequence."""
+    """What a module says of itself in ``run_facts``: ``equal`` in compared runs, or ``reads`` besides the sequence."""
     return getattr(module, "run_facts", {}).get(kind, {})
 
 

@@ -188,7 +188,7 @@ class PredictionWriter(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "predict" or self._maker is None:
             return
-        self.files.tell()
+        self.files.report()
         if trainer.is_global_zero:
             write_index(self.files, read_summary(self.out / SUMMARY), self._thumbnails)
 

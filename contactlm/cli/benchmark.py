@@ -1,4 +1,4 @@
-"""``contactlm benchmark``: models on public test sets, beside published figures of the same chains and contract."""
+"""``contactlm benchmark``: models on public test sets, next to published figures of the same chains and contract."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def list_text() -> str:
 
 
 def _named(given: argparse.Namespace) -> dict[str, str]:
-    """The models of a command line, by names that tell them apart."""
+    """The models of a command line, by distinct names."""
     odd = [path for path in given.ckpt_path if not path.endswith(".ckpt") and Path(path).is_file()]
     if odd:
         raise ModelError(f"ckpt_path: {odd[0]} does not end in .ckpt; give a checkpoint that `contactlm fit` wrote")
@@ -99,7 +99,7 @@ def _named(given: argparse.Namespace) -> dict[str, str]:
 
 
 def short_names(locations: Sequence[str]) -> list[str]:
-    """The ends of some paths that tell them apart.
+    """The ends of some paths, as long as needed to be distinct.
 
     Examples:
         >>> short_names(["runs/a/version_0/checkpoints/last.ckpt", "runs/b/version_0/checkpoints/last.ckpt"])

@@ -38,7 +38,7 @@ BESIDE = {"trivial": "trivial", "copying hits": "copy"}  # predictors that learn
 # Third parties' remarks that a user of the command line can do nothing about.
 QUIET_WARNINGS = (
     ".*does not have many workers.*",
-    "Total length of .* across ranks is zero.*",  # all maps are there, or no chain is held out: told in our own words
+    "Total length of .* across ranks is zero.*",  # all maps are there, or no chain is held out: said in our own words
     "`LightningModule.configure_optimizers` returned `None`.*",  # of arms that train nothing
     "LightningCLI's args parameter is intended.*",
     ".*treespec, LeafSpec.*",
@@ -73,7 +73,7 @@ def set_up_log() -> None:
 
 
 def file_trouble(error: OSError) -> str:
-    """What to tell of a file that cannot be written, or, where it is not there or closed to this user, be read."""
+    """The message about a file that cannot be written, or, where it is not there or closed to this user, be read."""
     name = error.filename or "a file"
     if wrong := {errno.ENOENT: "is not there", errno.EISDIR: "is a folder"}.get(error.errno or 0):
         return f"{name} {wrong}; give another path"
@@ -87,7 +87,7 @@ def file_trouble(error: OSError) -> str:
 
 
 def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", threshold: float = 0.5) -> str:
-    """The main scores of a set as a table, one line a score, those of predictors that learn nothing beside.
+    """The main scores of a set as a table, one line a score, next to those of predictors that learn nothing.
 
     Lines such as ``test  mcc_sep6   0.412   0.466   (trivial 0.000)``: the second number is that at the tuned
     threshold, where there is one. ``metrics`` are logged values by their full names, ``remark`` is added to the head.
@@ -105,8 +105,8 @@ def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", thres
         others = {kind: metrics.get(f"{prefix}/{of}_{name}") for kind, of in BESIDE.items()}
         cells = f"{_number(value):>6}  " + ("" if tuned is None else f"{_number(at_tuned):>16}  ")
         known = [f"{kind} {_number(value)}" for kind, value in others.items() if value is not None]
-        beside = f"({', '.join(known)})" if known else ""
-        lines.append(f"{prefix:<4}  {name:<{width}}  {cells}{beside}".rstrip())
+        notes = f"({', '.join(known)})" if known else ""
+        lines.append(f"{prefix:<4}  {name:<{width}}  {cells}{notes}".rstrip())
     ours, copied = (metrics.get(f"{prefix}/{of}mcc_sep6") for of in ("", "copy_"))
     if ours is not None and copied is not None and float(ours) < float(copied) - FAR_BELOW:
         lines.append(

@@ -195,22 +195,22 @@ class ContactCLI(LightningCLI):
         if self._backbone is not None:
             model["pretrained"] = self._backbone
         for name, value in self._held.items():
-            # the weights may lie elsewhere than when they were trained on, or be held otherwise; a checksum tells
+            # the weights may lie elsewhere than when they were trained on, or be held otherwise; a checksum shows
             # whether they are the same
             if any(argument.partition("=")[0] == f"--model.{name}" for argument in self.arguments):
                 model[name] = value
 
     def _find_last(self, config: Mapping[str, Any]) -> str | None:
-        """Where the newest run of this name can go on; None: nowhere, so that one command starts and resumes a run."""
+        """The newest run's checkpoint to resume; None: there is none, so that one command starts and resumes a run."""
         seed = _plain_seed(config["seed_everything"]) if self.config["subcommand"] == "fit" else None
         path, folder = find_last(config["trainer"], config["name"], config["checkpoint"]["dirpath"], seed)
         if path is None and self.config["subcommand"] != "fit":
             raise ModelError(f"ckpt_path: last: no last.ckpt in {folder} and below; give the path of a checkpoint")
-        tell("ckpt_path: %s", f"no last.ckpt in {folder} and below: starting a new run" if path is None else path)
+        say("ckpt_path: %s", f"no last.ckpt in {folder} and below: starting a new run" if path is None else path)
         return None if path is None else str(path)
 
     def before_instantiate_classes(self) -> None:
-        """Say what can be said before a backbone is looked for; name the loggers, and tell where they have others."""
+        """Say what can be said before a backbone is looked for; name the loggers, and say where they have others."""
         self._hold_as_asked()
         check_sources(str(self.subcommand), self._given("data"))
         check_trainer_options(self._given("trainer"))
@@ -222,7 +222,7 @@ class ContactCLI(LightningCLI):
         name = self._given("name")
         others = names_instead(self._given("trainer")["logger"], name)
         if others and name != self._own_parser.get_default("name"):
-            tell("name: %s: the loggers of trainer.logger have names of their own: %s", name, ", ".join(others))
+            say("name: %s: the loggers of trainer.logger have names of their own: %s", name, ", ".join(others))
         self.parser.add_instantiator(partial(make_logger, name), Logger)
 
     def instantiate_classes(self) -> None:
@@ -308,8 +308,8 @@ class ContactCLI(LightningCLI):
         if self._given("test_after_fit") and "test" in self.datamodule.chains:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
             lines.append(self._scores("test", ", best checkpoint" if checkpoint else ""))
-            told = f"contacts above {self.model.call_threshold:.3f}, {self.model.threshold_kind}"
-            lines.append(f"map         {self._draw_example()}  ({told})")
+            called = f"contacts above {self.model.call_threshold:.3f}, {self.model.threshold_kind}"
+            lines.append(f"map         {self._draw_example()}  ({called})")
         if checkpoint:
             saver = self.trainer.checkpoint_callback
             best = getattr(saver, "best_model_score", None)
@@ -354,7 +354,7 @@ class ContactCLI(LightningCLI):
         self.trainer.callbacks.append(self.writer)  # type: ignore[attr-defined]  # a connector sets it
 
     def after_predict(self) -> None:
-        """Say what was written, and let the exit status tell of inputs that could not be used."""
+        """Say what was written, and let the exit status report inputs that could not be used."""
         problems = len(self.datamodule.problems)
         kept = f", {self.writer.kept} already present" if self.writer.kept else ""
         kept += f" ({self.writer.completed} in fewer formats)" if self.writer.completed else ""
@@ -398,7 +398,7 @@ class ContactCLI(LightningCLI):
 
 
 @rank_zero_only
-def tell(message: str, *values: object) -> None:
+def say(message: str, *values: object) -> None:
     """Log, from one process only, while there is no trainer yet."""
     log.info(message, *values)
 

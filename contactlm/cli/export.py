@@ -40,7 +40,7 @@ def export_command(arguments: Sequence[str]) -> int:
 
 
 def record_of(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the run left of itself, with the scores of this checkpoint alone; None where no record lies beside."""
+    """What the run left of itself, with the scores of this checkpoint alone; None without a record next to it."""
     folder = Path(path).absolute().parent.parent
     if not (folder / RUN_FILE).is_file():
         return None

@@ -29,8 +29,8 @@ from contactlm.modules.memory import (
     pass_cost,
     resized,
     shorter_crop,
+    size_text,
     step_cost,
-    told_size,
     ways,
 )
 from contactlm.types import ContactLMError, ModelError
@@ -41,7 +41,7 @@ _SPECIAL = 2  # <cls> and <eos>
 
 
 def plan_command(arguments: Sequence[str]) -> int:
-    """Run ``contactlm plan``: the options of ``fit``, with ``--memory`` beside them."""
+    """Run ``contactlm plan``: the options of ``fit``, and ``--memory``."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--memory", nargs="?", const="")
     options, rest = own.parse_known_args(arguments)
@@ -168,8 +168,8 @@ class PlanCLI(ContactCLI):
 
     def _of_memory(self, seen: Seen, cost: StepCost) -> list[str]:
         rows, longest = seen.largest["tokens"].shape
-        title = f"memory      {told_size(cost.total)} a step of {rows} x {longest} tokens on {self._device.type}"
-        lines = [f"{title}, precision {self.trainer.precision}: {cost.told}"]
+        title = f"memory      {size_text(cost.total)} a step of {rows} x {longest} tokens on {self._device.type}"
+        lines = [f"{title}, precision {self.trainer.precision}: {cost.in_words}"]
         if "dev" in self.datamodule.chains and len(self.datamodule.chains["dev"]):
             lines.append(f"            {self._of_evaluation(cost)}")
         return lines
@@ -181,17 +181,17 @@ class PlanCLI(ContactCLI):
         rows = max(1, min(most_chains(self.datamodule.evaluation_size, longest), self.model.windows.bound // tokens**2))
         most = pass_cost(self.new_module, rows, tokens, self._device)
         maps = 3 * 4 * longest**2  # probabilities, weights and labels
-        whole = told_size(cost.weights + cost.optimizer + most + maps)
+        whole = size_text(cost.weights + cost.optimizer + most + maps)
         return f"{whole} a look at dev, in passes of {rows} x {tokens} tokens"
 
     def _what_fits(self, seen: Seen, memory: int) -> list[str]:
         """The largest batch of this length in so much memory, as it is and with what makes it smaller."""
         found = {way: most_rows(way, seen.largest, memory, self._device) for way in self._ways()}
         ordered = sorted(found, key=lambda way: (bool(way.options), found[way]))  # as it is, then from small to large
-        told = [f"{f'with {way.options}' if way.options else 'as it is'}: " for way in ordered]
+        texts = [f"{f'with {way.options}' if way.options else 'as it is'}: " for way in ordered]
         most = [self._most(way, seen.largest, memory, found[way]) for way in ordered]
-        titles = [f"fits {told_size(memory)}", *("" for _ in ordered[1:])]
-        return [f"{title:<11} {how}{rows}" for title, how, rows in zip(titles, told, most, strict=True)]
+        titles = [f"fits {size_text(memory)}", *("" for _ in ordered[1:])]
+        return [f"{title:<11} {how}{rows}" for title, how, rows in zip(titles, texts, most, strict=True)]
 
     def _ways(self) -> list[Way]:
         return ways(self.new_module, self._device, self._precision)
@@ -203,7 +203,7 @@ class PlanCLI(ContactCLI):
         one = resized(batch, 1)
         crop = shorter_crop(way, one, memory, self._device)
         instead = "" if crop is None else f"; one of data.crop_length {crop} fits"
-        return f"not one sequence of {longest} ({told_size(way.takes(one, self._device))}){instead}"
+        return f"not one sequence of {longest} ({size_text(way.takes(one, self._device))}){instead}"
 
 
 def _weight(batch: dict[str, Any]) -> int:

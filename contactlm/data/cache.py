@@ -86,7 +86,7 @@ class StructureCache:
         self.progress = progress
 
     def load(self, paths: Sequence[Path]) -> tuple[ChainStore, ReadReport]:
-        """Read all chains of some files (memory-mapped where the cache can be written), and tell what happened."""
+        """Read all chains of some files (memory-mapped where the cache can be written), and report what happened."""
         keys, problems = self._keys(paths)
         readable = [path for path in paths if path in keys]
         joined_path = self.directory / "packs" / f"{_digest(*(keys[path] for path in readable))}.chains"

@@ -172,7 +172,7 @@ class ContactDataModule(L.LightningDataModule):
         self._train_clusters: NDArray[np.int64] | None = None
         self._clustered_by, self._is_quiet = "", False
         self._trained_on: dict[str, Any] | None = None
-        self.trained_before: list[dict[str, Any]] = []  # other sets of training chains that the run goes on from
+        self.trained_before: list[dict[str, Any]] = []  # other training sets of the runs that this one resumed
         self.identity: dict[str, NDArray[np.float32]] = {}
         self._chains: dict[str, ChainStore] = {}
         self._finished: Callable[[ChainStore], Collection[str]] | None = None
@@ -204,7 +204,7 @@ class ContactDataModule(L.LightningDataModule):
         """Do once what each process would do: clusters and identities to training chains are kept in the cache."""
         twin = copy(self)
         twin._chains, twin.identity, twin._is_quiet = {}, {}, True
-        with suppress(DataError):  # each process will come to it, and says so
+        with suppress(DataError):  # each process meets it again, and says so
             twin.setup(stage or "fit")
 
     @property
@@ -240,7 +240,7 @@ class ContactDataModule(L.LightningDataModule):
         return sorted({"dev", "test"} & self._chains.keys() - self.identity.keys())
 
     def _look_for_kept_training(self, path: str | Path, trained_on: Mapping[str, Any]) -> None:
-        """Take the training sequences that lie beside the checkpoint, where no training chains are at hand."""
+        """Take the training sequences next to the checkpoint, where no training chains are known."""
         kept = kept_training(path) if "train" not in self._chains and self.leak_report != "never" else None
         if kept is not None and kept.about == trained_on:
             self._look_for_leaks(lambda: kept.sequences, kept.sequences)
@@ -289,7 +289,7 @@ class ContactDataModule(L.LightningDataModule):
             name_problems(problems if self._is_main_process else {})
         selection = select_chains(store, report, self.min_length, self.min_known)
         if self._is_main_process:
-            selection.tell(option, source.location)
+            selection.announce(option, source.location)
         if not len(selection.store):
             unreadable = [f"; the first unreadable file: {path}: {why}" for path, why in report.problems.items()]
             raise DataError(
@@ -318,7 +318,7 @@ class ContactDataModule(L.LightningDataModule):
                 log.warning("split is random: relatives of dev chains are trained on, and dev scores flatter the model")
 
     def state_dict(self) -> dict[str, Any]:
-        """Seeds, split and training chains, which a run that goes on must have again."""
+        """Seeds, split and training chains, which a resumed run must have again."""
         options = {name: getattr(self, name) for name in ("seed", "split_seed", "split", "dev_fraction")}
         train = self._chains.get("train")
         if self._trained_on is None and train is not None:
@@ -327,7 +327,7 @@ class ContactDataModule(L.LightningDataModule):
         return options | now | {"trained_before": self.trained_before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to train on in a run of another seed or split; tell of other training chains.
+        """Refuse to resume a run of another seed or split; name other training chains.
 
         A test looks for the chains that the checkpoint was trained on, for the scores by identity.
         """

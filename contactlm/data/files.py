@@ -58,8 +58,8 @@ def find_structures(source: str | Path, option: str = "train_dir") -> FoundFiles
     else:
         found = FoundFiles([path] if is_structure_name(path) else _read_list(path, option), {})
     if not found:
-        beside = f"; {found.remark()}" if found.passed_over else ""
-        raise DataError(f"{option}: {path} holds no structure file ({STRUCTURE_NAMES}){beside}")
+        others = f"; {found.remark()}" if found.passed_over else ""
+        raise DataError(f"{option}: {path} holds no structure file ({STRUCTURE_NAMES}){others}")
     return found
 
 
@@ -69,8 +69,8 @@ def find_predictable(source: str) -> FoundFiles:
     if path.is_dir():
         found = search_folder(path, _is_predictable)
         if not found:
-            beside = f"; {found.remark()}" if found.passed_over else ""
-            raise DataError(f"predict_paths: {path} holds no {KNOWN}{beside}")
+            others = f"; {found.remark()}" if found.passed_over else ""
+            raise DataError(f"predict_paths: {path} holds no {KNOWN}{others}")
         return found
     if not _is_predictable(path):
         raise DataError(f"predict_paths: {path} is of no known kind; give {KNOWN}")

@@ -39,7 +39,7 @@ def training_identity(
 ) -> NDArray[np.float32]:
     """Best identity of each of n queries to a related training sequence, float32 (n,): 0 where there is none.
 
-    The answer is kept in the cache folder. With ``keys``, which tell the training sequences from others, ``training``
+    The answer is kept in the cache folder. With ``keys``, which identify the training sequences, ``training``
     may be what gives these when the answer is not there. No more than ``most_pairs`` pairs of distinct sequences are
     compared.
     """
@@ -94,8 +94,8 @@ class LeakSearch:
     ) -> dict[str, NDArray[np.float32]]:
         """By role float32 (entries,): the identity of each entry's chains to their nearest training relative.
 
-        ``training`` gives the sequences trained on, when the answer is not in the cache; ``keys`` tell these from
-        others. Relatives of the roles in ``apart`` were held out with them. Roles that are not computed are missing.
+        ``training`` gives the sequences trained on, when the answer is not in the cache; ``keys`` identify these.
+        Relatives of the roles in ``apart`` were held out with them. Roles that are not computed are missing.
         """
         found = {}
         most = math.inf if self.report == "always" else MANY_PAIRS

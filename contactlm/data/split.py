@@ -42,7 +42,7 @@ class Selection:
             parts.append(f"{len(self.report.problems)} files that cannot be read")
         return ", ".join(parts) or "no chains"
 
-    def tell(self, option: str, source: str) -> None:
+    def announce(self, option: str, source: str) -> None:
         """Log what was read, and name what was skipped."""
         left_out = f" (left out: {self.summary()})" if self.dropped or self.report.problems else ""
         files = self.report.files

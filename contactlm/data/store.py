@@ -1,7 +1,7 @@
 """The chain store: many chains in one memory-mapped file, 13 bytes a residue.
 
 A store holds sequences and virtual C-beta coordinates, never L x L labels: those follow from the coordinates, on
-the device, for the crop at hand. Layout of the file (little endian)::
+the device, for the current crop. Layout of the file (little endian)::
 
     magic (8 bytes) | CRC-32 of all that follows (uint64) | header length (uint64)
     header (JSON) | spaces up to a multiple of 64 bytes | payload

@@ -55,8 +55,8 @@ class StreamSampler(EpochSampler):
 
     Batch b of epoch e, over all processes, holds the next ``world_size * batch_size`` numbers of the stream, so that
     two processes with batches of 8 see what one process with batches of 16 sees. Every batch is full: an epoch ends
-    with the batch that completes the pass over the ``size`` chains, and the next goes on from there. So does a run that
-    is resumed with other processes or batches: its first sample is the one that the run before would have taken next.
+    with the batch that completes the pass over the ``size`` chains, and the next continues from there. So does a run
+    resumed with other processes or batches: its first sample is the one that the run before would have taken next.
     """
 
     batch_size: int

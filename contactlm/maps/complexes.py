@@ -1,4 +1,4 @@
-"""Maps of complexes: chains of one sequence, which a sequence cannot tell apart, and interfaces."""
+"""Maps of complexes: chains of one sequence, which a sequence cannot distinguish, and interfaces."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def merge_copies(
     Copies are interchangeable: all have the mean of their maps within, and every two of them the mean of all blocks
     between, (i, j) and (j, i) alike. A language model sees a pair of residues in both places, and what it says between
     copies is partly an echo of the fold. With an independent chance of either, p (1 − p within) is left to the
-    interface. So a pair that touches both within and between is underrated there: sequence alone does not tell.
+    interface. So a pair that touches both within and between is underrated there: sequence alone does not show which.
     Neighbours in sequence, which touch in every fold, take nothing away; nor do ranks, which are no probabilities.
 
     Returns:

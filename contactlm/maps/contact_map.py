@@ -1,6 +1,6 @@
 """A predicted contact map, and the files it is written to.
 
-Every writer is atomic: it writes a temporary file beside the target and renames it, so that a killed run leaves either
+Every writer is atomic: it writes a temporary file next to the target and renames it, so that a killed run leaves either
 the old file or the new one.
 """
 
@@ -176,7 +176,7 @@ class ContactMap(MapValues):
 
         Args:
             path: The file.
-            beside: For ``.html``: another model's map of the same sequence, shown beside and as difference.
+            beside: For ``.html``: another model's map of the same sequence, shown next to this one and as a difference.
             structure: A structure file to take residue numbers and positions from, as :meth:`on_structure` does; None:
                 those the map has already.
 

@@ -66,7 +66,7 @@ def draw_map(contact_map: MapValues, ax: Axes | None = None) -> Axes:
     ax.set_title(title(contact_map).replace("$", r"\$"), fontsize="medium")
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02, aspect=25)
     kind = contact_map.how.get(THRESHOLD_KIND)
-    told = f"threshold {contact_map.threshold:.3f}" + (f", {kind}" if kind else "")
-    bar.set_label(f"contact probability (red line: {told})")
+    caption = f"threshold {contact_map.threshold:.3f}" + (f", {kind}" if kind else "")
+    bar.set_label(f"contact probability (red line: {caption})")
     bar.ax.axhline(contact_map.threshold, color=LINE, linewidth=1.2)
     return ax

@@ -188,9 +188,11 @@ def _run(
     """One batch through the model: contact logits (B, T − 2, T − 2), on the device."""
     on = members[0][0].tokens.device if device is None else torch.device(device)
     tokens, mask, positions = _collate(members)
-    told = {"shown": [(chain.number, residues_of(piece)) for chain, piece in members]} if tell_shown else {}
+    shown = {"shown": [(chain.number, residues_of(piece)) for chain, piece in members]} if tell_shown else {}
     with torch.no_grad():
-        logits = logits_fn(sent(tokens, on), sent(mask, on), None if positions is None else sent(positions, on), **told)
+        logits = logits_fn(
+            sent(tokens, on), sent(mask, on), None if positions is None else sent(positions, on), **shown
+        )
     B, T = tokens.shape
     if logits.shape not in ((B, T - 2, T - 2), (B, 2, T - 2, T - 2)):
         raise ModelError(

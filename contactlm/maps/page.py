@@ -1,4 +1,4 @@
-"""A map as a page: zoomed, hovered over, cut at any threshold, beside another model's; written as one file.
+"""A map as a page: zoomed, hovered over, cut at any threshold, next to another model's; written as one file.
 
 Maps travel as one byte a pair, of which counts at any threshold are still exact. Bokeh makes the figures: axes, zoom,
 hover, chains, helices and strands; the page's script paints the cells. In these axes residue i, counted from 0, is at
@@ -56,7 +56,7 @@ def _packed(values: NDArray[np.uint8]) -> str:
     return base64.b64encode(zlib.compress(values.tobytes(), 9 if len(values) < 1 << 20 else 6)).decode()
 
 
-SIDE, SIDE_OF_TWO = 640, 540  # pixels of a map's side, alone and beside another: both fit 1,280 pixels
+SIDE, SIDE_OF_TWO = 640, 540  # pixels of a map's side, alone and next to another: both fit 1,280 pixels
 PICKED = "#D55E00"
 HOVER = """<div style="font: 13px/1.45 system-ui, sans-serif; padding: 1px 3px">
 <b>@hover{pair}</b><br>@hover{probability}<br>@hover{where}</div>"""
@@ -108,8 +108,10 @@ def _figure(number: int, title: str, ranges: Any, sources: dict[str, Any]) -> An
 def _add_tools(plot: Any, image: Any) -> None:
     from bokeh.models import tools
 
-    told = tools.CustomJSHover(code="return self.contactlm.tell(format, special_vars.x, special_vars.y)")
-    hover = tools.HoverTool(renderers=[image], tooltips=HOVER, formatters={"@hover": told}, point_policy="follow_mouse")
+    formatter = tools.CustomJSHover(code="return self.contactlm.tell(format, special_vars.x, special_vars.y)")
+    hover = tools.HoverTool(
+        renderers=[image], tooltips=HOVER, formatters={"@hover": formatter}, point_policy="follow_mouse"
+    )
     zoom, cross = tools.WheelZoomTool(), tools.CrosshairTool(line_alpha=0.35)
     plot.add_tools(
         tools.PanTool(), zoom, tools.BoxZoomTool(match_aspect=True), tools.ResetTool(), tools.SaveTool(), hover, cross
@@ -254,21 +256,21 @@ def notes_of(maps: list[MapValues]) -> list[str]:
 
 def made_in_words(contact_map: MapValues) -> str:
     """How a map was made; numbers that only a program reads stay in its ``.npz``."""
-    how, told = contact_map.how, []
+    how, facts = contact_map.how, []
     passes = sum((how.get("passes") or {}).values())
     if passes:
         window = f"windows of {how['window']:,} residues" if how.get("window") and passes > 1 else "the whole sequence"
-        told.append(f"{passes:,} passes over {window}" if passes > 1 else "one pass over the whole sequence")
+        facts.append(f"{passes:,} passes over {window}" if passes > 1 else "one pass over the whole sequence")
     if how.get("p"):
-        told.append(f"values are {how['p']}")
+        facts.append(f"values are {how['p']}")
     if hits := how.get("hits"):
-        told.append(f"{len(hits)} known structures were read: {', '.join(map(str, hits))}")
+        facts.append(f"{len(hits)} known structures were read: {', '.join(map(str, hits))}")
     if how:
-        told.append("calibrated on the dev set" if "calibration" in how else "not calibrated")
+        facts.append("calibrated on the dev set" if "calibration" in how else "not calibrated")
     if CONFIDENCE in how:
-        told.append(f"expected long-range P@L {how[CONFIDENCE]:.2f}")
+        facts.append(f"expected long-range P@L {how[CONFIDENCE]:.2f}")
     if OUTSIDE in how:
-        told.append(f"outside what the dev set had ({how[OUTSIDE]}), so expectations may be far off")
+        facts.append(f"outside what the dev set had ({how[OUTSIDE]}), so expectations may be far off")
     if "version" in how:
-        told.append(f"contactlm {how['version']}")
-    return f"{'; '.join(told) or 'how it was made is not known'}."
+        facts.append(f"contactlm {how['version']}")
+    return f"{'; '.join(facts) or 'how it was made is not known'}."

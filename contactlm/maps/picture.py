@@ -113,8 +113,8 @@ def _draw_words(
     middle, kind = left + side // 2, contact_map.how.get(THRESHOLD_KIND)
     for number, line in enumerate(reversed(title(contact_map).splitlines())):
         pen.text((middle, top - (0.7 + 1.35 * number) * em), line, INK, _font(em), anchor="mb")
-    told = f"red line on the scale: threshold {contact_map.threshold:.3f}" + (f", {kind}" if kind else "")
-    words = [("residue", INK), *([] if contact_map.labels is None else [(BELOW, INK)]), (told, LINE)]
+    caption = f"red line on the scale: threshold {contact_map.threshold:.3f}" + (f", {kind}" if kind else "")
+    words = [("residue", INK), *([] if contact_map.labels is None else [(BELOW, INK)]), (caption, LINE)]
     for number, (line, color) in enumerate(words):
         font = _font(em if number == 0 else round(0.9 * em))
         pen.text((middle, top + side + (1.9 + 1.4 * number) * em), line, color, font, anchor="mt")

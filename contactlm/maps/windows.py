@@ -40,7 +40,7 @@ class WindowOptions:
         max_cost: Bound on the cost of one batch in token pairs, B × T² with T the longest (padded) sequence: what
             the memory of attention grows with. A single pass that is larger runs alone. None: 4 million; on a GPU a
             model that knows what its passes take sizes them by the memory that is free.
-        token_cost: What a token costs beside, in token pairs: B × (T² + ``token_cost`` T) is then bounded.
+        token_cost: What a token costs in addition, in token pairs: B × (T² + ``token_cost`` T) is then bounded.
         progress: Show a progress bar for chains that take several passes.
         on_device: Leave the maps where the model is, for who reads them there; else they come to the CPU.
         border: Residues at a cut whose pairs do not count: a model looks at so many neighbours of a pair.

@@ -34,7 +34,7 @@ class Calibration:
         bias: Likewise.
         threshold: Calibrated probability above which dev has the best ``mcc_sep6``.
         confidence: Slope and bias from the mean probability of the top L long-range pairs to the precision to be
-            expected of them; None where dev had too few proteins to tell.
+            expected of them; None where dev had too few proteins to estimate it.
     """
 
     kind: str
@@ -91,15 +91,15 @@ class Calibration:
 
     def outside(self, probability: Tensor) -> str:
         """In what a calibrated map (L, L) lies outside what dev had, where expectations hold no longer; or nothing."""
-        L, told = len(probability), []
+        L, reasons = len(probability), []
         if self.lengths is not None and not self.lengths[0] <= L <= self.lengths[1]:
-            told.append(f"{L:,} residues, dev had {self.lengths[0]:,.0f} to {self.lengths[1]:,.0f}")
+            reasons.append(f"{L:,} residues, dev had {self.lengths[0]:,.0f} to {self.lengths[1]:,.0f}")
         far = probability[torch.ones_like(probability, dtype=torch.bool).triu(BAND_STARTS[0])]
         if self.called is not None and len(far):
             share = float((far > self.threshold).float().mean())
             if not self.called[0] <= share <= self.called[1]:
-                told.append(f"{share:.2%} of pairs called, dev had {self.called[0]:.2%} to {self.called[1]:.2%}")
-        return "; ".join(told)
+                reasons.append(f"{share:.2%} of pairs called, dev had {self.called[0]:.2%} to {self.called[1]:.2%}")
+        return "; ".join(reasons)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: lists, numbers and text."""

@@ -145,14 +145,14 @@ class CalibrationScores(ProteinStates):
     def confidence_rows(self) -> list[dict[str, float]]:
         """Each protein's precision of the top L long-range pairs, and as the calibration foretells it (else NaN)."""
         found = self._complete()
-        told, top = found["expected"].tolist(), found["top"][:, 1].tolist()
-        return [{CONFIDENCE: a, "p_at_L_long": b} for a, b in zip(told, top, strict=True)]
+        expected, top = found["expected"].tolist(), found["top"][:, 1].tolist()
+        return [{CONFIDENCE: a, "p_at_L_long": b} for a, b in zip(expected, top, strict=True)]
 
     def with_columns(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Add ``mcc_sep6_calibrated`` and ``predicted_p_at_L_long`` to the rows of the same proteins."""
         found = self._complete()
         own = zip(found["key"].tolist(), self.mcc_rows(), found["expected"].tolist(), strict=True)
-        by_key = {tuple(key): {"mcc_sep6_calibrated": value, CONFIDENCE: told} for key, value, told in own}
+        by_key = {tuple(key): {"mcc_sep6_calibrated": value, CONFIDENCE: expected} for key, value, expected in own}
         return [row | by_key[row["index"], _checksum(row["id"])] for row in rows]
 
     def confidence_scores(self) -> dict[str, float]:

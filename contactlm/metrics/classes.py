@@ -176,7 +176,7 @@ class ContactScores(ProteinStates):
         threshold: A pair is predicted to be a contact when its probability is above it.
         tuned_threshold: A second threshold, found on the dev set; its MCCs are reported as ``mcc_tuned``,
             ``mcc_sep6_tuned`` and so on. None leaves them out.
-        notes: Names of numbers that are to be kept beside each protein's scores, in :attr:`rows`.
+        notes: Names of numbers to keep with each protein's scores, in :attr:`rows`.
         **kwargs: For ``torchmetrics.Metric``.
     """
 
@@ -253,7 +253,7 @@ class ContactScores(ProteinStates):
 
         Returns:
             What :func:`contactlm.metrics.scores.mean_scores` gives; ``mcc_pooled`` and ``mcc_sep6_pooled`` over all
-            pairs of all proteins; ``trivial_…`` beside the main scores; ``mcc_tuned``, ``mcc_sep6_tuned``, … where a
+            pairs of all proteins; ``trivial_…`` next to the main scores; ``mcc_tuned``, ``mcc_sep6_tuned``, … where a
             tuned threshold was given; ``duplicates``, the number of proteins seen again and left out.
 
         Raises:

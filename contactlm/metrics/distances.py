@@ -44,7 +44,7 @@ def distance_lddt(distance: Tensor, true: Tensor) -> Tensor:
 
 
 def trivial_distance(length: int, chain_of: Tensor | None = None) -> Tensor:
-    """What sequence tells alone, float32 (L, L): 5.5 Å times |i − j| to the power of 0.4, at most 16 Å.
+    """What sequence separation alone predicts, float32 (L, L): 5.5 Å times |i − j| to the power of 0.4, at most 16 Å.
 
     Chains of a complex, each residue's in ``chain_of`` (L,), are 16 Å apart.
     """
@@ -54,7 +54,7 @@ def trivial_distance(length: int, chain_of: Tensor | None = None) -> Tensor:
 
 
 class DistanceScores(ProteinStates):
-    """The scores of a set of proteins whose distances were predicted, the trivial predictor's beside."""
+    """The scores of a set of proteins whose distances were predicted, and the trivial predictor's."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__({"values": ((len(COLUMNS),), torch.float32), "index": ((), torch.int64)}, **options)

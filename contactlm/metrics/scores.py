@@ -134,7 +134,7 @@ def precision_name(fraction: int, name: str) -> str:
 
 RANKED_RANGES: tuple[str, ...] = ("short", "medium", "long")
 MCC_NAMES: tuple[str, ...] = tuple(f"mcc_{name}".rstrip("_") for name in RANGES)
-MAIN_NAMES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")  # told of subsets, too
+MAIN_NAMES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")  # given for subsets, too
 RANKING_NAMES: tuple[str, ...] = (
     *(precision_name(fraction, name) for name in RANKED_RANGES for fraction in TOP_FRACTIONS),
     *(f"auprc_{name}" for name in ("sep6", *RANKED_RANGES)),

@@ -51,7 +51,7 @@ _UNSUPPORTED = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter directory holds; None where it does not tell."""
+    """What an adapter directory holds; None where it does not say."""
 
     backbone: str  # name or directory of the one it belongs on
     backbone_checksum: str | None
@@ -117,10 +117,10 @@ def save_merged(esm: Any, directory: Path) -> None:
 
 
 def _let_others_read(directory: Path) -> None:
-    """Give weight files the mode of the new file beside: safetensors makes them for their owner alone."""
-    beside = next(directory.glob("*config.json"))
+    """Give weight files the mode of the new file next to them: safetensors makes them for their owner alone."""
+    model_file = next(directory.glob("*config.json"))
     for path in directory.glob("*.safetensors"):
-        path.chmod(stat.S_IMODE(beside.stat().st_mode))
+        path.chmod(stat.S_IMODE(model_file.stat().st_mode))
 
 
 def read_adapter(directory: str | Path) -> Adapter:

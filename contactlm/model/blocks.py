@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from contactlm.alphabet import EOS
 
-# What the blocks at hand may take: on a processor what its caches hold, so that the next step of the work finds them
-# there; on an accelerator enough to keep it busy, and little beside its memory.
+# What the current blocks may take: on a processor what its caches hold, so that the next step of the work finds them
+# there; on an accelerator enough to keep it busy, and little compared with its memory.
 CPU_BYTES_PER_THREAD = 6 << 20
 CPU_MAX_BYTES = 64 << 20
 ACCELERATOR_BYTES = 256 << 20
@@ -127,7 +127,7 @@ class Block:
 
 
 def block_bytes(device: torch.device) -> int:
-    """How much memory the blocks at hand may take on this kind of device."""
+    """How much memory the current blocks may take on this kind of device."""
     if device.type != "cpu":
         return ACCELERATOR_BYTES
     return min(CPU_MAX_BYTES, CPU_BYTES_PER_THREAD * torch.get_num_threads())

@@ -1,4 +1,4 @@
-"""A language model with its contact head and, beside it, a decoder that reads segments of known structures.
+"""A language model with its contact head and a decoder that reads segments of known structures.
 
 Each layer of the decoder lets residues read segment tokens (cross-attention), then attend to each other. The
 self-attention runs through the same contact attention as the backbone's, so that its maps enter the contact logits by

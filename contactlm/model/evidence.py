@@ -1,4 +1,4 @@
-"""What known structures tell of a batch of queries, and the template bias that is learned from it.
+"""What known structures say about a batch of queries, and the template bias that is learned from it.
 
 Axis letters: B batch, L residues, K hits, S segments, E hidden width.
 """
@@ -72,7 +72,7 @@ FEATURES = ("known", "contact", "touching", "touching strands")
 SCALE = 10.0
 """The bias is so many times its weights: logits of a few units are then within reach of learning rates that suit
 attention's weights."""
-_RECOMPUTE_FROM = 512  # residues: from here on what a sample's pairs are told takes more memory than time
+_RECOMPUTE_FROM = 512  # residues: from here on what a sample's pairs are given takes more memory than time
 _MOST_AT_ONCE = 8 * 1024**2  # pairs of all hits of a batch; each takes about 60 bytes on the way to the bias
 _MOST_IN_CACHES = 512 * 1024  # on a CPU: more at once take 2.5 times as long
 
@@ -123,7 +123,7 @@ _SURE = 0.02  # no copied contact is more certain than that
 
 @torch.no_grad()
 def hit_channels(evidence: Evidence) -> Tensor:
-    """What the structures of hits tell a pair head of each pair: float32 (B, 5, L, L), 0 where no hit knows the pair.
+    """What the structures of hits give a pair head for each pair: float32 (B, 5, L, L), 0 where no hit knows the pair.
 
     Whether a hit knows it; its distance there, in units of 10 Å and at most 22 Å; whether it is a contact, softened, as
     copying has it; which share of the hits know it; and their pair identity: averages with the weights of copying.

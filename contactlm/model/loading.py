@@ -35,13 +35,13 @@ log = logging.getLogger(__name__)
 ADAPTER_FILE = "adapter_config.json"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHT_FILES = ("model*.safetensors*", "pytorch_model*.bin*")
-OWN_HEAD = "contactlm_head"  # in config.json: the contact head beside was trained, whatever the family publishes
-EXPORTED = "contactlm_export"  # in config.json: what the export says of itself lies beside it
-# What tells families apart beside their sizes, and where ESM2 stands.
+OWN_HEAD = "contactlm_head"  # in config.json: the contact head next to it was trained, whatever the family publishes
+EXPORTED = "contactlm_export"  # in config.json: what the export says of itself lies next to it
+# What distinguishes families besides their sizes, and where ESM2 stands.
 _KIND: dict[str, Any] = {
     "model_type": "esm",
     "position_embedding_type": "rotary",
-    "emb_layer_norm_before": None,  # always told: without it learned positions are ESM-1b's
+    "emb_layer_norm_before": None,  # always given: without it learned positions are ESM-1b's
     "vocab_size": 33,
     "mask_token_id": 32,
     "max_position_embeddings": 1026,
@@ -78,7 +78,7 @@ def load_esm(
 
     Returns:
         The backbone, without a pooler. Its contact head is zero where the family has no published one, and none was
-        loaded; a warning tells of one that starts at random or was never trained. ``head_is_trained`` tells of others.
+        loaded; a warning names one that starts at random or was never trained. ``head_is_trained`` says so of others.
     """
     if (pretrained is None) == (architecture is None):
         given = "both" if architecture is not None else "neither"
@@ -246,7 +246,7 @@ def _check_loaded(name: str, missing: set[str], family: Family, model: Any, own_
 
 
 def _own_vocabulary(name: str, config: Mapping[str, Any], local_files_only: bool) -> dict[str, Any]:
-    """What the vocabulary beside a BERT, or one folder up, adds to its ``config.json``; nothing if it is ProtBert's."""
+    """What the vocabulary next to a BERT, or one folder up, adds to its ``config.json``; nothing for ProtBert's."""
     if config.get("model_type") != "bert" or config.get("vocabulary"):
         return {}
     for file in VOCABULARY_FILES:
@@ -304,7 +304,7 @@ def _require_weights_enough(name: str, config: Mapping[str, Any]) -> None:
     if not files:
         return  # on the hub
     sizes = [config.get(key) for key in ("num_hidden_layers", "hidden_size", "intermediate_size")]
-    layers, width, inner = (size if isinstance(size, int) else 0 for size in sizes)  # its own class tells of others
+    layers, width, inner = (size if isinstance(size, int) else 0 for size in sizes)  # its own class reports others
     described, held = layers * width * (4 * width + 2 * inner), sum(path.stat().st_size for path in files)
     if described > held:
         raise ModelError(

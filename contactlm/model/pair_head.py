@@ -1,12 +1,12 @@
 """A pair head: contacts and distances from K combinations of all attention maps, by a small network over pairs.
 
-Contacts come in strips, ladders and blocks, so that a pair's neighbours tell of it. The head reads K read-outs of the
+Contacts come in strips, ladders and blocks: a pair's neighbours are evidence for it. The head reads K read-outs of the
 backbone's maps (see :mod:`contactlm.model.contact_attention`), the contact head's among them, how far apart residues
 are in sequence and, if asked, products of their final states. Residual 3 x 3 convolutions make of these a correction
 of the contact head's logit, 0 at first, and the distribution of the distance: of contacts over the bins below 8 Å, of
 others over those above. So P(d < 8 Å) is the sum of its bins, and an untrained head predicts as the contact head.
 
-Only the upper triangle is computed, i < j, in strips of rows with as much beside as the network sees: less memory,
+Only the upper triangle is computed, i < j, in strips of rows with as much margin as the network sees: less memory,
 half the work. Values are normalised per pair, over channels: neither padding nor a window changes them.
 Where residues that follow each other in a pass are no neighbours (between segments, between chains), a gap of zeros
 keeps convolutions from looking across.
@@ -39,7 +39,7 @@ DILATIONS = (1, 2, 4)
 _ABOUT = "contactlm"  # the key of a file's metadata
 _SCALE = 0.25  # times L: entries of attention maps are about 1 / L
 _ROWS = 96  # of a strip
-_SEPARATIONS = 3  # what is told of |i − j|
+_SEPARATIONS = 3  # numbers that describe |i − j|
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class PairHead(nn.Module):
         hidden_width: Of the backbone's final states.
         options: Its sizes.
         seed: Of its first weights; the global generators are left alone.
-        more: Channels of pairs that are given beside the read-outs.
+        more: Channels of pairs in addition to the read-outs.
     """
 
     def __init__(self, maps: int, hidden_width: int, options: PairOptions, seed: int = 0, more: int = 0) -> None:
@@ -314,7 +314,7 @@ class PairHead(nn.Module):
         at = where if positions is None else positions.expand(len(index), -1).gather(1, where)
         narrow = None if self.narrow is None or states is None else self._narrowed(states, where)
         for top, (rows, columns), strip in zip(tops, boxes, _cut(maps, places.spans, boxes), strict=True):
-            parts = [strip, _told(at[:, rows, None] - at[:, None, columns], strip.dtype)]
+            parts = [strip, _separation(at[:, rows, None] - at[:, None, columns], strip.dtype)]
             if narrow is not None:
                 parts.append(narrow[:, rows, None] * narrow[:, None, columns])
             x = self.enter(torch.cat(parts, -1))
@@ -329,7 +329,7 @@ class PairHead(nn.Module):
         return narrow.gather(1, where.unsqueeze(-1).expand(-1, -1, narrow.shape[-1]))
 
 
-def _told(apart: Tensor, dtype: torch.dtype) -> Tensor:
+def _separation(apart: Tensor, dtype: torch.dtype) -> Tensor:
     """How far apart residues are, as a few numbers of size 1: (…) to (…, 3)."""
     d = apart.abs().to(dtype)
     return torch.stack([d.log1p() / 5, 1 / (1 + d), d.clamp(max=24) / 24], -1)

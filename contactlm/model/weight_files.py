@@ -1,7 +1,8 @@
 """Weights as fair-esm and the ``esm`` package keep them, made into folders that transformers loads.
 
 fair-esm's files (ESM2, ESM-1b, ESM-1v) hold options and weights, and lie with their contact head's in
-``…-contact-regression.pt`` beside them; ESM C's ``.pth`` files hold weights alone. A folder is made once, in the cache.
+``…-contact-regression.pt`` next to them; ESM C's ``.pth`` files hold weights alone. A folder is made once, in the
+cache.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from contactlm.types import ModelError
 
 
 class Distances(TypedDict, total=False):
-    """What they return beside of a model that predicts distances, one entry a protein."""
+    """What they also return for a model that predicts distances, one entry a protein."""
 
     distance: list[Tensor]  # float32 (L, L), expected, in Å, where the model is
     cb: list[Tensor]  # float32 (L, 3), true C-betas in Å, likewise

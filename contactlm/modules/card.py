@@ -70,13 +70,13 @@ def _trained_on(backbone: str | None, record: Record) -> str:
 
 def _scores(contract: str, record: Record) -> str:
     rows = [
-        f"| {role} | {number} | `{name}` | {scores[name]:.3f} | {beside} |"
+        f"| {role} | {number} | `{name}` | {scores[name]:.3f} | {baseline} |"
         for role in ("dev", "test")
         for scores in [record.get(role) or {}]
         for name in SHOWN
         if scores.get(name) is not None
         for trivial, count in [(scores.get(f"trivial_{name}"), scores.get("proteins"))]
         for number in ["" if count is None else f"{count:.0f}"]
-        for beside in ["" if trivial is None else f"{trivial:.3f}"]
+        for baseline in ["" if trivial is None else f"{trivial:.3f}"]
     ]
     return contract + "\n".join(rows) if rows else "Unknown for this checkpoint; run `contactlm test --ckpt_path`."

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is one, and belongs on the model at hand."""
+"""Whether a checkpoint is one, and belongs to this model."""
 
 from __future__ import annotations
 

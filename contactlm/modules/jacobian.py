@@ -58,7 +58,7 @@ class JacobianModule(LanguageModelModule):
     """Predicts contacts from the categorical Jacobian of a masked language model (Zhang et al. 2024).
 
     Nothing is trained, and the backbone's contact head is not used; :mod:`contactlm.maps.jacobian` computes it at any
-    length. A map takes 19 L sequences. Finished maps stay in the cache: a killed process loses the protein at hand.
+    length. A map takes 19 L sequences. Finished maps stay in the cache: a killed process loses the current protein.
 
     Scores are no probabilities. ``contactlm fit --config jacobian`` trains no step, fits a logistic curve to the scores
     of dev's pairs at least 6 apart, and keeps its two numbers in a checkpoint. Before that, what it calls probabilities

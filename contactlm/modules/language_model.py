@@ -136,7 +136,7 @@ class LanguageModelModule(MapModule):
         return super().saved_names() | {name for name, p in self.named_parameters() if id(p) in fitted}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say, beside what was trained, whether there is a fitted contact head."""
+        """Say, next to what was trained, whether there is a fitted contact head."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[CHECKPOINT_KEY][FITTED_HEAD] = self._head_is_fitted
 

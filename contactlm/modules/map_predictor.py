@@ -160,7 +160,7 @@ class MapPredictor(TrainedWeights):
             how["calibration"] = {name: fitted.to_dict()[name] for name in ("kind", "slope", "bias")}
             if (expected := fitted.predicted_precision(full.probability, chain_of)) is not None:
                 how[CONFIDENCE] = round(expected, 4)
-            how |= {OUTSIDE: told} if (told := fitted.outside(probability)) else {}
+            how |= {OUTSIDE: reason} if (reason := fitted.outside(probability)) else {}
         chains = sequence, how.get("chain_lengths", ())
         probability, merged = merge_copies(probability, *chains, not self.gives_ranks)
         how |= {"copies": merged} if merged else {}

@@ -61,10 +61,10 @@ class StepCost:
         return self.weights + self.gradients + self.optimizer + self.activations + self.passing
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         """Bytes by part, as text."""
         parts = ("weights", "gradients", "optimizer", "activations", "passing")
-        return ", ".join(f"{part} {told_size(getattr(self, part))}" for part in parts)
+        return ", ".join(f"{part} {size_text(getattr(self, part))}" for part in parts)
 
 
 class StorageMeter(TorchDispatchMode):
@@ -209,7 +209,7 @@ def sized(windows: WindowOptions, network: Any, device: torch.device) -> WindowO
 
 @dataclass(frozen=True)
 class Way:
-    """A way to take a step: the options that make it differ from the way at hand (none: ""), and what they come to."""
+    """A way to take a step: the options that make it differ from the given way (none: ""), and what they come to."""
 
     options: str
     make: Make
@@ -326,7 +326,7 @@ def memory_for(device: torch.device) -> float | None:
     return _CAREFUL * 1024 * (int(here["MemAvailable"]) + int(here["VmRSS"]))
 
 
-def told_size(value: float) -> str:
+def size_text(value: float) -> str:
     """A size of memory, as text."""
     return f"{value / 1e9:,.1f} GB" if value >= 1e9 else f"{value / 1e6:,.0f} MB"
 

@@ -20,8 +20,8 @@ from contactlm.types import ContactDefinition, ModelError
 class PairedModule(LanguageModelModule):
     """A language model with a contact head and, if its network has one as ``.pair``, a pair head.
 
-    With a pair head it learns the bins of distances, of which contacts are the first, and predicts distances beside
-    contacts. Arguments are those of :class:`contactlm.modules.language_model.LanguageModelModule`.
+    With a pair head it learns the bins of distances, of which contacts are the first, and predicts distances next
+    to contacts. Arguments are those of :class:`contactlm.modules.language_model.LanguageModelModule`.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -338,7 +338,7 @@ class RetrievalModule(PairedModule):
         return made
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep, beside what was trained, which proteins must not be evidence when the model is scored."""
+        """Keep, next to what was trained, which proteins must not be evidence when the model is scored."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[CHECKPOINT_KEY][HELD_OUT] = {name: sorted(values) for name, values in self._held_out.items()}
 

@@ -54,7 +54,7 @@ class TrainedWeights(L.LightningModule):
         # Found on dev by ContactEvaluation; travels with checkpoints and exports.
         self.tuned_threshold: float | None = None
         self._made_trainable: set[str] | None = None  # once there is a trainer, whose callbacks may freeze some
-        self._frozen: set[str] | None = None  # of the run that goes on, in the end
+        self._frozen: set[str] | None = None  # of the resumed run, in the end
         self.calibration: Calibration | None = None
         self._trained_before = False  # whether its weights are those of a checkpoint after some steps
         self.applies_calibration = True  # to predicted maps
@@ -62,7 +62,7 @@ class TrainedWeights(L.LightningModule):
         self.contact = ContactDefinition()  # likewise
 
     def on_train_start(self) -> None:
-        """Freeze and unfreeze what the run that goes on had frozen; Lightning's callbacks begin with all frozen."""
+        """Freeze and unfreeze what the resumed run had frozen; Lightning's callbacks begin with all frozen."""
         if self._frozen is not None:
             saved = self.saved_names()
             for name, parameter in self.named_parameters():

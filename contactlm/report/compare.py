@@ -208,5 +208,5 @@ def _plain(value: Any) -> str:
 
 
 def short(text: str) -> str:
-    """Text whose checksums have eight digits, which tell any two apart."""
+    """Text whose checksums have eight digits, which distinguish any two."""
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b", r"\1", text)

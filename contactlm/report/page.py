@@ -84,7 +84,7 @@ def _paired_tables(paired: Sequence[Paired]) -> dict[str, dict[str, Any]]:
 def write_overview(
     statements: Sequence[str], sets: Mapping[str, tuple[str, str]], path: Path, paired: Sequence[Paired] = ()
 ) -> None:
-    """Write a page that leads to those of groups of runs, by folder beside it: what they share, and their outcome."""
+    """Write a page that leads to those of groups of runs, by folder next to it: what they share, and their outcome."""
     links = "".join(
         f'<li><a href="{quote(folder)}/{PAGE}">{escape(name)}</a>: {escape(outcome)}</li>'
         for folder, (name, outcome) in sets.items()
@@ -97,8 +97,8 @@ def write_overview(
 
 
 def _folded_statements(statements: Sequence[str]) -> str:
-    told = "".join(f"<li>{escape(line)}</li>" for line in statements)
-    return FOLDED.format(title="All statements", body=f'<ul class="statements">{told}</ul>') if told else ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in statements)
+    return FOLDED.format(title="All statements", body=f'<ul class="statements">{items}</ul>') if items else ""
 
 
 def outcome_of(statements: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from contactlm.report.read import Run
 
 DEV_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long")
 TEST_SCORES = (*DEV_SCORES, "p_at_L5_long", "r_precision_long", "auprc_sep6", "mcc_sep6_tuned")
-PROBABILITY_SCORES = (  # "…_calibrated" beside each
+PROBABILITY_SCORES = (  # "…_calibrated" next to each
     "ece_sep6", "brier_sep6", "log_loss_sep6", "ece_short", "ece_medium", "ece_long",
 )  # fmt: skip
 THRESHOLD_SCORES = ("mcc_sep6", "mcc_sep6_calibrated", "mcc_sep6_tuned")

@@ -130,7 +130,7 @@ def rebuild_command(path: Path, sources: Sequence[str] = ()) -> str:
 
 
 def fingerprint_of(store: ChainStore, states: NDArray[np.uint8]) -> str:
-    """Return what tells databases apart, 32 hexadecimal digits: made of ids, sequences, coordinates and states."""
+    """Return a checksum of the database, 32 hexadecimal digits: made of ids, sequences, coordinates and states."""
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, store.ids, store.lengths.tolist()]).encode())
     for array in (store.tokens, store.cb, states):
         digest.update(np.ascontiguousarray(array).data)

@@ -24,7 +24,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def outlast_full_disk(what: str | Path) -> Iterator[None]:
-    """Warn, and go on without it, where there is no room to write a file."""
+    """Warn, and continue without it, where there is no room to write a file."""
     try:
         yield
     except OSError as error:

@@ -104,7 +104,7 @@ HEAD_LR_FACTOR = "model.head_lr_factor"
 class RunConfig(SaveConfigCallback):
     """Lightning's SaveConfigCallback, for any logger: ``config.yaml`` goes to :func:`run_directory`.
 
-    A run of another logger than Lightning's two local ones has a name that no other run has, unless it goes on with
+    A run of another logger than Lightning's two local ones has a name that no other run has, unless it resumes with
     that very run: there the file is replaced. Without a logger nothing is written, since all runs would share a folder.
     """
 

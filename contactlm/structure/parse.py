@@ -251,7 +251,7 @@ def fill_breaks(residues: list[Residue], xyz: NDArray[np.float64]) -> tuple[str,
     """Put unknown residues where the chain breaks, so that residues stand as far apart as their numbers say.
 
     Where no bond links a residue to the next and the numbers jump by k, k - 1 unknown residues stand between them.
-    Linked residues are neighbours whatever their numbers. Numbers that stay or jump backwards tell nothing, and
+    Linked residues are neighbours whatever their numbers. Numbers that stay or jump backwards mean nothing, and
     insertion codes do not count: files use them in either order, and for second copies as well.
 
     Args:

@@ -57,7 +57,7 @@ class ChainParts:
     """Chains of one letter told apart: molecular dynamics programs reuse letters, or leave them out.
 
     A chain of the same letter begins where the segment id changes, after a TER record, or where the residue numbers
-    begin again elsewhere, provided that the chain before cannot go on there: no peptide bond links the two, and
+    begin again elsewhere, provided that the previous chain cannot continue there: no peptide bond links the two, and
     their segment ids or numbers differ, or they are farther apart than the numbers allow.
     """
 

@@ -176,7 +176,7 @@ def _settle(residues: list[Residue]) -> None:
 
 
 def _free_ends(residues: list[Residue], xyz: NDArray[np.float64]) -> frozenset[int]:
-    """ATOM residues at the end that may be ligands: bonded to none beside them, and far from them by their numbers."""
+    """ATOM residues at the end that may be ligands: bonded to no neighbour, and far from them by their numbers."""
     bonds = linked(xyz)
     free = set()
     for i in range(len(residues) - 1, 0, -1):

@@ -168,7 +168,7 @@ def secondary_structure(backbone: NDArray[np.floating], sequence: str) -> NDArra
 
     3-10 and pi helices count as helices, isolated bridges as strands. A chain most of whose residues lack N or C, or
     with more than :data:`MAX_PAIRWISE` residues, is assigned from its C-alpha trace (P-SEA: Labesse et al. 1997; see
-    :func:`helices_and_strands`). Nothing spans a break of the chain: residues beside it whose partners are
+    :func:`helices_and_strands`). Nothing spans a break of the chain: residues next to it whose partners are
     missing have no hydrogen bonds, and of two equal states across it the second becomes loop.
 
     Args:

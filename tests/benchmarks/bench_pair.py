@@ -37,7 +37,7 @@ from contactlm import ContactModule
 from contactlm.model.blocks import TokenLayout
 from contactlm.model.contact_attention import contact_attention
 from contactlm.model.pair_head import PairOptions
-from contactlm.modules.memory import step_cost, told_size, twin
+from contactlm.modules.memory import size_text, step_cost, twin
 from tests.benchmarks.sample_runs import SCORES, Arm, World, train
 
 SYNTHETIC = {
@@ -200,7 +200,7 @@ def step(given: Any) -> None:
         cost = step_cost(twin(modules[name]), batch)
         ratio = seconds / found["contact head"]
         sys.stdout.write(
-            f"{name:<18} {seconds:.3f} s ({ratio:.2f} x)  {told_size(cost.total)}  {cost.flops / 1e9:.1f} GFLOPs\n"
+            f"{name:<18} {seconds:.3f} s ({ratio:.2f} x)  {size_text(cost.total)}  {cost.flops / 1e9:.1f} GFLOPs\n"
         )
     operation = {f"operation, K {K}": partial(attend, B, L + 2, K) for K in (0, *given.K)}
     found = timed(operation, given.turns)

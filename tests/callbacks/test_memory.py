@@ -16,7 +16,7 @@ from contactlm import ContactModule
 from contactlm.callbacks.memory import MemoryAdvice, is_out_of_memory, memory_advice
 from contactlm.cli.main import main
 from contactlm.model.loading import architecture_of
-from contactlm.modules.memory import resized, step_cost, told_size
+from contactlm.modules.memory import resized, size_text, step_cost
 from tests.callbacks.test_callbacks import ForeignModule, data_module, trainer
 from tests.conftest import random_sequence
 from tests.modules.test_memory import made_batch
@@ -112,7 +112,7 @@ def test_the_message_says_what_would_fit(
         for way, options in (("", {}), ("checkpointed", {"activation_checkpointing": True}))
     }
     two_fit = note((costs[""][0] + costs[""][1]) / 2)
-    assert f"the step takes {told_size(costs[''][2])} (weights " in two_fit and "activations" in two_fit
+    assert f"the step takes {size_text(costs[''][2])} (weights " in two_fit and "activations" in two_fit
     assert "what would fit: data.batch_size 2, or " in two_fit and "data.crop_length" in two_fit
     assert "with model.activation_checkpointing true" in two_fit
     assert (costs["checkpointed"][2] < costs[""][1]) == ("the batch as it is with model.act" in two_fit)

@@ -78,7 +78,7 @@ def test_formats_that_need_a_structure_are_left_out_and_told(
     bare = replace(predicted, residues=None, labels=None, id="bare")
     files = MapFiles(tmp_path, ["pml", "csv"])
     assert files.write(bare, files.formats) == ["csv"]
-    files.tell()
+    files.report()
     assert (
         "no pml, and no residue numbers in csv, of 1 proteins (bare): sequence-only input; pass --structure"
         in caplog.text

@@ -1,7 +1,7 @@
 """The models of ``BertModel``, with learned positions and layer norms after every residual.
 
 ProtBert (Elnaggar et al. 2022), whose authors wrote U, Z, O and B as X, before training and since; so they are here.
-Others (AntiBERTy, Ruffolo et al. 2021) by the vocabulary that lies beside their weights, which ``vocabulary`` of their
+Others (AntiBERTy, Ruffolo et al. 2021) by the vocabulary next to their weights, which ``vocabulary`` of their
 configuration holds; a letter that it lacks is unknown. None has a published contact head.
 """
 
@@ -124,7 +124,7 @@ class ProtBert(Bert):
         if (given := (config.vocab_size, config.pad_token_id)) != own:
             raise ModelError(
                 f"{name}: model_type is 'bert', but vocab_size and pad_token_id are {given}; those of ProtBert are "
-                f"{own}; for another vocabulary put its {' or '.join(VOCABULARY_FILES)} beside the weights"
+                f"{own}; for another vocabulary put its {' or '.join(VOCABULARY_FILES)} next to the weights"
             )
 
 

@@ -1,4 +1,4 @@
-"""Vocabularies as they lie beside published weights: which token number stands for which letter."""
+"""Vocabularies as they lie next to published weights: which token number stands for which letter."""
 
 from __future__ import annotations
 
