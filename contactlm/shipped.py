@@ -21,3 +21,19 @@ def default_cache_dir() -> Path:
     if "CONTACTLM_CACHE" in os.environ:
         return Path(os.environ["CONTACTLM_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "contactlm"
+
+
+def checkpoint_of(path: str, kind: str = "best") -> str:
+    """The checkpoint that a run's folder, or a folder of runs, stands for; another path stands for itself.
+
+    The newest of the kind counts, ``best`` or ``last``. Of a run without a dev set, which has no best one, it is what
+    the run learnt on dev without training, else the last.
+    """
+    folder = Path(path)
+    places = ("", "checkpoints/", "version_*/checkpoints/") if folder.is_dir() else ()
+    for name in dict.fromkeys((kind, "calibrated", "last")):
+        found = (list(folder.glob(f"{place}{name}*.ckpt")) for place in places)
+        newest = next((max(files, key=lambda file: file.stat().st_mtime) for files in found if files), None)
+        if newest is not None:
+            return str(newest)
+    return path

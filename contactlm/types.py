@@ -64,8 +64,7 @@ class MissingExtraError(ContactLMError, ImportError):
 
     def __init__(self, library: str, extra: str, reason: str) -> None:
         super().__init__(
-            f"{library} cannot be imported ({reason}); it comes with this part of the package: "
-            f'pip install "contactlm[{extra}]"'
+            f'{library} cannot be imported ({reason}), and is needed here: pip install "contactlm[{extra}]"'
         )
         self.library, self.extra, self.reason = library, extra, reason
 

@@ -1,6 +1,7 @@
 """The example projects of ``tests/projects``: users' code, run as it stands on tiny models and data."""
 
 import importlib
+import json
 import re
 import runpy
 import sys
@@ -55,8 +56,18 @@ def proteins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_synthetic(SyntheticOptions(str(tmp_path_factory.mktemp("proteins")), n_train=16, n_test=2))
 
 
-def test_there_are_four_projects() -> None:
-    assert NAMES == ["own_callbacks", "own_data", "own_loss", "own_module"]
+def test_there_are_five_projects() -> None:
+    assert NAMES == ["own_callbacks", "own_data", "own_loss", "own_module", "own_score"]
+
+
+def test_own_score_is_logged(tmp_path: Path, tiny_esm: Path, proteins: tuple[Path, Path]) -> None:
+    data = [f"--data.train_dir={proteins[0]}", f"--data.test_dir={proteins[1]}", "--data.read_workers=0"]
+    small = ["--data.crop_length=40", "--data.batch_size=4", "--budget.max_tokens=700", "--trainer.accelerator=cpu"]
+    callback = f"--trainer.callbacks={json.dumps([{'class_path': 'own_score.Recall'}])}"
+    sys.argv += ["fit", "--config=crop200", f"--model.pretrained={tiny_esm}", *data, *small, callback]
+    assert main() == 0
+    logged = (tmp_path / "project" / "runs" / "crop200" / "version_0" / "metrics.csv").read_text().splitlines()[0]
+    assert {"dev/recall", "test/recall"} <= set(logged.split(","))
 
 
 def test_own_module_on_our_data(proteins: tuple[Path, Path]) -> None:

@@ -49,6 +49,6 @@ def test_a_docking_benchmark_is_scored_by_interface(tmp_path: Path, tiny_esm: Pa
     (scores,) = trainer.test(ContactModule(str(tiny_esm), lora=None, freeze_backbone=True), data, verbose=False)
     assert scores["test/proteins"] == len(pairs.read_text().split()) == 5
     assert 0.2 < scores["test/inter_interface_auc"] < 0.8  # random weights know nothing
-    for name in ("top10", "p_at_L5", "trivial_p_at_L5", "r_precision"):
+    for name in ("p_at_10", "p_at_L5", "trivial_p_at_L5", "r_precision"):
         assert 0 <= scores[f"test/inter_{name}"] < 0.3, name
     assert all(not math.isnan(row["inter_interface_auc"]) for row in evaluation.rows)

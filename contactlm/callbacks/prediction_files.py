@@ -350,7 +350,7 @@ class MapFiles:
             first = next(iter(self.outside))
             effect = "their calibrated probabilities and expected long-range P@L may be far off"
             count, reason = len(self.outside), self.outside[first]
-            log.warning("%d proteins lie outside what the dev set had (%s: %s): %s", count, first, reason, effect)
+            log.warning("outside the range of the dev set: %d proteins (%s: %s): %s", count, first, reason, effect)
         kinds = {"no": ON_STRUCTURES, "no residue numbers in": NUMBERED - ON_STRUCTURES}
         asked = {missing: [kind for kind in self.formats if kind in group] for missing, group in kinds.items()}
         what = ", and ".join(f"{missing} {', '.join(formats)}" for missing, formats in asked.items() if formats)

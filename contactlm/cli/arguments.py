@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from contactlm.cli.commands import checkpoint_of
-from contactlm.shipped import OPTION, config_folder
+from contactlm.shipped import OPTION, checkpoint_of, config_folder
 from contactlm.types import ContactLMError
 
 if TYPE_CHECKING:
@@ -79,7 +78,8 @@ def resolve_config(name: str) -> str:
 def layers(config: str, above: Sequence[str] = ()) -> list[str]:
     """The configs that one config is: those it is laid over, the lowest first, and itself.
 
-    A file says what it is laid over by its first key, ``config``: a file, as seen from its own folder.
+    A file says what it is laid over by its first key, ``config``: a file, as seen from its own folder, or the name of
+    a shipped config.
     """
     _require_text(config)
     loaded = _loaded(config)
@@ -89,9 +89,11 @@ def layers(config: str, above: Sequence[str] = ()) -> list[str]:
         return [config]
     below = loaded["config"]
     path = str(Path(config).parent / str(below))
+    if not _is_file(path) and _is_file(shipped := str(config_folder() / f"{below}.yaml")):
+        path = shipped
     if not isinstance(below, str) or not _is_file(path):
         raise ContactLMError(
-            f"{config}: config: {str(below)[:200]}: there is no such file (a path is seen from {config})"
+            f"{config}: config: {str(below)[:200]}: there is no such file next to {config}, and no shipped config"
         )
     if path in (*above, config):
         raise ContactLMError(f"{config}: config: {below}: it is laid over itself")
@@ -132,7 +134,7 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _name_paths(arguments: Sequence[str]) -> list[str]:
-    """Write what stands alone after ``predict`` as its paths, and a checkpoint (.ckpt) as ``--ckpt_path``."""
+    """Write what stands alone after ``predict`` as its paths, a checkpoint or a run's folder as ``--ckpt_path``."""
     if list(arguments[:1]) != ["predict"]:
         return list(arguments)
     named, option = ["predict"], ""  # the option whose value comes next
@@ -144,7 +146,8 @@ def _name_paths(arguments: Sequence[str]) -> list[str]:
             option = option if option == PATHS else ""
             named.append(argument)
         else:
-            named += ["--ckpt_path" if argument.endswith(".ckpt") else PATHS, argument]
+            is_checkpoint = argument.endswith(".ckpt") or checkpoint_of(argument) != argument
+            named += ["--ckpt_path" if is_checkpoint else PATHS, argument]
     return named
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from contactlm.benchmark.lists import load_set, published_figures, shipped_sets
-from contactlm.cli.commands import SOME_SKIPPED, CommandParser, checkpoint_of, description
+from contactlm.cli.commands import SOME_SKIPPED, CommandParser, description
 from contactlm.data.cache import default_cache_dir
 from contactlm.data.rcsb.download import RCSB
 from contactlm.metrics.contracts import CONTRACTS
+from contactlm.shipped import checkpoint_of
 from contactlm.types import ModelError
 
 LIST = "list"

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
-from pathlib import Path
 from typing import NoReturn
 
 from contactlm.shipped import __version__
@@ -176,15 +175,6 @@ def answer(arguments: Sequence[str]) -> int | None:
     meant = f"; did you mean {near[0]}?" if near else ""
     sys.stderr.write(f"contactlm: error: there is no command {first!r}{meant} (commands: {', '.join(COMMANDS)})\n")
     return BAD_ARGUMENTS
-
-
-def checkpoint_of(path: str, kind: str = "best") -> str:
-    """The newest best (or last) checkpoint of a run's folder, or of the runs in a folder; else the path itself."""
-    folder = Path(path)
-    places = ("", "checkpoints/", "version_*/checkpoints/") if folder.is_dir() else ()
-    found = (list(folder.glob(f"{place}{kind}*.ckpt")) for place in places)
-    newest = next((max(files, key=lambda file: file.stat().st_mtime) for files in found if files), None)
-    return path if newest is None else str(newest)
 
 
 class CommandParser(argparse.ArgumentParser):

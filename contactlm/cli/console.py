@@ -9,10 +9,12 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from contactlm.runs.record_file import RUN_FILE, read_run
 from contactlm.types import singular
 
 if TYPE_CHECKING:
@@ -100,7 +102,11 @@ def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", thres
     head = f"scores{number}{remark}"
     width = max(len(head) - 6, *(len(name) for name, _ in rows))
     lines = [f"{head:<{width + 6}}  at {threshold:g}" + ("" if tuned is None else f"  at {float(tuned):.3f} (tuned)")]
+    earlier = ""
     for name, value in rows:
+        if name.startswith("p_at") and not earlier.startswith("p_at"):
+            lines.append(f"{prefix:<4}  ranking, without a threshold:")
+        earlier = name
         at_tuned = metrics.get(f"{prefix}/{name}_tuned")
         others = {kind: metrics.get(f"{prefix}/{of}_{name}") for kind, of in BESIDE.items()}
         cells = f"{_number(value):>6}  " + ("" if tuned is None else f"{_number(at_tuned):>16}  ")
@@ -114,6 +120,15 @@ def score_table(prefix: str, metrics: Mapping[str, Any], remark: str = "", thres
             "little use of them yet; train longer, or copy."
         )
     return "\n".join(lines)
+
+
+def about_checkpoint(path: str, checkpoint: Mapping[str, Any], resumes: bool) -> str:
+    """Which checkpoint is used or resumed; of a run that did not end, also that it did not."""
+    line = f"{'resuming' if resumes else 'using'} {path}, of step {checkpoint.get('global_step', 0):,}"
+    folder = Path(path).absolute().parent.parent
+    if not resumes and (folder / RUN_FILE).is_file() and read_run(folder).get("status") == "running":
+        line += "; its run was interrupted or still runs (resumed, it continues in the folder of the next version)"
+    return line
 
 
 def run_line(trainer: L.Trainer, module: L.LightningModule, max_tokens: int | None) -> str:

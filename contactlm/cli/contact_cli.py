@@ -36,7 +36,7 @@ from contactlm.callbacks.record import RunRecord
 from contactlm.callbacks.writer import PredictionWriter
 from contactlm.cli.arguments import BASE, NOT_PATHS, check_trainer_options, chosen_class
 from contactlm.cli.commands import ABOUT, SOME_SKIPPED, STATUSES, CommandParser, description
-from contactlm.cli.console import run_line, score_table
+from contactlm.cli.console import about_checkpoint, run_line, score_table
 from contactlm.data.datamodule import ContactDataModule
 from contactlm.data.files import find_structures
 from contactlm.data.sources import check_sources, find_sources
@@ -183,6 +183,8 @@ class ContactCLI(LightningCLI):
         if path == "last":
             path = config["ckpt_path"] = self._find_last(config)
         checkpoint = check_checkpoint(path) if path and path not in NOT_PATHS else None
+        if checkpoint is not None:
+            say("%s", about_checkpoint(path, checkpoint, resumes=self.config["subcommand"] == "fit"))
         self._backbone = None if checkpoint is None else found_backbone(checkpoint)
         self._held = {name: config["model"][name] for name in HOW_HELD if name in config["model"]}
         if checkpoint is not None and config["data"]["contact"] is None:  # files are read before the checkpoint is
@@ -206,7 +208,8 @@ class ContactCLI(LightningCLI):
         path, folder = find_last(config["trainer"], config["name"], config["checkpoint"]["dirpath"], seed)
         if path is None and self.config["subcommand"] != "fit":
             raise ModelError(f"ckpt_path: last: no last.ckpt in {folder} and below; give the path of a checkpoint")
-        say("ckpt_path: %s", f"no last.ckpt in {folder} and below: starting a new run" if path is None else path)
+        if path is None:
+            say("ckpt_path: no last.ckpt in %s and below: starting a new run", folder)
         return None if path is None else str(path)
 
     def before_instantiate_classes(self) -> None:
@@ -296,7 +299,9 @@ class ContactCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Score the test set with the best checkpoint, and say where everything lies."""
-        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
+        saver = self.trainer.checkpoint_callback
+        best = getattr(saver, "best_model_path", "") or None
+        checkpoint = best or getattr(saver, "last_model_path", "") or None
         if self._trains_nothing:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             if self.model.learnt_on_dev:  # dev is scored again, with what was learnt, and that is kept
@@ -307,13 +312,12 @@ class ContactCLI(LightningCLI):
             return
         if self._given("test_after_fit") and "test" in self.datamodule.chains:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
-            lines.append(self._scores("test", ", best checkpoint" if checkpoint else ""))
+            lines.append(self._scores("test", ", best checkpoint" if best else ""))
             called = f"contacts above {self.model.call_threshold:.3f}, {self.model.threshold_kind}"
             lines.append(f"map         {self._draw_example()}  ({called})")
         if checkpoint:
-            saver = self.trainer.checkpoint_callback
-            best = getattr(saver, "best_model_score", None)
-            score = "" if best is None else f"  ({getattr(saver, 'monitor', '')} {float(best):.3f})"
+            highest = getattr(saver, "best_model_score", None)
+            score = "" if highest is None else f"  ({getattr(saver, 'monitor', '')} {float(highest):.3f})"
             lines.append(f"checkpoint  {checkpoint}{score}")
             lines.append(f"next        contactlm predict --ckpt_path {checkpoint} --data.predict_paths my.fasta")
         lines.append(f"logs        {run_directory(self.trainer)}")
@@ -342,7 +346,7 @@ class ContactCLI(LightningCLI):
         folder = run_directory(self.trainer)
         if folder is None:  # a trial leaves nothing
             return ""
-        rows = "  (test_scores.csv: a line a protein)" if (Path(folder) / "test_scores.csv").is_file() else ""
+        rows = "  (test_scores.csv: one line per protein)" if (Path(folder) / "test_scores.csv").is_file() else ""
         return f"\nlogs        {folder}{rows}"
 
     def _scores(self, prefix: str, remark: str = "") -> str:

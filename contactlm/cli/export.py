@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from contactlm.cli.commands import CommandParser, checkpoint_of
+from contactlm.cli.commands import CommandParser
 from contactlm.runs.record_file import RUN_FILE, read_run
+from contactlm.shipped import checkpoint_of
 
 
 def export_command(arguments: Sequence[str]) -> int:

@@ -148,7 +148,7 @@ class PlanCLI(ContactCLI):
         a_batch = seen.tokens / seen.batches * processes
         accumulated = self.trainer.accumulate_grad_batches
         if budget is None:
-            return [f"compute     {cost.flops / 1e9:,.1f} GFLOPs the largest batch; no budget of tokens is set"]
+            return [f"compute     {cost.flops / 1e9:,.1f} GFLOPs for the largest batch; no budget of tokens is set"]
         batches = max(1, -(-budget // a_batch))
         steps, gflops = batches / accumulated, cost.flops / 1e9 * budget / seen.largest["tokens"].numel()
         looks = self._looks(batches) if "dev" in self.datamodule.chains else 0
@@ -156,7 +156,7 @@ class PlanCLI(ContactCLI):
         return [
             f"steps       about {steps:,.0f} optimizer steps to {budget:,} tokens ({epochs:,.1f} epochs), "
             f"{looks:,} looks at dev",
-            f"compute     about {gflops:,.0f} GFLOPs ({cost.flops / 1e9:,.1f} the largest batch)",
+            f"compute     about {gflops:,.0f} GFLOPs (largest batch: {cost.flops / 1e9:,.1f})",
         ]
 
     def _looks(self, batches: float) -> int:

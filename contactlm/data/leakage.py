@@ -119,7 +119,7 @@ class LeakSearch:
         terms = f"{self.options.identity:.0%} identity over {self.options.coverage:.0%} of the shorter chain"
         if self.logs and related:
             log.warning(
-                "%d of %d %s chains have a training relative (at least %s; nearest: %.0f%%): also logging scores "
+                "%d of %d %s chains with a training relative (at least %s; nearest: %.0f%%): also logging scores "
                 "by identity",
                 related, len(identity), role, terms, 100 * identity.max(),
             )  # fmt: skip

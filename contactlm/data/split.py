@@ -155,8 +155,9 @@ def split_groups(groups: NDArray[np.int64], fraction: float, seed: int) -> NDArr
     n_dev = max(1, round(fraction * n_groups)) if fraction else 0
     if n_dev >= n_groups:
         raise DataError(
-            f"holding out {n_dev} of {n_groups} groups of related chains for dev leaves nothing to train on; add "
-            "training structures, or set dev_fraction to 0"
+            f"holding out {n_dev} of {n_groups} groups of related chains for dev leaves nothing to train on: give "
+            "--data.split random (dev scores will flatter the model), other proteins as well, or --data.dev_fraction 0 "
+            "(no dev set, no tuned threshold, no calibration)"
         )
     drawn = generator(seed, Stream.SPLIT).permutation(n_groups)[:n_dev]
     return np.isin(groups, drawn)

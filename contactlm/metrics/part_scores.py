@@ -29,7 +29,7 @@ INTER_NAMES = {
     **{"auprc_long": "auprc", "auprc_long_undefined": "auprc_undefined", "trivial_p_at_L_long": "trivial_p_at_L"},
     **{"trivial_p_at_L5_long": "trivial_p_at_L5", "r_precision_long": "r_precision"},
 }
-INTERFACE = ("interface_auc", "top10")  # of the residues of interfaces, and the precision of the ten highest pairs
+INTERFACE = ("interface_auc", "p_at_10")  # of the residues of interfaces, and the precision of the ten highest pairs
 TOP = 10
 INTRA_COLUMNS = {name: f"intra_{name}" for name in (*MCC_NAMES, *RANKING_NAMES)}
 INTER_COLUMNS = {
@@ -86,7 +86,7 @@ class ComplexScores:
     Within chains (``intra_…``) all scores of :class:`contactlm.metrics.ContactScores` are given. Sequence separation
     means nothing between chains, so there (``inter_…``) all pairs are taken together: ``mcc``, ``p_at_L``, ``p_at_L2``,
     ``p_at_L5``, ``auprc``, and as ``trivial_p_at_L`` the share of contacts among the pairs, what guessing gives. L is
-    the number of resolved residues of the complex. ``interface_auc`` and ``top10``: see :func:`interface_scores`.
+    the number of resolved residues of the complex. ``interface_auc`` and ``p_at_10``: see :func:`interface_scores`.
 
     Thresholds are those of :class:`contactlm.metrics.ContactScores`; processes exchange their scores on the device.
     """

@@ -20,7 +20,7 @@ from contactlm.model.adapter import CONFIG_FILE
 from contactlm.modules.base import MapModule
 from contactlm.modules.checkpoint import CHECKPOINT_KEY, UNREADABLE, check_checkpoint, damaged, public_name
 from contactlm.modules.contact import ContactModule
-from contactlm.shipped import OPTION
+from contactlm.shipped import OPTION, checkpoint_of
 from contactlm.types import ContactLMError, ModelError, split_chains
 
 DEFAULT = "contactlm.ContactModule"
@@ -162,17 +162,18 @@ def load_model(model: Model, head: str | None = None) -> MapModule:
     """Make a module from a checkpoint, an export or a published language model; a module is given back as it is."""
     if isinstance(model, MapModule):
         return model
-    if (Path(model).expanduser() / CONFIG_FILE).is_file():
-        return ContactModule.from_adapter(model)
-    if not str(model).endswith(".ckpt"):
-        return ContactModule(str(model), lora=None, freeze_backbone=True, train_head=False, head=head)
-    module_class = checkpoint_class(model)
+    path = checkpoint_of(str(model))
+    if (Path(path).expanduser() / CONFIG_FILE).is_file():
+        return ContactModule.from_adapter(path)
+    if not path.endswith(".ckpt"):
+        return ContactModule(path, lora=None, freeze_backbone=True, train_head=False, head=head)
+    module_class = checkpoint_class(path)
     try:
-        return module_class.load_from_checkpoint(model, map_location="cpu", weights_only=True)
+        return module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         if isinstance(error, ContactLMError):
             raise
-        raise damaged(model, error) from error
+        raise damaged(path, error) from error
 
 
 def import_module_class(name: str) -> type[MapModule]:

@@ -164,6 +164,12 @@ def test_what_cannot_lie_below_a_config_is_named(tmp_path: Path, capsys: pytest.
     assert "there is no such file" in error and len(error) < 1000
 
 
+def test_a_config_may_lie_over_a_shipped_one_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("config: whole1\nname: mine\n")
+    found = resolve_arguments(["fit", "--config", str(tmp_path / "my.yaml")])[2::2]
+    assert [Path(path).name for path in found] == ["ids.yaml", "crop200.yaml", "whole1.yaml", "my.yaml"]
+
+
 def test_no_path_is_an_error() -> None:
     with pytest.raises(ContactLMError, match="no path follows"):
         resolve_arguments(["predict", "--data.predict_paths", "--out=results"])

@@ -1,6 +1,7 @@
 """What people see in a terminal: progress, tables, help, exit statuses."""
 
 import fcntl
+import json
 import logging
 import os
 import pty
@@ -23,9 +24,11 @@ from contactlm.callbacks import ContactEvaluation, TokenBudget
 from contactlm.callbacks.progress import BudgetProgressBar
 from contactlm.cli import commands
 from contactlm.cli.arguments import resolve_arguments
-from contactlm.cli.console import score_table
+from contactlm.cli.console import about_checkpoint, score_table
 from contactlm.cli.head import head_parser
 from contactlm.cli.main import main
+from contactlm.runs.record_file import write_run
+from contactlm.shipped import checkpoint_of
 from contactlm.types import singular
 from tests.callbacks.test_callbacks import ForeignModule, data_module, trainer
 from tests.cli.parsing import parsed
@@ -169,6 +172,7 @@ def test_the_table_of_scores() -> None:
     assert [line.split() for line in lines[1:]] == [
         ["test", "mcc_sep6", "0.412", "0.450", "(trivial", "0.000)"],
         ["test", "mcc", "0.000", "(trivial", "0.704)"],
+        ["test", "ranking,", "without", "a", "threshold:"],
         ["test", "p_at_L_long", "–"],
     ]
     assert len({line.index("(trivial") for line in lines if "(trivial" in line}) == 1
@@ -304,17 +308,33 @@ def test_the_folder_of_a_run_stands_for_its_best_checkpoint(tmp_path: Path) -> N
         for name in ("best-step=7", "last"):
             (folder / f"{name}.ckpt").touch()
     best = str(tmp_path / "run" / "version_0" / "checkpoints" / "best-step=7.ckpt")
-    assert (
-        commands.checkpoint_of(str(tmp_path / "run" / "version_0"))
-        == commands.checkpoint_of(str(Path(best).parent))
-        == best
-    )
+    assert checkpoint_of(str(tmp_path / "run" / "version_0")) == checkpoint_of(str(Path(best).parent)) == best
     newest = tmp_path / "run" / "version_1" / "checkpoints"
     os.utime(newest / "best-step=7.ckpt", (2e9, 2e9))
-    assert commands.checkpoint_of(str(tmp_path / "run")) == str(newest / "best-step=7.ckpt")
+    assert checkpoint_of(str(tmp_path / "run")) == str(newest / "best-step=7.ckpt")
     assert resolve_arguments(["fit", "--ckpt_path", str(newest)])[-1] == str(newest / "last.ckpt")
-    assert commands.checkpoint_of("last") == "last" and commands.checkpoint_of(best) == best
-    assert commands.checkpoint_of(str(tmp_path)) == str(tmp_path)
+    assert checkpoint_of("last") == "last" and checkpoint_of(best) == best
+    assert checkpoint_of(str(tmp_path)) == str(tmp_path)
+    assert _written_out("predict", str(tmp_path / "run"), "a.fasta") == [str(newest / "best-step=7.ckpt"), "a.fasta"]
+    for best in (tmp_path / "run").rglob("best-*"):
+        best.unlink()  # as in a run without a dev set
+    assert Path(checkpoint_of(str(tmp_path / "run"))).name == "last.ckpt"
+
+
+def _written_out(command: str, *given: str) -> list[str]:
+    found = resolve_arguments([command, *given])
+    return [found[found.index("--ckpt_path") + 1], *(json.loads(found[-1].partition("=")[2]))]
+
+
+def test_a_run_that_was_interrupted_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "version_0" / "checkpoints" / "best-step=7.ckpt"
+    path.parent.mkdir(parents=True)
+    assert about_checkpoint(str(path), {"global_step": 1234}, False) == f"using {path}, of step 1,234"
+    write_run(tmp_path / "version_0", {"status": "finished"})
+    assert "interrupted" not in about_checkpoint(str(path), {}, False)
+    write_run(tmp_path / "version_0", {"status": "running"})
+    assert "its run was interrupted or still runs" in about_checkpoint(str(path), {}, False)
+    assert about_checkpoint(str(path), {"global_step": 7}, True) == f"resuming {path}, of step 7"
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ def test_complexes_are_scored_beside_the_trivial_predictor() -> None:
     perfect = labels.float()
     scores.update([perfect, perfect], [labels, labels], ["a", "b"], None, [CHAINS, CHAINS])
     found = scores.compute()
-    assert found["inter_interface_auc"] == 1 and found["inter_top10"] == 1 and found["inter_p_at_L5"] == 1
+    assert found["inter_interface_auc"] == 1 and found["inter_p_at_10"] == 1 and found["inter_p_at_L5"] == 1
     pairs = 9 * 14 + 9 * 5 + 14 * 5
     assert found["inter_trivial_p_at_L5"] == pytest.approx(27 / pairs)
     rows = scores.with_columns([{"id": "a", "index": -1}])
-    assert rows[0]["inter_top10"] == 1
+    assert rows[0]["inter_p_at_10"] == 1
