@@ -2,7 +2,8 @@
 
     python tests/benchmarks/bench_pair.py step [--lengths 2 384] [--K 1 4 16 32] [--blocks 0 3 6]
     python tests/benchmarks/bench_pair.py choose|final|growth --out DIR [--world bundle] [--structures DIR]
-        [--backbones DIR …] [--budgets 100000 200000] [--seeds 0 1 2] [--rate 3e-3]
+        [--backbones DIR …] [--budgets 100000 200000] [--seeds 0 1 2] [--rate 3e-3] [--arms whole1 twoseg384]
+        [--pair_rates 1 3 10] [--weights 0.1 1]
     python tests/benchmarks/bench_pair.py report --out DIR
 
   step    seconds and memory of a training step of the 8M architecture: contact head, then pair heads, in turns in one
@@ -46,7 +47,7 @@ SYNTHETIC = {
 }
 ARCHITECTURE = {"num_hidden_layers": 6, "hidden_size": 320, "num_attention_heads": 20, "intermediate_size": 1280}
 STEPS = {"whole1": ("whole", "cut", 1020, 1), "twoseg384": ("twoseg384", "two_segments", 384, 2)}
-HEAD_RATES, PAIR_RATES = (1.0, 10.0, 30.0, 100.0), (1.0, 3.0, 10.0)
+HEAD_RATES = (1.0, 10.0, 30.0, 100.0)
 KEYS = ("phase", "world", "backbone", "seed", "arm", "head_rate", "read_outs", "blocks", "pair_rate", "distance_weight")
 COLUMNS = (*KEYS, "budget", "tokens", "steps", "flops", "seconds")
 ALL = (*COLUMNS, *(f"{role}_{name}" for role in ("dev", "test") for name in SCORES))
@@ -115,15 +116,15 @@ def score(row: dict[str, str]) -> float:
 
 def choose(given: Any) -> None:
     backbone = given.backbones[0] if given.backbones else None
-    for arm in STEPS:
+    for arm in given.arms:
         for head in HEAD_RATES:
             run(given, "choose", arm, backbone, 0, head, None)
-        for rate, weight in product(PAIR_RATES, (0.1, 1.0)):
+        for rate, weight in product(given.pair_rates, given.weights):
             run(given, "choose", arm, backbone, 0, 10.0, PairOptions(lr_factor=rate, distance_weight=weight))
 
 
 def final(given: Any) -> None:
-    for arm, backbone, seed in product(STEPS, given.backbones or [None], given.seeds):
+    for arm, backbone, seed in product(given.arms, given.backbones or [None], given.seeds):
         head, pair = chosen(given, arm)
         run(given, "final", arm, backbone, seed, head, None)
         run(given, "final", arm, backbone, seed, 10.0, pair)
@@ -228,6 +229,9 @@ def arguments() -> Any:
     parser.add_argument("--backbones", type=Path, nargs="*", default=[])
     parser.add_argument("--budgets", type=int, nargs="+", default=[100_000, 200_000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--pair_rates", type=float, nargs="+", default=[1.0, 3.0, 10.0])
+    parser.add_argument("--weights", type=float, nargs="+", default=[0.1, 1.0], help="of the distances in the loss")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--lengths", type=int, nargs=2, default=[2, 384])
     parser.add_argument("--K", type=int, nargs="+", default=[1, 4, 32, 16])
