@@ -90,7 +90,8 @@ def write_overview(
         for folder, (name, outcome) in sets.items()
     )
     tables = _paired_tables(paired)
-    body = _header("Report of runs", statements, statements[0])
+    of_all = [line for line in statements if not line.startswith("TRAINED")]  # what is true of a group is on its page
+    body = _header("Report of runs", of_all, statements[0])
     body += f"<h2>Groups of runs that may be compared</h2>\n<ul>{links}</ul>" + "".join(map(_plain, tables.values()))
     body += _folded_statements(statements)
     write_frame(path, "Report of runs", body, {"tables": list(tables.values())}, ["tables"], library=False)
