@@ -249,6 +249,7 @@
   threshold.value = state.step;
   threshold.addEventListener("input", () => { state.step = Number(threshold.value); update(); });
   lower.append(...Object.entries(LOWER).map(([value, text]) => page.make("option", { value }, text)));
+  lower.value = state.lower;
   lower.addEventListener("change", () => { state.lower = lower.value; update(); });
   by("called").addEventListener("change", (event) => { state.called = event.target.checked; update(); });
   RANGES.slice(0, isComplex ? 5 : 4).forEach((name, at) => {

@@ -102,6 +102,20 @@ def test_scores_follow_the_threshold_and_the_ranges(tmp_path: Path, predicted: C
 
 @pytest.mark.slow
 @pytest.mark.browser
+def test_distances_are_a_choice_that_the_page_does_not_begin_with(
+    tmp_path: Path, predicted: ContactMap, browser: Browser
+) -> None:
+    L = len(predicted)
+    far = np.abs(np.subtract.outer(np.arange(L), np.arange(L))).astype(np.float32)
+    browser.open(replace(predicted, distance=far).save(tmp_path / "a.html"))
+    read = "const s = document.getElementById('lower'); return [s.value, [...s.options].map((o) => o.value)]"
+    chosen, options = browser.run(read)
+    assert "distance" in options and chosen == next(option for option in options if option != "distance")
+    browser.check_silence()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
 def test_hover_tells_of_the_pair_and_click_picks_it_in_the_list(
     tmp_path: Path, predicted: ContactMap, browser: Browser
 ) -> None:
