@@ -153,7 +153,10 @@ class SetResult:
         rows, chains = [], self.asked(WHOLE)
         for one, other in combinations([each for each in self.predictors if each.is_model], 2):
             for name in COMPARED:
-                values = [one.rows[chain.id][name] - other.rows[chain.id][name] for chain in chains]
+                values = [
+                    one.rows[chain.id].get(name, math.nan) - other.rows[chain.id].get(name, math.nan)
+                    for chain in chains
+                ]
                 estimate = estimate_mean(values, [chain.protein for chain in chains])
                 about = {"set": self.set.name, "model": one.name, "minus": other.name, "score": name}
                 rows.append({**about, **estimate.columns()})

@@ -20,8 +20,9 @@ from contactlm.data.cache import progress_bar
 from contactlm.data.leakage import training_identity
 from contactlm.data.training_set import kept_training
 from contactlm.homology.relations import ClusterOptions
+from contactlm.metrics.contracts import CONTRACTS, OURS
 from contactlm.modules.predict import load_model
-from contactlm.types import ContactDefinition, ContactLMError, DataError
+from contactlm.types import ContactLMError, DataError
 
 if TYPE_CHECKING:
     from contactlm.retrieval.database import StructureDatabase
@@ -107,10 +108,11 @@ def _figures(asked: BenchmarkSet) -> list[PublishedFigure]:
 def _score(name: str, location: str, results: Sequence[SetResult], options: BenchmarkOptions) -> None:
     """Score a model on all sets, on a GPU where there is one."""
     module = load_model(location, options.head)
-    if module.contact != ContactDefinition():
+    contracts = [OURS.name, *(contract for result in results for contract in result.contracts)]
+    if not any(CONTRACTS[contract].scores(module.contact) for contract in contracts):
         raise ContactLMError(
-            f"{name}: {location} predicts contacts {module.contact}, and benchmarks score {ContactDefinition()}; two "
-            "definitions are never compared"
+            f"{name}: {location} predicts contacts {module.contact}, and none of the sets has a contract of that "
+            "definition; two definitions are never compared"
         )
     if torch.accelerator.is_available():
         module = module.to(torch.accelerator.current_accelerator())

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from contactlm.benchmark.check import CheckedChain
-from contactlm.metrics.contracts import CONTRACTS, OURS, contract_scores
+from contactlm.metrics.contracts import CONTRACTS, OURS, Contract, contract_scores
 from contactlm.metrics.scores import score_protein, trivial_probability
 from contactlm.modules.base import MapModule
 from contactlm.modules.predict import predict_contacts
@@ -33,6 +33,11 @@ Scores = dict[str, float]
 def under(contract: str, score: str) -> str:
     """The name of a score under a contract: ``p_at_L_long`` for ours, ``esm:p_at_L_long`` for others."""
     return score if contract == OURS.name else f"{contract}:{score}"
+
+
+def _contract_of(score: str) -> Contract:
+    contract, has_contract, _ = score.partition(":")
+    return CONTRACTS[contract] if has_contract else OURS
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +75,18 @@ def score_model(
     contracts: Sequence[str],
     advance: Callable[[], object],
 ) -> Predictor:
-    """Predict chains and score their maps as ``contactlm test`` does, uncalibrated; ``advance`` runs after each."""
+    """Predict chains and score their maps as ``contactlm test`` does, uncalibrated; ``advance`` runs after each.
+
+    A model of another definition of contacts has scores only under contracts of that definition.
+    """
     module.hold_out([chain.asked.protein for chain in chains], [chain.sequence for chain in chains])
     module.applies_calibration = False
     chains = sorted(chains, key=lambda chain: len(chain.sequence))  # those of like length share a pass
     rows = {}
     predicted = predict_contacts((chain.sequence for chain in chains), module)
     for chain, each in zip(chains, predicted, strict=True):
-        rows[chain.asked.id] = map_scores(each.probability, chain, contracts, module.tuned_threshold)
+        scores = map_scores(each.probability, chain, contracts, module.tuned_threshold)
+        rows[chain.asked.id] = {name: scores[name] for name in scores if _contract_of(name).scores(module.contact)}
         advance()
     return Predictor(name, rows, is_model=True)
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contactlm.structure.contacts import CONTACT_THRESHOLD, contact_map
+from contactlm.types import ContactDefinition
 
 if TYPE_CHECKING:
     from contactlm.metrics.ranked import LengthRule
@@ -33,6 +34,11 @@ class Contract:
     short_of_pairs: Literal["fewer", "missed"]  # precision of all there are, or the places that no pair takes are wrong
     source: str  # whose it is
     min_separation: ClassVar[int] = 24  # of long-range pairs: the same in all
+
+    def scores(self, definition: ContactDefinition) -> bool:
+        """Whether its contacts are those of a definition; the usual one is compared under all, as published models."""
+        own = ({"virtual-cb": "cb"}.get(self.atom, self.atom), self.cutoff)
+        return definition == ContactDefinition() or own == (definition.atom, definition.below)
 
 
 OURS = Contract("ours", "virtual-cb", CONTACT_THRESHOLD, "resolved", "fewer", "contactlm")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from contactlm import contact_map, predict_contacts, read_chains
+from contactlm import ContactModule, contact_map, predict_contacts, read_chains
 from contactlm.benchmark import score
 from contactlm.benchmark.check import beta_carbons
 from contactlm.benchmark.results import estimate_mean
@@ -20,6 +20,7 @@ from contactlm.cli.benchmark import list_text
 from contactlm.cli.main import main
 from contactlm.metrics.contracts import CONTRACTS, contract_scores
 from contactlm.metrics.scores import score_protein, trivial_probability
+from contactlm.types import ContactDefinition
 from tests.benchmark.made import made_set, read_rows, write_list
 from tests.conftest import Finished, make_tiny_esm, random_sequence, write_pdb
 from tests.data.faulty_server import Handler, Server, status
@@ -136,6 +137,20 @@ def test_contracts_with_other_atoms_take_those_atoms(tmp_path: Path, tiny_esm: P
         expected = contract_scores(CONTRACTS[name], flat, atoms[20:120])
         for key, value in expected.items():
             assert predictor.rows["1aki_A"][f"{name}:{key}"] == pytest.approx(value)
+    module = ContactModule(str(tiny_esm))
+    for contact, kept in ((ContactDefinition(), {"p", "ca8", "cb8-full"}), (ContactDefinition("ca", 8.0), {"ca8"})):
+        module.contact = contact
+        rows = score.score_model("model", module, [checked], ["ca8", "cb8-full"], lambda: None).rows["1aki_A"]
+        assert {"p" if ":" not in name else name.partition(":")[0] for name in rows} == kept
+
+
+def test_a_model_of_a_definition_without_contract_is_refused(tmp_path: Path, finished: Finished, capsys) -> None:
+    checkpoint = torch.load(finished.best, weights_only=True)
+    checkpoint["contactlm"]["contact"] = "ca < 10 Å"
+    torch.save(checkpoint, tmp_path / "ca.ckpt")
+    asked, structures = made_set(tmp_path, 1)
+    assert run(asked, "--ckpt_path", tmp_path / "ca.ckpt", "--structures", structures, "--out", tmp_path / "out") == 1
+    assert "none of the sets has a contract of that definition" in capsys.readouterr().err
 
 
 def test_models_are_compared_on_the_same_proteins(tmp_path: Path, tiny_esm: Path, other_esm: Path) -> None:
