@@ -28,6 +28,7 @@ MARKDOWN = MarkdownIt("commonmark").enable("table")
 ROOMS = ("contactlm", "lightning_configs", "tests", ".github", ".ci")
 MODULES = ("ContactModule", "ContrastiveModule", "JacobianModule", "RetrievalModule")
 OF_CONTACTS = {f"--data.contact.{each.name}" for each in fields(ContactDefinition)}  # help has --data.contact alone
+OF_CLASSES = {"--model.lora.target_modules", "--model.optimizer.init_args.lr"}  # help has --model.lora alone
 OF_PROJECTS = {"--model.gamma"}  # options of classes in tests/projects
 FOREIGN = {"aot_eager", "contacts_from_pairs", "find_unused_parameters", "return_contacts"}  # names of other packages
 README_WORDS, README_LINES, ALL_WORDS = 900, 130, 12_500  # words as `wc -w` counts them
@@ -247,13 +248,15 @@ def test_commands_in_pages_have_flags_and_configs_that_exist(pages: Pages, flags
     for page, text in pages.items():
         for command, words in commands_of(text):
             given = [word.strip("'\"`()").partition("=")[0] for word in words if word.startswith("--")]
-            assert [flag for flag in given if flag not in flags[command] | OF_PROJECTS | {"--help"}] == [], page
+            assert [
+                flag for flag in given if flag not in flags[command] | OF_PROJECTS | OF_CLASSES | {"--help"}
+            ] == [], page
             for option, name in pairwise(words):
                 if option == "--config" and name[0] not in "$…" and not name.startswith("my"):
                     seen.add(resolve_config(name))
         dotted = {flag for code in code_of(text) for flag in re.findall(r"--[a-z]+\.[a-z_.]*[a-z_]", code)}
         dotted = {flag for flag in dotted if not flag.startswith("--trainer.strategy.")}
-        assert dotted <= flags["fit"] | flags["predict"] | OF_PROJECTS | OF_CONTACTS, page
+        assert dotted <= flags["fit"] | flags["predict"] | OF_PROJECTS | OF_CONTACTS | OF_CLASSES, page
     assert len(seen) > 5
 
 

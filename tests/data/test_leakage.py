@@ -53,7 +53,7 @@ def test_a_random_split_mixes_families_and_says_so(families: tuple[Path, Path], 
         data = module(families, split="random")
     assert families_of(data.chains["dev"].ids) & families_of(data.chains["train"].ids)
     assert "split is random" in caplog.text
-    assert f"{(data.identity['dev'] > 0).sum()} of 8 dev chains have a training relative" in caplog.text
+    assert f"{(data.identity['dev'] > 0).sum()} of 8 dev chains with a training relative" in caplog.text
 
 
 def test_leaks_between_train_and_test_are_counted(families: tuple[Path, Path], caplog) -> None:

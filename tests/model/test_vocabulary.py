@@ -104,7 +104,7 @@ def test_protbert_is_told_by_its_vocabulary_or_by_none(tmp_path):
         ([token for token in ANTIBERTY if token != "[SEP]"], r"the vocabulary lacks \[SEP\]"),
         ([*ANTIBERTY, *(f"word{'s' * n}" for n in range(30))], "words of several letters"),
         ([*ANTIBERTY, *(f"[unused{n}]" for n in range(40))], "65 tokens in the vocabulary, but vocab_size is 64"),
-        (None, "vocab_size and pad_token_id are .*put its vocab.txt or tokenizer.json beside the weights"),
+        (None, "vocab_size and pad_token_id are .*put its vocab.txt or tokenizer.json next to the weights"),
     ],
 )
 def test_vocabularies_that_stand_for_no_residues_are_refused(vocabulary, message, tmp_path):
