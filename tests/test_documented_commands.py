@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from contactlm.cli.main import main
-from tests.conftest import random_sequence
+from tests.conftest import Finished, random_sequence
 from tests.test_words import ROOT, code_of
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def test_commands_run_as_they_are_written(
     tmp_path: Path,
     tiny_esm: Path,
     pdb_folders: tuple[Path, Path],
-    finished: "Finished",  # noqa: F821, UP037 - of tests/conftest.py
+    finished: Finished,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)

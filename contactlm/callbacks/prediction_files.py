@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 SUMMARY = "summary.csv"
 SCORES = ("mcc", "mcc_sep6", "mcc_long", "p_at_L_long", "p_at_L5_long", "auprc_sep6")
-INTERFACES = tuple(f"inter_{name}" for name in ("chains", "highest", "expected", "top10", "residues"))
+INTERFACES = ("inter_chains", "inter_highest", "inter_expected", "inter_top10", "inter_residues")
 COLUMNS = (
     *("id", "file", "length", "threshold", "contacts_sep6", "confidence", "hits", "seconds"),
     *(*SCORES, CONFIDENCE, OUTSIDE, *INTERFACES, "formats", "input", "model", "options"),

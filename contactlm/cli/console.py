@@ -9,13 +9,14 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from contactlm.runs.record_file import RUN_FILE, read_run
-from contactlm.types import singular
+from contactlm.runs.record_file import read_run
+from contactlm.types import ContactLMError, singular
 
 if TYPE_CHECKING:
     import lightning as L
@@ -126,8 +127,9 @@ def about_checkpoint(path: str, checkpoint: Mapping[str, Any], resumes: bool) ->
     """Which checkpoint is used or resumed; of a run that did not end, also that it did not."""
     line = f"{'resuming' if resumes else 'using'} {path}, of step {checkpoint.get('global_step', 0):,}"
     folder = Path(path).absolute().parent.parent
-    if not resumes and (folder / RUN_FILE).is_file() and read_run(folder).get("status") == "running":
-        line += "; its run was interrupted or still runs (resumed, it continues in the folder of the next version)"
+    with suppress(ContactLMError):  # no record, or a damaged one, which ends no prediction
+        if not resumes and read_run(folder).get("status") == "running":
+            line += "; its run was interrupted or still runs (resumed, it continues in the folder of the next version)"
     return line
 
 

@@ -21,7 +21,7 @@ from contactlm.structure.files import read_blocks, split_name
 from contactlm.structure.numbered import FileResidues
 from contactlm.types import DataError, StructureError, chain_numbers
 
-# Okabe and Ito's blue, vermilion and yellow: told apart with colour-vision deficiency, and in grey by their lightness
+# Okabe and Ito's blue, vermilion and yellow: distinct with colour-vision deficiency, and in grey by their lightness
 COLORS = {"right": "#0072B2", "wrong": "#D55E00", "predicted_only": "#F0E442"}
 Drawn = dict[str, list[tuple[int, int]]]
 

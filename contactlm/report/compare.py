@@ -209,6 +209,7 @@ def _plain(value: Any) -> str:
 
 def short(text: str) -> str:
     """Text whose checksums have eight digits, which distinguish any two; an architecture as its depth and width."""
-    if text.startswith("{") and {"num_hidden_layers", "hidden_size"} <= (sizes := json.loads(text)).keys():
+    sizes = dict(re.findall(r'"(num_hidden_layers|hidden_size)": (\d+)', text))
+    if text.startswith("{") and text.count("{") == 1 and len(sizes) == 2:
         return f"{sizes['num_hidden_layers']} layers of width {sizes['hidden_size']}"
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b", r"\1", text)

@@ -70,7 +70,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A colour and a line style for each arm, told apart in grey as well; the same in all figures of a report."""
+    """A colour and a line style for each arm, distinct in grey as well; the same in all figures of a report."""
     return {
         arm: {"color": COLORS[i % len(COLORS)], "linestyle": STYLES[(i + i // len(COLORS)) % len(STYLES)]}
         for i, arm in enumerate(arms)

@@ -90,7 +90,8 @@ def write_overview(
         for folder, (name, outcome) in sets.items()
     )
     tables = _paired_tables(paired)
-    of_all = [line for line in statements if not line.startswith("TRAINED")]  # what is true of a group is on its page
+    # what is true of some groups alone is on their pages
+    of_all = [line for line in statements if not line.startswith("TRAINED") or statements.count(line) == len(sets)]
     body = _header("Report of runs", of_all, statements[0])
     body += f"<h2>Groups of runs that may be compared</h2>\n<ul>{links}</ul>" + "".join(map(_plain, tables.values()))
     body += _folded_statements(statements)

@@ -30,10 +30,10 @@ def judge(runs: Sequence[Run], score: str) -> tuple[dict[str, Spread], list[str]
     """Find the best arm by a test score.
 
     It wins when its mean − sd lies above every other arm's mean + sd. An arm of one seed has no spread: neither it
-    nor an arm compared with it can be told apart.
+    nor an arm compared with it can be distinguished.
 
     Returns:
-        Each arm's spread, best mean first, and the arms that cannot be told apart from the best.
+        Each arm's spread, best mean first, and the arms that cannot be distinguished from the best.
     """
     spreads = {arm: arm_spread(members, lambda run: run.test.get(score)) for arm, members in by_arm(runs).items()}
     known = [(arm, spread) for arm, spread in spreads.items() if spread is not None]

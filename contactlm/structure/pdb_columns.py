@@ -54,7 +54,7 @@ class _Part:
 
 
 class ChainParts:
-    """Chains of one letter told apart: molecular dynamics programs reuse letters, or leave them out.
+    """Separates chains of one letter: molecular dynamics programs reuse letters, or leave them out.
 
     A chain of the same letter begins where the segment id changes, after a TER record, or where the residue numbers
     begin again elsewhere, provided that the previous chain cannot continue there: no peptide bond links the two, and
