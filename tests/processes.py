@@ -5,6 +5,7 @@ The processes are forked from a server that has imported everything once, so tha
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -29,6 +30,7 @@ def _run(
     """In the new process: call the function; its result and what it prints go to files."""
     import torch
 
+    gc.freeze()  # of a million imported objects, which it would look at again and again
     os.environ.update(env)
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores Ctrl-C

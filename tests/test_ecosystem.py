@@ -69,6 +69,20 @@ def test_the_sdist_holds_the_project(distributions: tuple[Path, Path]) -> None:
     assert not {name for name in names if name.startswith(("runs/", ".git/", "dist/")) or "__pycache__" in name}
 
 
+FIT_AND_PREDICT = """
+import sys
+from pathlib import Path
+import contactlm
+from contactlm.cli.main import main
+print(contactlm.__file__)
+options, sys.argv = sys.argv[1:], ["contactlm"]
+assert main(["fit", "--config", "quickstart", *options]) == 0
+best = next(Path("runs/quickstart/version_0/checkpoints").glob("best-*.ckpt"))
+inputs = ["--data.predict_paths", "my protéins/test", "--out", "Karten für später", "--formats=[npz]"]
+sys.exit(main(["predict", "--ckpt_path", str(best), *inputs]))
+"""
+
+
 @pytest.mark.slow
 def test_the_wheel_runs_elsewhere_in_odd_folders(distributions: tuple[Path, Path], tmp_path: Path) -> None:
     """Outside the repository, where every path has spaces and letters beyond ASCII."""
@@ -80,20 +94,15 @@ def test_the_wheel_runs_elsewhere_in_odd_folders(distributions: tuple[Path, Path
     small += ["--budget.max_tokens=3000", "--trainer.val_check_interval=4", "--data.read_workers=0"]
     environment = {**os.environ, "PYTHONPATH": str(site), "CONTACTLM_CACHE": str(work / "der Cache")}
 
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "contactlm", *arguments]
-        return subprocess.run(line, cwd=work, env=environment, capture_output=True, text=True, check=False)
-
-    done = command("fit", "--config", "quickstart", *small)
+    done = subprocess.run(
+        [sys.executable, "-c", FIT_AND_PREDICT, *small], cwd=work, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
+    assert f"{site}" in done.stdout.splitlines()[0]
     assert "test  mcc_sep6" in done.stdout and "The proteins are synthetic" in done.stdout
     run = work / "runs" / "quickstart" / "version_0"
     assert {"config.yaml", "run.json", "metrics.csv", "test_scores.csv"} <= {path.name for path in run.iterdir()}
     assert json.loads((run / "run.json").read_text())["tokens"] >= 3000
-    best = next((run / "checkpoints").glob("best-*.ckpt")).relative_to(work)
-    inputs = ["--data.predict_paths", "my protéins/test", "--out", "Karten für später", "--formats=[npz]"]
-    done = command("predict", "--ckpt_path", str(best), *inputs)
-    assert done.returncode == 0, done.stderr
     assert len(list((work / "Karten für später").glob("*.npz"))) == 2
 
 

@@ -1,13 +1,21 @@
-"""A small language model that knows couplings: trained on sequences of a made family, of which pairs covary."""
+"""A small language model that knows couplings: trained on sequences of a made family, of which pairs covary.
+
+``python -m tests.maps.covarying`` trains it and writes the weights that lie beside this file.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EsmConfig, EsmForMaskedLM
 
 from contactlm.alphabet import CLS, EOS, MASK
 
+WEIGHTS = Path(__file__).with_suffix(".safetensors")
+STEPS = 1200
 LENGTH, NEAR, FAR = 24, 6, 12
 CROP = 14  # the shortest
 NOISE = 0.05  # of letters are any
@@ -15,10 +23,10 @@ SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "i
 
 
 class Family:
-    """Sequences of 40 residues, in which each position covaries with two others, 10 and 20 apart.
+    """Sequences of 24 residues, in which each position covaries with two others, 6 and 12 apart.
 
     A position has four letters of its own: the row of two by two is shared with one partner, the column with the other.
-    Whatever follows from them is in no single position's frequencies. Two of three pairs 10 apart are no partners, so
+    Whatever follows from them is in no single position's frequencies. Two of three pairs 6 apart are no partners, so
     that the distance alone does not tell.
     """
 
@@ -31,7 +39,7 @@ class Family:
 
     @property
     def pairs(self) -> Tensor:
-        """The 40 pairs (i, j), i < j."""
+        """The 24 pairs (i, j), i < j."""
         return torch.cat(self.matchings)
 
     @property
@@ -61,8 +69,7 @@ def corrupted(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tenso
     return seen, chosen
 
 
-def trained_model(family: Family, steps: int, seed: int = 0, batch: int = 48) -> EsmForMaskedLM:
-    """Train by masked language modelling, on whole sequences and on crops."""
+def new_model(seed: int = 0) -> EsmForMaskedLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = EsmConfig(
@@ -77,7 +84,21 @@ def trained_model(family: Family, steps: int, seed: int = 0, batch: int = 48) ->
             emb_layer_norm_before=False,
             layer_norm_eps=1e-5,
         )
-        model = EsmForMaskedLM(config).train()
+        return EsmForMaskedLM(config)
+
+
+def saved_model() -> EsmForMaskedLM:
+    """The trained model."""
+    model = new_model()
+    weights = {name: value.float() for name, value in load_file(WEIGHTS).items()}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected and all("decoder" in name for name in missing), (missing, unexpected)  # tied
+    return model.eval()
+
+
+def trained_model(family: Family, steps: int, seed: int = 0, batch: int = 48) -> EsmForMaskedLM:
+    """Train by masked language modelling, on whole sequences and on crops."""
+    model = new_model(seed).train()
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98))
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps, pct_start=0.1)
@@ -96,3 +117,8 @@ def trained_model(family: Family, steps: int, seed: int = 0, batch: int = 48) ->
         optimizer.step()
         rates.step()
     return model.eval()
+
+
+if __name__ == "__main__":
+    state = trained_model(Family(), STEPS).state_dict()
+    save_file({name: value.half() for name, value in state.items() if "decoder" not in name}, WEIGHTS)

@@ -1,12 +1,9 @@
-"""On a language model that knows couplings, trained here: the Jacobian finds them, also through windows."""
+"""On a language model that knows couplings: the Jacobian finds them, also through windows."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-from filelock import FileLock
 from torch import Tensor
 from transformers import EsmForMaskedLM
 
@@ -15,10 +12,10 @@ from contactlm.maps.windows import WindowOptions
 from contactlm.metrics.scores import precision_at_l, select_pairs, trivial_probability
 from contactlm.modules.jacobian import ranks
 from tests.benchmarks.agreement import agreement
-from tests.maps.covarying import LENGTH, Family, trained_model
+from tests.maps.covarying import LENGTH, Family, new_model, saved_model
 
 pytestmark = pytest.mark.slow
-STEPS, SEQUENCES = 1200, 5
+SEQUENCES = 5
 WINDOW = round(0.6 * LENGTH)
 
 
@@ -33,14 +30,8 @@ def sequences(family: Family) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def model(family: Family, tmp_path_factory: pytest.TempPathFactory) -> EsmForMaskedLM:
-    """Trained once, also where several processes run the tests: their folders lie beside each other."""
-    base = tmp_path_factory.getbasetemp()
-    folder = base.parent / "covarying" if "PYTEST_XDIST_WORKER" in os.environ else base / "covarying"
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            trained_model(family, STEPS).save_pretrained(folder)
-    return EsmForMaskedLM.from_pretrained(folder).eval()
+def model() -> EsmForMaskedLM:
+    return saved_model()
 
 
 def maps(model: EsmForMaskedLM, sequences: Tensor, window: int | None = None) -> list[Tensor]:
@@ -63,7 +54,7 @@ def test_it_finds_the_pairs_that_covary(model: EsmForMaskedLM, family: Family, s
 
 
 def test_a_model_that_learnt_nothing_finds_none(family: Family, sequences: Tensor) -> None:
-    found, _ = mean_precision(maps(trained_model(family, 1), sequences), family)
+    found, _ = mean_precision(maps(new_model().eval(), sequences), family)
     assert found < 0.3
 
 

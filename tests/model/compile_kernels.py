@@ -1,6 +1,6 @@
 """Compile the Triton kernels for cards that are not there, with the tiles and arguments that they are launched with.
 
-    TRITON_INTERPRET=0 python -m tests.model.compile_kernels 90:bfloat16:64 86:float16:128 [--only share]
+    TRITON_INTERPRET=0 python -m tests.model.compile_kernels 90:bfloat16:64 86:float16:128
 
 takes compute capability, dtype, head width and, behind another colon, a number of read-outs, and prints one JSON object
 a kernel: shared memory in bytes, registers and stack bytes of a thread. A kernel whose registers spill has a stack.
@@ -79,14 +79,11 @@ def usage(kernel):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="+")
-    parser.add_argument("--only")
-    given = parser.parse_args()
-    for case in given.cases:
+    for case in parser.parse_args().cases:
         capability, dtype, width, *K = case.split(":")
         for kernel, _, arguments, constants, options in launches(getattr(torch, dtype), int(width), *map(int, K)):
-            if given.only in (None, kernel.__name__):
-                made = compiled(int(capability), kernel, arguments, constants, options)
-                print(json.dumps({"case": case, "kernel": kernel.__name__, **usage(made)}), flush=True)
+            made = compiled(int(capability), kernel, arguments, constants, options)
+            print(json.dumps({"case": case, "kernel": kernel.__name__, **usage(made)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,14 @@ import pytest
 pytest.importorskip("triton")
 
 KERNELS = {"attend", "share", "row_sums", "query_gradient", "key_value_gradient"}
+CASES = (
+    "80:bfloat16:64",
+    "90:bfloat16:64",
+    "86:bfloat16:128",
+    "89:float32:32",
+    "86:bfloat16:128:16",
+    "90:float16:16:5",
+)
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}  # most that a block may have, bytes (CUDA's guide)
 
 
@@ -23,31 +31,12 @@ def compiled(*arguments):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def assert_fits(made):
+@pytest.mark.slow
+def test_all_kernels_compile_without_spills_and_fit_the_shared_memory():
+    made = compiled(*CASES)
+    names = {case: KERNELS if case.count(":") == 2 else KERNELS - {"share"} | {"share_many"} for case in CASES}
+    wanted = sorted((case, name) for case, own in names.items() for name in own)
+    assert sorted((kernel["case"], kernel["kernel"]) for kernel in made) == wanted
     for kernel in made:
         assert kernel["stack"] == 0, kernel
         assert 0 < kernel["shared"] <= SHARED[int(kernel["case"].split(":")[0])], kernel
-
-
-@pytest.mark.slow
-def test_a_kernel_compiles_without_a_card():
-    (made,) = compiled("90:bfloat16:64", "--only", "share")
-    assert_fits([made])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "cases",
-    [
-        ("80:bfloat16:64", "90:bfloat16:64"),
-        ("86:bfloat16:128", "89:float32:32"),
-        ("86:bfloat16:128:16", "90:float16:16:5"),
-    ],
-    ids=" ".join,
-)
-def test_all_kernels_compile_without_spills_and_fit_the_shared_memory(cases):
-    made = compiled(*cases)
-    names = {case: KERNELS if case.count(":") == 2 else KERNELS - {"share"} | {"share_many"} for case in cases}
-    wanted = sorted((case, name) for case, own in names.items() for name in own)
-    assert sorted((kernel["case"], kernel["kernel"]) for kernel in made) == wanted
-    assert_fits(made)
