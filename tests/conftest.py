@@ -41,8 +41,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_unconfigure() -> None:
-    gc.unfreeze()  # some libraries complain when what they made outlives them
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Take that back in the end, since some libraries complain when what they made outlives them.
+
+    What is registered first is called last: after pytest's own collections.
+    """
+    config.add_cleanup(gc.unfreeze)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ Axis letters: B batch, T tokens, L residues (T − 2), G residues and gaps, K re
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,10 +29,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from contactlm.model.bins import BinWeights, bin_logits
 from contactlm.model.blocks import has_numbers
-from contactlm.model.losses import contact_loss
 from contactlm.model.pair_block import PairBlock, unit
-from contactlm.structure.distances import BINS, NEAR_BINS, bin_centres, contacts_of_bins
+from contactlm.structure.distances import BINS, NEAR_BINS, bin_centres
 from contactlm.types import ModelError
 
 DILATIONS = (1, 2, 4)
@@ -77,11 +77,12 @@ class PairOptions:
 
 
 class PairScores(NamedTuple):
-    """What is trained: contact logits, and where distances are."""
+    """What is trained: contact logits, and what distances' bins are read from."""
 
     contact: Tensor  # float32 (B, L, L), symmetric
-    strips: list[Tensor]  # (B, n, G − g, BINS), n rows from g on: log-probabilities of bins, of contacts and of others
+    strips: list[Tensor]  # channels (B, n, G − g, N) of n rows from g on
     residue_at: Tensor  # int64 (B, G), the residue that lies there; −1: a gap or padding
+    bins: BinWeights
 
 
 class Places(NamedTuple):
@@ -262,32 +263,31 @@ class PairHead(nn.Module):
         places = Places.of(residue, positions, gap=max(DILATIONS[: self.options.blocks], default=0))
         maps = self._scaled(maps, residue)
         maps = maps if more is None else torch.cat([maps, more.to(maps)], 1)
-        make: Any = {"contacts": self._logits, "bins": self._bins, "distances": self._distances}[wanted]
-        made: list[Any] = [make(channels) for channels in self._strips(maps, places, positions, states, dtype)]
-        if wanted == "bins":
-            corrections, strips = zip(*made, strict=True)
-            return PairScores(skip + self._whole(corrections, places)[:, 0], list(strips), places.residue_at)
-        whole = self._whole(made, places)
+        strips: Iterable[Tensor] = self._strips(maps, places, positions, states, dtype)
+        strips = list(strips) if wanted == "bins" else strips
+        whole = self._whole([self._of_strip(channels, wanted) for channels in strips], places)
         contact = skip + whole[:, 0]
+        if wanted == "bins":
+            return PairScores(contact, list(strips), places.residue_at, self.bin_weights())
         if wanted == "contacts":
             return contact
         distance = torch.lerp(whole[:, 2], whole[:, 1], contact.sigmoid())
         return torch.stack([contact, (distance + distance.mT) / 2], 1)  # (i, j) and (j, i) may be rounded apart
 
-    def _logits(self, channels: Tensor) -> Tensor:
-        made: Tensor = self.correct(channels)
-        return made
+    def bin_weights(self) -> BinWeights:
+        """Of what gives the bins' logits."""
+        both = self.near, self.far
+        return BinWeights(torch.cat([each.weight for each in both]), torch.cat([each.bias for each in both]))
 
-    def _bins(self, channels: Tensor) -> tuple[Tensor, Tensor]:
-        """Corrections, and log-probabilities of bins given whether a pair is a contact: each part sums to 1."""
-        parts = [part(channels).log_softmax(-1) for part in (self.near, self.far)]
-        return self._logits(channels), torch.cat(parts, -1)
-
-    def _distances(self, channels: Tensor) -> Tensor:
-        """Corrections, and expected distances of contacts and of others."""
-        correction, bins = self._bins(channels)
-        near, far = (bins.exp() * bin_centres(bins)).tensor_split([NEAR_BINS], -1)
-        return torch.cat([correction, near.sum(-1, keepdim=True), far.sum(-1, keepdim=True)], -1)
+    def _of_strip(self, channels: Tensor, wanted: str) -> Tensor:
+        """Corrections (B, n, G − top, 1) and, if wanted, expected distances of contacts and of others."""
+        correction: Tensor = self.correct(channels)
+        if wanted != "distances":
+            return correction
+        parts = bin_logits(channels, self.bin_weights()).tensor_split([NEAR_BINS])
+        centres = bin_centres(channels).tensor_split([NEAR_BINS])
+        distances = [at @ part.softmax(0) for at, part in zip(centres, parts, strict=True)]
+        return torch.cat([correction, torch.stack(distances, -1).view(*channels.shape[:-1], 2)], -1)
 
     @staticmethod
     def _whole(strips: Sequence[Tensor], places: Places) -> Tensor:
@@ -348,32 +348,3 @@ def _cut(maps: Tensor, spans: Any, boxes: Sequence[tuple[slice, slice]]) -> Iter
     else:
         for box in boxes:
             yield from _Cut.apply(maps, spans, [box])
-
-
-def pair_loss(scores: PairScores, bins: Tensor, min_separation: int, distance_weight: float) -> Tensor:
-    """Cross-entropy of contacts and, weighted, of the distances' bins given them; both averaged as contacts are.
-
-    With a weight of 1 the sum is the cross-entropy of the bins. ``bins`` int8 (B, L, L) are as of
-    :func:`contactlm.structure.distances.distance_bins`.
-    """
-    loss = contact_loss(scores.contact, contacts_of_bins(bins), min_separation)
-    if not distance_weight:
-        return loss
-    B, G = scores.residue_at.shape
-    if bins.shape[1] != G:
-        where = scores.residue_at.clamp(min=0)
-        bins = bins.gather(1, where.unsqueeze(2).expand(B, G, bins.shape[2])).gather(
-            2, where.unsqueeze(1).expand(B, G, G)
-        )
-    apart = scores.residue_at.unsqueeze(1) - scores.residue_at.unsqueeze(2)
-    known = (bins >= 0) & (apart >= max(1, min_separation)) & (scores.residue_at >= 0).unsqueeze(2)
-    losses = scores.contact.new_zeros(B)
-    top = 0
-    for strip in scores.strips:
-        own = (slice(None), slice(top, top + strip.shape[1]), slice(top, None))
-        chosen = strip.gather(-1, bins[own].clamp(min=0).long().unsqueeze(-1)).squeeze(-1)
-        losses = losses - (chosen * known[own]).sum((1, 2))
-        top += strip.shape[1]
-    counts = known.sum((1, 2))
-    per_protein = losses / counts.clamp(min=1)
-    return loss + distance_weight * per_protein.sum() / (counts > 0).sum().clamp(min=1)

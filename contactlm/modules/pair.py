@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from contactlm.maps.windows import WindowOptions
+from contactlm.model.bins import pair_loss
 from contactlm.model.lora import contact_regression
-from contactlm.model.pair_head import PairHead, PairOptions, PairScores, pair_loss
+from contactlm.model.pair_head import PairHead, PairOptions, PairScores
 from contactlm.modules.language_model import LanguageModelModule
 from contactlm.modules.optimization import Parts
 from contactlm.structure.distances import distance_bins

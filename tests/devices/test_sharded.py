@@ -29,6 +29,27 @@ from tests.processes import finish, output, run_ranks, start
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
+LOOKED_AT = ("retrieval", "contrastive")
+PREDICTED = {
+    "t00_A": 35,
+    "t05_A": 50,
+    "t11_A": 68,
+    "long": 88,
+    "short": 22,
+}  # residues; some have relatives in the base
+
+
+def looks(kind: str, home: str, folders: Folders, out: str, *strategy: str) -> list[list[str]]:
+    """The commands that score and predict with a checkpoint, 40 residues a pass: each process needs another number."""
+    files = [str(folders[0] / f"{name[:3]}.pdb") for name in PREDICTED if name.startswith("t")]
+    trained = f"{home}/runs/{kind}/version_0/checkpoints/last.ckpt"
+    options = [f"--ckpt_path={trained}", "--model.window=40", "--trainer.accelerator=cpu", *strategy]
+    options += ["--model.index=../db"] if kind == "retrieval" else []
+    test = ["test", f"--data.test_dir={folders[1]}", "--data.min_length=10", f"--name={out}-{kind}"]
+    predict = ["predict", f"--data.predict_paths={[*files, '../a.fasta']}", f"--out={out}-{kind}", "--formats=[npz]"]
+    return [[*test, *options], [*predict, *options]]
+
+
 @pytest.fixture(scope="module")
 def replicated(work: Path, tiny_esm: Path, pdb_folders: Folders) -> Path:
     """What two processes came to that both hold all weights."""
@@ -43,6 +64,8 @@ def plain(work: Path, tiny_esm: Path, pdb_folders: Folders) -> Path:
     predict = ["predict", "--data.predict_paths=[../a.fasta]", "--ckpt_path=runs/lora/version_0/checkpoints/last.ckpt"]
     predict += ["--model.window=40", "--formats=[npz]", "--trainer.accelerator=cpu", *SHARDED]
     commands = [*fits(tiny_esm, pdb_folders, KINDS | DRAWING, *SHARDED), predict]
+    for kind in LOOKED_AT:
+        commands += looks(kind, ".", pdb_folders, "two", *SHARDED)
     run_ranks(run_commands, 2, commands, folder=work / "plain")
     return work / "plain"
 
@@ -71,6 +94,33 @@ def test_each_chain_is_scored_once_whatever_the_passes_of_a_process(one: Path, p
     assert {name: len(each) for name, each in maps.items()} == {"long": 88, "short": 22}
     expected = predict_contacts(SEQUENCE * 4, checkpoint(run_of(one)), window=40)
     np.testing.assert_allclose(maps["long"].probability, expected.probability, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def looked_at(work: Path, plain: Path, pdb_folders: Folders) -> Path:
+    """What one process scores and predicts with checkpoints that two made."""
+    folder = work / "looked-at"
+    folder.mkdir()
+    alone = [command for kind in LOOKED_AT for command in looks(kind, "../plain", pdb_folders, "one")]
+    finish(start(run_commands, alone, folder=folder), folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", LOOKED_AT)
+def test_each_protein_is_scored_and_predicted_once_as_by_one_process(looked_at: Path, plain: Path, kind: str) -> None:
+    ours, theirs = scores_of(run_of(plain, f"two-{kind}")), scores_of(run_of(looked_at, f"one-{kind}"))
+    assert [row["id"] for row in ours] == ["s0_A", "s1_A", "s2_A"]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.keys() == other.keys() and ("copy_auprc_sep6" in mine) == (kind == "retrieval")
+        for name in mine.keys() & {"auprc_sep6", "mcc_sep6", "p_at_L_long", "copy_auprc_sep6"}:
+            assert float(mine[name]) == pytest.approx(float(other[name]), abs=1e-3), name
+    maps = {path.stem: ContactMap.load(path) for path in (plain / f"two-{kind}").glob("*.npz")}
+    assert {name: len(each) for name, each in maps.items()} == PREDICTED
+    for name, each in maps.items():
+        expected = ContactMap.load(looked_at / f"one-{kind}" / f"{name}.npz")
+        np.testing.assert_allclose(each.probability, expected.probability, atol=1e-5)
+        assert each.how.get("hits") == expected.how.get("hits")
+        assert bool(each.how.get("hits")) == (kind == "retrieval" and name.startswith("t"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from contactlm.model import pair_head
 from contactlm.model.backbone import ContactBackbone
-from contactlm.model.pair_head import PairHead, PairOptions, pair_loss
+from contactlm.model.bins import bin_logits, pair_loss
+from contactlm.model.pair_head import PairHead, PairOptions
 from contactlm.model.trunk import checkpoint_layers
 from contactlm.structure.contacts import contact_labels
 from contactlm.structure.distances import BINS, NEAR_BINS, bin_centres, contacts_of_bins, distance_bins, distance_map
@@ -198,7 +199,9 @@ def test_the_loss_is_the_cross_entropy_of_all_bins(cut):
         log_p = torch.full((30, 30, BINS), torch.nan, dtype=torch.float64)
         where, top = scores.residue_at[b], 0
         for strip in scores.strips:
-            for row, values in enumerate(strip[b]):
+            logits = bin_logits(strip, scores.bins).T.view(*strip.shape[:-1], BINS)
+            log_bins = torch.cat([part.log_softmax(-1) for part in logits.tensor_split([NEAR_BINS], -1)], -1)
+            for row, values in enumerate(log_bins[b]):
                 i, columns = where[top + row], where[top:]
                 if i >= 0:
                     log_p[i, columns[columns >= 0]] = values[columns >= 0]
@@ -218,7 +221,14 @@ def test_the_loss_is_the_cross_entropy_of_all_bins(cut):
         torch.testing.assert_close(of_pairs.exp().sum(-1), torch.ones(len(of_pairs), dtype=torch.float64))
         torch.testing.assert_close(of_pairs[:, :NEAR_BINS].exp().sum(-1), scores.contact[b, i, j][known].sigmoid())
         expected.append(F.nll_loss(of_pairs, bins[b, i, j][known].long()))
-    torch.testing.assert_close(found, torch.stack(expected).mean())
+    mean = torch.stack(expected).mean()
+    torch.testing.assert_close(found, mean)
+    leaves = [maps, *(weight for name, weight in head.named_parameters() if name != "read")]
+    both = [torch.autograd.grad(x, leaves, retain_graph=True) for x in (found, mean)]
+    for ours, theirs in zip(*both, strict=True):
+        if ours.shape == maps.shape:  # one counts a pair once, the other each way by half
+            ours, theirs = ours + ours.mT, theirs + theirs.mT
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
 def test_bins_tell_contacts_to_the_last_pair():

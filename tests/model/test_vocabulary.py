@@ -128,15 +128,15 @@ def test_a_vocabulary_in_the_hubs_cache_is_found(tmp_path):
     saved(cached / "snapshots" / "one", len(ANTIBERTY))
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("one")
+    written(tmp_path, ANTIBERTY, "vocab.txt")
     code = (
+        "import shutil\n"
         "from contactlm.model.loading import load_esm; from contactlm.model.families.family import family_of\n"
+        "try:\n    load_esm('lab/antibodies')\nexcept Exception as error:\n    print(error)\n"
+        f"shutil.copy({str(tmp_path / 'vocab.txt')!r}, {str(cached / 'snapshots' / 'one')!r})\n"
         "print(family_of(load_esm('lab/antibodies').config).name)"
     )
     offline = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-
-    def load():
-        return subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, check=False)
-
-    assert "HF_HUB_OFFLINE forbids the download" in load().stderr
-    written(cached / "snapshots" / "one", ANTIBERTY, "vocab.txt")
-    assert load().stdout.strip() == "BERT"
+    run = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, check=True)
+    assert "HF_HUB_OFFLINE forbids the download" in run.stdout
+    assert run.stdout.splitlines()[-1] == "BERT"
