@@ -36,6 +36,7 @@ from contactlm.maps.pairs import (
 from contactlm.maps.restraints import RESTRAINTS, write_restraints
 from contactlm.metrics.ranked import check_probability
 from contactlm.pages.frame import escape
+from contactlm.structure.distances import BINS
 from contactlm.structure.numbered import FileResidues, find_residues
 from contactlm.types import ContactLMError, DataError
 
@@ -62,6 +63,8 @@ class ContactMap(MapValues):
         residues: The residues' numbers, positions and secondary structure in a structure file, where there is one.
         distance: float32 (L, L), expected distances of virtual C-betas in Å, symmetric, 0 on the diagonal; None where
             the model predicts none.
+        distance_bins: float16 (L, L, 21), how probable each bin of that distance is, before any calibration: below 3 Å,
+            then of 1 Å each up to 22 Å, and beyond; None unless the model was asked (``distance_bins=True``).
 
     Raises:
         ValueError: Shapes, values or symmetry are not as above, or ``how`` holds something JSON cannot.
@@ -75,13 +78,16 @@ class ContactMap(MapValues):
             self.distance = np.array(self.distance, dtype=np.float32)
             if self.distance.ndim == 2 and len(self.distance) == self.distance.shape[1]:
                 np.fill_diagonal(self.distance, 0)
+        if self.distance_bins is not None:
+            self.distance_bins = np.asarray(self.distance_bins, dtype=np.float16)
         L = len(self.sequence)
         if self.residues is not None and len(self.residues.numbers) != L:
             raise ValueError(f"{self.id}: {L} residues, but {len(self.residues.numbers)} of {self.residues.file}")
-        for name, values in (("probability", self.probability), ("labels", self.labels), ("distance", self.distance)):
-            if values is not None and values.shape != (L, L):
+        for name in ("probability", "labels", "distance", "distance_bins"):
+            values, expected = getattr(self, name), (L, L, *([BINS] if name == "distance_bins" else []))
+            if values is not None and values.shape != expected:
                 raise ValueError(
-                    f"{self.id}: {name} is {values.shape}, but the sequence has {L} residues: expected ({L}, {L})"
+                    f"{self.id}: {name} is {values.shape}, but the sequence has {L} residues: expected {expected}"
                 )
         check_probability(torch.from_numpy(self.probability))
         if L and (difference := float(np.abs(self.probability - self.probability.T).max())) > 1e-4:
@@ -247,6 +253,7 @@ class ContactMap(MapValues):
                     how=json.loads(str(data["how"])),
                     residues=_residues(data) if "residues_file" in data else None,
                     distance=data.get("distance"),
+                    distance_bins=data.get("distance_bins"),
                 )
         except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: cannot be read as a contact map (.npz) of contactlm: {error}") from error
@@ -267,7 +274,7 @@ def _residues(data: Any) -> FileResidues:
 def write_npz(contact_map: ContactMap, path: str | Path, dtype: str = "float32") -> None:
     """Write ``probability``, ``sequence``, ``id``, ``threshold``, ``how`` (JSON).
 
-    If any, also ``labels``, ``distance`` and, of a structure file, ``residues_…``.
+    If any, also ``labels``, ``distance``, ``distance_bins`` and, of a structure file, ``residues_…``.
 
     Args:
         contact_map: The map.
@@ -285,6 +292,8 @@ def write_npz(contact_map: ContactMap, path: str | Path, dtype: str = "float32")
     }
     if contact_map.distance is not None:
         arrays["distance"] = contact_map.distance.astype(dtype)
+    if contact_map.distance_bins is not None:
+        arrays["distance_bins"] = contact_map.distance_bins
     if contact_map.labels is not None:
         arrays["labels"] = contact_map.labels
     if contact_map.residues is not None:

@@ -61,11 +61,13 @@ class FullMap:
         how: How it was made, in plain values: ``length``, ``window``, ``overlap``, ``passes`` (number by kind),
             ``blend`` and the package's ``version``.
         distance: Expected distances in Å, float32 (L, L), symmetric, of a model that predicts them; likewise.
+        distance_bins: How probable each bin is, float32 (BINS, L, L), of a model that is asked for that; likewise.
     """
 
     probability: Tensor
     how: dict[str, Any]
     distance: Tensor | None = field(default=None, kw_only=True)
+    distance_bins: Tensor | None = field(default=None, kw_only=True)
 
 
 class _Chain(NamedTuple):
@@ -90,7 +92,7 @@ def full_maps(
     Args:
         logits_fn: The model, ``(tokens int64 (B, T), attention_mask bool (B, T), positions int64 (B, T) or None) ->
             contact logits (B, T − 2, T − 2)``, symmetric; in evaluation mode. Called without gradients. One that
-            predicts distances as well gives both, (B, 2, T − 2, T − 2).
+            predicts distances as well gives both, (B, 2, T − 2, T − 2), or their bins after that.
         chains: Residue tokens (L,) of each chain, any integer type, without ``<cls>`` and ``<eos>``.
         options: Windows and batches; None takes the defaults.
         device: Where the model is; None means where a chain's tokens are.
@@ -126,7 +128,7 @@ def _map_group(
     plans = [plan_passes(len(chain.tokens), options) for chain in chains]
     stays = torch.device(device) if options.on_device and device is not None else torch.device("cpu")
     blends = [_Blend(len(chain.tokens), plan, stays) for chain, plan in zip(chains, plans, strict=True)]
-    distances: dict[int, _Blend] = {}
+    others: list[list[_Blend]] = [[] for _ in chains]  # expected distances, and bins
     tasks = [(chain, piece) for chain, plan in enumerate(plans) for piece in plan]
     several = any(len(plan) > 1 for plan in plans)
     hidden = None if options.progress and several else True  # None: unless standard error is a terminal
@@ -136,9 +138,11 @@ def _map_group(
         for (chain, piece), own in zip(members, values, strict=True):
             own = own[..., : piece.residues, : piece.residues]
             if own.ndim == 3:
-                if chain not in distances:
-                    distances[chain] = _Blend(blends[chain].length, plans[chain], stays, most=math.inf)
-                distances[chain].add(piece, own[1])
+                if not others[chain]:
+                    most = [math.inf, *[1.0] * (len(own) - 2)]
+                    others[chain] = [_Blend(blends[chain].length, plans[chain], stays, each) for each in most]
+                for blend, channel in zip(others[chain], own[1:], strict=True):
+                    blend.add(piece, channel)
                 own = own[0]
             blends[chain].add(piece, own, of)
         bar.update(len(members))
@@ -158,17 +162,17 @@ def _map_group(
         for before, fetched in coming:
             take(before, fetched.wait(), torch.clone)
     _check_finite(blends)
-    for number, (blend, plan) in enumerate(zip(blends, plans, strict=True)):
+    for blend, plan, more in zip(blends, plans, others, strict=True):
         how = how_made(blend.length, plan, options, _BLEND)
-        distance = distances[number].probability if number in distances else None
-        yield FullMap(blend.probability, how, distance=distance)
+        bins = torch.stack([each.probability for each in more[1:]]) if len(more) > 1 else None
+        yield FullMap(blend.probability, how, distance=more[0].probability if more else None, distance_bins=bins)
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    """Of logits alone (B, L, L), or with distances (B, 2, L, L), which stay."""
+    """Of logits alone (B, L, L), or with distances (B, 2 or more, L, L), which stay."""
     if logits.ndim == 3:
         return torch.sigmoid(logits)
-    return torch.stack([torch.sigmoid(logits[:, 0]), logits[:, 1]], 1)
+    return torch.cat([torch.sigmoid(logits[:, :1]), logits[:, 1:]], 1)
 
 
 def _check_finite(blends: list[_Blend]) -> None:
@@ -194,7 +198,11 @@ def _run(
             sent(tokens, on), sent(mask, on), None if positions is None else sent(positions, on), **shown
         )
     B, T = tokens.shape
-    if logits.shape not in ((B, T - 2, T - 2), (B, 2, T - 2, T - 2)):
+    if (
+        logits.shape[-2:] != (T - 2, T - 2)
+        or logits.shape[0] != B
+        or not (logits.ndim == 3 or (logits.ndim == 4 and logits.shape[1] >= 2))
+    ):
         raise ModelError(
             f"the model returned logits of shape {tuple(logits.shape)} for tokens of shape {(B, T)}: "
             f"expected one logit per residue pair, {(B, T - 2, T - 2)}"

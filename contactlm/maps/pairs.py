@@ -44,6 +44,7 @@ class MapValues:
     how: dict[str, Any] = field(default_factory=dict)
     residues: FileResidues | None = None
     distance: NDArray[np.float32] | None = None
+    distance_bins: NDArray[np.float16] | None = None
 
     def __len__(self) -> int:
         return len(self.sequence)

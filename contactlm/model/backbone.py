@@ -19,7 +19,7 @@ from contactlm.types import ModelError
 
 __all__ = ["ContactBackbone", "backbone_checksum", "load_esm"]
 
-Wanted = Literal["contacts", "bins", "distances"]
+Wanted = Literal["contacts", "bins", "distances", "distribution"]
 AttentionName = Literal["auto", "streamed", "fused", "plain"]
 ATTENTION: dict[str, Attention] = {
     "auto": contact_attention,

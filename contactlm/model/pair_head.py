@@ -247,7 +247,8 @@ class PairHead(nn.Module):
             positions: int64 (B, L), which jump where residues are no neighbours; None: they all are.
             states: The backbone's final ones (B, L, E), where they are read.
             wanted: ``"contacts"``: logits (B, L, L) alone; ``"bins"``: :class:`PairScores`; ``"distances"``: logits
-                and expected distances in Å, (B, 2, L, L).
+                and expected distances in Å, (B, 2, L, L); ``"distribution"``: the same and the bins' probabilities,
+                (B, 2 + BINS, L, L).
             more: Further channels of pairs (B, more, L, L), symmetric.
         """
         kind = maps.device.type
@@ -272,7 +273,12 @@ class PairHead(nn.Module):
         if wanted == "contacts":
             return contact
         distance = torch.lerp(whole[:, 2], whole[:, 1], contact.sigmoid())
-        return torch.stack([contact, (distance + distance.mT) / 2], 1)  # (i, j) and (j, i) may be rounded apart
+        made = torch.stack([contact, (distance + distance.mT) / 2], 1)  # (i, j) and (j, i) may be rounded apart
+        if wanted == "distances":
+            return made
+        touching = contact.sigmoid().unsqueeze(1)
+        near, far = whole[:, 3:].tensor_split([NEAR_BINS], 1)
+        return torch.cat([made, touching * near, (1 - touching) * far], 1)
 
     def bin_weights(self) -> BinWeights:
         """Of what gives the bins' logits."""
@@ -280,14 +286,15 @@ class PairHead(nn.Module):
         return BinWeights(torch.cat([each.weight for each in both]), torch.cat([each.bias for each in both]))
 
     def _of_strip(self, channels: Tensor, wanted: str) -> Tensor:
-        """Corrections (B, n, G − top, 1) and, if wanted, expected distances of contacts and of others."""
+        """Corrections (B, n, G − top, 1) and, if wanted, expected distances of contacts and of others, and bins."""
         correction: Tensor = self.correct(channels)
-        if wanted != "distances":
+        if wanted in ("contacts", "bins"):
             return correction
-        parts = bin_logits(channels, self.bin_weights()).tensor_split([NEAR_BINS])
+        parts = [part.softmax(0) for part in bin_logits(channels, self.bin_weights()).tensor_split([NEAR_BINS])]
         centres = bin_centres(channels).tensor_split([NEAR_BINS])
-        distances = [at @ part.softmax(0) for at, part in zip(centres, parts, strict=True)]
-        return torch.cat([correction, torch.stack(distances, -1).view(*channels.shape[:-1], 2)], -1)
+        told = [(at @ part).unsqueeze(0) for at, part in zip(centres, parts, strict=True)]
+        told += parts if wanted == "distribution" else []
+        return torch.cat([correction, torch.cat(told).T.view(*channels.shape[:-1], -1)], -1)
 
     @staticmethod
     def _whole(strips: Sequence[Tensor], places: Places) -> Tensor:

@@ -64,6 +64,7 @@ class ContactModule(PairedModule):
             the checkpoint stores, else 0.5.
         pair: A pair head on top of the contact head, which looks at neighbouring pairs and predicts distances as well;
             None: the contact head alone.
+        distance_bins: Predict how probable each bin of distances is, too, for ``ContactMap.distance_bins``.
 
     Raises:
         ModelError: Options that do not fit together, or a backbone that cannot be loaded.
@@ -103,6 +104,7 @@ class ContactModule(PairedModule):
         backbone_dtype: DtypeName | None = "float32",
         quantization: QuantizationName | None = None,
         pair: PairOptions | None = None,
+        distance_bins: bool = False,
     ) -> None:
         pair = pair_options(pair)
         super().__init__(
@@ -123,6 +125,7 @@ class ContactModule(PairedModule):
             window=window,
             overlap=overlap,
             threshold=threshold,
+            distance_bins=distance_bins,
         )
         self.save_hyperparameters({"train_head": train_head, "pair": None if pair is None else asdict(pair)})
         if not head:

@@ -165,8 +165,13 @@ class MapPredictor(TrainedWeights):
         probability, merged = merge_copies(probability, *chains, not self.gives_ranks)
         how |= {"copies": merged} if merged else {}
         how[THRESHOLD_KIND] = self.threshold_kind
-        distance = None if full.distance is None else merge_copies(full.distance, *chains, discount=False)[0].numpy()
-        return ContactMap(id, sequence, probability.numpy(), truth, self.call_threshold, how, distance=distance)
+        more: dict[str, Any] = {}
+        if full.distance is not None:
+            more["distance"] = merge_copies(full.distance, *chains, discount=False)[0].numpy()
+        if full.distance_bins is not None:
+            merged_bins = [merge_copies(each, *chains, discount=False)[0] for each in full.distance_bins]
+            more["distance_bins"] = torch.stack(merged_bins, -1).numpy()
+        return ContactMap(id, sequence, probability.numpy(), truth, self.call_threshold, how, **more)
 
     @property
     def _random_weights(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from contactlm.maps.windows import WindowOptions
+from contactlm.model.backbone import Wanted
 from contactlm.model.bins import pair_loss
 from contactlm.model.lora import contact_regression
 from contactlm.model.pair_head import PairHead, PairOptions, PairScores
@@ -22,11 +23,13 @@ class PairedModule(LanguageModelModule):
     """A language model with a contact head and, if its network has one as ``.pair``, a pair head.
 
     With a pair head it learns the bins of distances, of which contacts are the first, and predicts distances next
-    to contacts. Arguments are those of :class:`contactlm.modules.language_model.LanguageModelModule`.
+    to contacts. Arguments are those of :class:`contactlm.modules.language_model.LanguageModelModule`, and
+    ``distance_bins`` of :class:`contactlm.ContactModule`.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, distance_bins: bool = False, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.distance_bins = distance_bins
         if self.pair is not None:
             self.flops_follow_length = False  # strips make steps
 
@@ -35,6 +38,11 @@ class PairedModule(LanguageModelModule):
         """The pair head, if there is one."""
         head: PairHead | None = getattr(self.backbone, "pair", None)
         return head
+
+    @property
+    def of_a_pass(self) -> Wanted:
+        """What a pair head gives of one pass of a map."""
+        return "distribution" if self.distance_bins else "distances"
 
     def lr_factors(self) -> Parts:
         """Parts with a learning rate of their own: the contact head, and the pair head."""
@@ -64,7 +72,7 @@ class PairedModule(LanguageModelModule):
     def _logits_of_pass(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
         if self.pair is None:
             return super()._logits_of_pass(tokens, attention_mask, positions)
-        made: Tensor = self.backbone(self.own_tokens(tokens), attention_mask, positions, wanted="distances")
+        made: Tensor = self.backbone(self.own_tokens(tokens), attention_mask, positions, wanted=self.of_a_pass)
         return made
 
     def _within_reach(self, windows: WindowOptions) -> WindowOptions:

@@ -334,7 +334,7 @@ class RetrievalModule(PairedModule):
         own = self.own_tokens(tokens)
         if self.pair is None:
             return self.contact_logits(own, attention_mask, positions, known)
-        made: Tensor = self.backbone(own, attention_mask, positions, known, wanted="distances")
+        made: Tensor = self.backbone(own, attention_mask, positions, known, wanted=self.of_a_pass)
         return made
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

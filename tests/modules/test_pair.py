@@ -20,6 +20,7 @@ from contactlm.maps.windows import WindowOptions, context_weights, plan_passes
 from contactlm.model.pair_head import PairOptions
 from contactlm.modules.export import export_adapter, export_merged
 from contactlm.modules.memory import pass_cost, step_cost, twin
+from contactlm.structure.distances import BINS, NEAR_BINS, bin_centres
 from contactlm.types import ModelError
 from tests.conftest import random_sequence
 from tests.maps.made import full_map
@@ -113,6 +114,30 @@ def test_files_keep_distances(tiny_esm: Path, tmp_path: Path) -> None:
         ContactMap("x", "MK", np.zeros((2, 2)), distance=np.zeros((3, 3)))
 
 
+def test_bins_of_distances_by_choice(tiny_esm: Path, tmp_path: Path) -> None:
+    """They sum to 1, those below 8 Å to the probability, their mean is the expected distance; windows or not."""
+    made, sequence = module(tiny_esm, distance_bins=True), random_sequence(1, 90)
+    centres = bin_centres(torch.zeros(1)).numpy()
+    for window in (None, 40):
+        made.distance_bins = False
+        expected = made.predict_map(sequence, window)
+        assert expected.distance_bins is None
+        made.distance_bins = True
+        found = made.predict_map(sequence, window)
+        np.testing.assert_allclose(found.probability, expected.probability, atol=1e-6)
+        np.testing.assert_allclose(found.distance, expected.distance, atol=1e-4)
+        bins = found.distance_bins.astype(np.float32)[~np.eye(90, dtype=bool)]
+        assert found.distance_bins.dtype == np.float16 and found.distance_bins.shape == (90, 90, BINS)
+        np.testing.assert_allclose(bins.sum(1), 1, atol=0.004)
+        off = ~np.eye(90, dtype=bool)
+        np.testing.assert_allclose(bins[:, :NEAR_BINS].sum(1), found.probability[off], atol=0.002)
+        np.testing.assert_allclose(bins @ centres, found.distance[off], atol=0.05)
+    read = ContactMap.load(found.save(tmp_path / "a.npz"))
+    assert np.array_equal(read.distance_bins, found.distance_bins)
+    twice = made.predict_map(f"{sequence[:30]}:{sequence[:30]}").distance_bins  # copies are alike
+    assert np.array_equal(twice[:30, :30], twice[30:, 30:])
+
+
 def test_an_export_is_read_back(tiny_esm: Path, tmp_path: Path) -> None:
     made, sequence = module(tiny_esm), random_sequence(3, 45)
     folder = export_adapter(made, tmp_path / "out")
@@ -199,5 +224,6 @@ def test_the_arm_lies_over_another(tiny_esm: Path, pdb_folders, tmp_path: Path, 
     checkpoint = next((run / "checkpoints").glob("*.ckpt"))
     (tmp_path / "a.fasta").write_text(f">a\n{random_sequence(0, 40)}\n")
     predict = ["predict", "--ckpt_path", str(checkpoint), "--data.predict_paths", "a.fasta", "--out", "maps"]
-    assert main([*predict, "--trainer.accelerator=cpu", "--formats=[npz]"]) == 0
-    assert ContactMap.load(tmp_path / "maps" / "a.npz").distance is not None
+    assert main([*predict, "--trainer.accelerator=cpu", "--formats=[npz]", "--model.distance_bins=true"]) == 0
+    read = ContactMap.load(tmp_path / "maps" / "a.npz")
+    assert read.distance is not None and read.distance_bins is not None
