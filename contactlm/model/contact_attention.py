@@ -187,7 +187,9 @@ def _attend(
     maximum off first, which only scores beyond float32's range of exponents need.
     """
     B, H, T, _ = query.shape
-    weighted, columns = query.new_zeros(B, *head_weight.shape[:-1], T, T), query.new_zeros(B, H, T)
+    written = head_weight.ndim == 2 and min(layout.lengths) == T  # whole, not added to
+    weighted = (query.new_empty if written else query.new_zeros)(B, *head_weight.shape[:-1], T, T)
+    columns = query.new_zeros(B, H, T)
     sums, inner, tops = query.new_ones(B, H, T), query.new_zeros(B, H, T), query.new_zeros(B, H, T)
     raw = None if value is None else value.new_zeros(value.shape)
     residue = layout.residue.to(query)
