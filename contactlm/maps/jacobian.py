@@ -17,23 +17,19 @@ from __future__ import annotations
 import hashlib
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from contactlm.alphabet import CLS, EOS, PAD, VOCABULARY, encode
 from contactlm.atomic import atomic_file
 from contactlm.maps.windows import (
-    LEAST_SHARE_OF_LONGEST,
     Pass,
     WindowOptions,
     checked_chains,
@@ -49,17 +45,9 @@ AMINO_ACIDS: tuple[int, ...] = tuple(int(token) for token in encode("LAGVSERTIDP
 """Tokens of the 20 amino acids, in the order of the vocabulary: what is put in, and whose logits are read."""
 
 LanguageModel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-Change = tuple[int, int] | None  # residue of the pass, from 0, and the token put there; None: the wild type
 CPU_COST = 256 * 1024  # token pairs of a batch on a CPU: larger ones fall out of its caches
 _LETTERS = len(AMINO_ACIDS)
 _TILE = 1_000_000  # numbers of a tile: 8 MB in float64
-
-
-class JacobianMap(NamedTuple):
-    """The couplings of a whole chain."""
-
-    scores: Tensor  # (L, L) on the CPU, symmetric, 0 on the diagonal, of any sign; float32 or float64
-    how: dict[str, Any]  # how it was made, in plain values, as of FullMap
 
 
 def categorical_jacobian(
@@ -79,7 +67,7 @@ def categorical_jacobian(
         lm_logits: The model, ``(tokens int64 (B, T), attention_mask bool (B, T), positions int64 (B, T) or None) ->
             logits (B, T, V)``; in evaluation mode. Called without gradients.
         tokens: Residue tokens (L,), any integer type, without ``<cls>`` and ``<eos>``; any letters.
-        windows: Windows and batches; None takes the defaults.
+        windows: Windows and batches (on a CPU of at most 256 × 1024 token pairs); None takes the defaults.
         device: Where the model is; None means where ``tokens`` are.
         positions: The residues' positions: integers (L,), ascending; only differences count. None: 0 … L − 1.
         folder: Where temporary files lie and norms of finished passes are kept, one folder a model. None: the system's
@@ -105,7 +93,7 @@ def categorical_jacobian(
         >>> divmod(int(scores.argmax()), 4)
         (0, 3)
     """
-    return next(jacobian_maps(lm_logits, [tokens], windows, device, [positions], folder, logits_of)).scores
+    return next(jacobian_maps(lm_logits, [tokens], windows, device, [positions], folder, logits_of))[0]
 
 
 def jacobian_maps(
@@ -116,225 +104,159 @@ def jacobian_maps(
     positions: Iterable[Tensor | None] | None = None,
     folder: str | Path | None = None,
     logits_of: Iterable[int] | None = None,
-) -> Iterator[JacobianMap]:
-    """Read the contacts of several chains, batching sequences of like length across positions, passes and chains.
+) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Read the contacts of several chains, in the order given: scores, and how they were made, as of ``FullMap``.
 
-    Arguments and errors are those of :func:`categorical_jacobian`, with the tokens and positions of each chain; maps
-    come in the order given. On a CPU batches are of at most 256 × 1024 token pairs.
+    Arguments and errors are those of :func:`categorical_jacobian`, with the tokens and positions of each chain.
     """
     windows = windows or WindowOptions()
-    order = tuple(range(len(VOCABULARY)) if logits_of is None else logits_of)
+    letters = _letter_logits(lm_logits, logits_of)
+    kept = None if folder is None else Path(folder).expanduser()
+    hidden = None if windows.progress else True  # None: unless standard error is a terminal
+    for tokens, own in checked_chains(chains, positions):
+        on = tokens.device if device is None else torch.device(device)
+        cost = min(windows.bound, CPU_COST) if on.type == "cpu" else windows.bound
+        plan = plan_passes(len(tokens), windows)
+        total = sum(piece.residues for piece in plan)
+        with tqdm(total=total, unit="residue", leave=False, disable=hidden, dynamic_ncols=True) as bar:
+            passes = [_Pass(tokens.cpu().long(), own, piece, on, cost) for piece in plan]
+            norms = [one.norms(letters, kept, bar) for one in passes]
+        how = how_made(len(tokens), plan, windows, "norms, weights falling linearly towards cuts")
+        yield _scores(len(tokens), plan, norms), {**how, "symmetrise": "before"}
+
+
+def _letter_logits(
+    lm_logits: LanguageModel, logits_of: Iterable[int] | None
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """What gives, of tokens and positions (B, n + 2), the residues' logits of the 20 amino acids, (B, n, 20)."""
+    order = list(range(len(VOCABULARY)) if logits_of is None else logits_of)
     if missing := set(AMINO_ACIDS) - set(order):
         raise ModelError(f"logits_of: tokens {sorted(missing)}, of amino acids, are missing")
     columns = [order.index(token) for token in AMINO_ACIDS]
     widths = range(len(order), len(order) + 1 if logits_of is not None else sys.maxsize)
-    waiting: deque[_Chain] = deque()
-    alike: MutableMapping[str, _Pass] = WeakValueDictionary()  # under way: chains of a homomer share theirs
 
-    def passes() -> Iterator[_Pass]:
-        """Plan chain after chain, as they are needed."""
-        for tokens, own in checked_chains(chains, positions):
-            on = tokens.device if device is None else torch.device(device)
-            plan, tokens = plan_passes(len(tokens), windows), tokens.cpu().long()
-            made = (_Pass(tokens, own, piece, folder, on) for piece in plan)
-            waiting.append(_Chain(len(tokens), plan, [alike.setdefault(one.digest, one) for one in made]))
-            for one in waiting[-1].passes:
-                if one.begin():
-                    bar.total += sum(1 for _ in one.changes())
-                    bar.refresh()
-                    yield one
+    def letters(tokens: Tensor, positions: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            logits = lm_logits(tokens, tokens != PAD, positions)
+        if logits.shape[:-1] != tokens.shape or logits.shape[-1] not in widths:
+            raise ModelError(
+                f"the model returned logits of shape {tuple(logits.shape)} for tokens of shape {tuple(tokens.shape)}: "
+                f"expected a logit per token and letter, (B, T, {widths.start})"
+            )
+        own = logits[:, 1:-1, columns]
+        return own if own.dtype == torch.float64 else own.float()
 
-    hidden = None if windows.progress else True  # None: unless standard error is a terminal
-    with tqdm(total=0, unit="sequence", leave=False, disable=hidden, dynamic_ncols=True) as bar:
-        for batch in _batches(passes(), windows.bound):
-            _run_batch(lm_logits, batch, columns, widths)
-            bar.update(len(batch))
-            while waiting and all(one.norms is not None for one in waiting[0].passes):
-                yield waiting.popleft().finish(windows)
-    while waiting:
-        yield waiting.popleft().finish(windows)
-
-
-class _Chain(NamedTuple):
-    """One chain of L residues: its plan, and a pass for each piece of it."""
-
-    length: int
-    plan: list[Pass]
-    passes: list[_Pass]
-
-    def finish(self, windows: WindowOptions) -> JacobianMap:
-        norms = [one.norms for one in self.passes if one.norms is not None]
-        blended = self._blended(norms)
-        if (total := blended.sum()) > 0:  # the average product correction (Dunn et al. 2008)
-            blended.addr_(blended.sum(1), blended.sum(0) / -total)
-        scores = blended.add_(blended.T.clone()).div_(2).fill_diagonal_(0).to(norms[0].dtype)
-        how = how_made(self.length, self.plan, windows, "norms, weights falling linearly towards cuts")
-        return JacobianMap(scores, {**how, "symmetrise": "before"})
-
-    def _blended(self, norms: Sequence[Tensor]) -> Tensor:
-        """One map of norms, float64 (L, L)."""
-        if len(norms) == 1:
-            return norms[0].double()
-        total = torch.zeros(self.length, self.length, dtype=torch.float64)
-        weights = torch.zeros(self.length, self.length)
-        for piece, own in zip(self.plan, norms, strict=True):
-            rows, columns = piece.block
-            weight = torch.outer(*(context_weights(side, piece, self.length) for side in piece.block))
-            total[slice(*rows), slice(*columns)] += own[: rows[1] - rows[0], columns[0] - columns[1] :] * weight
-            weights[slice(*rows), slice(*columns)] += weight
-            if len(piece.segments) == 2:  # what is read across: a window's block holds both ways
-                total[slice(*columns), slice(*rows)] += own[columns[0] - columns[1] :, : rows[1] - rows[0]] * weight.T
-                weights[slice(*columns), slice(*rows)] += weight.T
-        return total.div_(weights)
+    return letters
 
 
 class _Pass:
-    """One pass of a chain: its sequences, one residue changed in each, their rows, and (n, n) norms at the end."""
+    """One pass of a chain, n residues between ``<cls>`` and ``<eos>``, and how batches of it are run."""
 
     def __init__(
-        self, tokens: Tensor, positions: Tensor | None, piece: Pass, folder: str | Path | None, device: torch.device
+        self, tokens: Tensor, positions: Tensor | None, piece: Pass, device: torch.device, max_cost: int
     ) -> None:
         residues = residues_of(piece)
-        self.residues, self.device = len(residues), device
+        self.device, self.max_cost = device, max_cost
         self.tokens = torch.cat([torch.tensor([CLS]), tokens[residues], torch.tensor([EOS])])
-        self.own_positions = positions is not None or len(piece.segments) == 2
-        self.positions = token_positions(residues if positions is None else positions[residues])
+        places = token_positions(residues if positions is None else positions[residues])
+        self.positions = places if positions is not None or len(piece.segments) == 2 else None
         digest = hashlib.sha256(f"before {AMINO_ACIDS} None".encode())  # so files of earlier versions are found
-        digest.update(self.tokens.numpy().tobytes() + self.positions.numpy().tobytes())
-        self.digest = digest.hexdigest()[:20]
-        self.norms: Tensor | None = None
-        self._folder = None if folder is None else Path(folder).expanduser()
-        self._kept = None if self._folder is None else self._folder / f"{self.digest}.norms.npy"
-        self._file: Any = None
-        self._row: Tensor | None = None
+        digest.update(self.tokens.numpy().tobytes() + places.numpy().tobytes())
+        self.name = f"{digest.hexdigest()[:20]}.norms.npy"
 
-    def begin(self) -> bool:
-        """Look for finished norms, once; whether sequences are to be run for them."""
-        if self.norms is not None or self._file is not None:
-            return False
-        with suppress(OSError, ValueError, EOFError):  # not there, or damaged
-            self.norms = None if self._kept is None else torch.from_numpy(np.load(self._kept))
-        if self.norms is None:
-            if self._folder is not None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryFile(dir=self._folder, prefix="jacobian-")  # noqa: SIM115 - closed when all is read
-        return self.norms is None
+    def norms(self, letters: Callable[..., Tensor], folder: Path | None, bar: tqdm[Any]) -> Tensor:
+        """Norms (n, n) that a folder keeps; else they are computed, and kept there."""
+        n = len(self.tokens) - 2
+        if folder is not None:
+            with suppress(OSError, ValueError, EOFError):  # not there, or damaged
+                kept = torch.from_numpy(np.load(folder / self.name))
+                bar.update(n)
+                return kept
+            folder.mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=folder, prefix="jacobian-")  # noqa: SIM115 - closing it may fail once more
+        sequences = self._sequences(letters)
+        wild_type = next(sequences)
+        for native in self.tokens[1:-1].tolist():
+            row = torch.stack([wild_type if letter == native else next(sequences) for letter in AMINO_ACIDS])
+            row -= wild_type
+            row -= row.mean(0)
+            row -= row.mean(2, keepdim=True)
+            row -= row.mean(1, keepdim=True)
+            _append(row.cpu().numpy(), file, folder)
+            bar.update()
+        norms = _pair_norms(file, n, row.cpu().numpy().dtype).to(row.dtype)
+        if folder is not None:
+            with atomic_file(folder / self.name) as handle:
+                np.save(handle, norms.numpy())
+        return norms
 
-    def changes(self) -> Iterator[Change]:
-        """Every sequence of the pass, in the order in which :meth:`take` wants its logits."""
-        yield None
-        for residue in range(self.residues):
-            yield from ((residue, token) for token in self._others(residue))
+    def _sequences(self, letters: Callable[..., Tensor]) -> Iterator[Tensor]:
+        """Logits (n, 20) of the wild type, then with each residue changed to each other amino acid."""
+        residues = enumerate(self.tokens[1:-1].tolist(), 1)
+        changes = [(at, letter) for at, native in residues for letter in AMINO_ACIDS if letter != native]
+        for part in torch.tensor([(0, CLS), *changes]).split(max(1, self.max_cost // len(self.tokens) ** 2)):
+            tokens = self.tokens.expand(len(part), -1).scatter(1, part[:, :1], part[:, 1:])
+            positions = None if self.positions is None else self.positions.repeat(len(part), 1).to(self.device)
+            yield from letters(tokens.to(self.device), positions)
 
-    def _others(self, residue: int) -> list[int]:
-        native = int(self.tokens[residue + 1])
-        return [token for token in AMINO_ACIDS if token != native]
 
-    def take(self, change: Change, logits: Tensor) -> None:
-        """Take the 20 amino acids' logits at every residue, (n, 20), of one sequence."""
-        if change is None:
-            self._wild_type = logits
-            return
-        residue, token = change
-        if self._row is None:
-            self._row = logits.new_zeros(_LETTERS, *logits.shape)
-        torch.sub(logits, self._wild_type, out=self._row[AMINO_ACIDS.index(token)])
-        if token == self._others(residue)[-1]:
-            self._row -= self._row.mean(0)
-            self._row -= self._row.mean(2, keepdim=True)
-            self._row -= self._row.mean(1, keepdim=True)
-            self._append(self._row.cpu(), residue)
-            self._row = None
+def _append(row: np.ndarray[Any, Any], file: IO[bytes], folder: Path | None) -> None:
+    n = row.shape[1]
+    if not np.isfinite(row).all():  # now, and not after hours
+        raise ModelError(
+            f"a sequence of {n} residues: the model's logits are not finite; its weights are damaged, "
+            "or half precision is too little for it (trainer.precision)"
+        )
+    try:
+        file.write(row.data)
+        file.flush()
+    except OSError as error:
+        raise DataError(
+            f"{folder or tempfile.gettempdir()}: cannot be written ({error.strerror}); the Jacobian of {n} residues "
+            f"takes {1600 * n**2 / 1e9:.1f} GB there: give a folder with room (model.cache_dir; in Python folder, or "
+            "TMPDIR), or a smaller window"
+        ) from error
 
-    def _append(self, row: Tensor, residue: int) -> None:
-        if not torch.isfinite(row).all():  # now, and not after hours
-            raise ModelError(
-                f"a sequence of {self.residues} residues: the model's logits are not finite; its weights are damaged, "
-                "or half precision is too little for it (trainer.precision)"
-            )
-        try:
-            self._file.write(row.numpy().data)
-            self._file.flush()
-        except OSError as error:
-            raise DataError(
-                f"{self._folder or tempfile.gettempdir()}: cannot be written ({error.strerror}); the Jacobian of "
-                f"{self.residues} residues takes {1600 * self.residues**2 / 1e9:.1f} GB there: give a folder with room "
-                "(model.cache_dir; in Python folder, or TMPDIR), or a smaller window"
-            ) from error
-        if residue == self.residues - 1:
-            self.norms = self._pair_norms(row.numpy().dtype).to(row.dtype)
-            self._file.close()
-            if self._kept is not None:
-                with atomic_file(self._kept) as handle:
-                    np.save(handle, self.norms.numpy())
 
-    def _pair_norms(self, dtype: np.dtype[Any]) -> Tensor:
-        """Frobenius norms of (J + Jᵀ) / 2 over substitutions and logits, float64 (n, n), 0 on the diagonal."""
-        n = self.residues
+def _pair_norms(file: IO[bytes], n: int, dtype: np.dtype[Any]) -> Tensor:
+    """Frobenius norms of (J + Jᵀ) / 2 over substitutions and logits, float64 (n, n), 0 on the diagonal."""
 
-        def read(rows: slice, columns: slice) -> Tensor:  # a map of its own each time: no page of it stays in memory
-            J = np.memmap(self._file, dtype, "r", shape=(n, _LETTERS, n, _LETTERS))
-            return torch.from_numpy(J[rows, :, columns].astype(np.float64))
+    def read(rows: slice, columns: slice) -> Tensor:  # a map of its own each time: no page of it stays in memory
+        J = np.memmap(file, dtype, "r", shape=(n, _LETTERS, n, _LETTERS))
+        return torch.from_numpy(J[rows, :, columns].astype(np.float64))
 
-        mean = torch.zeros(_LETTERS, n, _LETTERS, dtype=torch.float64)
-        for rows in _parts(n, _TILE // (_LETTERS * n * _LETTERS)):
-            mean += read(rows, slice(0, n)).sum(0)
-        mean /= n
-        norms = torch.zeros(n, n, dtype=torch.float64)
-        parts = _parts(n, int(_TILE**0.5 / _LETTERS))
-        for k, own in enumerate(parts):
-            for other in parts[k:]:
-                tile = read(own, other).sub_(mean[:, other])
-                across = read(other, own).sub_(mean[:, own]).permute(2, 3, 0, 1)
-                tile_norms = tile.add_(across).square_().sum((1, 3)).sqrt_().div_(2)
-                norms[own, other], norms[other, own] = tile_norms, tile_norms.T
-        return norms.fill_diagonal_(0)
+    mean = torch.zeros(_LETTERS, n, _LETTERS, dtype=torch.float64)
+    for rows in _parts(n, _TILE // (_LETTERS * n * _LETTERS)):
+        mean += read(rows, slice(0, n)).sum(0)
+    mean /= n
+    norms = torch.zeros(n, n, dtype=torch.float64)
+    parts = _parts(n, int(_TILE**0.5 / _LETTERS))
+    for k, own in enumerate(parts):
+        for other in parts[k:]:
+            tile = read(own, other).sub_(mean[:, other])
+            across = read(other, own).sub_(mean[:, own]).permute(2, 3, 0, 1)
+            tile_norms = tile.add_(across).square_().sum((1, 3)).sqrt_().div_(2)
+            norms[own, other], norms[other, own] = tile_norms, tile_norms.T
+    return norms.fill_diagonal_(0)
 
 
 def _parts(n: int, size: int) -> list[slice]:
-    return [slice(start, min(start + max(1, size), n)) for start in range(0, n, max(1, size))]
+    return [slice(start, start + max(1, size)) for start in range(0, n, max(1, size))]
 
 
-def _batches(passes: Iterable[_Pass], max_cost: int) -> Iterator[list[tuple[_Pass, Change]]]:
-    """Fill batches of at most so many token pairs with sequences of like length, on one device, in order."""
-    batch: list[tuple[_Pass, Change]] = []
-    for one in passes:
-        bound = min(max_cost, CPU_COST) if one.device.type == "cpu" else max_cost
-        for change in one.changes():
-            lengths = [other.residues + 2 for other, _ in (batch[:1] + batch[-1:])] + [one.residues + 2]
-            fits = (len(batch) + 1) * max(lengths) ** 2 <= bound
-            alike = min(lengths) ** 2 >= LEAST_SHARE_OF_LONGEST * max(lengths) ** 2
-            if batch and not (fits and alike and one.device == batch[0][0].device):
-                yield batch
-                batch = []
-            batch.append((one, change))
-    if batch:
-        yield batch
-
-
-def _run_batch(lm_logits: LanguageModel, batch: list[tuple[_Pass, Change]], columns: list[int], widths: range) -> None:
-    """Run a batch; hand each pass the logits of the amino acids: ``columns`` of as many letters as ``widths`` allow."""
-    tokens, positions = _collate(batch)
-    on = batch[0][0].device
-    tokens = tokens.to(on)
-    with torch.no_grad():
-        logits = lm_logits(tokens, tokens != PAD, None if positions is None else positions.to(on))
-    if logits.shape[:-1] != tokens.shape or logits.shape[-1] not in widths:
-        raise ModelError(
-            f"the model returned logits of shape {tuple(logits.shape)} for tokens of shape {tuple(tokens.shape)}: "
-            f"expected a logit per token and letter, (B, T, {widths.start})"
-        )
-    if columns != list(range(logits.shape[-1])):
-        logits = logits[..., columns]
-    for (one, change), own in zip(batch, logits if logits.dtype == torch.float64 else logits.float(), strict=True):
-        one.take(change, own[1 : one.residues + 1])
-
-
-def _collate(batch: list[tuple[_Pass, Change]]) -> tuple[Tensor, Tensor | None]:
-    """Tokens (B, T), padded; positions (B, T) unless all passes are contiguous."""
-    tokens = pad_sequence([one.tokens for one, _ in batch], batch_first=True, padding_value=PAD)
-    for row, (_, change) in enumerate(batch):
-        if change is not None:
-            tokens[row, change[0] + 1] = change[1]
-    needed = any(one.own_positions for one, _ in batch)
-    return tokens, pad_sequence([one.positions for one, _ in batch], batch_first=True) if needed else None
+def _scores(length: int, plan: Sequence[Pass], norms: Sequence[Tensor]) -> Tensor:
+    """Blend the norms of all passes, and take the average product off."""
+    blended, weights = torch.zeros(length, length, dtype=torch.float64), torch.zeros(length, length)
+    for piece, own in zip(plan, norms, strict=True):
+        residues = residues_of(piece)
+        side = torch.cat([context_weights(segment, piece, length) for segment in piece.segments])
+        weight = torch.outer(side, side)
+        if len(piece.segments) == 2:  # what is read across alone
+            half = piece.segments[0][1] - piece.segments[0][0]
+            weight[:half, :half], weight[half:, half:] = 0, 0
+        blended[residues[:, None], residues] += own * weight
+        weights[residues[:, None], residues] += weight
+    blended /= weights
+    if (total := blended.sum()) > 0:  # the average product correction (Dunn et al. 2008)
+        blended.addr_(blended.sum(1), blended.sum(0) / -total)
+    return blended.add_(blended.T.clone()).div_(2).fill_diagonal_(0).to(norms[0].dtype)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -108,14 +107,18 @@ class JacobianModule(LanguageModelModule):
                 "symmetrise, masked, substitutions: the categorical Jacobian takes all substitutions, symmetric "
                 "before the norm; leave them out, and fit again what was fitted with them"
             )
-        network = partial(_network, pretrained, init_seed)
+
+        def network(esm: Any) -> MaskedLanguageModel:
+            with torch.device("cpu"):  # also where the model is made without numbers
+                letters = family_of(esm.config).tokens.own(torch.tensor(AMINO_ACIDS)).tolist()
+            return MaskedLanguageModel(esm, load_language_model_head(esm, pretrained, init_seed), letters)
+
         super().__init__(network, pretrained, architecture, None, True, init_seed=init_seed, **options)
         # A parameter, though no step moves it: it travels in checkpoints, and DDP wants one that could be trained.
         self.slope_and_intercept = nn.Parameter(torch.zeros(2))
         self._cache_dir = Path(cache_dir).expanduser() if cache_dir else None
         self._checksum: str | None = None
-        self._calibrates = False
-        self._dev: list[tuple[Tensor, Tensor]] = []
+        self._dev: list[Tensor] | None = None  # scores and truth of dev's pairs, (2, n) a protein; None: no fit to come
 
     @property
     def score_fit(self) -> Logistic | None:
@@ -143,26 +146,25 @@ class JacobianModule(LanguageModelModule):
         tokens = self.family.tokens.common(tokens)
         mask = tokens != PAD if attention_mask is None else attention_mask.bool()
         lengths = (mask.sum(1) - 2).tolist()
-        chains = [row[1 : length + 1] for row, length in zip(tokens, lengths, strict=True)]
-        own = None if positions is None else [r[1 : n + 1].cpu() for r, n in zip(positions, lengths, strict=True)]
+        chains = [row[1 : n + 1] for row, n in zip(tokens, lengths, strict=True)]
+        own = None if positions is None else [row[1 : n + 1] for row, n in zip(positions, lengths, strict=True)]
         logits = torch.zeros(len(tokens), tokens.shape[1] - 2, tokens.shape[1] - 2, device=tokens.device)
-        maps = self.chain_maps([""] * len(chains), chains, WindowOptions(None), own)
-        for row, n, full in zip(logits, lengths, maps, strict=True):
-            row[:n, :n] = torch.logit(full.probability, eps=1e-6).to(row.device)
+        for row, n, full in zip(logits, lengths, self.chain_maps([], chains, WindowOptions(None), own), strict=True):
+            row[:n, :n] = torch.logit(full.probability, eps=1e-6)
         return logits
 
     def chain_maps(
         self, ids: Sequence[str], chains: Sequence[Tensor], windows: WindowOptions, positions: Sequence[Any] | None
     ) -> Iterator[ScoredMap]:
         """Full-length maps of whole chains, with their scores."""
-        arguments = windows, self.device, positions, self._folder(), AMINO_ACIDS
-        for made in jacobian_maps(self._letter_logits, chains, *arguments):
-            fit = self.score_fit
-            probability = ranks(made.scores) if fit is None else fit.of(made.scores).fill_diagonal_(0)
-            yield ScoredMap(probability, {**made.how, "p": RANKED if fit is None else LOGISTIC}, scores=made.scores)
 
-    def _letter_logits(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor | None) -> Tensor:
-        return self.backbone(self.own_tokens(tokens), attention_mask, positions)
+        def letters(tokens: Tensor, *others: Any) -> Tensor:
+            return self.backbone(self.own_tokens(tokens), *others)
+
+        for scores, how in jacobian_maps(letters, chains, windows, self.device, positions, self._folder(), AMINO_ACIDS):
+            fit = self.score_fit
+            probability = ranks(scores) if fit is None else fit.of(scores).fill_diagonal_(0)
+            yield ScoredMap(probability, {**how, "p": RANKED if fit is None else LOGISTIC}, scores=scores)
 
     def _folder(self) -> Path:
         """Where this model's maps are kept: precision changes them, and calibration does not."""
@@ -189,31 +191,28 @@ class JacobianModule(LanguageModelModule):
     def on_fit_start(self) -> None:
         """Fit on dev, unless a checkpoint has brought a fit."""
         super().on_fit_start()
-        self._calibrates = self.score_fit is None
+        self._dev = [torch.empty(2, 0)] if self.score_fit is None else None
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
         """Full-length maps of a batch of whole chains, with their labels; their pairs are kept for the fit."""
         with self.in_lockstep(batch_idx):
             maps = self._full_maps(batch)
         evaluated = self._with_labels(batch, maps)
-        if self._calibrates:
+        if self._dev is not None:
             for full, labels in zip(maps, evaluated["labels"], strict=True):
-                if isinstance(full, ScoredMap):
-                    far = tuple(torch.triu_indices(len(labels), len(labels), LEAST_SEPARATION))
-                    known = labels[far] >= 0
-                    self._dev.append((full.scores[far][known].float(), labels[far][known] == 1))
+                known = (labels >= 0).triu(LEAST_SEPARATION)
+                scores: Tensor = full.scores  # type: ignore[attr-defined]  # of chain_maps
+                self._dev.append(torch.stack([scores[known].float(), labels[known].float()]))
         return evaluated
 
     def on_validation_epoch_end(self) -> None:
         """Fit what was kept of dev, the pairs of all processes together."""
         super().on_validation_epoch_end()
-        if not self._calibrates or self.trainer.sanity_checking:
+        if self._dev is None or self.trainer.sanity_checking:
             return
-        scores = torch.cat([torch.empty(0), *(own for own, _ in self._dev)])
-        contact = torch.cat([torch.empty(0, dtype=torch.bool), *(own for _, own in self._dev)])
+        scores, contact = torch.cat(self._dev, 1)
         fitted = self.score_fit = fit_logistic(scores, contact, self._total)
-        self._dev, self._calibrates = [], False
-        self.learnt_on_dev = fitted is not None
+        self._dev, self.learnt_on_dev = None, fitted is not None
         if fitted is None:
             log.warning("dev has no pair in contact at least 6 apart (or nothing else): scores stay without a fit")
         elif fitted.slope <= 0:
@@ -233,31 +232,23 @@ class JacobianModule(LanguageModelModule):
         return None
 
 
-def _network(pretrained: str | None, seed: int, esm: Any) -> MaskedLanguageModel:
-    with torch.device("cpu"):  # also where the model is made without numbers
-        letters = family_of(esm.config).tokens.own(torch.tensor(AMINO_ACIDS)).tolist()
-    return MaskedLanguageModel(esm, load_language_model_head(esm, pretrained, seed), letters)
-
-
 def ranks(scores: Tensor) -> Tensor:
     """Rank of each pair among all pairs of a symmetric map (L, L): float32 in (0, 1), 0 on the diagonal.
 
     Higher scores are nearer to 1; equal ones share their mean rank.
     """
-    L = len(scores)
-    upper = torch.triu_indices(L, L, 1)
-    values = scores[upper[0], upper[1]]
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    upper = torch.ones_like(scores, dtype=torch.bool).triu(1)
+    _, inverse, counts = scores[upper].unique(return_inverse=True, return_counts=True)
     average_ranks = (counts.cumsum(0).double() - (counts - 1) / 2)[inverse]  # from 1
-    result = torch.zeros(L, L)
-    result[upper[0], upper[1]] = ((average_ranks - 0.5) / max(1, len(values))).float()
+    result = torch.zeros(scores.shape)
+    result[upper] = ((average_ranks - 0.5) / max(1, len(inverse))).float()
     return result + result.T
 
 
 def fit_logistic(
     scores: Tensor, contact: Tensor, total: Callable[[Tensor], Tensor] = lambda own: own
 ) -> Logistic | None:
-    """Fit the two numbers to known pairs: scores (N,) and truth, bool (N,); None where all are of one class.
+    """Fit the two numbers to known pairs: scores (N,) and truth (N,), 1 or 0; None where all are of one class.
 
     ``total`` sums a float64 tensor over all processes, of which each has pairs of its own.
     """
