@@ -59,13 +59,15 @@ class ChainStore:
 
     def tokens_of(self, index: int) -> NDArray[np.uint8]:
         """Tokens of one chain, uint8 (L,), without ``<cls>`` and ``<eos>``."""
-        start = self.starts[index]
-        return self.tokens[start : start + self.lengths[index]]
+        return self._residues("tokens", index)
 
     def cb_of(self, index: int) -> NDArray[np.float32]:
         """Virtual C-beta coordinates of one chain, float32 (L, 3), in Å."""
+        return self._residues("cb", index)
+
+    def _residues(self, kind: str, index: int) -> NDArray[Any]:
         start = self.starts[index]
-        return self.cb[start : start + self.lengths[index]]
+        return getattr(self, kind)[start : start + self.lengths[index]]
 
     def sequence_of(self, index: int) -> str:
         """Sequence of one chain, L letters."""
@@ -81,13 +83,16 @@ class ChainStore:
 
     def resolved_counts(self) -> NDArray[np.int64]:
         """Resolved residues of each chain, int64 (n,)."""
-        return self._counts(np.isfinite(self.cb[:, 0]))
+        return self._counts("resolved")
 
     def known_counts(self) -> NDArray[np.int64]:
         """Resolved residues of each chain that are not X, int64 (n,)."""
-        return self._counts(np.isfinite(self.cb[:, 0]) & (self.tokens != encode(UNKNOWN_LETTER)[0]))
+        return self._counts("known")
 
-    def _counts(self, marked: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def _counts(self, kind: str) -> NDArray[np.int64]:
+        marked = np.isfinite(self.cb[:, 0])
+        if kind == "known":
+            marked &= self.tokens != encode(UNKNOWN_LETTER)[0]
         before = np.concatenate([[0], np.cumsum(marked, dtype=np.int64)])
         return before[self.starts + self.lengths] - before[self.starts]
 

@@ -95,19 +95,16 @@ class Manifest:
             if about["clusters"] is not None:
                 options = ClusterOptions(**about["clusters"]["options"])
                 about["clusters"] = ClusterRule(**{**about["clusters"], "options": options})
-            return cls(**{**about, "index": _part(about["index"]), "shards": tuple(map(_part, about["shards"]))})
+            index, *shards = (Part(**part) for part in (about["index"], *about["shards"]))
+            for part in (index, *shards):  # whose names become paths
+                if not re.fullmatch(r"[0-9a-f]{64} \w[\w.-]*", f"{part.sha256} {part.name}", re.ASCII):
+                    raise ValueError(f"part {part.name!r}")
+            return cls(**{**about, "index": index, "shards": tuple(shards)})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{where}: not a packed set's manifest, or a damaged one ({error!r}); give the folder or URL of a set "
                 "written by `contactlm pack`, or pack the structures or upload the set again"
             ) from error
-
-
-def _part(about: dict[str, Any]) -> Part:
-    part = Part(**about)
-    if not re.fullmatch(r"[0-9a-f]{64} \w[\w.-]*", f"{part.sha256} {part.name}", re.ASCII):  # they become paths
-        raise ValueError(f"part {part.name!r}")
-    return part
 
 
 class PackedSet:
@@ -119,9 +116,9 @@ class PackedSet:
         self.folder, self.shards, self.index, self.rule = folder, shards, index, rule
         self.starts = np.append(0, np.cumsum(index["lengths"]))
         self._chains = np.cumsum([0, *(part.chains for part in shards)]).tolist()  # before each shard
-        self._residues = np.cumsum([0, *(part.residues for part in shards)]).tolist()
-        if self._chains[-1] != len(index["ids"]) or self.starts[self._chains].tolist() != self._residues:
+        if self._chains[-1] != len(index["ids"]):
             raise DataError(f"{folder.name}: {_NO_MATCH}")
+        self._residues = self.starts[self._chains].tolist()
         self._open: dict[int, dict[str, NDArray[Any]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -165,24 +162,11 @@ class PackedStore(ChainStore):
         meta = {"file_of_chain": packed.index["files"]}
         return cls(ids, packed.starts[:-1], packed.index["lengths"], *none, meta, packed=packed)
 
-    def tokens_of(self, index: int) -> NDArray[np.uint8]:
-        """Tokens of one entry, uint8 (L,), without ``<cls>`` and ``<eos>``."""
-        return self.packed.residues("tokens", int(self.starts[index]), int(self.lengths[index]))
+    def _residues(self, kind: str, index: int) -> NDArray[Any]:
+        return self.packed.residues(kind, int(self.starts[index]), int(self.lengths[index]))
 
-    def cb_of(self, index: int) -> NDArray[np.float32]:
-        """Virtual C-beta coordinates of one entry, float32 (L, 3), in Å."""
-        return self.packed.residues("cb", int(self.starts[index]), int(self.lengths[index]))
-
-    def resolved_counts(self) -> NDArray[np.int64]:
-        """Resolved residues of each entry, int64 (n,)."""
-        return self._sums("resolved")
-
-    def known_counts(self) -> NDArray[np.int64]:
-        """Resolved residues of each entry that are not X, int64 (n,)."""
-        return self._sums("known")
-
-    def _sums(self, column: str) -> NDArray[np.int64]:
-        before = np.append(0, np.cumsum(self.packed.index[column]))
+    def _counts(self, kind: str) -> NDArray[np.int64]:
+        before = np.append(0, np.cumsum(self.packed.index[kind]))
         first, last = self._spans()
         return before[last] - before[first]
 
