@@ -52,7 +52,8 @@ PLAIN = (bool, int, float, str)
 DIGITS = 5  # of a number in TensorBoard's table of hyperparameters
 LENGTHS = (50, 100, 200, 400)  # residues: the proteins nearest to these lengths are drawn
 EMS = 30  # letters' heights in a picture's side: a card shows it at half its size
-CURVE_POINTS = 201  # thresholds 0, 0.005, … 1
+CURVE_POINTS = 201
+THRESHOLDS = tuple(np.linspace(0, 1, CURVE_POINTS).tolist())  # 0, 0.005, … 1
 
 
 class RunBoard(TensorBoardLogger):
@@ -127,14 +128,14 @@ class TensorBoardDashboard(L.Callback):
                 writer.add_scalar(GFLOPS, meter.total / 1e9, self._step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._curve, self._exhibits = PrecisionRecall(), None
+        self._curve, self._exhibits = PrecisionRecall(pl_module.device), None
         if not trainer.sanity_checking:
             self._looks += 1
             if _has_logger(trainer) and self._is_time_to_draw(trainer):
                 self._exhibits = Exhibits(self.lengths)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._curve, self._exhibits = PrecisionRecall(), None
+        self._curve, self._exhibits = PrecisionRecall(pl_module.device), None
         self._write_hparams(trainer, pl_module)
 
     def on_validation_batch_end(
@@ -190,8 +191,7 @@ class TensorBoardDashboard(L.Callback):
 
     def _write_distributions(self, trainer: L.Trainer, prefix: str) -> None:
         """Curve and histograms. On several processes a collective call."""
-        histogram = self._curve.histogram.to(trainer.strategy.root_device)
-        curve = self._curve.curve(trainer.strategy.reduce(histogram, reduce_op="sum"))
+        curve = self._curve.curve(trainer.strategy.reduce(self._curve.called, reduce_op="sum"))
         evaluation = find_callback(trainer, ContactEvaluation)
         rows = [] if evaluation is None else evaluation.rows
         step = trainer.global_step
@@ -297,30 +297,25 @@ def draw(exhibit: Exhibit, threshold: float) -> NDArray[np.uint8]:
 
 
 class PrecisionRecall:
-    """Precision and recall of all pairs of all proteins with |i − j| ≥ 6, at 201 thresholds, from two histograms."""
+    """Precision and recall of all pairs of all proteins with |i − j| ≥ 6, at 201 thresholds.
 
-    def __init__(self) -> None:
-        self._counted: Tensor | None = None
+    Attributes:
+        called: How many pairs, and how many contacts, are at or above each threshold: int64 (2, 201).
+    """
 
-    @property
-    def histogram(self) -> Tensor:
-        """How many pairs are in each bin, int64 (2, 201): no contacts, contacts; where the maps were."""
-        return torch.zeros(2, CURVE_POINTS, dtype=torch.int64) if self._counted is None else self._counted
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.called = torch.zeros(2, CURVE_POINTS, dtype=torch.int64, device=device)
 
     def add(self, outputs: Mapping[str, Any]) -> None:
         for ranked in RankedBatch.of(outputs).maps:
-            cuts = cuts_on(_CURVE_CUTS, ranked.near.device)
-            for pairs, contacts, _ in ranked.bands[1:]:  # |i − j| >= 6
-                over = torch.stack([reaching(part, cuts) for part in (pairs, contacts)])
-                every, touching = over - torch.nn.functional.pad(over[:, 1:], (0, 1))
-                counts = torch.stack([every - touching, touching])
-                self._counted = counts if self._counted is None else self._counted + counts
+            cuts = cuts_on(THRESHOLDS, ranked.near.device)
+            for band in ranked.bands[1:]:  # |i − j| >= 6
+                self.called += torch.stack([reaching(part, cuts) for part in band[:2]]).to(self.called.device)
 
-    def curve(self, histogram: Tensor | None = None) -> dict[str, NDArray[np.float64]]:
-        """Counts, precision and recall of the pairs at or above each threshold; here, or of all processes."""
-        counts = (self.histogram if histogram is None else histogram).double().cpu()
-        negative, positive = counts.flip(1).cumsum(1).flip(1).numpy()
-        called = positive + negative
+    def curve(self, counts: Tensor) -> dict[str, NDArray[np.float64]]:
+        """What TensorBoard shows of counts, those of this process or of all."""
+        called, positive = counts.double().cpu().numpy()
+        negative = called - positive
         return {
             "true_positive_counts": positive,
             "false_positive_counts": negative,
@@ -329,19 +324,3 @@ class PrecisionRecall:
             "precision": np.divide(positive, called, out=np.ones_like(called), where=called > 0),
             "recall": positive / max(positive[0], 1.0),
         }
-
-
-def _curve_cuts() -> tuple[float, ...]:
-    """The least float32 that is in each bin: times 200, and rounded to float32, it is at least the bin's number."""
-    cuts = []
-    for number in range(CURVE_POINTS):
-        cut = np.float32(number / (CURVE_POINTS - 1))
-        while cut * np.float32(CURVE_POINTS - 1) < number:
-            cut = np.nextafter(cut, np.float32(2))
-        while number and np.nextafter(cut, np.float32(0)) * np.float32(CURVE_POINTS - 1) >= number:
-            cut = np.nextafter(cut, np.float32(0))
-        cuts.append(float(cut))
-    return tuple(cuts)
-
-
-_CURVE_CUTS = _curve_cuts()

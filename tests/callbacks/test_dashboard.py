@@ -235,10 +235,10 @@ def test_precision_and_recall_are_scikit_learns(seed: int) -> None:
         known = labels[i, j] >= 0
         truth.append((labels[i, j] == 1)[known])
         score.append(probability[i, j][known])
-    curve = counts.curve()
+    curve = counts.curve(counts.called)
     y, p = torch.cat(truth).numpy(), torch.cat(score)
     for k in (0, 1, 50, 100, 199):
-        called = ((p * (CURVE_POINTS - 1)).long() >= k).numpy()
+        called = (p >= k / (CURVE_POINTS - 1)).numpy()
         assert curve["precision"][k] == pytest.approx(precision_score(y, called))
         assert curve["recall"][k] == pytest.approx(recall_score(y, called))
         total = sum(curve[f"{name}_counts"][k] for name in (
@@ -248,7 +248,8 @@ def test_precision_and_recall_are_scikit_learns(seed: int) -> None:
 
 
 def test_a_curve_of_nothing_is_defined() -> None:
-    assert all(np.isfinite(values).all() for values in PrecisionRecall().curve().values())
+    nothing = PrecisionRecall()
+    assert all(np.isfinite(values).all() for values in nothing.curve(nothing.called).values())
 
 
 def test_a_long_protein_makes_no_larger_picture() -> None:

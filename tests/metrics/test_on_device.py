@@ -75,7 +75,7 @@ def counted(case: str, seed: int) -> list[dict[str, float]]:
     scores.update(*given, ranked=pairs)
     curve, found = PrecisionRecall(), [scores.compute(), scores.rows[0]]
     curve.add(outputs)
-    found.append({str(k): float(count) for k, count in enumerate(curve.histogram.flatten())})
+    found.append({str(k): float(count) for k, count in enumerate(curve.called.flatten())})
     for kind in (None, fitted):
         reliability = CalibrationScores(kind)
         reliability.update(*given, pairs)
@@ -92,18 +92,17 @@ def test_the_same_scores_are_counted(case: str, pretended) -> None:
             assert theirs == pytest.approx(ours, abs=1e-6, nan_ok=True)
 
 
-def test_the_curve_has_every_pair_in_the_bin_of_its_probability() -> None:
+def test_the_curve_counts_every_pair_at_the_thresholds_it_reaches() -> None:
     L = 300
     probability = torch.rand(L, L, generator=torch.Generator().manual_seed(1))
-    probability[:201, 250] = torch.arange(201) / 200  # on the edges
-    probability[:201, 251] = torch.nextafter(torch.arange(201) / 200, torch.tensor(0.0))
+    thresholds = torch.arange(201) / 200
+    probability[:201, 250], probability[:201, 251] = thresholds, torch.nextafter(thresholds, torch.tensor(0.0))
     labels = (torch.rand(L, L, generator=torch.Generator().manual_seed(2)) < 0.1).to(torch.int8)
     curve = PrecisionRecall()
     curve.add({"probability": [probability], "labels": [labels]})
     pairs = select_pairs(probability, labels).within(6)
-    bins = (pairs.probability * 200).long()
-    for kind in (False, True):
-        assert torch.equal(curve.histogram[int(kind)], torch.bincount(bins[pairs.contact == kind], minlength=201))
+    reaches = pairs.probability >= thresholds[:, None]
+    assert torch.equal(curve.called, torch.stack([reaches.sum(1), (reaches & pairs.contact).sum(1)]))
 
 
 def test_pairs_are_put_in_order_once_and_only_of_probabilities() -> None:

@@ -81,7 +81,7 @@ def scored(module, cb, device):
     whole, copied = (torch.empty(L, L, device=device) for _ in range(2))
     maps = [FullMap(probability, {}) for probability in (blend.probability, whole)]
     outputs = module._with_labels({"ids": ["a", "b"], "indices": Numbers(range(B)), "cb": cb}, maps)
-    evaluation, curve = ContactEvaluation(), PrecisionRecall()
+    evaluation, curve = ContactEvaluation(), PrecisionRecall(module.device)
     evaluation._forget(module.device, 0.4, Calibration("platt", (1.1,) * 4, (0.2,) * 4, 0.3, (1.0, 0.0)))
     outputs |= {"copied": [copied, copied], "nearest": [(0.3, 1.0)] * 2}
     evaluation.on_validation_batch_end(None, module, outputs, None, 0)
@@ -89,7 +89,7 @@ def scored(module, cb, device):
     metrics = (evaluation._scores, evaluation._hits.copied, *evaluation._reliability)
     on_processor = ("key", "id_bytes", "noted")  # which nobody has to ask for
     counted = [getattr(each, name) for each in metrics for name in each._row_shapes if name not in on_processor]
-    return [outputs["probability"], outputs["labels"], curve.histogram, counted]
+    return [outputs["probability"], outputs["labels"], curve.called, counted]
 
 
 def moved(module, device):
