@@ -134,25 +134,15 @@ class TokenBudget(L.Callback):
         self.residues += self._coming[1]
         self._coming = [0, 0]
         trainer.should_stop |= self.spent
-        if trainer.val_check_interval == BY_SHARE:
-            self._space_looks(trainer)
-        if is_time_to_log(trainer):
-            self._log(pl_module)
-
-    def _log(self, pl_module: L.LightningModule) -> None:
-        # tensors on the CPU stay there; a number would be copied to the device
-        pl_module.log("budget/tokens", torch.tensor(float(self.tokens)))
-        pl_module.log("budget/residues", torch.tensor(float(self.residues)))
-        if self.max_tokens is not None:
-            pl_module.log("budget/fraction", torch.tensor(self.fraction), prog_bar=True)
-
-    def _space_looks(self, trainer: L.Trainer) -> None:
-        """Look at dev when the step has completed another part of the run."""
-        due = self._due(trainer) if ends_with_step(trainer) else self._looks
-        if due > self._looks:
-            self._looked_after = trainer.fit_loop.total_batch_idx + 1
-        self._tell_look(trainer, due > self._looks)
-        self._looks = due
+        if trainer.val_check_interval == BY_SHARE:  # look when the step has completed another part of the run
+            due = self._due(trainer) if ends_with_step(trainer) else self._looks
+            self._tell_look(trainer, due > self._looks)
+            self._looks = due
+        if is_time_to_log(trainer):  # tensors on the CPU stay there; a number would be copied to the device
+            pl_module.log("budget/tokens", torch.tensor(float(self.tokens)))
+            pl_module.log("budget/residues", torch.tensor(float(self.residues)))
+            if self.max_tokens is not None:
+                pl_module.log("budget/fraction", torch.tensor(self.fraction), prog_bar=True)
 
     def _due(self, trainer: L.Trainer) -> int:
         """How many looks at dev are due up to here."""
@@ -165,7 +155,9 @@ class TokenBudget(L.Callback):
 
     def _tell_look(self, trainer: L.Trainer, now: bool) -> None:
         """Lightning validates when so many batches are over, or a multiple of it."""
-        trainer.val_check_batch = trainer.fit_loop.total_batch_idx + 1 if now else BY_SHARE
+        batches = trainer.fit_loop.total_batch_idx + 1
+        trainer.val_check_batch = batches if now else BY_SHARE
+        self._looked_after = batches if now else self._looked_after
 
     def state_dict(self) -> dict[str, int]:
         """What was spent, and after how many batches the last look at dev was due."""

@@ -43,7 +43,8 @@ class FlopsMeter(L.Callback):
         self.total = self.forward = 0
         self.by_shape: dict[str, int] = {}
         self.forward_by_shape: dict[str, int] = {}
-        self._forget_lengths()
+        self._by_length: dict[int, tuple[Fraction, Fraction]] = {}  # of one sequence of T tokens
+        self._follows_length: bool | None = None  # None: no fourth length was counted yet
         self._counting: FlopCounterMode | None = None
         self._forward_counted = 0
         self._at = ""  # shapes of the current batch
@@ -52,17 +53,12 @@ class FlopsMeter(L.Callback):
         self._own = [0, 0]  # FLOPs, and those of forward passes, of this process that are not summed yet
         self._noted: Flops = 0, 0  # what of the current batch is in them
 
-    def _forget_lengths(self) -> None:
-        self._by_length: dict[int, tuple[Fraction, Fraction]] = {}  # of one sequence of T tokens
-        self._follows_length: bool | None = None  # None: no fourth length was counted yet
-
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell apart what a shape costs with and without activation checkpointing: a resumed run may change it."""
         names = ("checkpointed", "gradient_checkpointing")  # of this package's layers, and of transformers'
         recomputing = any(getattr(module, name, False) for module in pl_module.modules() for name in names)
         self._marks = " recomputed" if recomputing else ""
-        self._own = [0, 0]
-        self._forget_lengths()
+        self._own, self._by_length, self._follows_length = [0, 0], {}, None
         StepSums.of(trainer).join(self, self._give, self._take)
 
     def _give(self) -> list[int]:
@@ -88,26 +84,20 @@ class FlopsMeter(L.Callback):
             self._forward_counted = self._counting.get_total_flops()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note what the batch took, so that it is summed with what others count in the step."""
-        self._note()
-
-    def _note(self) -> Flops:
-        """Add what the batch took, less what was noted of it before."""
-        taken = self._told or (0, 0)
+        """Add what the batch took, less what was noted of it before, to what is summed in the step."""
+        before, self._noted = self._noted, self._told or (0, 0)
         if self._counting is not None:
-            taken = self._counting.get_total_flops(), self._forward_counted
-        before, self._noted = self._noted, taken
-        self._own = [own + new - old for own, new, old in zip(self._own, taken, before, strict=True)]
-        return taken
+            self._noted = self._counting.get_total_flops(), self._forward_counted
+        self._own = [own + new - old for own, new, old in zip(self._own, self._noted, before, strict=True)]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, _: Any, batch: Any, *__: Any
     ) -> None:
-        taken = self._note()
+        self.on_after_backward(trainer, pl_module)
         if self._counting is not None:
-            self.by_shape[self._at], self.forward_by_shape[self._at] = taken
+            self.by_shape[self._at], self.forward_by_shape[self._at] = self._noted
             if getattr(pl_module, "flops_follow_length", False):
-                self._learn(batch, taken)
+                self._learn(batch, self._noted)
             self._stop()
         StepSums.of(trainer).settle(trainer)
         if is_time_to_log(trainer):
@@ -162,9 +152,9 @@ def quadratic(at: int, values: Mapping[int, Fraction]) -> Fraction:
 
 def flop_counter() -> FlopCounterMode:
     """PyTorch's counter of FLOPs, which also sees fused attention on the CPU."""
-    formulas = {
-        FUSED_ON_CPU: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),  # query, key, value
-        FUSED_ON_CPU_BACKWARD: lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]),  # gradient and these
+    formulas = {  # of query, key, value; and of the gradient and these
+        FUSED_ON_CPU: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+        FUSED_ON_CPU_BACKWARD: lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]),
     }
     return FlopCounterMode(display=False, custom_mapping=formulas)
 

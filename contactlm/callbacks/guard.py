@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
 
 from contactlm.callbacks.steps import StepSums, is_time_to_log
 from contactlm.types import ContactLMError, TrainingError
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 NOTHING = (0, 0, 0)  # a bad loss, a bad gradient, a gradient that is not zero
 Names = Callable[[Any], Sequence[str]]
+Backward = tuple[Any, int, Tensor]  # a batch, its number, and its loss, a scalar on the device
 _NAMED = 16  # proteins in an error; the warnings before it name all
 ADVICE = (
     "lower the learning rate (model.optimizer.init_args.lr), clip gradients (trainer.gradient_clip_val: 1.0), train "
@@ -34,14 +36,6 @@ def name_samples(batch: Any) -> list[str]:
         return [str(name) for name in batch["ids"]]
     pairs = zip(batch["ids"], batch["starts"].tolist(), strict=True)
     return [f"{name} from residue {start + 1}" for name, start in pairs]
-
-
-class _Backward(NamedTuple):
-    """A backward pass that waits for its optimizer step."""
-
-    batch: Any
-    batch_idx: int
-    loss: Tensor  # scalar, on the device
 
 
 class LossGuard(L.Callback):
@@ -77,7 +71,7 @@ class LossGuard(L.Callback):
         self.max_consecutive, self.max_skipped, self.names = max_consecutive, max_skipped, names
         self.skipped = self.consecutive = self.empty = 0
         self._batch: tuple[Any, ...] = (None, 0)
-        self._waiting: list[_Backward] = []
+        self._waiting: list[Backward] = []  # passes that wait for their optimizer step
         self._clip: float | None = None  # the trainer's gradient_clip_val, while it is put aside
         self._found: Sequence[int] | Tensor = NOTHING  # in the current step, by this process
         self._verdict = list(NOTHING)  # in how many processes
@@ -102,11 +96,9 @@ class LossGuard(L.Callback):
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Remember the loss; looking at it now would wait for the device."""
-        self._waiting.append(_Backward(self._batch[0], self._batch[1], loss.detach()))
+        self._waiting.append((self._batch[0], self._batch[1], loss.detach()))
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Decide whether the step is taken; gradients are unscaled here, and not clipped yet."""
         waiting, self._waiting = self._waiting, []
         if not waiting:
@@ -127,28 +119,29 @@ class LossGuard(L.Callback):
         else:
             self.empty += 1
 
-    def _look(self, device: torch.device, waiting: Sequence[_Backward], optimizer: torch.optim.Optimizer) -> Tensor:
+    def _look(self, device: torch.device, waiting: Sequence[Backward], optimizer: Optimizer) -> Tensor:
         """Whether a loss is not finite, a gradient is not finite, some gradient is not zero: int64 (3,)."""
-        largest = get_total_norm(_own_parts(_gradients(optimizer)), norm_type=torch.inf).to(device)
-        losses = torch.stack([waited.loss.to(device).isfinite().all() for waited in waiting]).all()
+        parts = [part.to_local() if hasattr(part, "to_local") else part for part in _gradients(optimizer)]
+        own = [part for part in parts if part.numel()]  # of weights spread over processes some parts are empty here
+        largest = get_total_norm(own, norm_type=torch.inf).to(device)
+        losses = torch.stack([loss.to(device).isfinite().all() for _, _, loss in waiting]).all()
         return torch.stack([~losses, ~largest.isfinite(), largest != 0]).long()
 
-    def _count(self, number: int, backwards: Sequence[_Backward], bad_loss: bool) -> None:
+    def _count(self, number: int, backwards: Sequence[Backward], bad_loss: bool) -> None:
         """Count a step that is left out; log its proteins, and stop at a limit."""
         self.skipped += 1
         self.consecutive += 1
-        culprits = [each for each in backwards if not bool(each.loss.isfinite())] if bad_loss else backwards
-        named = [list(self.names(batch)) or [f"batch {index}"] for batch, index, _ in culprits]
-        proteins = [name for names in named for name in names]  # on this process
+        culprits = [each for each in backwards if not (bad_loss and bool(each[2].isfinite()))]  # on this process
+        proteins = [name for batch, index, _ in culprits for name in list(self.names(batch)) or [f"batch {index}"]]
         if culprits:
-            what, losses = "the loss" if bad_loss else "a gradient", [f"{float(each.loss):.4g}" for each in culprits]
+            what, losses = "the loss" if bad_loss else "a gradient", [f"{float(loss):.4g}" for _, _, loss in culprits]
             log.warning(
                 f"step {number}: {what} is not finite (loss {', '.join(losses)}): the optimizer step is skipped, "
                 f"{self.consecutive} in a row, {self.skipped} in all; proteins: {'; '.join(proteins)}"
             )
         self._stop_at_limit(proteins)
 
-    def _drop_gradients(self, trainer: L.Trainer, optimizer: torch.optim.Optimizer) -> None:
+    def _drop_gradients(self, trainer: L.Trainer, optimizer: Optimizer) -> None:
         """Make the coming step do nothing: optimizers pass over parameters without a gradient."""
         if _scaler(trainer) is not None and all(group.get("fused") for group in optimizer.param_groups):
             for gradient in _gradients(optimizer):  # a fused optimizer looks for infinities itself: let it find some
@@ -188,14 +181,8 @@ class LossGuard(L.Callback):
         self.empty = state_dict["empty"]
 
 
-def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
     return [weight.grad for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
-
-
-def _own_parts(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """What this process holds of gradients, where they are spread over processes; some parts are empty there."""
-    parts = [part.to_local() if hasattr(part, "to_local") else part for part in gradients]
-    return [part for part in parts if part.numel()]
 
 
 def _scaler(trainer: L.Trainer) -> Any:

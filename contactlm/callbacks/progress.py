@@ -58,8 +58,8 @@ class ThroughputMeter(L.Callback):
         self.tokens_per_s: float | None = None
         self._peak = peak  # of all devices
         self._window: deque[tuple[float, int, int, int]] = deque(maxlen=WINDOW + 1)  # seconds, tokens, residues, FLOPs
-        self._since: float | None = None
-        self._seconds = 0.0
+        self._away = 0.0  # seconds that the clock stood still
+        self._left: float | None = None  # since when it does
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if find_callback(trainer, TokenBudget) is None:
@@ -69,16 +69,16 @@ class ThroughputMeter(L.Callback):
         self._begin(None if peak is None or not counts_flops else peak * trainer.world_size)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        if self._since is None:
-            self._since = time.perf_counter()
+        if self._left is not None:
+            self._away += time.perf_counter() - self._left
+            self._left = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self._read_clock()
         budget, meter = find_callback(trainer, TokenBudget), find_callback(trainer, FlopsMeter)
         before = self._window[-1][1] if self._window else 0
         if budget is not None and budget.tokens > before:  # accumulated batches may be summed at their step
             flops = 0 if meter is None else meter.total
-            self._window.append((self._seconds, budget.tokens, budget.residues, flops))
+            self._window.append((time.perf_counter() - self._away, budget.tokens, budget.residues, flops))
         if is_time_to_log(trainer):
             for name, value in self.rates().items():
                 pl_module.log(f"speed/{name}", torch.tensor(value))  # on the CPU: no copy to the device
@@ -97,17 +97,10 @@ class ThroughputMeter(L.Callback):
         return rates
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._since is not None:
+        if self._left is None:
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize(pl_module.device)
-            self._read_clock()
-            self._since = None
-
-    def _read_clock(self) -> None:
-        if self._since is not None:
-            now = time.perf_counter()
-            self._seconds += now - self._since
-            self._since = now
+            self._left = time.perf_counter()
 
 
 def known_peak(device: torch.device, precision: str) -> float | None:
@@ -193,21 +186,14 @@ class BudgetProgressBar(TQDMProgressBar):
             self._began = time.monotonic(), self._budget.tokens
         self._show()
 
-    def on_train_epoch_end(self, *args: Any) -> None:
-        if self._budget is None:
-            super().on_train_epoch_end(*args)
-
     def on_train_end(self, *args: Any) -> None:
         self._show(force=True)
         super().on_train_end(*args)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._budget is None or trainer.state.fn != TrainerFn.FITTING:
-            super().on_validation_end(trainer, pl_module)
-            return
-        self.val_progress_bar.close()
-        self.reset_dataloader_idx_tracker()
-        self._show(force=not self.is_disabled)
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._show(force=not self.is_disabled)
 
     def on_test_batch_end(self, *args: Any, **options: Any) -> None:
         super().on_test_batch_end(*args, **options)
