@@ -28,15 +28,7 @@ from contactlm.maps.pairs import OUTSIDE
 from contactlm.maps.restraints import TOOLS, RestraintOptions, write_restraints
 from contactlm.metrics.calibration_scores import CONFIDENCE
 from contactlm.pages.frame import escape, write_frame
-from contactlm.types import (
-    CHAIN_JUMP,
-    ContactDefinition,
-    ContactLMError,
-    DataError,
-    StructureError,
-    residue_positions,
-    singular,
-)
+from contactlm.types import CHAIN_JUMP, ContactDefinition, ContactLMError, DataError, StructureError, singular
 
 log = logging.getLogger(__name__)
 
@@ -81,19 +73,16 @@ CONFIDENCE_HINT = "mean probability of the L most probable pairs, |i − j| ≥ 
 
 def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
     """One protein's line; its contacts are the pairs at |i − j| ≥ 6 or of different chains."""
-    L = len(predicted)
-    called = predicted.probability > predicted.threshold
-    positions = residue_positions(predicted.chain_lengths)
     line: dict[str, Any] = {
         "id": predicted.id,
-        "length": L,
+        "length": len(predicted),
         "threshold": f"{predicted.threshold:.3f}",
-        "contacts_sep6": int(called[np.triu(positions - positions[:, None] >= 6)].sum()),
-        "confidence": f"{confidence(predicted):.4f}" if L else "",
+        "contacts_sep6": len(predicted.contacts()),
+        "confidence": f"{confidence(predicted):.4f}" if len(predicted) else "",
         "hits": " ".join("_".join(str(hit).split()) for hit in predicted.how.get("hits", [])),
         "seconds": f"{seconds:.3f}",
+        OUTSIDE: predicted.how.get(OUTSIDE, ""),
     }
-    line[OUTSIDE] = predicted.how.get(OUTSIDE, "")
     if CONFIDENCE in predicted.how:
         line[CONFIDENCE] = f"{predicted.how[CONFIDENCE]:.4f}"
     found = predicted.interfaces()
@@ -286,9 +275,6 @@ class MapFiles:
             options["restraints"] = "/".join(f"{value:g}" for value in vars(self.restraints).values())
         return options | ({"pairs_per_residue": str(self.pairs_per_residue)} if "rr" in self.formats else {})
 
-    def path(self, name: str, kind: str) -> Path:
-        return self.paths(name, kind)[0]
-
     def paths(self, name: str, kind: str) -> list[Path]:
         """The files of a kind: programs may want two."""
         return [self.out / f"{self.names.of(name)}{ending}" for ending in TOOLS.get(kind, (f".{kind}",))]
@@ -299,11 +285,11 @@ class MapFiles:
         written = line["formats"].split() if line.get("formats") else FORMATS
         has_structure = name in self.origins or self.structure is not None
         kinds = [kind for kind in self.formats if has_structure or kind not in ON_STRUCTURES]
-        return [kind for kind in kinds if kind not in written or not self.path(name, kind).is_file()]
+        return [kind for kind in kinds if kind not in written or not self.paths(name, kind)[0].is_file()]
 
     def can_complete(self, line: Mapping[str, str]) -> bool:
         """Whether what is missing can be written without predicting: the ``.npz`` is there."""
-        return "npz" in line.get("formats", "").split() and self.path(line["id"], "npz").is_file()
+        return "npz" in line.get("formats", "").split() and self.paths(line["id"], "npz")[0].is_file()
 
     def write(self, predicted: ContactMap, kinds: Sequence[str]) -> list[str]:
         """Write some kinds of file; those that were written."""
@@ -316,18 +302,18 @@ class MapFiles:
 
     def _save(self, predicted: ContactMap, kind: str) -> bool:
         """Write one file; False where this kind cannot hold the map, which does not end the run."""
-        path = self.path(predicted.id, kind)
+        paths = self.paths(predicted.id, kind)
         try:
             with DRAWING if kind in DRAWN else nullcontext():
                 if kind == "npz":
-                    write_npz(predicted, path, self.dtype)
+                    write_npz(predicted, paths[0], self.dtype)
                 elif kind == "rr":
-                    write_rr(predicted, path, pairs_per_residue=self.pairs_per_residue)
+                    write_rr(predicted, paths[0], pairs_per_residue=self.pairs_per_residue)
                 elif kind in TOOLS:
-                    for each, ending in zip(self.paths(predicted.id, kind), TOOLS[kind], strict=True):
-                        write_restraints(predicted, each, ending, self.restraints)
+                    for path, ending in zip(paths, TOOLS[kind], strict=True):
+                        write_restraints(predicted, path, ending, self.restraints)
                 else:
-                    predicted.save(path)
+                    predicted.save(paths[0])
         except (DataError, StructureError) as error:  # it fits no PDB file, say
             self.failed.setdefault(kind, {})[predicted.id] = str(error)
             return False

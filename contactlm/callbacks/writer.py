@@ -16,24 +16,7 @@ import lightning as L
 import torch
 
 from contactlm.atomic import FileNames, remove_temporaries
-from contactlm.callbacks.prediction_files import (
-    DEFAULT_FORMATS,
-    DRAWING,
-    MOST_THUMBNAILS,
-    SUMMARY,
-    Maker,
-    MapFiles,
-    append_line,
-    by_reason,
-    find_maker,
-    input_checksum,
-    join_options,
-    read_summary,
-    summary_line,
-    what_differs,
-    write_index,
-    write_summary,
-)
+from contactlm.callbacks import prediction_files as results
 from contactlm.data.store import ChainStore
 from contactlm.maps.contact_map import RR_PAIRS_PER_RESIDUE, ContactMap, thumbnail
 from contactlm.maps.restraints import RestraintOptions
@@ -76,7 +59,7 @@ class PredictionWriter(L.Callback):
     def __init__(
         self,
         out: str | Path,
-        formats: Sequence[str] = DEFAULT_FORMATS,
+        formats: Sequence[str] = results.DEFAULT_FORMATS,
         overwrite: bool = False,
         dtype: Literal["float16", "float32"] = "float32",
         pairs_per_residue: float | None = RR_PAIRS_PER_RESIDUE,
@@ -84,13 +67,14 @@ class PredictionWriter(L.Callback):
         restraints: RestraintOptions = RestraintOptions(),  # noqa: B008 - frozen
     ) -> None:
         self.out = Path(out).expanduser()
-        self.files = MapFiles(self.out, formats, dtype, pairs_per_residue, structure, restraints)
+        self._summary = self.out / results.SUMMARY
+        self.files = results.MapFiles(self.out, formats, dtype, pairs_per_residue, structure, restraints)
         self.overwrite = overwrite
         self.kept = self.completed = self.written = 0
         self._began = 0.0
         self._lines: dict[str, dict[str, str]] = {}  # of earlier runs
         self._thumbnails: dict[str, str] = {}
-        self._maker: Maker | None = None
+        self._maker: results.Maker | None = None
         self._inputs: dict[str, str] = {}
         self._threads: ThreadPoolExecutor | None = None
         self._waiting: deque[tuple[str, int, Future[Written]]] = deque()  # id, pairs, and what becomes of it
@@ -100,47 +84,46 @@ class PredictionWriter(L.Callback):
             return
         self._maker, self._inputs = None, {}
         self.out.mkdir(parents=True, exist_ok=True)
-        self._lines = read_summary(self.out / SUMMARY)
+        self._lines = results.read_summary(self._summary)
         self.files.names = FileNames({name: line["file"] for name, line in self._lines.items() if line.get("file")})
         self.files.without, self.files.failed, self.files.outside = {}, {}, {}
         data = trainer.datamodule  # type: ignore[attr-defined]  # a connector sets it
         if hasattr(data, "leave_out"):  # it asks when the weights of a checkpoint are loaded
             data.leave_out(partial(self._finished, trainer, pl_module))
         elif trainer.is_global_zero and self._lines:  # lines of another version may have other columns
-            write_summary(self.out / SUMMARY, self._lines.values())
+            results.write_summary(self._summary, self._lines.values())
 
     def _finished(self, trainer: L.Trainer, pl_module: L.LightningModule, store: ChainStore) -> set[str]:
         """The chains whose results exist and would be the same; the summary keeps no line of the others."""
-        maker = self._made_by(trainer, pl_module)
+        maker = self._maker = results.find_maker(trainer, pl_module, self.files.options())
         lengths = [None] * len(store.ids) if store.chain_lengths is None else store.chain_lengths
-        self._inputs = {
-            name: input_checksum(store.sequence_of(i), lengths[i], store.cb_of(i)) for i, name in enumerate(store.ids)
-        }
+        checksums = (results.input_checksum(store.sequence_of(i), own, store.cb_of(i)) for i, own in enumerate(lengths))
+        self._inputs = dict(zip(store.ids, checksums, strict=True))
         self.files.origins = getattr(trainer.datamodule, "predict_files", {})  # type: ignore[attr-defined]  # likewise
         lines = [] if self.overwrite else [self._lines[name] for name in sorted(store.ids) if name in self._lines]
         missing = {line["id"]: self.files.missing(line) for line in lines}
         there = [line["id"] for line in lines if not missing[line["id"]] or self.files.can_complete(line)]
-        differing = {name: what_differs(self._lines[name], maker, self._inputs[name]) for name in there}
+        differing = {name: results.what_differs(self._lines[name], maker, self._inputs[name]) for name in there}
         finished = {name for name, reason in differing.items() if reason is None}
         if trainer.is_global_zero:
             reasons = {name: reason for name, reason in differing.items() if reason is not None}
-            for reason, number, names in by_reason(reasons):
+            for reason, number, names in results.by_reason(reasons):
                 again = f"recomputing: the existing result {reason}"
                 log.warning("%s: %s: %d proteins (%s)", self.out, again, number, names)
             remove_temporaries(self.out)
             finished -= self._complete({name: missing[name] for name in sorted(finished) if missing[name]}, maker)
             others = set(store.ids) - finished
-            write_summary(self.out / SUMMARY, [line for name, line in self._lines.items() if name not in others])
+            results.write_summary(self._summary, [own for name, own in self._lines.items() if name not in others])
         finished = trainer.strategy.broadcast(finished)
         self.kept = len(finished)
         return finished
 
-    def _complete(self, missing: Mapping[str, Sequence[str]], maker: Maker) -> set[str]:
+    def _complete(self, missing: Mapping[str, Sequence[str]], maker: results.Maker) -> set[str]:
         """Write the kinds that are missing from the ``.npz`` files; the proteins whose file is damaged."""
         damaged = set()
         for name, kinds in missing.items():
             try:
-                saved = ContactMap.load(self.files.path(name, "npz"))
+                saved = ContactMap.load(self.files.paths(name, "npz")[0])
             except DataError as error:
                 log.warning("%s; predicting it again", error)
                 damaged.add(name)
@@ -148,17 +131,13 @@ class PredictionWriter(L.Callback):
             line = self._lines[name]
             formats = [*line["formats"].split(), *self.files.write(saved, kinds)]
             line["formats"] = " ".join(dict.fromkeys(formats))
-            line["options"] = join_options(line["options"], maker.options)
+            line["options"] = results.join_options(line["options"], maker.options)
             self._thumbnails[name] = self._draw(saved)
             self.completed += 1
         return damaged
 
-    def _made_by(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Maker:
-        self._maker = self._maker or find_maker(trainer, pl_module, self.files.options())
-        return self._maker
-
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._made_by(trainer, pl_module)
+        self._maker = self._maker or results.find_maker(trainer, pl_module, self.files.options())
         self._threads = ThreadPoolExecutor(THREADS, "contactlm-files")
 
     def on_predict_batch_start(self, *_: Any) -> None:
@@ -190,7 +169,7 @@ class PredictionWriter(L.Callback):
             return
         self.files.report()
         if trainer.is_global_zero:
-            write_index(self.files, read_summary(self.out / SUMMARY), self._thumbnails)
+            results.write_index(self.files, results.read_summary(self._summary), self._thumbnails)
 
     def _work(self, predicted: ContactMap, seconds: float) -> Callable[[], Written]:
         """What any thread can do for a protein; its file's name depends on those given before, and is given now."""
@@ -202,17 +181,17 @@ class PredictionWriter(L.Callback):
     def _write_files(self, predicted: ContactMap, seconds: float) -> Written:
         formats = self.files.write(predicted, self.files.formats)
         about = {"file": self.files.names.of(predicted.id), "formats": " ".join(formats)}
-        line = summary_line(predicted, seconds) | about
+        line = results.summary_line(predicted, seconds) | about
         if self._maker is not None:
             known = self._inputs.get(predicted.id)
-            line["input"] = known or input_checksum(predicted.sequence, predicted.chain_lengths)
+            line["input"] = known or results.input_checksum(predicted.sequence, predicted.chain_lengths)
             line |= {"model": self._maker.model, "options": self._maker.options}
         return line, self._draw(predicted)
 
     def _draw(self, predicted: ContactMap) -> str:
-        if len(self._thumbnails) >= MOST_THUMBNAILS:
+        if len(self._thumbnails) >= results.MOST_THUMBNAILS:
             return ""
-        with DRAWING:
+        with results.DRAWING:
             return thumbnail(predicted)
 
     def _take_finished(self, most: int = -1) -> None:
@@ -225,7 +204,7 @@ class PredictionWriter(L.Callback):
         """Add a protein whose files are there to the summary."""
         try:
             line, drawn = files()
-            append_line(self.out / SUMMARY, line)
+            results.append_line(self._summary, line)
         except OSError as error:
             self._waiting.clear()
             raise ContactLMError(
