@@ -11,19 +11,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from contactlm.callbacks.flops import shape_key
+from contactlm.modules import memory as arithmetic
 from contactlm.modules.contact import ContactModule
-from contactlm.modules.memory import (
-    PRECISIONS,
-    Make,
-    memory_for,
-    most_rows,
-    resized,
-    shorter_crop,
-    size_text,
-    step_cost,
-    twin,
-    ways,
-)
 from contactlm.types import ModelError
 
 log = logging.getLogger(__name__)
@@ -76,7 +65,7 @@ class MemoryAdvice(L.Callback):
         self._stage = str(trainer.state.stage.value) if trainer.state.stage is not None else ""
         self._batch = _describe(batch)
         is_ours = isinstance(pl_module, ContactModule) and "cb" in batch
-        self._shapes = resized(batch, len(batch["tokens"])) if is_ours else {}
+        self._shapes = arithmetic.resized(batch, len(batch["tokens"])) if is_ours else {}
 
     on_validation_batch_start = on_train_batch_start
     on_test_batch_start = on_train_batch_start
@@ -87,43 +76,38 @@ class MemoryAdvice(L.Callback):
             return
         doing = f"while {_DOING.get(self._stage, 'scoring')} {self._batch}" if self._batch else "before any batch"
         remedy = _TO_TRAIN if self._stage in ("train", "") else _TO_EVALUATE
-        plan = self._plan(trainer, pl_module) if self._stage == "train" else ""
+        plan = ""
+        try:
+            if self._stage == "train":
+                plan = self._plan(trainer, pl_module)
+        except (ModelError, RuntimeError, MemoryError) as error:  # it must not stand before the error it explains
+            log.debug("no plan of the step: %s", error)
         note = f"out of memory {doing}, precision {trainer.precision}: {plan}{remedy} ({_first_line(exception)})"
         # what add_note does, which Python 3.10 does not have yet
         exception.__notes__ = [*getattr(exception, "__notes__", []), note]  # type: ignore[attr-defined]  # see above
 
     def _plan(self, trainer: L.Trainer, pl_module: L.LightningModule) -> str:
-        """What the step takes and what would fit; empty if unknown."""
+        """What the step takes, by part, and what would fit; empty if unknown."""
         one_device = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))  # others spread the weights
         if not self._shapes or not one_device:
             return ""
-        memory, mixed = memory_for(pl_module.device), PRECISIONS.get(str(trainer.precision))
-        try:
-            return _told_plan(twin(pl_module), self._shapes, memory, pl_module.device, mixed)
-        except (ModelError, RuntimeError, MemoryError) as error:  # it must not stand before the error it explains
-            log.debug("no plan of the step: %s", error)
-            return ""
-
-
-def _told_plan(
-    make: Make, batch: dict[str, Any], memory: float | None, device: torch.device, precision: torch.dtype | None
-) -> str:
-    """Say what a step takes, by part, and what would fit."""
-    wanted, cost = len(batch["tokens"]), step_cost(make, batch, device, precision, count_flops=False)
-    needs = f"by contactlm plan the step takes {size_text(cost.total)} ({cost.in_words})"
-    if memory is None:
-        return f"{needs}; "
-    needs += f", and {size_text(memory)} are available"
-    if cost.total <= memory:
-        return f"{needs}: other memory use is not included; "
-    found, possible = [], ways(make, device, precision)
-    for way in possible:
-        if rows := most_rows(way, batch, memory, device):
-            what = "the batch as it is" if rows >= wanted else f"data.batch_size {rows}"
-            found.append(f"{what} with {way.options}" if way.options else what)
-    if crop := shorter_crop(possible[0], batch, memory, device):
-        found.append(f"data.crop_length {crop}")
-    return f"{needs}; what would fit: {', or '.join(found) or 'no batch of this model'}; "
+        batch, device, precision = self._shapes, pl_module.device, arithmetic.PRECISIONS.get(str(trainer.precision))
+        make, memory = arithmetic.twin(pl_module), arithmetic.memory_for(device)
+        wanted, cost = len(batch["tokens"]), arithmetic.step_cost(make, batch, device, precision, count_flops=False)
+        needs = f"by contactlm plan the step takes {arithmetic.size_text(cost.total)} ({cost.in_words})"
+        if memory is None:
+            return f"{needs}; "
+        needs += f", and {arithmetic.size_text(memory)} are available"
+        if cost.total <= memory:
+            return f"{needs}: other memory use is not included; "
+        found, possible = [], arithmetic.ways(make, device, precision)
+        for way in possible:
+            if rows := arithmetic.most_rows(way, batch, memory, device):
+                what = "the batch as it is" if rows >= wanted else f"data.batch_size {rows}"
+                found.append(f"{what} with {way.options}" if way.options else what)
+        if crop := arithmetic.shorter_crop(possible[0], batch, memory, device):
+            found.append(f"data.crop_length {crop}")
+        return f"{needs}; what would fit: {', or '.join(found) or 'no batch of this model'}; "
 
 
 def _describe(batch: Any) -> str:

@@ -97,7 +97,7 @@ def test_the_message_says_what_would_fit(
             return super().loss(logits, labels)
 
     def note(memory: float | None) -> str:
-        monkeypatch.setattr("contactlm.callbacks.memory.memory_for", lambda _: memory)
+        monkeypatch.setattr("contactlm.modules.memory.memory_for", lambda _: memory)
         module = Starved(str(tiny_esm))
         with pytest.raises(torch.cuda.OutOfMemoryError) as error:
             trainer(tmp_path, MemoryAdvice()).fit(module, data_module(pdb_folders))
