@@ -36,10 +36,8 @@ class SafeCheckpoint(ModelCheckpoint):
     process then ends with 128 + the signal's number: 143 for SIGTERM (pre-emption), 130 for Ctrl-C.
 
     Use it with :class:`contactlm.runs.checkpoint_io.AtomicCheckpointIO`: a checkpoint that cannot be written then
-    leaves the older ones as they were, and the run continues. A resumed run remembers which checkpoint was best before.
-
-    With a data module that has its training chains as a store (``ContactDataModule``) the training sequences are kept
-    with the checkpoints, in ``train.fasta.gz``: later tests report identities to them.
+    leaves the older ones as they were, and the run continues. The training sequences of a ``ContactDataModule`` are
+    kept with the checkpoints, in ``train.fasta.gz``: later tests report identities to them.
 
     Args:
         last_every_n_minutes: Minutes between two writes of ``last.ckpt``; null: no such writes.
@@ -92,7 +90,10 @@ class SafeCheckpoint(ModelCheckpoint):
         if schedule is not None:  # Lightning asks it when an epoch begins, not when one resumes
             trainer.accumulate_grad_batches = schedule.get_accumulate_grad_batches(trainer.current_epoch)
         if trainer.is_global_zero:
-            self._remove_leftovers(trainer)
+            # what killed runs left half written: here, and where the resumed run wrote
+            for folder in (self.dirpath, Path(trainer.ckpt_path).parent if trainer.ckpt_path else None):
+                if folder is not None and "://" not in str(folder):
+                    remove_temporaries(Path(folder))
             self._keep_training(trainer)
         self._step_before = trainer.global_step
         self._tried_at = (trainer.global_step if trainer.ckpt_path else -1, time.monotonic())
@@ -167,12 +168,6 @@ class SafeCheckpoint(ModelCheckpoint):
     def _take(self, sums: list[int]) -> None:
         self._heard = sums
 
-    def _remove_leftovers(self, trainer: L.Trainer) -> None:
-        """Remove what killed runs left half written: here, and where the resumed run wrote."""
-        for folder in (self.dirpath, Path(trainer.ckpt_path).parent if trainer.ckpt_path else None):
-            if folder is not None and "://" not in str(folder):
-                remove_temporaries(Path(folder))
-
     def _keep_training(self, trainer: L.Trainer) -> None:
         store = getattr(trainer.datamodule, "chains", {}).get("train")  # type: ignore[attr-defined]  # a connector sets it
         is_local = self.dirpath is not None and "://" not in str(self.dirpath)
@@ -217,9 +212,11 @@ class SafeCheckpoint(ModelCheckpoint):
     def _taken_back_on_failure(self, trainer: L.Trainer) -> Iterator[None]:
         """Go on believing what was so before, when a checkpoint could not be written."""
         before = {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
-        failures = _failures(trainer)
+        plugin: Any = trainer.strategy.checkpoint_io
+        failures = getattr(plugin, "failures", 0)  # that came in this process so far
         yield
-        if trainer.strategy.broadcast(_failures(trainer) > failures):  # one process writes, and all must know
+        # one process writes, and all must know
+        if trainer.strategy.broadcast(getattr(plugin, "failures", 0) > failures):
             vars(self).update(before)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -275,8 +272,3 @@ def _ends(trainer: L.Trainer) -> bool:
     is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
     ends_by_epochs = is_last and 0 < (trainer.max_epochs or 0) <= trainer.current_epoch + 1
     return trainer.should_stop or ends_by_epochs or 0 < trainer.max_steps <= trainer.global_step
-
-
-def _failures(trainer: L.Trainer) -> int:
-    """Writes that failed so far in this process."""
-    return getattr(trainer.strategy.checkpoint_io, "failures", 0)

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from copy import deepcopy
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,9 @@ SYNTHETIC_MANIFEST = "synthetic.json"  # the generator writes it into its folder
 class RunRecord(L.Callback):
     """Writes ``run.json`` into the run directory, from which ``contactlm report`` compares runs.
 
-    It holds the arm and seed; tokens, residues, optimizer steps and FLOPs; seconds and memory; dev and test scores; and
-    what should be equal in runs that are compared. It is written at the start, after every look at dev and at the end,
-    each time whole; a killed run is still called ``running``. Sums and scores are saved in checkpoints. Put it
-    behind :class:`TokenBudget`, :class:`FlopsMeter` and :class:`ContactEvaluation`. Without a logger, it does nothing.
+    It is written whole at the start, after every look at dev and at the end; a killed run is still called ``running``.
+    Sums and scores are saved in checkpoints. Put it behind :class:`TokenBudget`, :class:`FlopsMeter` and
+    :class:`ContactEvaluation`. Without a logger, it does nothing.
 
     Seconds are those of the first process. ``training`` is the time within training batches (forward, backward and
     optimizer), without evaluation, checkpoints and waiting for data; ``total`` is all from the start of ``fit``.
@@ -94,10 +94,15 @@ class RunRecord(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
-            self._start_evaluation(trainer, pl_module)
+            self._began, self._seconds_before = time.perf_counter(), self.training["seconds"]["total"]
+            if not self._fitted:
+                self._start(trainer, pl_module)
+                self._count(trainer)  # what the checkpoint's callbacks say was spent
         elif not trainer.sanity_checking:
             self._note_training_memory(pl_module)  # best known before the first look at dev
         self._look_began = time.perf_counter()
+
+    on_test_start = on_validation_start
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -117,10 +122,6 @@ class RunRecord(L.Callback):
         self._write(trainer, pl_module, "finished")
         self._fitted = True
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start_evaluation(trainer, pl_module)
-        self._look_began = time.perf_counter()
-
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.training["seconds"]["evaluation"] += time.perf_counter() - self._look_began
         self._results["test"] = _scores(trainer, "test")
@@ -132,16 +133,13 @@ class RunRecord(L.Callback):
             self._write(trainer, pl_module, "interrupted" if interrupted else f"failed: {type(exception).__name__}")
 
     # -- what is kept ------------------------------------------------------------------------------------------------
-    def _start_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began, self._seconds_before = time.perf_counter(), self.training["seconds"]["total"]
-        if not self._fitted:
-            self._start(trainer, pl_module)
-            self._count(trainer)  # what the checkpoint's callbacks say was spent
-
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began, self._seconds_before = time.perf_counter(), self.training["seconds"]["total"]
+        name = trainer.loggers[0].name if trainer.loggers else None
+        before = None if trainer.state.fn == TrainerFn.FITTING else self._trained_as  # of a checkpoint that is scored
+        on_gpu = pl_module.device.type == "cuda"
         self._facts = {
-            "arm": self._arm(trainer) or type(pl_module).__name__,
+            "arm": self.arm or before or name or type(pl_module).__name__,
             "seed": run_seed(trainer) if self._trained_with is None else self._trained_with,
             "command": trainer.state.fn.value if trainer.state.fn is not None else None,
             "version": __version__,
@@ -153,16 +151,18 @@ class RunRecord(L.Callback):
             "reads": module_facts(pl_module, "reads"),
             "optimizer": optimizer_facts(trainer),
             "data": data_locations(trainer),
-            "machine": machine_facts(trainer, pl_module),
+            "machine": {
+                "device": pl_module.device.type,
+                "device_name": torch.cuda.get_device_name(pl_module.device) if on_gpu else platform.machine(),
+                "processes": trainer.world_size,
+                "threads": torch.get_num_threads(),
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+            },
             "equal": equal_facts(trainer, pl_module),
         }
         self._facts["equal"] |= self._began_with  # a resumed run's weights are no longer those it began with
         self._results = {"dev": {}, "test": {}, "tested_at": None}
-
-    def _arm(self, trainer: L.Trainer) -> str | None:
-        """As it is called, or the run was that trained the checkpoint to be scored, or this one is."""
-        name = trainer.loggers[0].name if trainer.loggers else None
-        return self.arm or (None if trainer.state.fn == TrainerFn.FITTING else self._trained_as) or name
 
     def _count(self, trainer: L.Trainer) -> None:
         budget, meter = find_callback(trainer, TokenBudget), find_callback(trainer, FlopsMeter)
@@ -192,12 +192,12 @@ class RunRecord(L.Callback):
                 write_run(self._folder, {**about, **self.training, **self._results, **history})
 
     def state_dict(self) -> dict[str, Any]:
-        seconds = dict(self.training["seconds"], total=self._seconds_before + time.perf_counter() - self._began)
-        training = {**self.training, "seconds": seconds, "memory": dict(self.training["memory"])}
-        began_with = {k: v for k, v in self._facts.get("equal", {}).items() if k in ("weights", "backbone")}
-        history = {"dev": [dict(row) for row in self.dev], "progress": list(self.progress)}
+        seconds = {**self.training["seconds"], "total": self._seconds_before + time.perf_counter() - self._began}
+        equal = self._facts.get("equal", {})
+        began_with = {name: equal[name] for name in ("weights", "backbone") if name in equal}
         of_run = {name: self._facts.get(name) for name in ("seed", "arm")}
-        return {"training": training, **history, "began_with": began_with, **of_run}
+        history = {"training": {**self.training, "seconds": seconds}, "dev": self.dev, "progress": self.progress}
+        return deepcopy({**history, "began_with": began_with, **of_run})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; a test after ``fit`` only takes down which checkpoint it scores."""
@@ -327,19 +327,6 @@ def run_seed(trainer: L.Trainer) -> int | None:
     """The seed of the run: that of the data module, or the one given to ``seed_everything``."""
     seed, general = getattr(_data_of(trainer), "seed", None), os.environ.get("PL_GLOBAL_SEED")
     return int(general) if seed is None and general is not None else seed
-
-
-def machine_facts(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-    """Device, processes, threads and versions."""
-    on_gpu = module.device.type == "cuda"
-    return {
-        "device": module.device.type,
-        "device_name": torch.cuda.get_device_name(module.device) if on_gpu else platform.machine(),
-        "processes": trainer.world_size,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-    }
 
 
 def peak_memory(device: torch.device) -> int | None:
