@@ -32,14 +32,13 @@ class TokenBudget(L.Callback):
     """Stops training once a number of tokens was processed; no batch starts after that.
 
     Counts training batches only (not the sanity check, evaluation or the learning rate finder), summed over all
-    processes, saved in checkpoints: a spent budget stays spent. Use it with ``max_epochs=-1`` and ``min_epochs=0``.
-    With ``accumulate_grad_batches``, the budget ends with an optimizer step, so that no gradient is thrown away. Logs
-    ``budget/tokens``, ``budget/residues`` and ``budget/fraction``.
+    processes, saved in checkpoints. Use it with ``max_epochs=-1`` and ``min_epochs=0``. With
+    ``accumulate_grad_batches`` it ends with an optimizer step. Logs ``budget/tokens``, ``budget/residues`` and
+    ``budget/fraction``.
 
-    Looks at the dev set come every 5 % of the budget (of ``max_steps`` or ``max_epochs`` of the trainer, where these
-    come first), after the optimizer step that completes it, in all processes. So runs whose batches differ in size look
-    equally often. A trainer with a ``val_check_interval`` or ``check_val_every_n_epoch`` of its own keeps it. In a
-    project of your own put this callback before those that ask the trainer how it validates (``EarlyStopping``).
+    The dev set is looked at after every 5 % of the budget (of ``max_steps`` or ``max_epochs`` of the trainer, where
+    these come first). A trainer with a ``val_check_interval`` or ``check_val_every_n_epoch`` of its own keeps it. Put
+    this callback before those that ask the trainer how it validates (``EarlyStopping``).
 
     Args:
         max_tokens: The budget; None: count without a limit.

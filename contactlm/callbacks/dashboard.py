@@ -34,10 +34,7 @@ HPARAM_METRICS = ("dev/mcc_sep6", "test/mcc_sep6")
 GFLOPS = "flops/cumulative_gflops"
 BY_TOKENS = "by_tokens/dev/"  # prefix of scores whose step is the number of tokens trained on
 LAYOUT = {  # of the custom scalars: the two panels of the report, and how scores and loss go along
-    "report": {
-        "cumulative GFLOPs by step": [GFLOPS],
-        "dev MCC by tokens, |i - j| >= 6": [f"{BY_TOKENS}mcc_sep6"],
-    },
+    "report": {"cumulative GFLOPs by step": [GFLOPS], "dev MCC by tokens, |i - j| >= 6": [f"{BY_TOKENS}mcc_sep6"]},
     "dev by tokens": {
         "MCC by range": [f"{BY_TOKENS}{name}" for name in ("mcc_short", "mcc_medium", "mcc_long")],
         "long-range precision at L, L/5": [f"{BY_TOKENS}{name}" for name in ("p_at_L_long", "p_at_L5_long")],
@@ -87,8 +84,7 @@ class TensorBoardDashboard(L.Callback):
     - **HParams**: the options that tell runs apart, with ``dev/mcc_sep6`` and ``test/mcc_sep6``.
 
     It reads what validation and test steps return as :class:`ContactEvaluation` does, and :class:`TokenBudget`,
-    :class:`FlopsMeter` and :class:`ContactEvaluation` where the trainer has them, in any order. It draws no random
-    number.
+    :class:`FlopsMeter` and :class:`ContactEvaluation` where the trainer has them, in any order.
 
     Args:
         lengths: Residues; for each length, the dev protein of the nearest length is drawn. Empty: no pictures.

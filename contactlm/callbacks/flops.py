@@ -26,17 +26,17 @@ Flops = tuple[int, int]  # of the whole step, and of its forward pass
 class FlopsMeter(L.Callback):
     """Counts the forward and backward FLOPs of training, summed over all processes.
 
-    What counts are matrix products and attention, with what is computed a second time in the backward pass by streamed
-    attention and by layers under activation checkpointing. ``torch.utils.flop_counter`` counts the first batch of every
-    shape while it is trained on, which takes the host several times as long; later batches of that shape cost the same.
+    What counts are matrix products and attention, what the backward pass repeats included.
+    ``torch.utils.flop_counter`` counts the first batch of every shape while it is trained on, which takes the host
+    several times as long; later batches of that shape cost the same.
 
     Of a module whose ``flops_follow_length`` is true (:class:`contactlm.ContactModule` and
     :class:`contactlm.ContrastiveModule`), a batch of B sequences of T tokens costs B (a + b T + c T²). Three lengths
-    tell the three numbers. The fourth is counted as well: where it costs something else, as in a subclass that computes
-    more, the first batch of every shape is counted; else no further one is.
+    tell the three numbers. The fourth is counted as well: only where it costs something else, as in a subclass that
+    computes more, the first batch of every shape is counted.
 
     Saved in checkpoints. Logs ``flops/total``. The share of the forward pass is in ``forward``. Fused attention counts
-    by the same formula on every device (on the CPU, PyTorch's own counter sees nothing of it).
+    by the same formula on every device.
     """
 
     def __init__(self) -> None:

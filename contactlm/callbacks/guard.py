@@ -41,15 +41,14 @@ def name_samples(batch: Any) -> list[str]:
 class LossGuard(L.Callback):
     """Skips the optimizer step when a loss or a gradient is not finite, and stops after too many such steps.
 
-    A skipped step leaves weights and optimizer state as they are, to the last bit; all gradients that were accumulated
-    for it are dropped. Everything that counts batches continues: learning rate scheduler, ``global_step``, token
-    budget. All processes decide alike. A step whose gradients are all exactly zero, as of a batch of which no pair is
-    known, is skipped too (momentum would move the weights); it is counted apart, in ``empty``, and meets no limit.
-
-    A step costs one norm over all gradients and one transfer from the device, for which it waits.
+    A skipped step leaves weights and optimizer state as they are, to the last bit; all gradients accumulated for it are
+    dropped. Everything that counts batches continues: learning rate scheduler, ``global_step``, token budget. All
+    processes decide alike. A step whose gradients are all exactly zero, as of a batch of which no pair is known, is
+    skipped too (momentum would move the weights); it is counted apart, in ``empty``, and meets no limit. A step costs
+    one norm over all gradients and one transfer from the device, for which it waits.
 
     With a gradient scaler (``16-mixed``), a gradient that overflows while the loss is finite is left to the scaler,
-    which skips the step and halves its scale. Such steps count here only when the scale is down to 1.
+    until its scale is down to 1.
 
     Logs ``train/skipped_steps``; the counts are saved in checkpoints. Works in any Lightning project.
 

@@ -34,12 +34,11 @@ class ThroughputMeter(L.Callback):
 
     The clock runs while training does, waiting for data included, and stands still during evaluation. Tokens and
     residues are those of :class:`TokenBudget`, FLOPs those of :class:`FlopsMeter`, summed over all processes; put this
-    callback behind them. The first batch of a run is left out: it warms up and has its FLOPs counted. Nothing is logged
-    before the 20 batches behind it are over. Where no residues are counted there is no speed of them.
+    callback behind them. The first batch of a run, which warms up, is left out.
 
-    ``speed/mfu`` is the fraction used of the devices' peak: FLOPs a second / (peak FLOPs a second × processes).
-    Operations that the backward pass repeats count as work. It is logged where :class:`FlopsMeter` is in use and the
-    peak is known: that of many GPUs is, for dense matrix products at the trainer's precision; a CPU's is not.
+    ``speed/mfu`` is FLOPs a second / (a device's peak FLOPs a second × processes). It is logged where
+    :class:`FlopsMeter` is in use and the peak is known: that of many GPUs is, for dense matrix products at the
+    trainer's precision; a CPU's is not.
 
     Args:
         peak_flops: Peak FLOPs per second of one device; None: looked up for the GPU.
@@ -221,19 +220,16 @@ class BudgetProgressBar(TQDMProgressBar):
             bar.refresh()
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        return {**self._loss(), **super().get_metrics(trainer, pl_module)}
-
-    def _loss(self) -> dict[str, float]:
-        loss = self.trainer.callback_metrics.get(LOSS)
-        return {} if loss is None else {LOSS: float(loss)}
+        loss = trainer.callback_metrics.get(LOSS)
+        return {**({} if loss is None else {LOSS: float(loss)}), **super().get_metrics(trainer, pl_module)}
 
     def status(self) -> str:
         """What stands behind the bar: loss, scores, speed, and the time left to the end of the budget."""
-        shown = {**self._loss(), **self.trainer.progress_bar_metrics}
-        shown.pop("budget/fraction", None)
+        shown = self.get_metrics(self.trainer, self.trainer.lightning_module)
         parts = [
             f"{name.removeprefix('train/').replace('/', ' ')} {round(float(value), 3) + 0.0:.3f}"
             for name, value in shown.items()
+            if name not in ("budget/fraction", "v_num")
         ]
         if self._budget is None or self._began is None:
             return ", ".join(parts)
