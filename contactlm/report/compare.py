@@ -76,8 +76,7 @@ def group_equal(runs: Sequence[Run], but: Collection[str] = ()) -> list[list[Run
             group.append(run)
         if not fitting:
             groups.append([run])
-    order = {id(run): number for number, run in enumerate(runs)}
-    return [sorted(group, key=lambda run: order[id(run)]) for group in sorted(groups, key=lambda g: -len(g))]
+    return [sorted(group, key=runs.index) for group in sorted(groups, key=lambda group: -len(group))]
 
 
 def differences(runs: Sequence[Run]) -> dict[str, Values]:

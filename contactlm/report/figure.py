@@ -29,14 +29,9 @@ STYLES = ("-", "--", "-.", ":")
 LEAST_RANGE = 0.1  # of a score's axis, so that small changes do not look large
 LEAST_FACTOR = 10  # between the ends of the axis of costs
 POINTS = 200  # at which curves of several seeds are averaged
-CROSS: dict[str, Any] = {
-    "marker": "X",
-    "markersize": 8,
-    "markeredgecolor": "white",
-    "markeredgewidth": 0.7,
-    "zorder": 5,
-}
-TRIVIAL_LINE: dict[str, Any] = {"color": "#333333", "linewidth": 1.2, "linestyle": (0, (1, 2))}
+Style = dict[str, Any]
+CROSS: Style = {"marker": "X", "markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.7, "zorder": 5}
+TRIVIAL_LINE: Style = {"color": "#333333", "linewidth": 1.2, "linestyle": (0, (1, 2))}
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -69,7 +64,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
+def arm_styles(arms: Sequence[str]) -> dict[str, Style]:
     """A colour and a line style for each arm, distinct in grey as well; the same in all figures of a report."""
     return {
         arm: {"color": COLORS[i % len(COLORS)], "linestyle": STYLES[(i + i // len(COLORS)) % len(STYLES)]}
@@ -97,7 +92,7 @@ def _curves(runs: Sequence[Run], rows: str, x: str, y: str) -> list[Curve]:
     return [(np.array(each, dtype=float)[:, 0], np.array(each, dtype=float)[:, 1]) for each in points if each]
 
 
-def _draw_cost(ax: Axes, runs: Sequence[Run], style: dict[str, Any]) -> None:
+def _draw_cost(ax: Axes, runs: Sequence[Run], style: Style) -> None:
     curves = [(x, y / 1e9) for x, y in _curves(runs, "progress", "steps", "flops") if y[-1] > 0]
     if curves:
         x, mean, _ = mean_curve(curves)
@@ -105,7 +100,7 @@ def _draw_cost(ax: Axes, runs: Sequence[Run], style: dict[str, Any]) -> None:
         ax.plot(x[-1], mean[-1], marker="o", markersize=4, color=style["color"])
 
 
-def _draw_score(ax: Axes, runs: Sequence[Run], score: str, style: dict[str, Any]) -> None:
+def _draw_score(ax: Axes, runs: Sequence[Run], score: str, style: Style) -> None:
     curves = _curves(runs, "history", "tokens", score)
     if curves:
         x, mean, sd = mean_curve(curves)
@@ -120,19 +115,14 @@ def _draw_score(ax: Axes, runs: Sequence[Run], score: str, style: dict[str, Any]
 
 
 def _label(left: Axes, right: Axes, score: str) -> None:
-    left.set_yscale("log")
-    left.set_xlabel("optimizer step")
-    left.set_ylabel("cumulative GFLOPs (forward + backward)")
+    left.set(yscale="log", xlabel="optimizer step", ylabel="cumulative GFLOPs (forward + backward)", xlim=(0, None))
     left.set_title("cost of training", fontsize="medium")
-    left.set_xlim(left=0)
     low, high = left.get_ylim()
     left.set_ylim(min(low, high / LEAST_FACTOR), high)
     left.grid(which="major", color="#dddddd", linewidth=0.6)
-    right.set_xlabel("training tokens")
-    right.set_ylabel(FIGURES.get(score, score))
+    right.set(xlabel="training tokens", ylabel=FIGURES.get(score, score), xlim=(min(0, right.get_xlim()[0]), None))
     right.set_title("dev set by tokens, ± 1 sd over seeds; cross: test set", fontsize="medium")
     right.xaxis.set_major_formatter(EngFormatter(sep=""))
-    right.set_xlim(left=min(0, right.get_xlim()[0]))
     low, high = right.get_ylim()
     right.set_ylim(min(low, (low + high - LEAST_RANGE) / 2), max(high, (low + high + LEAST_RANGE) / 2))
     right.grid(color="#dddddd", linewidth=0.6)
@@ -141,7 +131,7 @@ def _label(left: Axes, right: Axes, score: str) -> None:
         ax.set_axisbelow(True)
 
 
-def _handles(arms: dict[str, list[Run]], styles: dict[str, dict[str, Any]]) -> list[Line2D]:
+def _handles(arms: dict[str, list[Run]], styles: dict[str, Style]) -> list[Line2D]:
     handles = []
     for arm, runs in arms.items():
         seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"

@@ -61,13 +61,11 @@ def write_page(
     body = _header(f"Report of {len(runs)} runs", statements, outcome_of(statements)) + shown.pop("arms", "")
     for figure, image in zip(figures, images, strict=True):
         body += f'<p><img class="figure" src="data:image/png;base64,{image}" alt="{escape(figure.stem)}"></p>\n'
-    body += "".join(shown.values())
-    body += _folded_statements(statements)
+    body += "".join(shown.values()) + _folded_statements(statements)
     folded = {"options": "What differs between the runs", "means": "All means", "each": "Every run"}
     folded["proteins"] = "Protein by protein"
     body += "".join(FOLDED.format(title=name, body=sections[at]) for at, name in folded.items() if at in sections)
-    data = {"tables": list(tables.values())}
-    write_frame(path, f"Report of {len(runs)} runs", body, data, ["tables"], library=False)
+    write_frame(path, f"Report of {len(runs)} runs", body, {"tables": [*tables.values()]}, ["tables"], library=False)
 
 
 def _plain(table: Mapping[str, Any]) -> str:
@@ -176,10 +174,8 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{name}.")
         elif value is not None:
-            yield (
-                f"{prefix}{name}",
-                short(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)),
-            )
+            text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+            yield f"{prefix}{name}", short(text)
 
 
 def _proteins(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[list[Any]]]:
@@ -195,8 +191,7 @@ def _proteins(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[list[Any]
         for arm, tables in arms.items():
             columns.append({"title": f"{arm} {score}", "digits": 3})
             for key, row in zip(keys, rows, strict=True):
-                known = [
-                    table[key][score] for table in tables if not math.isnan(table.get(key, {}).get(score, math.nan))
-                ]
+                values = [table[key][score] for table in tables if score in table.get(key, {})]
+                known = [value for value in values if not math.isnan(value)]
                 row.append(float(np.mean(known)) if known else None)
     return columns, rows

@@ -12,9 +12,8 @@ from contactlm.report.read import Run
 
 DEV_SCORES = ("mcc_sep6", "mcc", "mcc_long", "p_at_L_long")
 TEST_SCORES = (*DEV_SCORES, "p_at_L5_long", "r_precision_long", "auprc_sep6", "mcc_sep6_tuned")
-PROBABILITY_SCORES = (  # "…_calibrated" next to each
-    "ece_sep6", "brier_sep6", "log_loss_sep6", "ece_short", "ece_medium", "ece_long",
-)  # fmt: skip
+# "…_calibrated" next to each
+PROBABILITY_SCORES = ("ece_sep6", "brier_sep6", "log_loss_sep6", "ece_short", "ece_medium", "ece_long")
 THRESHOLD_SCORES = ("mcc_sep6", "mcc_sep6_calibrated", "mcc_sep6_tuned")
 CONFIDENCE_SCORES = ("confidence_bias", "confidence_error")  # of each protein's predicted long-range P@L
 TRIVIAL = "trivial (|i − j| ≤ 2)"
@@ -32,25 +31,16 @@ def _of_record(*path: str, scale: float = 1.0) -> Column:
     return value
 
 
-def _test(name: str) -> Column:
-    return lambda run: run.test.get(name)
-
-
-def _dev(name: str) -> Column:
-    return lambda run: run.dev.get(name)
+def _score(role: str, name: str) -> Column:
+    return lambda run: getattr(run, role).get(name)
 
 
 PROBABILITY_COLUMNS = [f"{name}{calibrated}" for name in PROBABILITY_SCORES for calibrated in ("", "_calibrated")]
+TEST_COLUMNS = (*TEST_SCORES, "mcc_sep6_calibrated", *CONFIDENCE_SCORES, *PROBABILITY_COLUMNS)
 COLUMNS: dict[str, Column] = {
-    **{
-        f"test_{name}": _test(name)
-        for name in (*TEST_SCORES, "mcc_sep6_calibrated", *CONFIDENCE_SCORES, *PROBABILITY_COLUMNS)
-    },
-    **{f"dev_{name}": _dev(name) for name in DEV_SCORES},
-    "tokens": _of_record("tokens"),
-    "residues": _of_record("residues"),
-    "steps": _of_record("steps"),
-    "trained_parameters": _of_record("trained_parameters"),
+    **{f"test_{name}": _score("test", name) for name in TEST_COLUMNS},
+    **{f"dev_{name}": _score("dev", name) for name in DEV_SCORES},
+    **{name: _of_record(name) for name in ("tokens", "residues", "steps", "trained_parameters")},
     "gflops": _of_record("flops", scale=1e9),
     "forward_gflops": _of_record("forward_flops", scale=1e9),
     "training_seconds": _of_record("seconds", "training"),
@@ -124,14 +114,10 @@ def markdown(runs: Sequence[Run]) -> str:
         own = [_number(run.test.get(name)) for name in TEST_SCORES]
         each.append([run.arm, str(run.seed), *own, *(_cost([run], name) for name in COSTS)])
     test = [f"test {name}" for name in TEST_SCORES]
-    return "\n\n".join(
-        (
-            "### Scores: mean ± sd over seeds\n\n" + grid(["arm", "seeds", *test, "dev mcc_sep6"], scores),
-            *_probabilities(arms),
-            "### Cost of training: mean over seeds\n\n" + grid(["arm", *COSTS.values()], costs),
-            "### Every run\n\n" + grid(["arm", "seed", *test, *COSTS.values()], each),
-        )
-    )
+    parts = ["### Scores: mean ± sd over seeds", grid(["arm", "seeds", *test, "dev mcc_sep6"], scores)]
+    parts += _probabilities(arms)
+    parts += ["### Cost of training: mean over seeds", grid(["arm", *COSTS.values()], costs)]
+    return "\n\n".join([*parts, "### Every run", grid(["arm", "seed", *test, *COSTS.values()], each)])
 
 
 def _probabilities(arms: dict[str, list[Run]]) -> list[str]:
