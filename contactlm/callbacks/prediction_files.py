@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -66,9 +66,6 @@ SHOWN_SCORES = {
     "p_at_L5_long": ("P@L/5 long", "precision of the L/5 most probable long-range pairs"),
 }
 CONFIDENCE_HINT = "mean probability of the L most probable pairs, |i − j| ≥ 6"
-
-
-# --- summary.csv: a line for each predicted protein ---
 
 
 def summary_line(predicted: ContactMap, seconds: float) -> dict[str, Any]:
@@ -135,12 +132,9 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
         writer.writerow(line)
 
 
-# --- what results were made from: they are kept only where all of it is the same ---
-
-
 @dataclass(frozen=True)
 class Maker:
-    """What makes all maps of a run."""
+    """What makes all maps of a run: results are kept only where all of it is the same."""
 
     model: str  # checksum of all weights, those of adapters and heads included
     options: str  # what else decides a map and its files, as `name=value` with spaces between
@@ -233,43 +227,37 @@ def by_reason(reasons: Mapping[str, str]) -> Iterator[tuple[str, int, str]]:
         yield reason, len(names), ", ".join(names[:NAMED]) + more
 
 
-# --- files of maps, and the page of all ---
-
-
+@dataclass(eq=False)
 class MapFiles:
     """Writes the files of maps to a folder, from any thread, where each map's name was given before."""
 
-    def __init__(
-        self,
-        out: Path,
-        formats: Sequence[str] = DEFAULT_FORMATS,
-        dtype: Literal["float16", "float32"] = "float32",
-        pairs_per_residue: float | None = RR_PAIRS_PER_RESIDUE,
-        structure: str | Path | None = None,
-        restraints: RestraintOptions = RestraintOptions(),  # noqa: B008 - frozen
-    ) -> None:
-        if not formats or not set(formats) <= set(FORMATS):
-            raise ContactLMError(f"formats: {list(formats)} given; choose from {', '.join(FORMATS)}")
-        if pairs_per_residue is not None and not 0 < pairs_per_residue < math.inf:
-            raise ContactLMError(f"pairs_per_residue: {pairs_per_residue} given; it must be positive (null: all pairs)")
-        if structure is not None and not Path(structure).expanduser().is_file():
-            raise ContactLMError(f"structure: {structure}: there is no such file")
-        if "html" in formats:
+    out: Path
+    formats: Sequence[str] = DEFAULT_FORMATS
+    dtype: Literal["float16", "float32"] = "float32"
+    pairs_per_residue: float | None = RR_PAIRS_PER_RESIDUE
+    structure: str | Path | None = None
+    restraints: RestraintOptions = field(default_factory=RestraintOptions)
+    names: FileNames = field(default_factory=FileNames)
+    origins: Mapping[str, Path] = field(default_factory=dict)  # structure files of proteins that came from one, by id
+    without: dict[str, str] = field(default_factory=dict)  # why a protein has no structure, by id
+    outside: dict[str, str] = field(default_factory=dict)  # in what a protein lies outside what dev had, by id
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)  # why a protein has no file, by kind and id
+
+    def __post_init__(self) -> None:
+        if not self.formats or not set(self.formats) <= set(FORMATS):
+            raise ContactLMError(f"formats: {list(self.formats)} given; choose from {', '.join(FORMATS)}")
+        most = self.pairs_per_residue
+        if most is not None and not 0 < most < math.inf:
+            raise ContactLMError(f"pairs_per_residue: {most} given; it must be positive (null: all pairs)")
+        if self.structure is not None and not Path(self.structure).expanduser().is_file():
+            raise ContactLMError(f"structure: {self.structure}: there is no such file")
+        self.structure = self.structure and Path(self.structure).expanduser()
+        if "html" in self.formats:
             from contactlm.pages.library import load_bokeh
 
             load_bokeh()  # before anything is predicted
-        self.out, self.formats = out, tuple(formats)
-        self.dtype, self.pairs_per_residue = dtype, pairs_per_residue
-        self.restraints = restraints
-        self.structure = None if structure is None else Path(structure).expanduser()
-        self.names = FileNames()
-        self.origins: Mapping[str, Path] = {}  # structure files of proteins that came from one, by id
-        self.without: dict[str, str] = {}  # why a protein has no structure, by id
-        self.outside: dict[str, str] = {}  # in what a protein lies outside what dev had, by id
-        self.failed: dict[str, dict[str, str]] = {}  # why a protein has no file of a kind, by kind and id
 
     def options(self) -> dict[str, Any]:
-        """What decides a kind of file."""
         options: dict[str, Any] = {"dtype": self.dtype} if "npz" in self.formats else {}
         if TOOLS.keys() & set(self.formats):
             options["restraints"] = "/".join(f"{value:g}" for value in vars(self.restraints).values())

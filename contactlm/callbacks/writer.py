@@ -32,11 +32,10 @@ Written = tuple[dict[str, Any], str]  # a protein's line of the summary, and its
 class PredictionWriter(L.Callback):
     """Writes every predicted map and a summary with a line a protein.
 
-    Threads write the files while the next batch is predicted; the summary's lines come in the order of the
-    predictions. Works with any LightningModule whose ``predict_step`` returns a list of
-    :class:`contactlm.ContactMap`. With ``ContactDataModule``, proteins whose results were made from the same sequence
-    (and structure, where it is known), weights and options are not predicted again; a format that is missing is written
-    from the ``.npz``. One command at a time writes to a folder: what killed runs left half written there is removed.
+    Works with any LightningModule whose ``predict_step`` returns a list of :class:`contactlm.ContactMap`. Threads write
+    the files while the next batch is predicted. With ``ContactDataModule``, proteins whose results were made from the
+    same sequence (and structure, where it is known), weights and options are not predicted again; a format that is
+    missing is written from the ``.npz``. Only one command at a time may write to a folder.
 
     Args:
         out: Folder of the files ``<id>.npz``, ``<id>.rr``, … and ``summary.csv``, whose column ``file`` gives their
@@ -195,24 +194,19 @@ class PredictionWriter(L.Callback):
             return thumbnail(predicted)
 
     def _take_finished(self, most: int = -1) -> None:
-        """Take proteins in order, those that are finished; wait for more while over ``most`` pairs are waiting."""
+        """Sum up proteins in order, those that are written; wait for more while over ``most`` pairs are waiting."""
         while self._waiting and (self._waiting[0][2].done() or sum(pairs for _, pairs, _ in self._waiting) > most):
             name, _, files = self._waiting.popleft()
-            self._take(name, files.result)
-
-    def _take(self, name: str, files: Callable[[], Written]) -> None:
-        """Add a protein whose files are there to the summary."""
-        try:
-            line, drawn = files()
-            results.append_line(self._summary, line)
-        except OSError as error:
-            self._waiting.clear()
-            raise ContactLMError(
-                f"out: {name} cannot be written to {self.out} ({error.strerror}); {self.written} maps were "
-                "written; run the same command again to resume"
-            ) from error
-        self._thumbnails[name] = drawn
-        self.written += 1
+            try:
+                line, self._thumbnails[name] = files.result()
+                results.append_line(self._summary, line)
+            except OSError as error:
+                self._waiting.clear()
+                raise ContactLMError(
+                    f"out: {name} cannot be written to {self.out} ({error.strerror}); {self.written} maps were "
+                    "written; run the same command again to resume"
+                ) from error
+            self.written += 1
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave no half file; after Ctrl-C, say what is done."""

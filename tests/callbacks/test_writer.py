@@ -34,8 +34,9 @@ def test_all_proteins_are_shown_searched_and_opened(tmp_path: Path, predicted: C
     writer = PredictionWriter(tmp_path, ["npz", "html"])
     maps = [replace(predicted, id=name) for name in ("b1", "a2", EVIL)]
     maps.append(replace(predicted, id="c", probability=predicted.probability / 2, how={"hits": ["1abc_A", "2xyz_B"]}))
-    for each in maps:
-        writer._take(each.id, writer._work(each, 1.5))
+    with ThreadPoolExecutor(1) as threads:
+        writer._waiting.extend((each.id, 1, threads.submit(writer._work(each, 1.5))) for each in maps)
+        writer._take_finished()
     write_index(writer.files, read_summary(tmp_path / "summary.csv"), writer._thumbnails)
     browser.open(tmp_path / "index.html")
     assert browser.texts("#proteins tbody td:nth-child(2)") == sorted(each.id for each in maps)
