@@ -42,10 +42,10 @@ class RunRecord(L.Callback):
     Sums and scores are saved in checkpoints. Put it behind :class:`TokenBudget`, :class:`FlopsMeter` and
     :class:`ContactEvaluation`. Without a logger, it does nothing.
 
-    Seconds are those of the first process. ``training`` is the time within training batches (forward, backward and
-    optimizer), without evaluation, checkpoints and waiting for data; ``total`` is all from the start of ``fit``.
-    Memory is in bytes, of the first process: ``training`` is the peak before the first look at dev, ``peak`` that of
-    the whole process; on a GPU what tensors take, else resident memory.
+    Seconds and bytes of memory are those of the first process. ``training`` is the time within training batches,
+    without evaluation, checkpoints and waiting for data; ``total`` is all from the start of ``fit``. As memory,
+    ``training`` is the peak before the first look at dev, ``peak`` that of the whole process; on a GPU what tensors
+    take, else resident memory.
 
     Args:
         arm: Name of the training scheme, shared by runs that differ only in their seed; None: the logger's name.
@@ -62,15 +62,11 @@ class RunRecord(L.Callback):
         self.progress: list[dict[str, int]] = []
         self._facts: dict[str, Any] = {}
         self._results: dict[str, Any] = {}
-        self._began_with: dict[str, Any] = {}
-        self._trained_with: int | None = None  # the seed of the run whose checkpoint is scored or resumed
-        self._trained_as: str | None = None  # its arm
+        self._before: dict[str, Any] = {}  # state of the run whose checkpoint is scored or resumed
         self._folder: str | None = None
         self._fitted = False
         self._began = self._batch_began = self._look_began = 0.0
-        self._seconds_before = 0.0
 
-    # -- the course of a run -----------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector sets it
         wanted = stage in ("fit", "validate", "test") and trainer.loggers and not is_trial
@@ -94,7 +90,7 @@ class RunRecord(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
-            self._began, self._seconds_before = time.perf_counter(), self.training["seconds"]["total"]
+            self._began = time.perf_counter() - self.training["seconds"]["total"]
             if not self._fitted:
                 self._start(trainer, pl_module)
                 self._count(trainer)  # what the checkpoint's callbacks say was spent
@@ -132,15 +128,14 @@ class RunRecord(L.Callback):
             interrupted = isinstance(exception, (KeyboardInterrupt, SystemExit))  # signals end as SystemExit
             self._write(trainer, pl_module, "interrupted" if interrupted else f"failed: {type(exception).__name__}")
 
-    # -- what is kept ------------------------------------------------------------------------------------------------
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began, self._seconds_before = time.perf_counter(), self.training["seconds"]["total"]
+        self._began = time.perf_counter() - self.training["seconds"]["total"]
         name = trainer.loggers[0].name if trainer.loggers else None
-        before = None if trainer.state.fn == TrainerFn.FITTING else self._trained_as  # of a checkpoint that is scored
-        on_gpu = pl_module.device.type == "cuda"
+        scored = None if trainer.state.fn == TrainerFn.FITTING else self._before.get("arm")
+        seed, on_gpu = self._before.get("seed"), pl_module.device.type == "cuda"
         self._facts = {
-            "arm": self.arm or before or name or type(pl_module).__name__,
-            "seed": run_seed(trainer) if self._trained_with is None else self._trained_with,
+            "arm": self.arm or scored or name or type(pl_module).__name__,
+            "seed": run_seed(trainer) if seed is None else seed,
             "command": trainer.state.fn.value if trainer.state.fn is not None else None,
             "version": __version__,
             "module": type(pl_module).__name__,
@@ -161,7 +156,8 @@ class RunRecord(L.Callback):
             },
             "equal": equal_facts(trainer, pl_module),
         }
-        self._facts["equal"] |= self._began_with  # a resumed run's weights are no longer those it began with
+        # a resumed run's weights are no longer those it began with
+        self._facts["equal"] |= self._before.get("began_with", {})
         self._results = {"dev": {}, "test": {}, "tested_at": None}
 
     def _count(self, trainer: L.Trainer) -> None:
@@ -181,7 +177,7 @@ class RunRecord(L.Callback):
             self.training["memory"]["training"] = peak_memory(pl_module.device)
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, status: str) -> None:
-        self.training["seconds"]["total"] = self._seconds_before + time.perf_counter() - self._began
+        self.training["seconds"]["total"] = time.perf_counter() - self._began
         peak = peak_memory(pl_module.device)
         self.training["memory"]["peak"] = max(filter(None, (peak, self.training["memory"]["peak"])), default=None)
         if trainer.is_global_zero and self._folder is not None:
@@ -192,7 +188,7 @@ class RunRecord(L.Callback):
                 write_run(self._folder, {**about, **self.training, **self._results, **history})
 
     def state_dict(self) -> dict[str, Any]:
-        seconds = {**self.training["seconds"], "total": self._seconds_before + time.perf_counter() - self._began}
+        seconds = {**self.training["seconds"], "total": time.perf_counter() - self._began}
         equal = self._facts.get("equal", {})
         began_with = {name: equal[name] for name in ("weights", "backbone") if name in equal}
         of_run = {name: self._facts.get(name) for name in ("seed", "arm")}
@@ -205,19 +201,13 @@ class RunRecord(L.Callback):
             at = state_dict["training"]
             self._results["tested_at"] = {name: at[name] for name in ("steps", "tokens", "flops")}
             return
-        self.training, self.dev = state_dict["training"], list(state_dict["dev"])
-        self.progress = list(state_dict["progress"])
-        self._began_with = dict(state_dict.get("began_with", {}))
-        self._trained_with, self._trained_as = state_dict.get("seed"), state_dict.get("arm")
+        self._before = state_dict
+        self.training, self.dev, self.progress = (state_dict[name] for name in ("training", "dev", "progress"))
 
 
 def _scores(trainer: L.Trainer, prefix: str) -> dict[str, float]:
-    """All scores of a set that were logged, by name."""
     own = sorted(name for name in trainer.callback_metrics if name.startswith(f"{prefix}/"))
     return {name.removeprefix(f"{prefix}/"): float(trainer.callback_metrics[name]) for name in own}
-
-
-# --- what is known of a run, as plain values ---
 
 
 def _data_of(trainer: L.Trainer) -> Any:
@@ -225,7 +215,6 @@ def _data_of(trainer: L.Trainer) -> Any:
 
 
 def _attributes(data: Any, *names: str) -> dict[str, Any]:
-    """Those that it has."""
     return {name: getattr(data, name) for name in names if hasattr(data, name)}
 
 
@@ -316,11 +305,8 @@ def scheme_facts(trainer: L.Trainer) -> dict[str, Any]:
 
 def optimizer_facts(trainer: L.Trainer) -> list[dict[str, Any]]:
     """Name and learning rate of every group of parameters when training starts; empty where nothing is trained."""
-    return [
-        {"optimizer": type(optimizer).__name__, "lr": float(group["lr"])}
-        for optimizer in trainer.optimizers
-        for group in optimizer.param_groups
-    ]
+    groups = [(type(each).__name__, group["lr"]) for each in trainer.optimizers for group in each.param_groups]
+    return [{"optimizer": name, "lr": float(lr)} for name, lr in groups]
 
 
 def run_seed(trainer: L.Trainer) -> int | None:
