@@ -83,7 +83,6 @@ class TokenBudget(L.Callback):
 
     @property
     def spent(self) -> bool:
-        """Whether the run has to stop."""
         return self.max_tokens is not None and self.tokens >= self.max_tokens
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

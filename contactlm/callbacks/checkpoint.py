@@ -18,9 +18,8 @@ from torch import Tensor
 
 from contactlm.atomic import remove_temporaries
 from contactlm.callbacks.steps import StepSums, find_callback, validation_follows
+from contactlm.data import training_set
 from contactlm.data.store import ChainStore
-from contactlm.data.training_set import NAME as KEPT_TRAINING
-from contactlm.data.training_set import keep_training
 from contactlm.runs.checkpoint_io import outlast_full_disk
 from contactlm.runs.signals import STOPPING, Stopped, StopSignals
 from contactlm.types import ContactLMError
@@ -75,8 +74,6 @@ class SafeCheckpoint(ModelCheckpoint):
         self._step_before = 0
         self._heard = [0] * (len(STOPPING) + 1)  # processes that got each signal, and that find it is time to save
         self._tried_at = (-1, 0.0)  # step and time of the newest last.ckpt, written or not
-
-    # --- when ---
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -173,8 +170,8 @@ class SafeCheckpoint(ModelCheckpoint):
         is_local = self.dirpath is not None and "://" not in str(self.dirpath)
         if not isinstance(store, ChainStore) or not is_local or self._is_trial(trainer):
             return
-        with outlast_full_disk(Path(str(self.dirpath)) / KEPT_TRAINING):
-            keep_training(store, Path(str(self.dirpath)))
+        with outlast_full_disk(Path(str(self.dirpath)) / training_set.NAME):
+            training_set.keep_training(store, Path(str(self.dirpath)))
 
     def _is_trial(self, trainer: L.Trainer) -> bool:
         return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # a connector sets it
@@ -189,8 +186,6 @@ class SafeCheckpoint(ModelCheckpoint):
             log.warning("%s: stopped after step %d; %s", name, trainer.global_step, advice)
         # a launcher takes a child's status other than 0 for a crash, and kills the process that launched it
         raise Stopped(128 + self._stopping if trainer.is_global_zero else 0)
-
-    # --- how ---
 
     def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """Write ``last.ckpt``; not between optimizer steps, because accumulated gradients are not saved."""

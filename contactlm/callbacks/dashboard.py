@@ -74,9 +74,8 @@ def is_shown(name: str) -> bool:
 class TensorBoardDashboard(L.Callback):
     """Fills TensorBoard's tabs; without a :class:`TensorBoardLogger` it does nothing.
 
-    - **Scalars**: the dev scores once more as ``by_tokens/dev/…``, with the tokens trained on as the step, so that
-      runs of different batch size lie over one another; ``flops/cumulative_gflops``.
-    - **Custom scalars**: cumulative GFLOPs by step, dev MCC by tokens, and others.
+    - **Scalars**: the dev scores once more as ``by_tokens/dev/…``, with the tokens trained on as the step;
+      ``flops/cumulative_gflops``. **Custom scalars**: GFLOPs by step, dev MCC by tokens, and others.
     - **Images**: predicted (above the diagonal) and true maps of the same few dev proteins, as ``dev/maps/<id>``; at
       the first look at dev and at most ``pictures`` times more, evenly over the budget (without one at looks 1, 2, 4,
       8, …). On several processes the proteins are chosen from those of the first.

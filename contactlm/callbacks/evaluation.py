@@ -39,8 +39,8 @@ class ContactEvaluation(L.Callback):
     """Scores whole proteins and logs the scores as ``dev/…`` and ``test/…``.
 
     The module's validation and test steps return a dictionary with ``ids``, ``probability`` (one (L, L) map in [0, 1]
-    a protein), ``labels`` (int8 (L, L), 1 / 0 / −1) and, to tell proteins of one name apart, ``indices``. Any
-    LightningModule that does so can use this callback. Maps and labels may lie on an accelerator: counting stays there.
+    a protein), ``labels`` (int8 (L, L), 1 / 0 / −1) and, to tell proteins of one name apart, ``indices``. Maps and
+    labels may lie on an accelerator: counting stays there.
 
     Every score is the mean over proteins; see :mod:`contactlm.metrics.scores` for names and meaning. The trivial
     predictor "contact iff |i − j| ≤ 2" is logged as ``trivial_…``. The threshold with the best dev ``mcc_sep6`` is
@@ -59,12 +59,11 @@ class ContactEvaluation(L.Callback):
       ``trivial_…``.
     - How far probabilities can be believed, over pairs at least 6 apart and by range: ``ece_…`` (expected calibration
       error), ``brier_…`` and ``log_loss_…``. A calibration is fitted on every look at dev and put into the module's
-      attribute ``calibration``, if it has one. Scores stay those of the probabilities as they are; a test adds those of
-      calibrated ones as ``…_calibrated`` and writes ``reliability.csv`` and ``reliability.png`` to the run directory.
-      ``test/confidence_error`` and ``…_bias`` compare predicted long-range precisions with those that came.
+      attribute ``calibration``, if it has one. A test adds scores of calibrated probabilities as ``…_calibrated`` and
+      writes ``reliability.csv`` and ``reliability.png`` to the run directory. ``test/confidence_error`` and ``…_bias``
+      compare predicted long-range precisions with those that came.
 
-    Of a module whose attribute ``gives_ranks`` is true, nothing is tuned or calibrated, and no score at a
-    threshold or of probabilities is logged.
+    Of a module whose attribute ``gives_ranks`` is true, only scores of ranks are logged, and nothing is tuned.
 
     Args:
         threshold: A pair is called a contact when its probability is above it.
@@ -153,8 +152,6 @@ class ContactEvaluation(L.Callback):
         scores = self._scores.compute()
         if self._scores.tuned_threshold is not None:
             scores["tuned_threshold"] = self._scores.tuned_threshold
-        if len(self._reliability) == 2:
-            scores["mcc_sep6_calibrated"] = nan_mean(self._reliability[1].mcc_rows())
         self._log(pl_module, "test", scores | self._of_parts(trainer, "test"))
         folder = run_directory(trainer)  # the processes agree on it: all must ask
         if self.write_rows and trainer.is_global_zero and folder is not None:
@@ -178,7 +175,7 @@ class ContactEvaluation(L.Callback):
         scores = self._complexes.compute() | self._hits.compute() | plain.compute() | self._distances.compute()
         for each in calibrated:
             scores |= {f"{name}_calibrated": value for name, value in each.compute().items()}
-            scores |= each.confidence_scores()
+            scores |= {"mcc_sep6_calibrated": nan_mean(each.mcc_rows()), **each.confidence_scores()}
         return scores | self._by_identity(trainer, role) | self._hits.by_stratum(self.rows)
 
     def _by_identity(self, trainer: L.Trainer, role: str) -> dict[str, float]:

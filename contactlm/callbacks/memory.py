@@ -49,10 +49,8 @@ class MemoryAdvice(L.Callback):
     """Notes on an error for want of memory what was done at the moment, on what batch, and what would lower it.
 
     Of a training step of a :class:`contactlm.ContactModule` it says by the arithmetic of ``contactlm plan`` what the
-    step takes, by part, and what would fit into the memory that the process can have.
-
-    The error itself passes unchanged. From Python 3.11 its note is shown below the traceback; the command line shows
-    the note and no traceback. Works in any Lightning project.
+    step takes, by part, and what would fit into the memory that the process can have. The error itself passes
+    unchanged. From Python 3.11 its note is shown below the traceback. Works in any Lightning project.
     """
 
     def __init__(self) -> None:
