@@ -63,7 +63,7 @@ class ContactEvaluation(L.Callback):
       writes ``reliability.csv`` and ``reliability.png`` to the run directory. ``test/confidence_error`` and ``…_bias``
       compare predicted long-range precisions with those that came.
 
-    Of a module whose attribute ``gives_ranks`` is true, only scores of ranks are logged, and nothing is tuned.
+    A module whose attribute ``gives_ranks`` is true gets scores of ranks alone: nothing is tuned or calibrated.
 
     Args:
         threshold: A pair is called a contact when its probability is above it.

@@ -33,9 +33,9 @@ class PredictionWriter(L.Callback):
     """Writes every predicted map and a summary with a line a protein.
 
     Works with any LightningModule whose ``predict_step`` returns a list of :class:`contactlm.ContactMap`. Threads write
-    the files while the next batch is predicted. With ``ContactDataModule``, proteins whose results were made from the
-    same sequence (and structure, where it is known), weights and options are not predicted again; a format that is
-    missing is written from the ``.npz``. Only one command at a time may write to a folder.
+    the files while the next batch is predicted; the summary keeps the order. With ``ContactDataModule``, proteins whose
+    results were made from the same sequence (and structure, where it is known), weights and options are not predicted
+    again; a format that is missing is written from the ``.npz``. Only one command at a time may write to a folder.
 
     Args:
         out: Folder of the files ``<id>.npz``, ``<id>.rr``, … and ``summary.csv``, whose column ``file`` gives their
