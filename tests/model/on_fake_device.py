@@ -81,7 +81,7 @@ def scored(module, cb, device):
     whole, copied = (torch.empty(L, L, device=device) for _ in range(2))
     maps = [FullMap(probability, {}) for probability in (blend.probability, whole)]
     outputs = module._with_labels({"ids": ["a", "b"], "indices": Numbers(range(B)), "cb": cb}, maps)
-    evaluation, curve = ContactEvaluation(), PrecisionRecall(module.device)
+    evaluation, curve = ContactEvaluation(), PrecisionRecall(device)
     evaluation._forget(module.device, 0.4, Calibration("platt", (1.1,) * 4, (0.2,) * 4, 0.3, (1.0, 0.0)))
     outputs |= {"copied": [copied, copied], "nearest": [(0.3, 1.0)] * 2}
     evaluation.on_validation_batch_end(None, module, outputs, None, 0)
