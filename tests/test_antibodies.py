@@ -127,6 +127,7 @@ def test_logits_are_those_of_stored_maps(sequences: list[str]) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @needs_weights
 def test_masked_residues_are_put_back(sequences: list[str]) -> None:
     """As the published model does: vocabulary and weights are right."""
@@ -158,6 +159,7 @@ def test_what_is_left_out_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert module.family.name == "BERT" and module.windows.window == 510 and module.head_lr_factor == 10
 
 
+@pytest.mark.slow
 @needs_weights
 def test_exports_are_read_back(sequences: list[str], tmp_path: Path) -> None:
     module = read_out(ContactModule("antiberty"))

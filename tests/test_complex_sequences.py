@@ -116,6 +116,7 @@ def test_pairs_of_files_in_one_frame_are_complexes_to_train_on(tmp_path: Path) -
     assert np.isfinite(store.cb_of(0)).all()
 
 
+@pytest.mark.slow
 def test_the_jump_is_that_of_training_and_kept(tmp_path: Path, tiny_esm: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["contactlm"])

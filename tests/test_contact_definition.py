@@ -73,6 +73,7 @@ def test_maps_say_what_a_contact_is(folder: Path, tiny_esm: Path, tmp_path: Path
         made.save(tmp_path / "m.html", beside=plain)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_definition_and_refuses_others(
     folder: Path, tiny_esm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

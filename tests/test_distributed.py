@@ -265,6 +265,7 @@ def some_modules(tiny_esm: Path) -> dict[str, ContactModule]:
     }
 
 
+@pytest.mark.slow
 def test_weights_spread_over_processes_give_the_same_gradients(tmp_path: Path, tiny_esm: Path) -> None:
     ranks = run_ranks(sharded_gradients, 2, tiny_esm, folder=tmp_path)
     for kind, module in some_modules(tiny_esm).items():

@@ -169,6 +169,7 @@ def test_a_logger_of_another_package_by_config_alone(tmp_path: Path, tiny_esm: P
     assert not FILES & {path.name for path in tmp_path.iterdir()}  # nothing that a second run would overwrite
 
 
+@pytest.mark.slow
 def test_beside_a_local_logger(tmp_path: Path, tiny_esm: Path, pdb_folders: Folders) -> None:
     config = loggers(tmp_path / "both.yaml", CSV, json_logger("beside"))
     assert fit(config, tiny_esm, pdb_folders) == 0

@@ -319,6 +319,7 @@ def source_of(kind: type) -> str:
         return ""
 
 
+@pytest.mark.slow
 def test_every_private_part_has_a_row() -> None:
     listed = {name for _, part, _, _ in PARTS for name in re.split(r"[.:]", part)}
     files = [path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py"]

@@ -60,6 +60,7 @@ def test_there_are_five_projects() -> None:
     assert NAMES == ["own_callbacks", "own_data", "own_loss", "own_module", "own_score"]
 
 
+@pytest.mark.slow
 def test_own_score_is_logged(tmp_path: Path, tiny_esm: Path, proteins: tuple[Path, Path]) -> None:
     data = [f"--data.train_dir={proteins[0]}", f"--data.test_dir={proteins[1]}", "--data.read_workers=0"]
     small = ["--data.crop_length=40", "--data.batch_size=4", "--budget.max_tokens=700", "--trainer.accelerator=cpu"]
@@ -98,6 +99,7 @@ def test_our_module_on_own_data(tiny_esm: Path) -> None:
     assert 900 <= spent.tokens < 900 + 4 * 43
 
 
+@pytest.mark.slow
 def test_our_callbacks_and_metrics_with_neither() -> None:
     trainer: L.Trainer = project("own_callbacks").main("maps", max_tokens=15_000)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

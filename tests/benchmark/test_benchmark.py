@@ -144,6 +144,7 @@ def test_contracts_with_other_atoms_take_those_atoms(tmp_path: Path, tiny_esm: P
         assert {"p" if ":" not in name else name.partition(":")[0] for name in rows} == kept
 
 
+@pytest.mark.slow
 def test_a_model_of_a_definition_without_contract_is_refused(tmp_path: Path, finished: Finished, capsys) -> None:
     checkpoint = torch.load(finished.best, weights_only=True)
     checkpoint["contactlm"]["contact"] = "ca < 10 Å"

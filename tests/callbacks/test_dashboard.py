@@ -61,6 +61,7 @@ def plugin(events: EventAccumulator, name: str) -> dict[str, bytes]:
     return events.PluginTagToContent(name)
 
 
+@pytest.mark.slow
 def test_scalars_are_grouped(run: Run) -> None:
     tags = set(run[0].Tags()["scalars"])
     groups = {tag.split("/")[0] for tag in tags if "/" in tag}

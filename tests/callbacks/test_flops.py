@@ -89,6 +89,7 @@ class Silent(ContactModule):
     flops_follow_length = False
 
 
+@pytest.mark.slow
 def test_four_lengths_are_counted_and_then_believed(tmp_path: Path, pdb_folders, tiny_esm: Path, monkeypatch) -> None:
     counters = []
     monkeypatch.setattr(flops_file, "flop_counter", lambda counter=flop_counter: counters.append(1) or counter())

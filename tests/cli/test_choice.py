@@ -114,6 +114,7 @@ def test_what_is_no_module_class_is_refused(name: str) -> None:
         import_module_class(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["model_class", "class_path"])
 def test_a_run_with_ones_own_class(tmp_path: Path, pdb_folders, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ def plan(tiny_esm: Path, folders: tuple[Path, Path], *more: str) -> list[str]:
     return ["plan", "--config=crop200", *data, *model, *more]
 
 
+@pytest.mark.slow
 def test_a_plan_tells_what_a_run_takes(
     tiny_esm: Path, pdb_folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
 ) -> None:

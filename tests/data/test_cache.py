@@ -257,6 +257,7 @@ def out_of_memory(path: Path) -> None:
     raise MemoryError
 
 
+@pytest.mark.slow
 @forked
 @pytest.mark.parametrize("names", [["f00"], ["f07"], ["f29"], ["f03", "f04", "f05", "f20"]])
 def test_a_killed_reader_costs_its_file_only(
@@ -309,6 +310,7 @@ def test_a_file_that_memory_does_not_suffice_for_is_skipped(
     assert len(two_readers(tmp_path, workers).load(paths)[0]) == COUNT
 
 
+@pytest.mark.slow
 @forked
 def test_readers_of_backbones_likewise(tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     fails_at(monkeypatch, "f09", how=killed)

@@ -219,6 +219,7 @@ for name in ("online", "offline"):  # from the cache, with no hub
 """
 
 
+@pytest.mark.slow
 def test_exports_are_read_back_from_the_hub(tmp_path: Path, tiny_esm: Path, hub: tuple[Path, str]) -> None:
     folder, url = hub
     module = trained(tiny_esm)
@@ -409,6 +410,7 @@ def test_the_command(tmp_path: Path, tiny_esm: Path, monkeypatch: pytest.MonkeyP
         assert readers[0] == readers[1]
 
 
+@pytest.mark.slow
 def test_a_backbone_given_as_a_relative_path_is_found_from_elsewhere(
     tmp_path: Path, tiny_esm: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -48,6 +48,7 @@ def in_float32(module: ContactModule) -> ContactModule:
     return twin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", WAY)
 @pytest.mark.parametrize("lora", [LoraOptions(use_dora=True, bias="lora_only")], ids=["dora"])
 def test_twenty_steps_go_on_and_go_out(tmp_path: Path, tiny_esm: Path, how: dict[str, str], lora: LoraOptions) -> None:

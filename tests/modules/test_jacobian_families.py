@@ -94,6 +94,7 @@ def test_contact_logits_take_the_familys_own_tokens(name: str, tmp_path: Path) -
     torch.testing.assert_close(module.contact_logits(tokens)[0].sigmoid()[off], expected[off], rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ESM-1b", "ProtBert"])
 def test_windows_keep_within_the_reach_of_learned_positions(name: str, tmp_path: Path) -> None:
     _, path = stock_masked_lm(name, tmp_path)

@@ -152,6 +152,7 @@ def in_float32(
     return losses, scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bf16-mixed", "float16 with a gradient scaler"])
 def test_mixed_precision_trains_as_float32_does(
     tmp_path: Path, pdb_folders: tuple[Path, Path], in_float32: tuple[list[float], dict[str, float]], kind: str

@@ -327,6 +327,7 @@ def test_another_process_gets_no_evidence_but_makes_it(tiny_esm: Path, relatives
         np.testing.assert_array_equal(value, getattr(after, name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_gives_the_unbroken_run(
     tmp_path: Path, tiny_esm: Path, pdb_folders: Folders, set_database: Path, workers: int

@@ -48,6 +48,7 @@ def run(
     return record, module, budget, flops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_at_any_step_gives_the_unbroken_run(tmp_path: Path, tiny_esm: Path, pdb_folders, workers: int) -> None:
     steps = 10  # an epoch has 4 batches: 11 chains, 3 a batch
@@ -82,6 +83,7 @@ def test_a_run_does_not_go_on_under_another_seed_or_split(
     trainer(tmp_path / "test", ContactEvaluation()).test(module, data, ckpt_path=checkpoint, verbose=False)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_with_other_chains_says_so(
     tmp_path: Path, tiny_esm: Path, pdb_folders, caplog: pytest.LogCaptureFixture
 ) -> None:

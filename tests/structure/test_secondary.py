@@ -166,6 +166,7 @@ def agreement(chains: list[RealChain], first: list[NDArray], second: list[NDArra
     return same / sum(int(c.counted.sum()) for c in chains)
 
 
+@pytest.mark.slow
 def test_built_oxygens_decide_as_real_ones(real_chains: list[RealChain], monkeypatch: pytest.MonkeyPatch) -> None:
     built = [chain.states for chain in real_chains]
     apart = np.concatenate([np.linalg.norm(carbonyl_oxygens(c.backbone) - c.oxygen, axis=1) for c in real_chains])
