@@ -138,8 +138,8 @@ class ContactBackbone(nn.Module):
         output, weighted, margins = self._shares(embedded, angles, weights, active, layout, hidden)
         weighted, margins = weighted[..., 1:-1, 1:-1], margins[:, :, 1:-1]
         if self.pair is not None:
-            maps = read_outs(weighted, margins, weights.transpose(0, 1).flatten(1))
-            return maps[:, 0] if bias is None else maps[:, 0] + bias.to(maps), output, maps
+            maps, first = read_outs(weighted, margins, weights.transpose(0, 1).flatten(1))
+            return first if bias is None else first + bias.to(maps), output, maps
         if active is not None:
             weights = torch.cat([weight[heads] for weight, heads in zip(weights, active, strict=True)])
         return contact_logits(weighted, margins, weights.flatten(), bias), output, None

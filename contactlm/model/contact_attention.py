@@ -16,6 +16,7 @@ Axis letters: B batch, T tokens, H heads, C layers x heads, D head width, K read
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,10 +91,11 @@ def contact_logits(weighted: Tensor, margins: Tensor, head_weight: Tensor, bias:
         return logits if bias is None else logits + bias.to(logits)
 
 
-def read_outs(weighted: Tensor, margins: Tensor, head_weight: Tensor) -> Tensor:
+def read_outs(weighted: Tensor, margins: Tensor, head_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Put the layers' shares of K read-outs together, as :func:`contact_logits` does for one, without a bias.
 
-    Of ``weighted`` (B, K, L, L), ``margins`` (B, C, L) and ``head_weight`` (K, C), symmetric (B, K, L, L).
+    Of ``weighted`` (B, K, L, L), ``margins`` (B, C, L) and ``head_weight`` (K, C), symmetric (B, K, L, L); and the
+    first of them once more (B, L, L), whose own gradient then needs no map of all.
     """
     with torch.autocast(weighted.device.type, enabled=False):
         B, K, L, _ = weighted.shape
@@ -102,7 +104,21 @@ def read_outs(weighted: Tensor, margins: Tensor, head_weight: Tensor) -> Tensor:
         shares = (margins / totals.masked_fill(empty, 1)).masked_fill(empty, 0)
         left = shares.mT.unsqueeze(1) * (0.5 * head_weight.to(totals))[:, None]  # (B, K, L, C)
         half = torch.baddbmm(weighted.reshape(B, K * L, L), left.flatten(1, 2), margins, alpha=-1).view(B, K, L, L)
-        return half + half.mT
+        both: tuple[Tensor, Tensor] = _Symmetric.apply(half)
+        return both
+
+
+class _Symmetric(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, half: Tensor) -> tuple[Tensor, Tensor]:
+        whole = half + half.mT
+        return whole, whole[:, 0].clone()
+
+    @staticmethod
+    def backward(ctx: Any, d_whole: Tensor, d_first: Tensor) -> Tensor:
+        total = d_whole + d_whole.mT
+        total[:, 0] += d_first + d_first.mT
+        return total
 
 
 def _forward(

@@ -47,37 +47,38 @@ def _scale(x: Tensor) -> Tensor:
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, dilation: int, dtype: Any) -> Tensor:
-        ctx.save_for_backward(x, mask, weight)
-        ctx.dilation, ctx.dtype = dilation, dtype
         with torch.autocast(x.device.type, enabled=False):
-            y = (x * _scale(x).mul_(mask)).relu_()
-            return _convolved(y, weight, dilation, dtype).add_(bias).add_(x)
+            masked = _scale(x).mul_(mask)
+            y = (x * masked).relu_()
+            made = _convolved(y, weight, dilation, dtype, bias).add_(x)
+        ctx.save_for_backward(x, masked, weight)
+        ctx.dilation, ctx.dtype = dilation, dtype
+        return made
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, mask, weight = ctx.saved_tensors
+        x, masked, weight = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             gradient = gradient.contiguous()
-            scale = _scale(x)
-            masked = scale * mask
             d_weight = d_bias = None
             if ctx.needs_input_grad[2]:
                 d_weight = _weight_gradient((x * masked).relu_(), gradient, weight, ctx.dilation, ctx.dtype)
             if ctx.needs_input_grad[3]:
-                d_bias = gradient.sum((0, 1, 2))
+                d_bias = gradient.new_ones(1, gradient[..., 0].numel()).mm(gradient.flatten(0, -2)).squeeze(0)
             if not ctx.needs_input_grad[0]:
                 return None, None, d_weight, d_bias, None, None
             turned = weight.flip(2, 3).transpose(0, 1)
             dy = _convolved(gradient, turned, ctx.dilation, ctx.dtype)
             dy = torch.ops.aten.threshold_backward(dy, x, 0).mul_(masked)
-            pulled = (dy * x).mean(-1, keepdim=True).mul_(scale.square_())
+            pulled = (dy * x).mean(-1, keepdim=True).mul_(masked.square())
             return dy.addcmul_(x, pulled, value=-1).add_(gradient), None, d_weight, d_bias, None, None
 
 
-def _convolved(y: Tensor, weight: Tensor, dilation: int, dtype: torch.dtype) -> Tensor:
+def _convolved(y: Tensor, weight: Tensor, dilation: int, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
     """Convolve (B, rows, columns, N); fresh memory, in y's dtype."""
     images, kernel = y.to(dtype).permute(0, 3, 1, 2), weight.to(dtype).contiguous(memory_format=torch.channels_last)
-    made = F.conv2d(images, kernel, padding=dilation, dilation=dilation).permute(0, 2, 3, 1)
+    bias = None if bias is None else bias.to(dtype)
+    made = F.conv2d(images, kernel, bias, padding=dilation, dilation=dilation).permute(0, 2, 3, 1)
     return made.contiguous().to(y.dtype)
 
 

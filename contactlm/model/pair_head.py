@@ -123,32 +123,39 @@ class Places(NamedTuple):
 
 
 class _Cut(torch.autograd.Function):
-    """Cut a map (B, K, L, L) into strips, gaps put in: (B, rows, columns, K), for each of some (rows, columns)."""
+    """Cut a map (B, K, L, L) into strips, gaps put in: (B, rows, columns, K), for each of some (rows, columns).
+
+    Channels are multiplied by ``scale`` (B, K), which has no gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, spans: Any, boxes: Sequence[tuple[slice, slice]]) -> tuple[Tensor, ...]:
-        ctx.spans, ctx.boxes, ctx.shape = spans, boxes, maps.shape
+    def forward(
+        ctx: Any, maps: Tensor, scale: Tensor, spans: Any, boxes: Sequence[tuple[slice, slice]]
+    ) -> tuple[Tensor, ...]:
+        ctx.scale, ctx.spans, ctx.boxes, ctx.shape = scale[:, None, None], spans, boxes, maps.shape
         strips = []
         for rows, columns in boxes:
             if spans is None:
-                strips.append(maps[:, :, rows, columns].permute(0, 2, 3, 1).contiguous())
+                part = maps[:, :, rows, columns].permute(0, 2, 3, 1)
+                strips.append(torch.mul(part, ctx.scale, out=maps.new_empty(part.shape)))
                 continue
             strip = maps.new_zeros(len(maps), rows.stop - rows.start, columns.stop - columns.start, maps.shape[1])
             for b, inner, outer in _shared(spans, rows, columns):
                 strip[b][inner] = maps[b].permute(1, 2, 0)[outer]
-            strips.append(strip)
+            strips.append(strip.mul_(ctx.scale))
         return tuple(strips)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         total = gradients[0].new_zeros(ctx.shape)
         for (rows, columns), gradient in zip(ctx.boxes, gradients, strict=True):
+            gradient = gradient * ctx.scale
             if ctx.spans is None:
                 total[:, :, rows, columns] += gradient.permute(0, 3, 1, 2)
                 continue
             for b, inner, outer in _shared(ctx.spans, rows, columns):
                 total[b].permute(1, 2, 0)[outer] += gradient[b][inner]
-        return total, None, None
+        return total, None, None, None
 
 
 def _shared(spans: Any, rows: slice, columns: slice) -> Any:
@@ -262,9 +269,9 @@ class PairHead(nn.Module):
         wanted: str, more: Tensor | None, dtype: torch.dtype,
     ) -> Any:  # fmt: skip
         places = Places.of(residue, positions, gap=max(DILATIONS[: self.options.blocks], default=0))
-        maps = self._scaled(maps, residue)
+        scale = self._scale(residue, 0 if more is None else more.shape[1]).to(maps)
         maps = maps if more is None else torch.cat([maps, more.to(maps)], 1)
-        strips: Iterable[Tensor] = self._strips(maps, places, positions, states, dtype)
+        strips: Iterable[Tensor] = self._strips(maps, scale, places, positions, states, dtype)
         strips = list(strips) if wanted == "bins" else strips
         whole = self._whole([self._of_strip(channels, wanted) for channels in strips], places)
         contact = skip + whole[:, 0]
@@ -303,15 +310,16 @@ class PairHead(nn.Module):
         rows = [F.pad(strip.permute(0, 3, 1, 2), (G - strip.shape[2], 0)) for strip in strips]
         return torch.stack([_mirrored(places.back(each)) for each in torch.cat(rows, 2).unbind(1)], 1)
 
-    def _scaled(self, maps: Tensor, residue: Tensor) -> Tensor:
-        """Bring the learned read-outs to the size of numbers; the contact head's are logits already."""
-        lengths = residue.sum(1).to(maps).view(-1, 1, 1, 1) * _SCALE
-        first = torch.ones_like(lengths)
-        return maps * torch.cat([first, lengths.expand(-1, maps.shape[1] - 1, -1, -1)], 1)
+    def _scale(self, residue: Tensor, more: int) -> Tensor:
+        """What brings learned read-outs to the size of numbers (B, channels); the contact head's are logits already."""
+        scale = residue.new_ones(len(residue), self.options.read_outs + more, dtype=torch.float32)
+        scale[:, 1 : self.options.read_outs] = _SCALE * residue.sum(1, keepdim=True)
+        return scale
 
     def _strips(
-        self, maps: Tensor, places: Places, positions: Tensor | None, states: Tensor | None, dtype: torch.dtype
-    ) -> Iterator[Tensor]:
+        self, maps: Tensor, scale: Tensor, places: Places, positions: Tensor | None, states: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Iterator[Tensor]:  # fmt: skip
         """Run the network: channels (B, n, G − top, N) of one strip's pairs after the other."""
         index, reach = places.residue_at, self.options.reach
         G, step = index.shape[1], max(_ROWS, 4 * reach)
@@ -320,7 +328,7 @@ class PairHead(nn.Module):
         inside, where = index >= 0, index.clamp(min=0)
         at = where if positions is None else positions.expand(len(index), -1).gather(1, where)
         narrow = None if self.narrow is None or states is None else self._narrowed(states, where)
-        for top, (rows, columns), strip in zip(tops, boxes, _cut(maps, places.spans, boxes), strict=True):
+        for top, (rows, columns), strip in zip(tops, boxes, _cut(maps, scale, places.spans, boxes), strict=True):
             parts = [strip, _separation(at[:, rows, None] - at[:, None, columns], strip.dtype)]
             if narrow is not None:
                 parts.append(narrow[:, rows, None] * narrow[:, None, columns])
@@ -348,10 +356,10 @@ def _mirrored(upper: Tensor) -> Tensor:
     return upper + upper.mT
 
 
-def _cut(maps: Tensor, spans: Any, boxes: Sequence[tuple[slice, slice]]) -> Iterator[Tensor]:
+def _cut(maps: Tensor, scale: Tensor, spans: Any, boxes: Sequence[tuple[slice, slice]]) -> Iterator[Tensor]:
     """Strips of maps: all at once where there is a gradient, which comes together, else one by one."""
     if torch.is_grad_enabled() and maps.requires_grad:
-        yield from _Cut.apply(maps, spans, boxes)
+        yield from _Cut.apply(maps, scale, spans, boxes)
     else:
         for box in boxes:
-            yield from _Cut.apply(maps, spans, [box])
+            yield from _Cut.apply(maps, scale, spans, [box])
