@@ -186,15 +186,13 @@ class PlanCLI(ContactCLI):
 
     def _what_fits(self, seen: Seen, memory: int) -> list[str]:
         """The largest batch of this length in so much memory, as it is and with what makes it smaller."""
-        found = {way: most_rows(way, seen.largest, memory, self._device) for way in self._ways()}
+        every = ways(self.new_module, self._device, self._precision)
+        found = {way: most_rows(way, seen.largest, memory, self._device) for way in every}
         ordered = sorted(found, key=lambda way: (bool(way.options), found[way]))  # as it is, then from small to large
         texts = [f"{f'with {way.options}' if way.options else 'as it is'}: " for way in ordered]
         most = [self._most(way, seen.largest, memory, found[way]) for way in ordered]
         titles = [f"fits {size_text(memory)}", *("" for _ in ordered[1:])]
         return [f"{title:<11} {how}{rows}" for title, how, rows in zip(titles, texts, most, strict=True)]
-
-    def _ways(self) -> list[Way]:
-        return ways(self.new_module, self._device, self._precision)
 
     def _most(self, way: Way, batch: dict[str, Any], memory: int, rows: int) -> str:
         longest = batch["tokens"].shape[1]

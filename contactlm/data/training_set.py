@@ -101,7 +101,8 @@ def keep_training(store: ChainStore, folder: Path) -> Path | None:
         for sequence, entry in zip(sequences, entries.tolist(), strict=True):
             number, last = (number + 1 if entry == last else 1), entry
             part = "" if lengths is None else f" {number}/{len(lengths[entry])}"
-            handle.write(f">{_encoded(store.ids[entry])}{part}\n{sequence}\n".encode("ascii"))
+            name = quote(store.ids[entry], safe=_PLAIN, errors="surrogateescape")
+            handle.write(f">{name}{part}\n{sequence}\n".encode("ascii"))
     return path
 
 
@@ -127,7 +128,3 @@ def kept_training(checkpoint: str | Path) -> KeptTraining | None:
         log.warning("%s; ignored: no scores by identity to training chains", error)
         return None
     return KeptTraining(sequences, describe_chains(ids, lengths))
-
-
-def _encoded(name: str) -> str:
-    return quote(name, safe=_PLAIN, errors="surrogateescape")

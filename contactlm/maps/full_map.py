@@ -198,11 +198,8 @@ def _run(
             sent(tokens, on), sent(mask, on), None if positions is None else sent(positions, on), **shown
         )
     B, T = tokens.shape
-    if (
-        logits.shape[-2:] != (T - 2, T - 2)
-        or logits.shape[0] != B
-        or not (logits.ndim == 3 or (logits.ndim == 4 and logits.shape[1] >= 2))
-    ):
+    several = logits.ndim == 4 and logits.shape[1] > 1
+    if (len(logits), *logits.shape[-2:]) != (B, T - 2, T - 2) or not (several or logits.ndim == 3):
         raise ModelError(
             f"the model returned logits of shape {tuple(logits.shape)} for tokens of shape {(B, T)}: "
             f"expected one logit per residue pair, {(B, T - 2, T - 2)}"

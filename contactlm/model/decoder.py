@@ -152,7 +152,8 @@ class ContactDecoder(nn.Module):
         ``states`` (B, T, E) are the backbone's final ones, ``positions`` (1 or B, T) the tokens'.
         """
         tokens, centres, there = self.segments(evidence, positions[:, 1:-1])
-        angles, token_angles = (self._angles(each) for each in (positions, centres))
+        frequencies = self.inverse_frequencies.float()
+        angles, token_angles = (each.unsqueeze(-1).float() * frequencies for each in (positions, centres))
         hidden: Any = self.enter(states)
         weights, total, margins = SCALE * self.head_weight, hidden.new_zeros(()), []
         for layer, weight in zip(self.layers, weights, strict=True):
@@ -161,9 +162,6 @@ class ContactDecoder(nn.Module):
             margins.append(margin)
         margin = torch.cat(margins, 1)[:, :, 1:-1]
         return contact_logits(total[:, 1:-1, 1:-1], margin, weights.flatten(), None)
-
-    def _angles(self, positions: Tensor) -> Tensor:
-        return positions.unsqueeze(-1).float() * self.inverse_frequencies.float()
 
 
 def _heads(x: Tensor) -> Tensor:

@@ -308,7 +308,8 @@ class PairHead(nn.Module):
         """Put strips (B, n, G − top, m) together: symmetric (B, m, L, L), without gaps."""
         G = places.residue_at.shape[1]
         rows = [F.pad(strip.permute(0, 3, 1, 2), (G - strip.shape[2], 0)) for strip in strips]
-        return torch.stack([_mirrored(places.back(each)) for each in torch.cat(rows, 2).unbind(1)], 1)
+        upper = torch.stack([places.back(each).triu(1) for each in torch.cat(rows, 2).unbind(1)], 1)
+        return upper + upper.mT
 
     def _scale(self, residue: Tensor, more: int) -> Tensor:
         """What brings learned read-outs to the size of numbers (B, channels); the contact head's are logits already."""
@@ -327,7 +328,10 @@ class PairHead(nn.Module):
         boxes = [(slice(max(0, t - reach), min(G, t + step + reach)), slice(max(0, t - reach), G)) for t in tops]
         inside, where = index >= 0, index.clamp(min=0)
         at = where if positions is None else positions.expand(len(index), -1).gather(1, where)
-        narrow = None if self.narrow is None or states is None else self._narrowed(states, where)
+        narrow = None
+        if self.narrow is not None and states is not None:
+            narrow = self.narrow(states.to(self.enter.weight))
+            narrow = narrow.gather(1, where.unsqueeze(-1).expand(-1, -1, narrow.shape[-1]))
         for top, (rows, columns), strip in zip(tops, boxes, _cut(maps, scale, places.spans, boxes), strict=True):
             parts = [strip, _separation(at[:, rows, None] - at[:, None, columns], strip.dtype)]
             if narrow is not None:
@@ -339,21 +343,11 @@ class PairHead(nn.Module):
             first = top - rows.start
             yield unit(x[:, first : min(top + step, G) - rows.start, first:]).relu()
 
-    def _narrowed(self, states: Tensor, where: Tensor) -> Tensor:
-        narrow: Tensor = self.narrow(states.to(self.enter.weight))  # type: ignore[misc]  # there is one
-        return narrow.gather(1, where.unsqueeze(-1).expand(-1, -1, narrow.shape[-1]))
-
 
 def _separation(apart: Tensor, dtype: torch.dtype) -> Tensor:
     """How far apart residues are, as a few numbers of size 1: (…) to (…, 3)."""
     d = apart.abs().to(dtype)
     return torch.stack([d.log1p() / 5, 1 / (1 + d), d.clamp(max=24) / 24], -1)
-
-
-def _mirrored(upper: Tensor) -> Tensor:
-    """What pairs i < j say, for both orders (…, L, L); 0 on the diagonal."""
-    upper = upper.triu(1)
-    return upper + upper.mT
 
 
 def _cut(maps: Tensor, scale: Tensor, spans: Any, boxes: Sequence[tuple[slice, slice]]) -> Iterator[Tensor]:

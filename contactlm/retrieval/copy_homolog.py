@@ -45,15 +45,12 @@ def copy_contacts(
         known = np.flatnonzero(np.isfinite(own[:, 0]))
         pairs = np.ix_(known, known)
         weight = np.float32(max(identity, LEAST_WEIGHT))
-        total[pairs] += weight * _probability(own[known].astype(np.float64), threshold)
+        at = own[known].astype(np.float64)
+        distance = np.sqrt(sum((at[:, None, axis] - at[None, :, axis]) ** 2 for axis in range(3)))
+        total[pairs] += weight * (0.5 * (1 + np.tanh((threshold - distance) / (2 * SOFTNESS)))).astype(np.float32)
         weights[pairs] += weight
     offsets = np.arange(length)
     trivial = np.abs(offsets[:, None] - offsets[None, :]) <= TRIVIAL_REACH
     if chain_of is not None:
         trivial &= chain_of[:, None] == chain_of[None, :]
     return np.where(weights > 0, total / np.maximum(weights, np.finfo(np.float32).tiny), trivial).astype(np.float32)
-
-
-def _probability(cb: NDArray[np.float64], threshold: float) -> NDArray[np.float32]:
-    squared = sum((cb[:, None, axis] - cb[None, :, axis]) ** 2 for axis in range(3))
-    return (0.5 * (1 + np.tanh((threshold - np.sqrt(squared)) / (2 * SOFTNESS)))).astype(np.float32)

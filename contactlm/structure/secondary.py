@@ -186,7 +186,8 @@ def secondary_structure(backbone: NDArray[np.floating], sequence: str) -> NDArra
         return np.zeros(len(sequence), dtype=np.uint8)
     is_linked = linked(backbone)
     if len(sequence) > MAX_PAIRWISE or 2 * complete.sum() < resolved.sum():
-        states = _by_trace(backbone[:, _CA], is_linked)
+        helix, strand = helices_and_strands(backbone[:, _CA], is_linked)
+        states = np.where(helix, HELIX, np.where(strand, STRAND, LOOP)).astype(np.uint8)
     else:
         states = _by_hydrogen_bonds(backbone, sequence, is_linked)
     states[~resolved] = LOOP
@@ -257,8 +258,3 @@ def _by_hydrogen_bonds(
     with np.errstate(invalid="ignore", divide="ignore"):
         onehot = assign(atoms, donor_mask=donors)[rows]
     return np.where(onehot[:, 1], HELIX, np.where(onehot[:, 2], STRAND, LOOP)).astype(np.uint8)
-
-
-def _by_trace(ca: NDArray[np.floating], is_linked: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    helix, strand = helices_and_strands(ca, is_linked)
-    return np.where(helix, HELIX, np.where(strand, STRAND, LOOP)).astype(np.uint8)

@@ -102,9 +102,6 @@ def synthetic_protein(rng: np.random.Generator, length: int) -> SyntheticProtein
     return placed
 
 
-# -- sequence and torsions -------------------------------------------------------------------------------------------
-
-
 def _draw_segments(rng: np.random.Generator, length: int) -> list[Segment]:
     """Linker, element, linker, element, …, linker: exactly ``length`` residues, the first element a hairpin."""
     left = length - 4  # two residues at either end
@@ -149,9 +146,6 @@ def _helix(rng: np.random.Generator) -> Segment:
 def _linker(rng: np.random.Generator, n: int) -> Segment:
     """Letters alone: a linker's torsions are drawn when it is placed."""
     return Segment("linker", "".join(rng.choice(list(LINKER_LETTERS), n)), np.empty((n, 2)))
-
-
-# -- placement -------------------------------------------------------------------------------------------------------
 
 
 def _place(rng: np.random.Generator, segments: list[Segment]) -> SyntheticProtein | None:
@@ -212,9 +206,6 @@ def _squared_distances(one: Floats, other: Floats) -> Floats:
     """(B, n, 3) and (B, m, 3) to (B, n, m), Å²."""
     squares = (one**2).sum(-1)[:, :, None] + (other**2).sum(-1)[:, None, :]
     return squares - 2.0 * one @ other.transpose(0, 2, 1)
-
-
-# -- backbones from torsions, with leading batch axes: many conformations are built at once --------------------------
 
 
 def backbone(

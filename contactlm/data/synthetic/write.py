@@ -129,9 +129,6 @@ def _check_folder(options: SyntheticOptions, folder: Path, expected: set[Path]) 
             raise DataError(f"synthetic: {path} was written with other options; {remedy}")
 
 
-# -- the PDB file ----------------------------------------------------------------------------------------------------
-
-
 def pdb_text(protein: SyntheticProtein, split: str, index: int, seed: int, made_by: str) -> str:
     """One protein as a PDB file (format 3.3); N, CA, C, O and, but for glycine, CB of every residue of chain A."""
     names = [_THREE[letter] for letter in protein.sequence]
