@@ -87,6 +87,7 @@ class RetrievalModule(PairedModule):
         init_seed: Seed of a randomly initialised backbone, and of the decoder.
         pair: A pair head as of :class:`contactlm.ContactModule`. It reads the hits' distances as well, and begins from
             the copy of their contacts, which it learns to trust by identity and to correct.
+        distance_bins: As of :class:`contactlm.ContactModule`.
         options: As of :class:`contactlm.ContactModule`.
 
     Raises:
@@ -116,6 +117,7 @@ class RetrievalModule(PairedModule):
         attention: AttentionName = "auto",
         init_seed: int = 0,
         pair: PairOptions | None = None,
+        distance_bins: bool = False,
         **options: Any,
     ) -> None:
         check_phmmer()
@@ -134,7 +136,7 @@ class RetrievalModule(PairedModule):
             "pair": pair,
         }
         network = partial(_network, attention, train_head, pretrained is None and options.get("head") is None, decoder)
-        super().__init__(network, pretrained, architecture, init_seed=init_seed, **options)
+        super().__init__(network, pretrained, architecture, init_seed=init_seed, distance_bins=distance_bins, **options)
         own: dict[str, Any] = {"train_head": train_head, "hits": hits, "decoder_layers": decoder_layers}
         own |= {"decoder_width": decoder_width, "template_bias": template_bias}
         own |= {"pair": None if pair is None else asdict(pair)}

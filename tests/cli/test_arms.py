@@ -42,6 +42,7 @@ TESTED = {
         "model.loss_min_separation",
         "model.attention",
         "model.pair",
+        "model.distance_bins",
     },
 }
 TESTED["jacobian"] = {
@@ -54,6 +55,7 @@ TESTED["jacobian"] = {
         "model.cache_dir",
         "model.attention",
         "model.pair",
+        "model.distance_bins",
     ),
 }
 BESIDE_RETRIEVAL = {
