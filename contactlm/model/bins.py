@@ -23,16 +23,24 @@ class BinWeights(NamedTuple):
     bias: Tensor  # (BINS,)
 
 
+class PairScores(NamedTuple):
+    """What is trained: contact logits, and what distances' bins are read from."""
+
+    contact: Tensor  # float32 (B, L, L), symmetric
+    strips: list[Tensor]  # channels (B, n, G − g, N) of n rows from g on
+    residue_at: Tensor  # int64 (B, G), the residue that lies there; −1: a gap or padding
+    bins: BinWeights
+
+
 def bin_logits(channels: Tensor, weights: BinWeights) -> Tensor:
     """Logits of bins (BINS, P) of P pairs' channels (…, N)."""
     return torch.addmm(weights.bias.unsqueeze(1), weights.weight, channels.flatten(0, -2).T)
 
 
-def pair_loss(scores: Any, bins: Tensor, min_separation: int, distance_weight: float) -> Tensor:
+def pair_loss(scores: PairScores, bins: Tensor, min_separation: int, distance_weight: float) -> Tensor:
     """Cross-entropy of contacts and, weighted, of the distances' bins given them; both averaged as contacts are.
 
-    With a weight of 1 the sum is the cross-entropy of the bins. ``scores`` are
-    :class:`contactlm.model.pair_head.PairScores`; ``bins`` int8 (B, L, L) are as of
+    With a weight of 1 the sum is the cross-entropy of the bins. ``bins`` int8 (B, L, L) are as of
     :func:`contactlm.structure.distances.distance_bins`.
     """
     loss = contact_loss(scores.contact, contacts_of_bins(bins), min_separation)

@@ -94,8 +94,8 @@ def contact_logits(weighted: Tensor, margins: Tensor, head_weight: Tensor, bias:
 def read_outs(weighted: Tensor, margins: Tensor, head_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Put the layers' shares of K read-outs together, as :func:`contact_logits` does for one, without a bias.
 
-    Of ``weighted`` (B, K, L, L), ``margins`` (B, C, L) and ``head_weight`` (K, C), symmetric (B, K, L, L); and the
-    first of them once more (B, L, L), whose own gradient then needs no map of all.
+    Of ``weighted`` (B, K, L, L), ``margins`` (B, C, L) and ``head_weight`` (K, C), symmetric (B, K, L, L), and a
+    copy (B, L, L) of the first, whose gradient is added to that of all in one pass.
     """
     with torch.autocast(weighted.device.type, enabled=False):
         B, K, L, _ = weighted.shape

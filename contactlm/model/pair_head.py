@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from contactlm.model.bins import BinWeights, bin_logits
+from contactlm.model.bins import BinWeights, PairScores, bin_logits
 from contactlm.model.blocks import has_numbers
 from contactlm.model.pair_block import PairBlock, unit
 from contactlm.structure.distances import BINS, NEAR_BINS, bin_centres
@@ -74,15 +74,6 @@ class PairOptions:
     def reach(self) -> int:
         """Residues on each side that the output of a pair depends on."""
         return sum(DILATIONS[n % len(DILATIONS)] for n in range(self.blocks))
-
-
-class PairScores(NamedTuple):
-    """What is trained: contact logits, and what distances' bins are read from."""
-
-    contact: Tensor  # float32 (B, L, L), symmetric
-    strips: list[Tensor]  # channels (B, n, G − g, N) of n rows from g on
-    residue_at: Tensor  # int64 (B, G), the residue that lies there; −1: a gap or padding
-    bins: BinWeights
 
 
 class Places(NamedTuple):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from contactlm.maps.windows import WindowOptions
 from contactlm.model.backbone import Wanted
-from contactlm.model.bins import pair_loss
+from contactlm.model.bins import PairScores, pair_loss
 from contactlm.model.lora import contact_regression
-from contactlm.model.pair_head import PairHead, PairOptions, PairScores
+from contactlm.model.pair_head import PairHead, PairOptions
 from contactlm.modules.language_model import LanguageModelModule
 from contactlm.modules.optimization import Parts
 from contactlm.structure.distances import distance_bins
@@ -41,8 +41,9 @@ class PairedModule(LanguageModelModule):
 
     @property
     def of_a_pass(self) -> Wanted:
-        """What a pair head gives of one pass of a map."""
-        return "distribution" if self.distance_bins else "distances"
+        """What a pair head gives of one pass of a map; scores need no bins."""
+        evaluates = self.attached_trainer is not None and self.attached_trainer.evaluating
+        return "distribution" if self.distance_bins and not evaluates else "distances"
 
     def lr_factors(self) -> Parts:
         """Parts with a learning rate of their own: the contact head, and the pair head."""

@@ -66,7 +66,7 @@ def read_chains(path: str | Path, sequence: str = "seqres", models: str = "first
     one counts for a whole residue: the likeliest, of equals the first, for neighbours the same. Modified residues get
     the letter of their parent (MODRES or ``_pdbx_struct_mod_residue`` first, then Biopython's table), unknown ones X.
     Waters, ligands, free amino acids and nucleic acids are left out. Chains that share an id, as molecular dynamics
-    programs write them, are told apart by segment ids, TER records and numbers that begin again, and called
+    programs write them, are distinguished by segment ids, TER records and numbers that begin again, and called
     ``A-SEGID``, or ``A-1``, ``A-2``.
 
     With ``sequence="seqres"`` a chain has the full sequence of SEQRES or ``_entity_poly_seq``, without terminal caps.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -134,6 +135,9 @@ def test_bins_of_distances_by_choice(tiny_esm: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(bins @ centres, found.distance[off], atol=0.05)
     read = ContactMap.load(found.save(tmp_path / "a.npz"))
     assert np.array_equal(read.distance_bins, found.distance_bins)
+    made.trainer = SimpleNamespace(evaluating=True)
+    assert made.of_a_pass == "distances"  # scores need no bins
+    made.trainer = None
     twice = made.predict_map(f"{sequence[:30]}:{sequence[:30]}").distance_bins  # copies are alike
     assert np.array_equal(twice[:30, :30], twice[30:, 30:])
 

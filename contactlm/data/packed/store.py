@@ -116,9 +116,9 @@ class PackedSet:
         self.folder, self.shards, self.index, self.rule = folder, shards, index, rule
         self.starts = np.append(0, np.cumsum(index["lengths"]))
         self._chains = np.cumsum([0, *(part.chains for part in shards)]).tolist()  # before each shard
-        if self._chains[-1] != len(index["ids"]):
+        self._residues = np.cumsum([0, *(part.residues for part in shards)]).tolist()
+        if self._chains[-1] != len(index["ids"]) or self.starts[self._chains].tolist() != self._residues:
             raise DataError(f"{folder.name}: {_NO_MATCH}")
-        self._residues = self.starts[self._chains].tolist()
         self._open: dict[int, dict[str, NDArray[Any]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
