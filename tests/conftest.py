@@ -7,6 +7,7 @@ import gc
 import io
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +29,9 @@ if not Path("/dev/nvidiactl").exists():  # Triton, which torch imports, reads it
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub; its client reads this once, when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny here: a second thread costs more than it brings
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands would compile the whole package, each anew
+sys.dont_write_bytecode = False
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 THREE_LETTERS = {

@@ -36,6 +36,7 @@ def test_heavy_and_light_chains_are_complexes_with_an_interface(tmp_path: Path) 
     assert contacts[len(contacts) // 2] > 15  # the two domains lie against each other
 
 
+@pytest.mark.slow
 def test_a_docking_benchmark_is_scored_by_interface(tmp_path: Path, tiny_esm: Path) -> None:
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("\n".join(docking_rows(SHARED / "pdb" / "test")))

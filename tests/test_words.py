@@ -243,6 +243,7 @@ def help_of(*arguments: str) -> str:
     return "".join(text)
 
 
+@pytest.mark.slow
 def test_commands_in_pages_have_flags_and_configs_that_exist(pages: Pages, flags: dict[str, set[str]]) -> None:
     seen = set()
     for page, text in pages.items():

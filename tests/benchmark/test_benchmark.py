@@ -176,6 +176,7 @@ def test_models_are_compared_on_the_same_proteins(tmp_path: Path, tiny_esm: Path
     assert "| " + " | ".join(("", "mine", "second")) in page and "## second" in page
 
 
+@pytest.mark.slow
 def test_a_checkpoint_tells_identity_to_what_it_was_trained_on(
     tmp_path: Path, finished: Finished, pdb_folders: tuple[Path, Path]
 ) -> None:

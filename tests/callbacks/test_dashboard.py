@@ -69,6 +69,7 @@ def test_scalars_are_grouped(run: Run) -> None:
     assert {"speed/tokens_per_s", "speed/residues_per_s", "speed/mfu", "flops/total", "test/mcc_sep6"} <= tags
 
 
+@pytest.mark.slow
 def test_dev_scores_stand_against_tokens_too(run: Run) -> None:
     by_step, by_tokens = scalars(run[0], "dev/mcc_sep6"), scalars(run[0], "by_tokens/dev/mcc_sep6")
     assert list(by_tokens) == [2 * 128 * look for look in range(1, 6)]  # 128 tokens a batch, a look every 2 batches

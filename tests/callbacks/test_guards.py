@@ -358,6 +358,7 @@ def test_contacts_a_bad_batch_is_named_and_costs_its_tokens(
     assert len(named) == 4 and "; ".join(named) in warning
 
 
+@pytest.mark.slow
 def test_cli_ends_with_one_message_and_resumes(
     tmp_path: Path,
     tiny_esm: Path,

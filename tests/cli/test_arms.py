@@ -150,6 +150,7 @@ def test_what_is_no_arm_fetches_nothing(config: str | None) -> None:
     assert options["name"] == ("quickstart" if config == "quickstart" else "contactlm")
 
 
+@pytest.mark.slow
 def test_zeroshot_scores_dev_and_test_and_trains_nothing(tmp_path: Path, tiny_esm: Path, pdb_folders, capsys) -> None:
     folders = [f"--data.train_dir={pdb_folders[0]}", f"--data.test_dir={pdb_folders[1]}", "--data.min_length=10"]
     model = [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu"]

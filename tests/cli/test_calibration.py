@@ -118,6 +118,7 @@ def test_a_reliability_diagram_has_no_empty_panel_and_dims_what_says_little() ->
     assert [ax.get_title() for ax in panels] == ["long, |i − j| ≥ 24", "each protein's long-range P@L"]
 
 
+@pytest.mark.slow
 def test_predict_writes_them_and_leaves_it_out_when_told(finished: Finished, tmp_path: Path) -> None:
     checkpoint = saved(tmp_path / "one.ckpt", FITTED.to_dict(), finished)
     (tmp_path / "a.fasta").write_text(f">a\n{SEQUENCE}\n>short\n{SEQUENCE[:20]}\n")

@@ -70,6 +70,7 @@ def scores_of(text: str, prefix: str) -> list[str]:
     return next(line.split() for line in text.splitlines() if line.startswith(prefix))
 
 
+@pytest.mark.slow
 def test_fit_test_resume_validate(
     tmp_path: Path, tiny_esm: Path, pdb_folders, finished: Finished, capsys: pytest.CaptureFixture
 ) -> None:
@@ -103,6 +104,7 @@ def test_fit_test_resume_validate(
     assert min(tokens) == 6 * 128 and max(tokens) == 8 * 128  # went on after 5 batches, and ended with the 8th
 
 
+@pytest.mark.slow
 def test_predict_needs_nothing_but_a_checkpoint(tmp_path: Path, finished: Finished, capsys) -> None:
     best = shutil.copy(finished.best, tmp_path / "moved.ckpt")
     fasta = f">one\n{random_sequence(0, 40)}\n>bad\nMKJ\n>one\n{random_sequence(1, 30).lower()}*\n"
@@ -151,6 +153,7 @@ def complaint(capsys: pytest.CaptureFixture, arguments: list[str]) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_what_a_user_can_mend_is_one_clear_message(tmp_path: Path, tiny_esm: Path, pdb_folders, capsys) -> None:
     model = [f"--model.pretrained={tiny_esm}", "--trainer.accelerator=cpu"]
     (tmp_path / "empty").mkdir()
@@ -295,6 +298,7 @@ def test_ctrl_c_while_scoring_is_no_error_of_the_user(
         signal.signal(signal.SIGINT, handler)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_for_another_backbone_is_refused(
     tmp_path: Path, tiny_esm: Path, pdb_folders, finished: Finished, capsys
 ) -> None:

@@ -55,6 +55,7 @@ def test_all_loggers_have_the_name_that_comes_last(arguments: list[str], name: s
     assert logs(tiny_esm, *arguments) == [f"runs/{name}"] * 2
 
 
+@pytest.mark.slow
 def test_a_logger_that_names_itself_keeps_its_name(tmp_path: Path, tiny_esm: Path) -> None:
     options = [{}, {"name": "own"}, {"name": "lightning_logs"}, {"name": None}]  # the last: in the folder itself
     entries = [{"class_path": f"{LOGGERS}.CSVLogger", "init_args": {"save_dir": "x", **given}} for given in options]
@@ -93,6 +94,7 @@ def written_before(path: Path, capsys: pytest.CaptureFixture) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_config_written_before_keeps_its_meaning(tmp_path: Path, tiny_esm: Path, capsys) -> None:
     config = f"--config={written_before(tmp_path / 'config.yaml', capsys)}"
     assert logs(tiny_esm, config) == ["runs/older"] * 2
@@ -109,6 +111,7 @@ def test_a_written_config_can_be_given_another_name(tmp_path: Path, tiny_esm: Pa
     assert logs(tiny_esm, "--config=config.yaml", "--name=second") == ["runs/second"] * 2
 
 
+@pytest.mark.slow
 def test_the_last_run_of_the_name_goes_on(tmp_path: Path, tiny_esm: Path, capsys, monkeypatch) -> None:
     for step in ("before_instantiate_classes", "instantiate_classes", "_run_subcommand"):
         monkeypatch.setattr(ContactCLI, step, lambda *_: None)

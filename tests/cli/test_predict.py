@@ -262,6 +262,7 @@ def told(arguments: list[str], capsys: pytest.CaptureFixture, written: int, kept
     return [line for line in captured.err.splitlines() if "recomputing" in line]
 
 
+@pytest.mark.slow
 def test_another_sequence_of_the_same_name_is_predicted(folder: Path, tiny_esm: Path, capsys) -> None:
     assert told(predict_all(tiny_esm), capsys, 3, 0) == []
     sequences = [random_sequence(0, 30), random_sequence(8, 30), random_sequence(2, 30)]
@@ -420,6 +421,7 @@ def test_the_chain_of_an_assembly_has_a_name_in_chimerax(shared: Path, folder: P
     assert (folder / "results" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_files_of_an_older_model_are_not_taken_for_the_new_ones(folder: Path, tiny_esm: Path, capsys) -> None:
     run(predict(tiny_esm, "--formats=[npz,csv]"), capsys)
     old = (folder / "results" / "a.csv").read_text()

@@ -372,6 +372,7 @@ def test_a_model_far_below_copying_its_hits_is_remarked_on() -> None:
     assert "far below" not in score_table("test", scores | {"test/mcc_sep6": 0.55})
 
 
+@pytest.mark.slow
 def test_examples_of_the_help_can_be_parsed() -> None:
     for command in SHORT:
         for example in re.findall(r"^  contactlm (.+)$", commands.short_help(command), re.MULTILINE):

@@ -315,6 +315,7 @@ def test_padding_on_real_files(real_chains: ContactDataModule, bound: CostBound)
         assert at_random > 0.30
 
 
+@pytest.mark.slow
 def test_clusters_of_real_files_are_visited_once_an_epoch(real_chains: ContactDataModule) -> None:
     dataset = real_chains.train_dataloader().dataset
     assert isinstance(dataset, CropDataset) and dataset.groups is not None

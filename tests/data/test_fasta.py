@@ -123,6 +123,7 @@ def test_names_are_made_distinct_and_said_so(tmp_path: Path) -> None:
     assert [r.description for r in records[:2] if isinstance(r, FastaRecord)] == ["a x", "a y"]
 
 
+@pytest.mark.slow
 def test_a_name_shared_by_many_records_costs_no_search(tmp_path: Path) -> None:
     records = read_fasta(write(tmp_path / "a.fasta", ">a\nMKV\n" * 100_000))
     assert [r.id for r in records] == ["a", *(f"a_{n}" for n in range(2, 100_001))]

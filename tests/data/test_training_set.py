@@ -117,6 +117,7 @@ def by_identity(logged: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in logged.items() if "@id" in name}
 
 
+@pytest.mark.slow
 def test_a_test_set_alone_is_scored_by_identity(
     families: Folders,  # noqa: F811
     tmp_path: Path,

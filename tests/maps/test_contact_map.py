@@ -329,6 +329,7 @@ def test_a_picture_names_its_threshold(tmp_path: Path) -> None:
     assert np.median(rows(0.25, "as given")) - np.median(rows(0.75, "tuned on dev")) == pytest.approx(360, abs=3)
 
 
+@pytest.mark.slow
 def test_pictures_take_a_fraction_of_what_matplotlib_takes(tmp_path: Path) -> None:
     predicted = make_map(150)
 

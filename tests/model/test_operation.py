@@ -21,6 +21,7 @@ def arguments(layout, with_value, dtype, transposed, K):
     return leaves[0], leaves[1], value, leaves[3], layout.residue, layout.key_bias, layout.spans, False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", [None, 3])
 @pytest.mark.parametrize("with_value", [True, False])
 @pytest.mark.parametrize("transposed", [True, False])

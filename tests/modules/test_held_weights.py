@@ -128,6 +128,7 @@ def test_the_other_modules_take_it(tmp_path: Path, tiny_esm: Path, how: dict[str
         assert 0 < float((a - b).abs().mean()) < 0.25  # ranks of unrelated scores differ by a third
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", WAY)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_cost_of_a_step_is_told(how: dict[str, str], device: str) -> None:

@@ -237,6 +237,7 @@ def test_it_is_an_arm_of_the_report_beside_others(
     assert rows["jacobian"]["test_mcc_sep6_tuned"] and not rows["raw"]["test_mcc_sep6_tuned"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_the_two_numbers(flow: Path) -> None:
     (path,) = flow.rglob("*.ckpt")
     loaded = JacobianModule.load_from_checkpoint(path, weights_only=True)
@@ -253,6 +254,7 @@ def test_a_checkpoint_keeps_the_two_numbers(flow: Path) -> None:
         ContactModule.load_from_checkpoint(path, weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_before_that_names_how_is_read(flow: Path, tmp_path: Path) -> None:
     (path,) = flow.rglob("*.ckpt")
     checkpoint = torch.load(path, weights_only=True)
@@ -262,6 +264,7 @@ def test_a_checkpoint_of_before_that_names_how_is_read(flow: Path, tmp_path: Pat
     assert old.score_fit == new.score_fit is not None
 
 
+@pytest.mark.slow
 def test_predict_with_and_without_a_fit(flow: Path, tiny_esm: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["contactlm"])

@@ -197,6 +197,7 @@ def test_scores_of_distances_are_logged(tiny_esm: Path, pdb_folders, tmp_path: P
         assert scores[f"test/{name}"] == pytest.approx(mean, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_costs_are_told_without_numbers(tiny_esm: Path) -> None:
     made = module(tiny_esm).train()
     batch = {"tokens": torch.zeros(2, 42, dtype=torch.int64), "attention_mask": torch.ones(2, 42, dtype=torch.bool)}

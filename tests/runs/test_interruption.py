@@ -292,6 +292,7 @@ def test_a_signal_saves_the_run_and_ends_it(
     assert sorted(losses(tmp_path)) == list(range(1, saved["global_step"] + 1))  # no metric is lost either
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_older_checkpoint_and_not_the_run(
     tmp_path: Path, tiny_esm: Path, pdb_folders: Folders
 ) -> None:

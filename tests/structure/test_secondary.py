@@ -178,6 +178,7 @@ def test_built_oxygens_decide_as_real_ones(real_chains: list[RealChain], monkeyp
     assert agreement(real_chains, built, real) > 0.99  # 99.6 % of the residues of 80 files
 
 
+@pytest.mark.slow
 def test_states_agree_with_the_records_of_the_depositors(real_chains: list[RealChain]) -> None:
     states = [chain.states for chain in real_chains]
     agreeing = agreement(real_chains, states, [chain.records for chain in real_chains])

@@ -22,6 +22,8 @@ from tests.benchmarks.bundles import (
     write_bundles,
 )
 
+pytestmark = pytest.mark.slow  # a protein takes seconds to make
+
 
 @pytest.fixture(scope="module")
 def bundles() -> list[SyntheticProtein]:
