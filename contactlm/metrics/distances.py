@@ -75,11 +75,14 @@ class DistanceScores(ProteinStates):
             self.append("index", torch.tensor([-1 if indices is None else indices[k]], device=own.device))
 
     def compute(self) -> dict[str, float]:
-        """Means over proteins by name; empty without any. On several ranks a collective call."""
-        values = self.gathered("values")
-        return {n: nan_mean(own.tolist()) for n, own in zip(COLUMNS, values.T, strict=True)} if len(values) else {}
+        """Means over proteins by name, each once; empty without any. On several ranks a collective call."""
+        index, values = self.gathered("index").tolist(), self.gathered("values").tolist()
+        self._of = dict(zip(index, values, strict=True))  # kept: after this the states are one rank's again
+        nameless = [own for number, own in zip(index, values, strict=True) if number < 0]
+        distinct = nameless + [own for number, own in self._of.items() if number >= 0]
+        return {name: nan_mean(list(own)) for name, own in zip(COLUMNS, zip(*distinct, strict=True), strict=False)}
 
     def with_columns(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Add each protein's scores to its row."""
-        values = dict(zip(self.gathered("index").tolist(), self.gathered("values").tolist(), strict=True))
-        return [row | dict(zip(COLUMNS, values.get(row["index"], ()), strict=False)) for row in rows]
+        """Add each protein's scores to its row, collective unless :meth:`compute` was called before."""
+        self.compute()
+        return [row | dict(zip(COLUMNS, self._of.get(row["index"], ()), strict=False)) for row in rows]

@@ -29,6 +29,7 @@ SHORT = f"--budget.max_tokens={2 * 6 * 32}"
 KINDS = {
     "lora": ["--model.lora.dropout=0"],
     "all": ["--model.lora=null", "--model.activation_checkpointing=true", "--data.train_dir=../packed", SHORT],
+    "pair": ["--model.pair.read_outs=3", "--model.pair.blocks=1", "--model.lora.dropout=0", SHORT],
     "retrieval": ["--model_class=contactlm.RetrievalModule", "--model.index=../db", "--model.lora.dropout=0", SHORT],
 }
 DRAWING = {  # what differs from one process to the next, and is compared with two processes that share no weights

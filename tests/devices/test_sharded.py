@@ -39,6 +39,9 @@ PREDICTED = {
 }  # residues; some have relatives in the base
 
 
+DISTANCES = ("distance_mae", "distance_lddt")
+
+
 def looks(kind: str, home: str, folders: Folders, out: str, *strategy: str) -> list[list[str]]:
     """The commands that score and predict with a checkpoint, 40 residues a pass: each process needs another number."""
     files = [str(folders[0] / f"{name[:3]}.pdb") for name in PREDICTED if name.startswith("t")]
@@ -54,7 +57,8 @@ def looks(kind: str, home: str, folders: Folders, out: str, *strategy: str) -> l
 def replicated(work: Path, tiny_esm: Path, pdb_folders: Folders) -> Path:
     """What two processes came to that both hold all weights."""
     options = ["--trainer.strategy=ddp", "--trainer.devices=2"]
-    run_ranks(run_commands, 2, fits(tiny_esm, pdb_folders, DRAWING, *options), folder=work / "replicated")
+    kinds = DRAWING | {"pair": KINDS["pair"]}
+    run_ranks(run_commands, 2, fits(tiny_esm, pdb_folders, kinds, *options), folder=work / "replicated")
     return work / "replicated"
 
 
@@ -81,6 +85,18 @@ def test_sharded_training_is_that_of_one_process(one: Path, plain: Path, replica
             for name, tolerance in (exact | ranked).items():
                 assert (mine[name] == "") == (other[name] == "")
                 assert mine[name] == "" or float(mine[name]) == pytest.approx(float(other[name]), abs=tolerance), kind
+
+
+def test_a_pair_head_of_two_processes_is_that_of_one(one: Path, replicated: Path) -> None:
+    ours, theirs = run_of(replicated, "pair"), run_of(one, "pair")
+    same_state(load_file(checkpoint(ours)), load_file(checkpoint(theirs)))
+    told = [
+        (float(mine[name]), float(other[name]))
+        for mine, other in zip(scores_of(ours), scores_of(theirs), strict=True)
+        for name in DISTANCES
+        if mine[name] or other[name]  # short chains have no distance to score
+    ]
+    assert told and all(mine == pytest.approx(other, abs=1e-3) for mine, other in told)
 
 
 def test_each_chain_is_scored_once_whatever_the_passes_of_a_process(one: Path, plain: Path, replicated: Path) -> None:
